@@ -1,0 +1,330 @@
+"""What a component is: a typed config that says, as data, what it holds and what it costs.
+
+A component is two things: a frozen ``attrs`` config (this module; light, never imports torch) and the torch module that
+the config names in ``builds``.  The config declares its weights once, as shapes; the plan sums them without torch and the
+builder creates exactly these parameters.  A plugin registers the config under its short name in the entry-point group of
+its kind (see :mod:`caramba_core.kinds`).
+
+Axes used throughout caramba:
+
+    B batch    T tokens of this pass    S tokens in the cache or context    D width of the residual stream
+    H query heads    G key/value heads    d width of one head    P = d/2 rotary pairs    F hidden width of an MLP
+    V vocabulary    C cached values of one token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
+
+import attrs
+
+from caramba_core.errors import InvalidValue
+
+__all__ = [
+    "Attention",
+    "Body",
+    "CacheEntry",
+    "Component",
+    "Constant",
+    "Cost",
+    "Embedder",
+    "Head",
+    "Layer",
+    "Normal",
+    "Router",
+    "Shape",
+    "Topology",
+    "Weight",
+    "component",
+    "option",
+]
+
+_C = TypeVar("_C", bound=type)
+
+
+# ------------------------------------------------------------------------------------------------ what is declared
+
+
+@attrs.frozen
+class Normal:
+    """Initial values from a normal distribution with mean 0 and standard deviation ``std``."""
+
+    std: float = 0.02
+
+
+@attrs.frozen
+class Constant:
+    """Initial values that are all ``value``."""
+
+    value: float = 0.0
+
+
+@attrs.frozen(kw_only=True)
+class Weight:
+    """One tensor that a component owns.
+
+    ``shape`` is ``[out, in]`` for projections, as in torch and in Hugging Face checkpoints.  ``trainable=False`` declares
+    a buffer that is stored in checkpoints (DBA's kept rotary frequencies).  ``dtype`` pins the storage type ("float32",
+    "int64"); ``None`` follows the model's.
+    """
+
+    shape: tuple[int, ...]
+    init: Normal | Constant = Normal()
+    trainable: bool = True
+    dtype: str | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of values."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@attrs.frozen(kw_only=True)
+class Shape:
+    """The size of one pass: ``batch`` sequences of ``tokens`` new tokens, each attending to ``context`` tokens.
+
+    Training and prefill have ``context == tokens``; decoding has ``tokens == 1`` and the cache's length as context.
+    """
+
+    batch: int
+    tokens: int
+    context: int
+
+
+@attrs.frozen(kw_only=True)
+class Cost:
+    """What one pass through a component takes.
+
+    ``operations`` are floating-point operations of matrix products (a multiply-add counts 2), attention counted in full
+    as ``torch.utils.flop_counter`` does; ``causal_operations`` counts only the pairs that a causal mask keeps;
+    ``saved`` is the number of values kept for the backward pass.
+    """
+
+    operations: int = 0
+    causal_operations: int = 0
+    saved: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            operations=self.operations + other.operations,
+            causal_operations=self.causal_operations + other.causal_operations,
+            saved=self.saved + other.saved,
+        )
+
+    def times(self, count: int) -> Cost:
+        """The cost of ``count`` applications."""
+        return Cost(
+            operations=self.operations * count,
+            causal_operations=self.causal_operations * count,
+            saved=self.saved * count,
+        )
+
+    @classmethod
+    def product(cls, rows: int, inner: int, columns: int, *, saved: int = 0) -> Cost:
+        """A dense product ``[rows, inner] x [inner, columns]``."""
+        operations = 2 * rows * inner * columns
+        return cls(operations=operations, causal_operations=operations, saved=saved)
+
+
+@attrs.frozen(kw_only=True)
+class CacheEntry:
+    """One tensor that decoding keeps for a layer: ``shape`` values for each token, or once a sequence.
+
+    ``per_token=False`` is a state of constant size (a linear attention's).  ``window`` bounds how many tokens are kept.
+    ``dtype`` pins the storage type; ``None`` follows the pass.
+    """
+
+    shape: tuple[int, ...]
+    per_token: bool = True
+    window: int | None = None
+    dtype: str | None = None
+
+    @property
+    def values(self) -> int:
+        """Values a token, or a sequence where ``per_token`` is false."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+# ------------------------------------------------------------------------------------------------ how it is declared
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(attrs.field,))
+def component(cls: _C) -> _C:
+    """Make a config class: frozen, slotted, keyword-only, validated."""
+    return attrs.frozen(kw_only=True, slots=True)(cls)
+
+
+def option(
+    *,
+    help: str,
+    default: Any = attrs.NOTHING,
+    factory: Callable[[], Any] | None = None,
+    unit: str | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[Any] | None = None,
+) -> Any:
+    """A documented, range-checked field of a config.
+
+    ``minimum``/``maximum`` include their bound, ``above``/``below`` exclude it.  ``None`` values are not range-checked.
+    All of it shows up in ``caramba explain``, in the JSON Schema and in error messages.
+    """
+
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if value is None:
+            return
+        if choices is not None and value not in choices:
+            raise InvalidValue(attribute.name, f"{value!r} is not a choice", expected=", ".join(map(str, choices)))
+        for bound, broken, words in (
+            (minimum, lambda b: value < b, "is below"),
+            (above, lambda b: value <= b, "is not above"),
+            (maximum, lambda b: value > b, "is above"),
+            (below, lambda b: value >= b, "is not below"),
+        ):
+            if bound is not None and broken(bound):
+                shown = f"{bound}" if unit is None else f"{bound} {unit}"
+                raise InvalidValue(attribute.name, f"{value} {words} {shown}")
+
+    rules = {
+        "help": help,
+        "unit": unit,
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+        "below": below,
+        "choices": None if choices is None else tuple(choices),
+    }
+    if factory is not None:
+        return attrs.field(factory=factory, validator=check, metadata=rules)
+    return attrs.field(default=default, validator=check, metadata=rules)
+
+
+# ------------------------------------------------------------------------------------------------ the kinds of node
+
+
+@component
+class Component:
+    """Base of every config that a manifest can name by ``type:``.
+
+    ``builds`` is the import path ``package.module:Name`` of what the config stands for; nothing is imported until then.
+    """
+
+    builds: ClassVar[str]
+
+
+@component
+class Layer(Component):
+    """A node of the graph: ``[B, T, width] -> [B, T, output_width(width)]``.
+
+    ``name`` is the node's own name in its parent; without one the node takes ``role``, the name that its kind fixes.
+    """
+
+    role: ClassVar[str]
+
+    name: str | None = option(default=None, help="the node's name in its parent; the role of its kind if not given")
+
+    def check(self, width: int) -> None:
+        """Raise :class:`InvalidValue` where the config cannot take an input of this width."""
+
+    def output_width(self, width: int) -> int:
+        """Width of the output for an input of ``width``."""
+        return width
+
+    def weights(self, width: int) -> Mapping[str, Weight]:
+        """The tensors that this node owns itself, by local name."""
+        return {}
+
+    def cost(self, width: int, shape: Shape) -> Cost:
+        """What one pass takes, without the children's."""
+        return Cost()
+
+
+@component
+class Attention(Layer):
+    """A layer that mixes tokens.  Its ``builds`` follows the seam described in :mod:`caramba_core.nn.module`."""
+
+    role: ClassVar[str] = "attention"
+
+    def cache_spec(self, width: int) -> Mapping[str, CacheEntry]:
+        """What decoding keeps a layer; allocation, plan, truncation and export all follow from it."""
+        return {}
+
+
+@component
+class Embedder(Layer):
+    """Turns token ids ``[B, T]`` into ``[B, T, D]``; its input width is the vocabulary size."""
+
+    role: ClassVar[str] = "embedder"
+
+    vocab_size: int = option(help="number of token ids", unit="tokens", minimum=1)
+
+
+@component
+class Head(Layer):
+    """Turns ``[B, T, D]`` into logits ``[B, T, V]`` with a matrix ``weight`` of shape ``[V, D]``.
+
+    Lowering fills ``vocab_size`` from the embedder and ``tied`` from ``model.tied_embeddings``; a tied head owns no
+    matrix and is given the embedder's.
+    """
+
+    role: ClassVar[str] = "head"
+
+    vocab_size: int | None = option(default=None, help="number of logits; the embedder's if not given", minimum=1)
+    tied: bool = option(default=False, help="read the embedder's matrix instead of owning one")
+
+
+@component
+class Router(Component):
+    """Weighs the branches of a ``branching`` node, a token at a time: ``[B, T, D] -> [B, T, branches]``."""
+
+    def weights(self, width: int, branches: int) -> Mapping[str, Weight]:
+        """The tensors that the router owns."""
+        return {}
+
+    def cost(self, width: int, branches: int, shape: Shape) -> Cost:
+        """What one pass takes."""
+        return Cost()
+
+
+@attrs.frozen(kw_only=True)
+class Body:
+    """A chain of layers inside a topology.
+
+    ``name`` is the scope that its nodes live in (``None``: the topology's own); ``applications`` says how often one
+    pass runs it with the same weights; every application keeps its own cache.
+    """
+
+    layers: tuple[Layer, ...]
+    name: str | None = None
+    applications: int = 1
+
+
+@component
+class Topology(Layer):
+    """A layer made of layers.
+
+    ``flow`` says how its bodies connect: ``chain`` feeds each the one before, ``fan`` feeds all of them its input.
+    ``inline`` names a function ``(run, x) -> y`` for wiring without weights that adds no name of its own to the graph:
+    a ``residual`` in a list of layers leaves its layers where the list's are (``blocks.3.attention``).
+    """
+
+    role: ClassVar[str] = "topology"
+    flow: ClassVar[Literal["chain", "fan"]] = "chain"
+    inline: ClassVar[str | None] = None
+
+    def bodies(self) -> Sequence[Body]:
+        """The chains that this node runs, in order."""
+        raise NotImplementedError
+
+    def join(self, width: int, outputs: Sequence[int]) -> int:
+        """Output width, given the input's and that of each body; raise :class:`InvalidValue` where they do not meet."""
+        return outputs[-1]

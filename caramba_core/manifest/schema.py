@@ -1,0 +1,145 @@
+"""What a manifest says, typed.  Reading, errors and positions are the business of the modules beside this one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from caramba_core.component import Embedder, Head, Topology, component, option
+from caramba_core.training import Dataset, Optimizer, Schedule, Strategy
+
+__all__ = [
+    "Data",
+    "Evaluation",
+    "Group",
+    "Manifest",
+    "Model",
+    "Run",
+    "Start",
+    "Teacher",
+    "Train",
+    "Verify",
+]
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DType = Literal["float32", "bfloat16", "float16", "float64"]
+
+
+@component
+class Model:
+    """The model: embedder, layers, head."""
+
+    type: Literal["transformer"] = option(default="transformer", help="the only shape there is so far")
+    tied_embeddings: bool = option(default=False, help="the head reads the embedder's matrix")
+    embedder: Embedder = option(help="what turns token ids into vectors")
+    topology: Topology = option(help="the layers")
+    head: Head | None = option(default=None, help="what turns vectors into logits; a linear head if not given")
+
+
+@component
+class Teacher:
+    """The pretrained model that a group starts from and learns from."""
+
+    source: str = option(help="a file or folder relative to the manifest, or hf://org/repo[@revision]")
+    sha256: str | None = option(default=None, help="hash that the file must have")
+    dtype: DType = option(default="float32", help="the type its weights are held in")
+
+
+@component
+class Data:
+    """Tokens to train on and tokens to measure on."""
+
+    train: Dataset | None = option(default=None, help="calibration and training tokens")
+    heldout: Dataset | None = option(default=None, help="tokens that are only ever measured on")
+
+
+@component
+class Evaluation:
+    """How held-out perplexity is measured: ``windows`` windows of ``context`` tokens from the start of the tokens."""
+
+    context: int = option(default=1024, help="tokens a window", unit="tokens", minimum=2)
+    windows: int = option(default=32, help="windows measured", minimum=1)
+    batch_size: int = option(default=1, help="windows a pass", minimum=1)
+
+
+@component
+class Start:
+    """How the student's attentions start (mode ``convert``)."""
+
+    transplant: str = option(default="auto", help="name of the transplant; auto finds it by the two attention types")
+    tokens: int = option(default=32768, help="calibration tokens", unit="tokens", minimum=1)
+    context: int = option(default=1024, help="tokens a calibration window", unit="tokens", minimum=2)
+    max_context: int | None = option(
+        default=None, help="context length to prepare for; the calibration window if not given", unit="tokens", minimum=2
+    )
+    inputs: Literal["teacher", "student"] = option(default="teacher", help="whose hidden states the moments are taken on")
+    refit: bool = option(default=True, help="refit the output projections by least squares, layer by layer")
+    ridge: float = option(default=1e-3, help="ridge of the refit, relative to the mean of the Gram diagonal", minimum=0.0)
+
+
+@component
+class Train:
+    """How a run trains."""
+
+    strategy: Strategy = option(help="what a step is")
+    trains: tuple[str, ...] = option(default=("*",), help="patterns of node names whose parameters train")
+    device: Device = option(default="auto", help="auto takes CUDA, then MPS, then the CPU")
+    dtype: DType = option(default="float32", help="type of the computation; weights that train stay in float32")
+    batch_size: int = option(default=8, help="sequences a step", minimum=1)
+    accumulate: int = option(default=1, help="passes that make one step", minimum=1)
+    context: int = option(default=1024, help="tokens a sequence", unit="tokens", minimum=2)
+    lr: float = option(help="highest learning rate", above=0.0, maximum=1.0)
+    optimizer: Optimizer | None = option(default=None, help="adamw if not given")
+    schedule: Schedule | None = option(default=None, help="cosine if not given")
+    clip: float | None = option(default=1.0, help="largest norm of the gradient; null for no clipping", above=0.0)
+    compile: bool = option(default=False, help="compile each repeated block with torch.compile")
+    checkpoint_every: int | None = option(default=None, help="steps between checkpoints", unit="steps", minimum=1)
+    evaluate_every: int | None = option(default=None, help="steps between evaluations", unit="steps", minimum=1)
+
+
+@component
+class Verify:
+    """Thresholds that a run must meet; a miss ends with exit code 3 and keeps the artifacts."""
+
+    perplexity_ratio_at_most: float | None = option(default=None, help="end perplexity / teacher's", above=0.0)
+
+
+@component
+class Run:
+    """One stage of a group."""
+
+    id: str = option(help="name of the run, and of its folder")
+    mode: Literal["convert", "train", "eval", "generate"] = option(help="what the run does")
+    seed: int = option(default=0, help="seed of everything random", minimum=0)
+    steps: int | None = option(default=None, help="training steps", unit="steps", minimum=0)
+    from_: str | None = option(default=None, help="run whose result this one continues; the previous one of the group if not given (key: from)")
+    start: Start | None = option(default=None, help="how the attentions start (mode convert)")
+    train: Train | None = option(default=None, help="how it trains (mode train)")
+    eval: Evaluation | None = option(default=None, help="how it is measured; the group's if not given")
+    verify: Verify | None = option(default=None, help="what must hold at the end")
+    device: Device = option(default="auto", help="device of modes without train")
+    dtype: DType = option(default="float32", help="type of the computation in modes without train")
+    prompt: str | None = option(default=None, help="text to continue (mode generate)")
+    max_new_tokens: int = option(default=128, help="tokens to add (mode generate)", unit="tokens", minimum=1)
+
+
+@component
+class Group:
+    """Runs over one model, teacher and data.  ``vars`` and ``extends`` are resolved before this is made."""
+
+    name: str = option(help="name of the group, and of its folder")
+    teacher: Teacher | None = option(default=None, help="the pretrained model")
+    data: Data | None = option(default=None, help="the tokens")
+    eval: Evaluation | None = option(default=None, help="how its runs are measured")
+    model: Model = option(help="the manifest's model under this group's variables")
+    runs: tuple[Run, ...] = option(help="the runs, in order")
+
+
+@component
+class Manifest:
+    """A whole manifest, resolved: one model a group."""
+
+    version: Literal[1] = option(help="version of the manifest language")
+    name: str = option(help="name of the experiment, and of its folder under runs/")
+    requires: tuple[str, ...] = option(default=(), help="distributions that must be installed, with version ranges")
+    model: Model = option(help="the model under the manifest's own variables")
+    groups: tuple[Group, ...] = option(default=(), help="collections of runs")

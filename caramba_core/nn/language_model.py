@@ -1,0 +1,90 @@
+"""A built model: token ids in, logits out; plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Names
+
+import torch
+from torch import Tensor, nn
+
+from caramba_core.graph import Graph, local_name
+from caramba_core.nn.cache import Cache
+from caramba_core.nn.frame import Frame
+from caramba_core.nn.sequence import Sequence, Wiring
+
+__all__ = ["LanguageModel"]
+
+
+class LanguageModel(Sequence):
+    """Embedder, layers and head under the names of the graph, ``model.`` left out.
+
+    ``model.blocks.3.attention`` in a manifest is ``get_submodule("blocks.3.attention")`` here.
+    """
+
+    def __init__(
+        self, graph: Graph, embedder: nn.Module, layers: dict[str, nn.Module], wiring: Wiring, head: nn.Module
+    ) -> None:
+        super().__init__(layers, wiring)
+        self.graph = graph
+        self.embedder = embedder
+        self.head = head
+
+    def hidden(self, tokens: Tensor, frame: Frame | None = None) -> Tensor:
+        """What the head reads: int64 ``[B, T] -> [B, T, D]``."""
+        if frame is None:
+            frame = Frame.of(tokens)
+        x = super().forward(self.embedder(tokens), frame)
+        if frame.taps is not None:
+            frame.taps.flush()
+        if frame.cache is not None:
+            frame.cache.advance(tokens.shape[1])
+        return x
+
+    def forward(self, tokens: Tensor, frame: Frame | None = None) -> Tensor:  # type: ignore[override]
+        """Logits: int64 ``[B, T] -> [B, T, V]``."""
+        return self.logits(self.hidden(tokens, frame))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[..., D] -> [..., V]``."""
+        logits: Tensor = self.head(hidden, self.head_weight)
+        return logits
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The ``[V, D]`` matrix of the head: the embedder's where embeddings are tied."""
+        owner = self.embedder if self.graph.tied_embeddings else self.head
+        weight = owner.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def new_cache(self, batch: int, *, capacity: int | None = None) -> Cache:
+        """An empty cache in the model's dtype, on its device."""
+        weight = self.head_weight
+        return Cache(self.graph, batch=batch, dtype=weight.dtype, device=weight.device, capacity=capacity)
+
+    def tap(self, names: Names[str]) -> None:
+        """Let ``frame.taps`` collect inputs and outputs of the nodes with these dotted names; no others."""
+        wanted = {local_name(name) for name in names}
+        for path, module in self.named_modules():
+            if isinstance(module, Sequence):
+                prefix = f"{path}." if path else ""
+                module.tapped = frozenset(child for child in module.wiring_names() if prefix + child in wanted)
+                wanted -= {prefix + child for child in module.tapped}
+        assert not wanted, f"no such nodes: {sorted(wanted)}"
+
+    def compile_blocks(self, *, backend: str = "inductor") -> None:
+        """Compile each repeated block as a whole; blocks of the same shape share one compiled graph."""
+        for module in self.modules():
+            if isinstance(module, Sequence) and module is not self:
+                module.compile(fullgraph=True, backend=backend)
+
+    @torch.no_grad()
+    def generate(self, tokens: Tensor, count: int) -> Tensor:
+        """Greedy continuation of int64 ``[B, T]`` by ``count`` tokens, through a cache: ``[B, T + count]``."""
+        cache = self.new_cache(tokens.shape[0], capacity=tokens.shape[1] + count)
+        new = tokens
+        for _ in range(count):
+            hidden = self.hidden(new, Frame.of(new, cache=cache))
+            new = self.logits(hidden[:, -1]).argmax(dim=-1, keepdim=True)
+            tokens = torch.cat([tokens, new], dim=1)
+        return tokens

@@ -1,0 +1,66 @@
+"""The torch side of a component: a module whose parameters are exactly what its config declared.
+
+The seam of a layer is ``forward(x, frame) -> y`` with ``x`` of shape ``[B, T, D]``.  An attention implements two ways
+through it, chosen by ``frame.cache``:
+
+* ``None``: training and prefill without a cache, one fused call;
+* a :class:`~caramba_core.nn.cache.Cache`: ``frame.cache.layer(self.site)`` is this layer's part; new tokens are appended
+  and every query sees the cached tokens before it.
+
+An attention that others can start from also has ``probe(x, frame) -> Probe`` (:mod:`caramba_core.calibration`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from caramba_core.component import Layer
+from caramba_core.nn.frame import Frame
+
+__all__ = ["ComponentModule", "TopologyModule"]
+
+
+class ComponentModule(nn.Module):
+    """Base of the modules that configs build: registers the declared weights under their declared names.
+
+    ``config`` and ``width`` are the declaration; ``site`` is the node's dotted name, set by the builder and read only
+    with a cache (a name inside a compiled block would make every block compile anew).
+    """
+
+    site: str
+
+    def __init__(self, config: Layer, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.width = width
+        self.site = ""
+        for name, weight in config.weights(width).items():
+            dtype = None if weight.dtype is None else getattr(torch, weight.dtype)
+            empty = torch.empty(weight.shape, dtype=dtype)
+            if weight.trainable:
+                self.register_parameter(name, nn.Parameter(empty))
+            else:
+                self.register_buffer(name, empty)
+
+    def forward(self, x: Tensor, frame: Frame) -> Tensor:
+        """``[B, T, D] -> [B, T, D']``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+
+
+class TopologyModule(ComponentModule):
+    """Base of the modules of topologies that have a name: holds one module a body, under the body's name."""
+
+    def __init__(self, config: Layer, width: int, bodies: Mapping[str, nn.Module]) -> None:
+        super().__init__(config, width)
+        self.bodies = tuple(bodies)
+        for name, module in bodies.items():
+            self.add_module(name, module)
+
+    def body(self, name: str) -> nn.Module:
+        """The module of one body."""
+        module = self._modules[name]
+        assert module is not None
+        return module

@@ -1,0 +1,93 @@
+"""Starting one attention from another: the contract between calibration, moments and transplants.
+
+A transplant is registered in ``caramba.transplant`` as ``SOURCE_to_TARGET`` (short names of the two attentions).  The
+calibration runner probes the source attention on calibration tokens, feeds the moments that the transplant asked for, and
+hands their results to :meth:`Transplant.start`, which returns every declared weight of the target.  No gradient step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import attrs
+
+from caramba_core.component import Attention, Component, component
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Collector", "Moment", "Probe", "Started", "Transplant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a source attention did with one batch, in float32.
+
+    ``x`` ``[B, T, D]``; ``query`` ``[B, H, T, d]`` and ``key`` ``[B, G, T, d]`` before rotation; ``value``
+    ``[B, G, T, d]``; ``probabilities`` ``[B, H, T, T]`` after the softmax (row t, column s); ``mixed`` ``[B, T, H * d]``
+    what the output projection reads; ``output`` ``[B, T, D]``; ``positions`` ``[T]``.
+    """
+
+    x: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    probabilities: Tensor
+    mixed: Tensor
+    output: Tensor
+    positions: Tensor
+
+
+class Collector(Protocol):
+    """A streaming statistic of one attention: sums in float64, so that the order of batches hardly matters."""
+
+    def update(self, probe: Probe) -> None:
+        """Take one batch in."""
+        ...
+
+    def result(self) -> Mapping[str, Tensor]:
+        """The statistic over everything seen; float64, on the CPU unless the collector says otherwise."""
+        ...
+
+
+@component
+class Moment(Component):
+    """Config of a collector; ``builds`` is a class ``(config, source: Attention, width: int) -> Collector``."""
+
+
+@attrs.frozen(kw_only=True)
+class Started:
+    """The start of one attention.
+
+    ``weights`` holds every weight that the target declares; ``report`` numbers for the record (errors of each step).
+    """
+
+    weights: Mapping[str, Tensor]
+    report: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@component
+class Transplant(Component):
+    """From one attention type to another.  Subclasses are light; they import torch inside their methods."""
+
+    builds: ClassVar[str] = ""
+
+    def check(self, source: Attention, target: Attention, width: int) -> None:
+        """Raise :class:`~caramba_core.errors.InvalidValue` with the reason where this pair cannot be converted."""
+
+    def moments(self, source: Attention, target: Attention) -> Mapping[str, Moment]:
+        """The statistics that :meth:`start` needs, by a name of the transplant's choosing."""
+        return {}
+
+    def start(
+        self,
+        source: Attention,
+        weights: Mapping[str, Tensor],
+        target: Attention,
+        width: int,
+        moments: Mapping[str, Mapping[str, Tensor]],
+    ) -> Started:
+        """The target's weights from the source's ``weights`` (float32) and the collected ``moments``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define start")
