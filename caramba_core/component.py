@@ -29,6 +29,7 @@ __all__ = [
     "Constant",
     "Cost",
     "Embedder",
+    "Given",
     "Head",
     "Layer",
     "Normal",
@@ -61,6 +62,13 @@ class Constant:
 
 
 @attrs.frozen(kw_only=True)
+class Given:
+    """Initial values that are listed, one for each place of the last axis and the same in every row."""
+
+    values: tuple[float, ...]
+
+
+@attrs.frozen(kw_only=True)
 class Weight:
     """One tensor that a component owns.
 
@@ -70,7 +78,7 @@ class Weight:
     """
 
     shape: tuple[int, ...]
-    init: Normal | Constant = Normal()
+    init: Normal | Constant | Given = Normal()
     trainable: bool = True
     dtype: str | None = None
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from caramba_core.component import Constant, Layer, Topology
+from caramba_core.component import Constant, Given, Layer, Topology
 from caramba_core.graph import Graph, Node
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.nn.module import ComponentModule
@@ -57,6 +57,8 @@ def initialize(model: nn.Module, seed: int) -> None:
                 with torch.no_grad():
                     if isinstance(weight.init, Constant):
                         tensor.fill_(weight.init.value)
+                    elif isinstance(weight.init, Given):
+                        tensor.copy_(torch.tensor(weight.init.values).expand(weight.shape))
                     else:
                         digest = hashlib.blake2b(f"{seed}:{path}.{name}".encode(), digest_size=8).digest()
                         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
