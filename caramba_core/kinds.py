@@ -43,6 +43,7 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("exporter", "a writer of checkpoints for other programs"),
         Kind("tokenizer", "a reader of tokenizers"),
         Kind("dataset", "a source of tokens"),
+        Kind("mode", "what a run does, by its mode: key"),
         Kind("strategy", "what a training step is"),
         Kind("optimizer", "how parameters move"),
         Kind("schedule", "how the learning rate moves"),

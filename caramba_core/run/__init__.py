@@ -1,0 +1,1 @@
+"""The life of a run: folders, checkpoints, the loop, measurement."""

@@ -1,0 +1,200 @@
+"""What a mode, a strategy and a hook may know of the run they are part of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from caramba_core.errors import InputError
+from caramba_core.graph import ROOT, Graph
+from caramba_core.loading import Checkpoint, Tokenizer
+from caramba_core.manifest.schema import Evaluation, Group, Run
+from caramba_core.nn.filling import load_weights
+from caramba_core.nn.language_model import LanguageModel
+from caramba_core.run.checkpoint import load_tensors, read_state
+from caramba_core.run.device import autocast_dtype, pick_device, torch_dtype
+from caramba_core.run.directory import RunDirectory
+from caramba_core.run.reporter import Reporter
+from caramba_core.run.student import Site, assemble, find_sites, trained_nodes
+from caramba_core.training import Tokens
+
+__all__ = ["GroupContext", "RunContext"]
+
+
+class GroupContext:
+    """What the runs of one group share: manifest, graphs, tokens and, once a run needs it, the teacher."""
+
+    def __init__(self, *, name: str, group: Group, folder: Path, graph: Graph, teacher: TeacherSource | None) -> None:
+        self.name = name
+        self.group = group
+        self.folder = folder
+        self.graph = graph
+        self.source = teacher
+        self._teacher: tuple[torch.device, LanguageModel] | None = None
+        self._tokens: dict[str, Tokens] = {}
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The teacher's tokenizer, where it carries one."""
+        return None if self.source is None else self.source.checkpoint.tokenizer()
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """Where student and teacher differ; empty without a teacher."""
+        return () if self.source is None else find_sites(self.source.graph, self.graph)
+
+    def tokens(self, which: str) -> Tokens:
+        """The tokens under ``data.train`` or ``data.heldout``, checked against the model."""
+        if which not in self._tokens:
+            dataset = None if self.group.data is None else getattr(self.group.data, which)
+            if dataset is None:
+                raise InputError(f"group {self.group.name} has no data.{which}, which this run needs")
+            self._tokens[which] = check_tokens(dataset.open(self.folder, self.tokenizer), self.graph, self.tokenizer)
+        return self._tokens[which]
+
+    def teacher(self, device: torch.device) -> LanguageModel:
+        """The teacher on a device, loaded once, frozen."""
+        if self.source is None:
+            raise InputError(f"group {self.group.name} has no teacher, which this run needs")
+        if self._teacher is None or self._teacher[0] != device:
+            assert self.group.teacher is not None
+            self._teacher = None
+            self._teacher = (device, self.source.load(device, torch_dtype(self.group.teacher.dtype)))
+        return self._teacher[1]
+
+
+class TeacherSource:
+    """A teacher's checkpoint and the graph that it implies."""
+
+    def __init__(self, checkpoint: Checkpoint, graph: Graph) -> None:
+        self.checkpoint = checkpoint
+        self.graph = graph
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+        """The model with the checkpoint's weights, frozen; every tensor is checked before it is used."""
+        from caramba_core.nn.build import build
+
+        model = build(self.graph, device=device, dtype=dtype)
+        load_weights(model, self.checkpoint)
+        return model.requires_grad_(False).eval()
+
+
+class RunContext:
+    """One run.
+
+    ``student`` and ``teacher`` are built when first asked for.  ``trains`` are the patterns whose nodes the run trains.
+    ``parent`` is the checkpoint that the run continues from.
+    """
+
+    def __init__(
+        self,
+        *,
+        shared: GroupContext,
+        run: Run,
+        directory: RunDirectory,
+        reporter: Reporter,
+        hooks: Any,
+        parent: Path | None,
+        deadline: float | None = None,
+    ) -> None:
+        self.shared = shared
+        self.run = run
+        self.directory = directory
+        self.reporter = reporter
+        self.hooks = hooks
+        self.parent = parent
+        self.deadline = deadline
+        self.seed = run.seed
+        where = run.train if run.train is not None else run
+        self.device = pick_device(where.device)
+        self.dtype_name: str = where.dtype
+        self.resume_from: Path | None = None
+        self.stop_reason: str | None = None
+
+    @property
+    def group(self) -> Group:
+        """The run's group, with its own variables resolved."""
+        return self.shared.group
+
+    @property
+    def graph(self) -> Graph:
+        """The student's graph."""
+        return self.shared.graph
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Pairs of nodes that differ between teacher and student."""
+        return self.shared.sites
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """How this run measures."""
+        return self.run.eval or self.group.eval or Evaluation()
+
+    @cached_property
+    def teacher(self) -> LanguageModel:
+        """The teacher, frozen, on the run's device."""
+        return self.shared.teacher(self.device)
+
+    @cached_property
+    def trained(self) -> frozenset[str]:
+        """Names of the nodes that train."""
+        return trained_nodes(self.graph, self.run.train.trains) if self.run.train is not None else frozenset()
+
+    @cached_property
+    def student(self) -> LanguageModel:
+        """The student: from the run's own checkpoint on resuming, else from the parent's, else from the teacher."""
+        path = self.resume_from or self.parent
+        teacher = self.teacher if self.shared.source is not None else None
+        return assemble(
+            self.graph,
+            teacher=teacher,
+            tensors=None if path is None else load_tensors(path),
+            trained=self.trained,
+            device=self.device,
+            dtype=torch.float32 if self.group.teacher is None else torch_dtype(self.group.teacher.dtype),
+            seed=self.seed,
+        )
+
+    def trainable(self, patterns: tuple[str, ...] | None = None) -> list[tuple[str, nn.Parameter]]:
+        """Parameters that train, by graph name; those of ``patterns`` only, if given."""
+        chosen = self.trained if patterns is None else trained_nodes(self.graph, patterns) & self.trained
+        named = ((f"{ROOT}.{name}", parameter) for name, parameter in self.student.named_parameters())
+        return [(name, p) for name, p in named if p.requires_grad and name.rpartition(".")[0] in chosen]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Computation in the run's number type; weights that train stay in float32."""
+        dtype = autocast_dtype(self.dtype_name)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def parent_state(self) -> Mapping[str, Any]:
+        """The scalars of the parent's checkpoint; empty without one."""
+        return {} if self.parent is None else read_state(self.parent)
+
+    def request_stop(self, reason: str) -> None:
+        """End the run after the current step, with a checkpoint (early stopping, a signal, a time limit)."""
+        self.stop_reason = self.stop_reason or reason
+
+
+def check_tokens(tokens: Tokens, graph: Graph, tokenizer: Tokenizer | None) -> Tokens:
+    """The same tokens, once they are known to fit the model's vocabulary and tokenizer."""
+    if tokens.tokenizer is not None and tokenizer is not None and tokens.tokenizer != tokenizer.identity:
+        raise InputError(
+            f"{tokens.origin} was made with another tokenizer (identity {tokens.tokenizer[:12]})",
+            expected=f"the teacher's tokenizer (identity {tokenizer.identity[:12]})",
+            hint="make the token array again from the text with the teacher's tokenizer",
+        )
+    largest = int(tokens.ids.max()) if len(tokens.ids) else 0
+    if largest >= graph.vocab_size:
+        raise InputError(
+            f"{tokens.origin} holds token id {largest}, beyond the model's vocabulary",
+            expected=f"ids below {graph.vocab_size}",
+            hint="the array was made for another model; make it again with this model's tokenizer",
+        )
+    return tokens

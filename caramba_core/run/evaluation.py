@@ -1,0 +1,119 @@
+"""Perplexity on held-out tokens, with an honest standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caramba_core.errors import InputError, NumericalStop
+from caramba_core.manifest.schema import Evaluation
+from caramba_core.nn.language_model import LanguageModel
+from caramba_core.training import Tokens
+
+__all__ = ["Measurement", "measure", "paired_difference"]
+
+_BLOCK = 128
+"""Neighbouring tokens share their context, so errors are estimated from means over blocks of this many tokens."""
+
+_LOGIT_ROWS = 256
+"""Tokens whose logits are held at once."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Measurement:
+    """Negative log-likelihoods in nats of every scored token, float32 ``[windows, context - 1]``."""
+
+    nll: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-likelihood."""
+        return math.exp(float(self.nll.astype(np.float64).mean()))
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the perplexity (delta method, over blocks of tokens)."""
+        return self.perplexity * _error_of_mean(self.nll)
+
+    @property
+    def tokens(self) -> int:
+        """Scored tokens."""
+        return int(self.nll.size)
+
+    def save(self, path: Path) -> None:
+        """Keep the likelihoods of every token."""
+        np.save(path, self.nll, allow_pickle=False)
+
+    @classmethod
+    def load(cls, path: Path) -> Measurement:
+        """Read what :meth:`save` kept."""
+        return cls(nll=np.load(path, allow_pickle=False))
+
+
+def paired_difference(a: Measurement, b: Measurement) -> tuple[float, float]:
+    """Mean of ``log perplexity(a) - log perplexity(b)`` over the same tokens, and its standard error."""
+    difference = a.nll.astype(np.float64) - b.nll.astype(np.float64)
+    return float(difference.mean()), _error_of_mean(difference)
+
+
+def measure(
+    model: LanguageModel,
+    tokens: Tokens,
+    settings: Evaluation,
+    *,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> Measurement:
+    """Score ``settings.windows`` consecutive windows of ``settings.context`` tokens; each token but a window's first counts.
+
+    Raises :class:`InputError` where there are too few tokens, :class:`NumericalStop` where a likelihood is not finite.
+    """
+    needed = settings.windows * settings.context
+    if len(tokens.ids) < needed:
+        raise InputError(
+            f"{tokens.origin} has {len(tokens.ids):,} tokens, too few to measure on",
+            expected=f"{needed:,} tokens ({settings.windows} windows of {settings.context})",
+            hint="set eval.windows or eval.context lower, or give more held-out text",
+        )
+    weight = model.head_weight
+    windows = tokens.ids[:needed].reshape(settings.windows, settings.context)
+    rows = []
+    with torch.inference_mode(), torch.autocast(weight.device.type, dtype=autocast, enabled=autocast is not None):
+        for first in range(0, settings.windows, settings.batch_size):
+            batch = torch.from_numpy(windows[first : first + settings.batch_size].astype(np.int64)).to(weight.device)
+            rows.append(_nll(model, batch).float().cpu())
+            progress(batch.numel())
+    nll = torch.cat(rows).numpy()
+    if not np.isfinite(nll).all():
+        raise NumericalStop(
+            f"{int((~np.isfinite(nll)).sum())} of {nll.size} likelihoods on {tokens.origin} are not finite",
+            hint="look for infinite or NaN weights, or a float16 overflow",
+        )
+    return Measurement(nll=nll)
+
+
+def _nll(model: LanguageModel, tokens: Tensor) -> Tensor:
+    """Negative log-likelihood of each token but the first: ``[B, T] -> [B, T - 1]``."""
+    hidden = model.hidden(tokens)[:, :-1].flatten(0, 1)
+    targets = tokens[:, 1:].flatten()
+    parts = [
+        F.cross_entropy(model.logits(hidden[at : at + _LOGIT_ROWS]).float(), targets[at : at + _LOGIT_ROWS], reduction="none")
+        for at in range(0, len(targets), _LOGIT_ROWS)
+    ]
+    return torch.cat(parts).view(tokens.shape[0], -1)
+
+
+def _error_of_mean(values: np.ndarray[tuple[int, int], np.dtype[np.float32]] | np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> float:
+    means = [
+        block.mean()
+        for row in values.astype(np.float64)
+        for block in np.array_split(row, max(1, round(len(row) / _BLOCK)))
+    ]
+    return float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan

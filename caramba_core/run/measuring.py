@@ -1,0 +1,120 @@
+"""Perplexity of teacher, start and end of a run, measured once and handed on along a group."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from typing import Any
+
+from caramba_core.nn.language_model import LanguageModel
+from caramba_core.run.context import RunContext
+from caramba_core.run.device import autocast_dtype
+from caramba_core.run.evaluation import Measurement, measure, paired_difference
+
+__all__ = ["Perplexities", "cache_bytes_per_token"]
+
+_PROBE_TOKENS = 256
+"""Cached tokens by which bytes a token are measured: the difference between this many and twice as many."""
+
+
+class Perplexities:
+    """The measurements of one run.
+
+    ``before`` gives the teacher's and the start's: from the run's own folder on resuming, from the previous run of the
+    group where that measured the very same tokens in the same way, else by measuring.  ``after`` measures the end.
+    """
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.folder = context.directory.path / "evaluation"
+        self.measured: dict[str, Measurement] = {}
+
+    def before(self) -> None:
+        """Measure, or take over, teacher and start."""
+        context = self.context
+        if context.group.data is None or context.group.data.heldout is None:
+            return
+        self._take_over()
+        if context.shared.source is not None:
+            self._measure("teacher", lambda: context.teacher)
+        self._measure("start", lambda: context.student)
+
+    def after(self) -> dict[str, Any]:
+        """Measure the end; what the summary says of all of them."""
+        context = self.context
+        entries: dict[str, Any] = {"cache_bytes_per_token": self._cache_bytes()}
+        if not self.measured:
+            return entries
+        unchanged = context.run.train is None and context.run.mode != "convert"
+        if unchanged:
+            self.measured["end"] = self.measured["start"]
+        else:
+            self._measure("end", lambda: context.student, fresh=True)
+        entries["perplexity"] = {name: m.perplexity for name, m in self.measured.items()}
+        entries["perplexity_standard_error"] = {name: m.standard_error for name, m in self.measured.items()}
+        entries["scored_tokens"] = self.measured["end"].tokens
+        if "teacher" in self.measured:
+            entries["perplexity_ratio"] = {
+                name: self.measured[name].perplexity / self.measured["teacher"].perplexity for name in ("start", "end")
+            }
+        change, error = paired_difference(self.measured["end"], self.measured["start"])
+        entries["log_perplexity_change"] = {"mean": change, "paired_standard_error": error}
+        return entries
+
+    def _measure(self, name: str, model: Any, *, fresh: bool = False) -> None:
+        path = self.folder / f"{name}.npy"
+        if path.exists() and not fresh:
+            self.measured[name] = Measurement.load(path)
+            return
+        context = self.context
+        settings = context.evaluation
+        tokens = context.shared.tokens("heldout")
+        with context.reporter.bar(f"perplexity of {name}", settings.windows * settings.context) as bar:
+            result = measure(model(), tokens, settings, autocast=autocast_dtype(context.dtype_name), progress=bar.advance)
+            bar.note(f"{result.perplexity:.3f}")
+        self._keep(name, result)
+        context.hooks.evaluated(context=context, step=0, results={f"perplexity_{name}": result.perplexity})
+
+    def _keep(self, name: str, result: Measurement) -> None:
+        self.folder.mkdir(exist_ok=True)
+        result.save(self.folder / f"{name}.npy")
+        (self.folder / "settings.json").write_text(self._settings() + "\n", encoding="utf-8")
+        self.measured[name] = result
+
+    def _settings(self) -> str:
+        """What must be equal for two measurements to be of the same tokens in the same way."""
+        context = self.context
+        settings = context.evaluation
+        ids = context.shared.tokens("heldout").ids[: settings.windows * settings.context]
+        digest = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
+        described = {"tokens": digest, "windows": settings.windows, "context": settings.context}
+        return json.dumps({**described, "dtype": context.dtype_name, "device": context.device.type})
+
+    def _take_over(self) -> None:
+        """Copy the previous run's teacher and end (this run's start) where they measured the same."""
+        parent = self.context.parent
+        if parent is None:
+            return
+        theirs = parent.parent.parent / "evaluation"
+        settings = theirs / "settings.json"
+        if not settings.exists() or settings.read_text(encoding="utf-8").strip() != self._settings():
+            return
+        self.folder.mkdir(exist_ok=True)
+        for source, target in (("teacher", "teacher"), ("end", "start")):
+            if (theirs / f"{source}.npy").exists() and not (self.folder / f"{target}.npy").exists():
+                shutil.copyfile(theirs / f"{source}.npy", self.folder / f"{target}.npy")
+
+    def _cache_bytes(self) -> dict[str, float]:
+        context = self.context
+        models = {"student": context.student}
+        if context.shared.source is not None:
+            models["teacher"] = context.teacher
+        return {name: cache_bytes_per_token(model) for name, model in sorted(models.items(), reverse=True)}
+
+
+def cache_bytes_per_token(model: LanguageModel) -> float:
+    """Bytes that decoding keeps for one more token, counted from allocated tensors."""
+    small = model.new_cache(1, capacity=_PROBE_TOKENS).bytes
+    large = model.new_cache(1, capacity=2 * _PROBE_TOKENS).bytes
+    return (large - small) / _PROBE_TOKENS
