@@ -102,6 +102,19 @@ class Shape:
     tokens: int
     context: int
 
+    @property
+    def rows(self) -> int:
+        """New tokens in all sequences."""
+        return self.batch * self.tokens
+
+    def causal_pairs(self, window: int | None = None) -> int:
+        """Pairs of a new token and one it sees, over all sequences: itself and what precedes it, within ``window``."""
+        if window is None or window >= self.context:
+            return self.batch * (self.tokens * (self.context - self.tokens) + self.tokens * (self.tokens + 1) // 2)
+        growing = min(self.tokens, max(0, window - 1 - (self.context - self.tokens)))  # tokens that see fewer than window
+        before = self.context - self.tokens
+        return self.batch * (growing * before + growing * (growing + 1) // 2 + (self.tokens - growing) * window)
+
 
 @attrs.frozen(kw_only=True)
 class Cost:
@@ -328,10 +341,26 @@ class Topology(Layer):
     role: ClassVar[str] = "topology"
     flow: ClassVar[Literal["chain", "fan"]] = "chain"
     inline: ClassVar[str | None] = None
+    separable: ClassVar[bool] = False
+    """Whether running the bodies one after the other is all that the node does, so that calibration may stop between."""
 
     def bodies(self) -> Sequence[Body]:
         """The chains that this node runs, in order."""
         raise NotImplementedError
+
+    def output_widths(self, width: int) -> tuple[int, ...]:
+        """Output width of each body, for an input of ``width``."""
+        outputs: list[int] = []
+        for body in self.bodies():
+            flowing = outputs[-1] if outputs and self.flow == "chain" else width
+            for layer in body.layers:
+                flowing = layer.output_width(flowing)
+            outputs.append(flowing)
+        return tuple(outputs)
+
+    def output_width(self, width: int) -> int:
+        """Width of the output for an input of ``width``; raise :class:`InvalidValue` where the bodies do not meet."""
+        return self.join(width, self.output_widths(width))
 
     def join(self, width: int, outputs: Sequence[int]) -> int:
         """Output width, given the input's and that of each body; raise :class:`InvalidValue` where they do not meet."""

@@ -68,6 +68,7 @@ class Start:
     transplant: str = option(default="auto", help="name of the transplant; auto finds it by the two attention types")
     tokens: int = option(default=32768, help="calibration tokens", unit="tokens", minimum=1)
     context: int = option(default=1024, help="tokens a calibration window", unit="tokens", minimum=2)
+    batch_size: int = option(default=4, help="windows a calibration pass", minimum=1)
     max_context: int | None = option(
         default=None, help="context length to prepare for; the calibration window if not given", unit="tokens", minimum=2
     )

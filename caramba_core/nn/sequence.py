@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from caramba_core.nn.frame import Frame
 
-__all__ = ["Inline", "Sequence", "Wiring"]
+__all__ = ["Inline", "Sequence", "Wiring", "names_of"]
 
 Inline: TypeAlias = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 """Wiring without weights: ``(run, x) -> y``, where ``run`` applies the wrapped layers."""
@@ -35,13 +35,14 @@ class Sequence(nn.Module):
 
     def wiring_names(self) -> tuple[str, ...]:
         """Local names of the layers, in the order of execution."""
-        return _names(self.wiring)
+        return names_of(self.wiring)
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, D']``."""
-        return self._run(self.wiring, x, frame)
+        return self.run(self.wiring, x, frame)
 
-    def _run(self, wiring: Wiring, x: Tensor, frame: Frame) -> Tensor:
+    def run(self, wiring: Wiring, x: Tensor, frame: Frame) -> Tensor:
+        """Apply a part of this chain's wiring."""
         for step in wiring:
             if isinstance(step, str):
                 x = self._call(step, x, frame)
@@ -51,7 +52,7 @@ class Sequence(nn.Module):
         return x
 
     def _run_inner(self, wiring: Wiring, frame: Frame, x: Tensor) -> Tensor:
-        return self._run(wiring, x, frame)
+        return self.run(wiring, x, frame)
 
     def _call(self, name: str, x: Tensor, frame: Frame) -> Tensor:
         layer = self._modules[name]
@@ -62,8 +63,9 @@ class Sequence(nn.Module):
         return y
 
 
-def _names(wiring: Wiring) -> tuple[str, ...]:
+def names_of(wiring: Wiring) -> tuple[str, ...]:
+    """Local names of the layers of a wiring, in the order of execution."""
     names: list[str] = []
     for step in wiring:
-        names.extend((step,) if isinstance(step, str) else _names(step[1]))
+        names.extend((step,) if isinstance(step, str) else names_of(step[1]))
     return tuple(names)

@@ -30,15 +30,18 @@ class Perplexities:
         self.folder = context.directory.path / "evaluation"
         self.measured: dict[str, Measurement] = {}
 
-    def before(self) -> None:
-        """Measure, or take over, teacher and start."""
+    def before(self, *, start_is_teacher: bool = False) -> None:
+        """Measure, or take over, teacher and start; a conversion starts from the teacher itself."""
         context = self.context
         if context.group.data is None or context.group.data.heldout is None:
             return
         self._take_over()
         if context.shared.source is not None:
             self._measure("teacher", lambda: context.teacher)
-        self._measure("start", lambda: context.student)
+        if start_is_teacher:
+            self._keep("start", self.measured["teacher"])
+        else:
+            self._measure("start", lambda: context.student)
 
     def after(self) -> dict[str, Any]:
         """Measure the end; what the summary says of all of them."""

@@ -1,0 +1,77 @@
+"""Blockwise distillation: the teacher runs once and every site learns while its input and output are at hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from caramba_core.errors import InputError
+from caramba_core.nn.frame import Frame, Taps
+from caramba_core.run.context import RunContext
+from caramba_core.training import StepResult
+from caramba_plugins_upcycle.blockwise import Blockwise
+
+__all__ = ["BlockwiseRunner", "normalised_error"]
+
+
+def normalised_error(output: Tensor, target: Tensor) -> Tensor:
+    """Squared error over the target's energy, both summed over the batch: 1 is as bad as an output of zeros."""
+    target = target.float()
+    return (output.float() - target).square().sum() / target.square().sum()
+
+
+class BlockwiseRunner:
+    """One step: a teacher pass whose taps feed every site's own forward and backward.
+
+    With teacher inputs a site's graph is freed before the next block runs.  With student inputs the teacher's outputs are
+    kept and a pass of the student (without gradient) gives the inputs.
+    """
+
+    def __init__(self, config: Blockwise, context: RunContext) -> None:
+        self.config = config
+        self.context = context
+
+    def prepare(self) -> None:
+        """Tap the sites; refuse to claim that anything else trains."""
+        context = self.context
+        self.names = [site.name for site in context.sites]
+        if not self.names:
+            raise InputError("upcycle.blockwise has nothing to train: teacher and student have the same attentions")
+        others = sorted(context.trained - set(self.names))
+        if others:
+            raise InputError(
+                f"upcycle.blockwise trains converted attentions only, and trains: names {others[0]} "
+                f"(and {len(others) - 1} more)",
+                expected="trains: [attention], or patterns of converted attentions",
+            )
+        self.student = context.student.train()
+        self.teacher = context.teacher
+        self.teacher.tap(self.names)
+        if self.config.inputs == "student":
+            self.student.tap(self.names)
+        self.learners: list[nn.Module] = [self.student.get_submodule(name.removeprefix("model.")) for name in self.names]
+
+    def step(self, tokens: Tensor) -> StepResult:
+        """int64 ``[B, T + 1]``; the last token is not used."""
+        inputs = tokens[:, :-1]
+        errors: list[Tensor] = []
+        plain = Frame.of(inputs)
+
+        def learn(index: int, x: Tensor, target: Tensor) -> None:
+            learner = self.learners[index]
+            if not any(parameter.requires_grad for parameter in learner.parameters()):
+                return
+            with torch.enable_grad(), self.context.autocast():
+                error = normalised_error(learner(x.detach(), plain), target)
+            error.backward()  # type: ignore[no-untyped-call]
+            errors.append(error.detach())
+
+        with torch.no_grad(), self.context.autocast():
+            if self.config.inputs == "teacher":
+                self.teacher.hidden(inputs, Frame.of(inputs, taps=Taps(learn)))
+            else:
+                targets: list[Tensor] = []
+                self.teacher.hidden(inputs, Frame.of(inputs, taps=Taps(lambda _, x, y: targets.append(y))))
+                self.student.hidden(inputs, Frame.of(inputs, taps=Taps(lambda i, x, y: learn(i, x, targets[i]))))
+        stacked = torch.stack(errors)
+        return StepResult(loss=stacked.mean(), metrics={"worst_block": stacked.max()})

@@ -1,0 +1,180 @@
+"""Starting the student's attentions from the teacher's: one pass over calibration tokens, no gradient step.
+
+Teacher and student run in lockstep, a stage at a time.  At each site the teacher is probed, the moments are collected, the
+transplant starts the student's attention, and its output projection is refitted on the student's own inputs, which have
+passed through everything converted and refitted so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from caramba_core.component import Attention
+from caramba_core.errors import InputError, InvalidValue, NumericalStop
+from caramba_core.graph import ROOT
+from caramba_core.manifest.schema import Start
+from caramba_core.nn.build import load_object
+from caramba_core.nn.frame import Frame
+from caramba_core.nn.language_model import LanguageModel
+from caramba_core.plugins.registry import Registry, registry
+from caramba_core.run.student import Site
+from caramba_core.transplant import Collector, Moment, Transplant
+from caramba_plugins_upcycle.refit import Refit
+from caramba_plugins_upcycle.stages import Stage, input_of, stages
+
+__all__ = ["Calibration", "find_transplant"]
+
+
+def find_transplant(site: Site, wanted: str, plugins: Registry | None = None) -> Transplant:
+    """The transplant for a site: the one named, or the one registered for its two attention types.
+
+    Raises :class:`InputError` with the reason where there is none, or where it refuses this pair.
+    """
+    plugins = plugins or registry()
+    assert isinstance(site.teacher.config, Attention)
+    assert isinstance(site.student.config, Attention)
+    if wanted == "auto":
+        source, target = (plugins.name_of("attention", type(node.config)) for node in (site.teacher, site.student))
+        wanted = f"{source}_to_{target}"
+    transplant = plugins.load(plugins.find(["transplant"], wanted))()
+    assert isinstance(transplant, Transplant)
+    try:
+        transplant.check(site.teacher.config, site.student.config, site.student.width_in)
+    except InvalidValue as error:
+        raise InputError(f"{site.name}: {error}", expected=error.expected, hint=error.hint) from error
+    return transplant
+
+
+@attrs.frozen
+class _Batch:
+    """Hidden states of some calibration windows in both models: ``[B, T, D]`` each."""
+
+    frame: Frame
+    teacher: Tensor
+    student: Tensor
+
+
+class Calibration:
+    """The conversion of a whole student; :meth:`run` fills it and returns a report, one entry a site."""
+
+    def __init__(
+        self,
+        *,
+        teacher: LanguageModel,
+        student: LanguageModel,
+        sites: tuple[Site, ...],
+        settings: Start,
+        progress: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
+        self.teacher = teacher
+        self.student = student
+        self.sites = sites
+        self.settings = settings
+        self.progress = progress
+        self.transplants = {site.name: find_transplant(site, settings.transplant) for site in sites}
+        if settings.refit:
+            for site in sites:
+                self._require_refittable(site)
+
+    @torch.no_grad()
+    def run(self, batches: list[Tensor]) -> dict[str, Any]:
+        """Convert every site, given calibration windows int64 ``[B, T]`` each."""
+        states = []
+        for tokens in batches:
+            x = self.teacher.embedder(tokens)
+            states.append(_Batch(Frame.of(tokens), x, x))
+        report: dict[str, Any] = {}
+        for old, new in zip(stages(self.teacher), stages(self.student), strict=True):
+            here = [site for site in self.sites if new.holds(site.name)]
+            for site in here:
+                report[site.name] = self._convert(site, old, new, states)
+            for index, batch in enumerate(states):
+                y = old.run(batch.teacher, batch.frame)
+                z = y if batch.teacher is batch.student and not here else new.run(batch.student, batch.frame)
+                states[index] = _Batch(batch.frame, y, z)
+                self.progress(batch.frame.positions.numel() * y.shape[0])
+        return report
+
+    def _convert(self, site: Site, old: Stage, new: Stage, states: list[_Batch]) -> dict[str, Any]:
+        """Start and refit one attention; the hidden states stay those in front of the stage."""
+        source, target = site.teacher.config, site.student.config
+        assert isinstance(source, Attention)
+        assert isinstance(target, Attention)
+        teacher, student = (model.get_submodule(site.name.removeprefix(f"{ROOT}.")) for model in (self.teacher, self.student))
+        width = site.student.width_in
+        transplant = self.transplants[site.name]
+        collectors = {
+            name: _collector(moment, source, width) for name, moment in transplant.moments(source, target).items()
+        }
+        inputs: list[Tensor] = []
+        outputs: list[Tensor] = []
+        for batch in states:
+            same = batch.teacher is batch.student
+            teacher_x = input_of(teacher, old, batch.teacher, batch.frame)
+            student_x = teacher_x if same else input_of(student, new, batch.student, batch.frame)
+            probe = teacher.probe(teacher_x, batch.frame)
+            outputs.append(probe.output)
+            inputs.append(student_x)
+            if self.settings.inputs == "student" and not same:
+                probe = teacher.probe(student_x, batch.frame)
+            for collector in collectors.values():
+                collector.update(probe)
+        weights = {name: tensor.detach().float() for name, tensor in teacher.state_dict().items()}
+        moments = {name: collector.result() for name, collector in collectors.items()}
+        started = transplant.start(source, weights, target, width, moments)
+        _fill(site.name, student, started.weights)
+        report: dict[str, Any] = {"start": dict(started.report)}
+        if self.settings.refit:
+            report["refit"] = self._refit(student, inputs, outputs, [batch.frame for batch in states])
+        return report
+
+    def _refit(self, student: nn.Module, inputs: list[Tensor], outputs: list[Tensor], frames: list[Frame]) -> dict[str, float]:
+        o_proj, o_bias = student.o_proj, student.o_bias
+        assert isinstance(o_proj, nn.Parameter)
+        assert isinstance(o_bias, nn.Parameter)
+        refit = Refit(o_proj.shape[1], o_proj.shape[0], o_proj.device)
+        for x, wanted, frame in zip(inputs, outputs, frames, strict=True):
+            refit.update(student.mix(x, frame), wanted)
+        weight, bias, report = refit.solve(o_proj, o_bias, self.settings.ridge)
+        o_proj.copy_(weight)
+        o_bias.copy_(bias)
+        return attrs.asdict(report)
+
+    def _require_refittable(self, site: Site) -> None:
+        module = self.student.get_submodule(site.name.removeprefix(f"{ROOT}."))
+        missing = [
+            what
+            for what, there in (
+                ("mix()", hasattr(module, "mix")),
+                ("o_proj", hasattr(module, "o_proj")),
+                ("o_bias", getattr(module, "o_bias", None) is not None),
+            )
+            if not there
+        ]
+        if missing:
+            raise InputError(
+                f"{site.name} cannot be refitted: it has no {', '.join(missing)}",
+                hint="give the attention an output bias, or set start.refit: false",
+            )
+
+
+def _collector(moment: Moment, source: Attention, width: int) -> Collector:
+    collector: Collector = load_object(moment.builds)(moment, source, width)
+    return collector
+
+
+def _fill(name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    own = dict(module.state_dict(keep_vars=True))
+    assert own.keys() == weights.keys(), f"{name}: a transplant must give exactly {sorted(own)}, not {sorted(weights)}"
+    for key, value in weights.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise NumericalStop(
+                f"the start of {name}.{key} is not finite",
+                hint="use more calibration tokens: the moments may be singular",
+            )
+        own[key].copy_(value)
