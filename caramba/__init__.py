@@ -1,0 +1,1 @@
+"""``python -m caramba`` is the command ``caramba``; the library is :mod:`caramba_core`."""

@@ -1,0 +1,105 @@
+"""Importing what an entry point names, so that one broken plugin stops only what needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from importlib import import_module
+from typing import Any
+
+from caramba_core.errors import PluginError
+from caramba_core.plugins.metadata import CORE, Entry, Plugin, normalized
+
+__all__ = ["import_entry"]
+
+_BASES = {
+    "layer": "caramba_core.component:Layer",
+    "attention": "caramba_core.component:Attention",
+    "embedder": "caramba_core.component:Embedder",
+    "head": "caramba_core.component:Head",
+    "topology": "caramba_core.component:Topology",
+    "router": "caramba_core.component:Router",
+    "transplant": "caramba_core.transplant:Transplant",
+    "moment": "caramba_core.transplant:Moment",
+    "dataset": "caramba_core.training:Dataset",
+    "strategy": "caramba_core.training:Strategy",
+    "optimizer": "caramba_core.training:Optimizer",
+    "schedule": "caramba_core.training:Schedule",
+}
+"""What the object of an entry must be derived from, by kind."""
+
+
+def import_entry(entry: Entry, plugin: Plugin) -> Any:
+    """The object that an entry names; raises :class:`PluginError` with the cause and what to do.
+
+    What a plugin prints on import goes to stderr, so that machine-readable output stays clean.
+    """
+    module_name, _, attributes = entry.value.partition(":")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            found: Any = import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise _import_failure(entry, plugin, error) from error
+    for attribute in attributes.split(".") if attributes else ():
+        if not hasattr(found, attribute):
+            raise PluginError(
+                f"{entry} is broken: {module_name} has no {attribute!r}",
+                expected=f"{entry.value} to exist, as the metadata of {entry.distribution} says",
+                hint=f"pip install --force-reinstall {entry.distribution} (its metadata may be of another version)",
+            )
+        found = getattr(found, attribute)
+    _check_kind(entry, found)
+    return found
+
+
+def _import_failure(entry: Entry, plugin: Plugin, error: BaseException) -> PluginError:
+    module_name = entry.value.partition(":")[0]
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    hint = f"see the plugin's documentation, or switch it off: --no-plugin {entry.distribution}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        missing = error.name
+        if missing == module_name or module_name.startswith(f"{missing}."):
+            said = f"its module {missing} is not there"
+            hint = f"pip install --force-reinstall {entry.distribution}, or pip uninstall {entry.distribution}"
+        elif missing.partition(".")[0] != module_name.partition(".")[0]:
+            said = f"it needs the module {missing!r}, which is not installed"
+            hint = _how_to_install(missing.partition(".")[0], plugin)
+    if entry.distribution == CORE:
+        hint = f"pip install --force-reinstall {CORE}"
+    return PluginError(f"{entry} {entry.version} is broken: {said} (importing {module_name})", hint=hint)
+
+
+def _how_to_install(module: str, plugin: Plugin) -> str:
+    """The pip command that brings a missing module: through the plugin's own requirements where they name it."""
+    for requirement in plugin.requirements:
+        name = requirement.partition(";")[0].strip()
+        bare = name.split("[")[0].split("<")[0].split(">")[0].split("=")[0].split("!")[0].split("~")[0].split("(")[0]
+        if normalized(bare) == normalized(module):
+            extra = requirement.partition("extra ==")[2].strip(" '\"()")
+            return f"pip install '{plugin.name}[{extra}]'" if extra else f"pip install '{name}'"
+    return f"pip install {module}, or pip install --force-reinstall {plugin.name} with its dependencies"
+
+
+def _check_kind(entry: Entry, found: Any) -> None:
+    """Raise where the object is not what entries of its kind must be."""
+    base_path = _BASES.get(entry.kind)
+    if base_path is None:
+        return
+    module, _, name = base_path.partition(":")
+    base = getattr(import_module(module), name)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise PluginError(
+            f"{entry} is broken: {entry.value} is {_described(found)}",
+            expected=f"a class derived from {module}.{name}",
+            hint=f"this is a fault of {entry.distribution} {entry.version}; docs/plugins.md says what its author must change",
+        )
+    if "__attrs_attrs__" not in vars(found):
+        raise PluginError(
+            f"{entry} is broken: the class {entry.value} is not a component",
+            expected="the decorator @component above the class",
+            hint=f"this is a fault of {entry.distribution} {entry.version}; docs/plugins.md says what its author must change",
+        )
+
+
+def _described(found: Any) -> str:
+    return f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}, not a class"

@@ -1,0 +1,68 @@
+"""What broke when it was last loaded: remembered between processes, so that a listing can say so unimported.
+
+One small file an environment, in the user's cache folder.  It is a convenience: where it cannot be written, listings
+only know what this process has seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from caramba_core.plugins.metadata import Entry
+
+__all__ = ["forget", "last_failures", "remember"]
+
+
+def _file() -> Path:
+    """Failures of this Python environment; the file's name is a hash of the environment's place."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "caramba" / f"broken-plugins-{hashlib.blake2b(sys.prefix.encode(), digest_size=6).hexdigest()}.json"
+
+
+def _key(entry: Entry) -> str:
+    return f"{entry.distribution}=={entry.version} {entry.kind}:{entry.name} = {entry.value}"
+
+
+def last_failures() -> dict[str, str]:
+    """Message of the last failed load by entry, where the last load failed."""
+    try:
+        read = json.loads(_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError):  # absent, damaged, or a user without a home
+        return {}
+    return {str(key): str(message) for key, message in read.items()} if isinstance(read, dict) else {}
+
+
+def failure(entry: Entry, failures: dict[str, str]) -> str | None:
+    """What ``failures`` say of an entry."""
+    return failures.get(_key(entry))
+
+
+def remember(entry: Entry, message: str) -> None:
+    """Note that an entry failed to load."""
+    failures = last_failures()
+    if failures.get(_key(entry)) != message:
+        _write({**failures, _key(entry): message})
+
+
+def forget(entry: Entry) -> None:
+    """Note that an entry loads."""
+    failures = last_failures()
+    if failures.pop(_key(entry), None) is not None:
+        _write(failures)
+
+
+def _write(failures: dict[str, str]) -> None:
+    try:
+        file = _file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as opened:
+            json.dump(failures, opened, indent=1)
+        Path(temporary).replace(file)
+    except (OSError, RuntimeError):  # a read-only home loses the convenience, nothing else
+        return

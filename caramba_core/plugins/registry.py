@@ -1,0 +1,187 @@
+"""The registry of components: who supplies what, known from metadata, imported only when asked for.
+
+A name may be short (``dba``) or qualified (``caramba-plugins-dba:dba``).  Two plugins that claim one short name are an
+error that lists the qualified ones; the last installed never wins silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from typing import Any, Literal
+
+from caramba_core.errors import PluginError
+from caramba_core.kinds import KINDS
+from caramba_core.plugins import record
+from caramba_core.plugins.loading import import_entry
+from caramba_core.plugins.metadata import Entry, Plugin, Problem, installed, normalized
+from caramba_core.plugins.requirements import check_requirement
+from caramba_core.plugins.switches import DISABLE_VARIABLE, disabled
+from caramba_core.plugins.text import listed, nearest
+
+__all__ = ["Entry", "Registry", "State", "registry"]
+
+State = Literal["ok", "disabled", "incompatible", "broken"]
+
+
+class Registry:
+    """The installed plugins and their components."""
+
+    def __init__(self, plugins: Mapping[str, Plugin], switched_off: frozenset[str] = frozenset()) -> None:
+        self.plugins = dict(plugins)
+        self._switched_off = switched_off
+        self._loaded: dict[Entry, Any] = {}
+        self._failed: dict[Entry, PluginError] = {}
+
+    @cached_property
+    def _remembered(self) -> dict[str, str]:
+        return record.last_failures()
+
+    # -------------------------------------------------------------------------------------------- whole plugins
+
+    def usable(self) -> tuple[Plugin, ...]:
+        """The plugins that are neither switched off nor unfit for this core, in the order of names."""
+        return tuple(plugin for plugin in self.plugins.values() if self.unusable(plugin) is None)
+
+    def unusable(self, plugin: Plugin) -> Problem | None:
+        """Why nothing of a plugin can be used, if so."""
+        if plugin.name in self._switched_off:
+            return Problem(
+                f"{plugin.name} is switched off",
+                f"leave out --no-plugin {plugin.name}, or take it out of {DISABLE_VARIABLE}",
+            )
+        return plugin.incompatible or plugin.damaged
+
+    def state(self, plugin: Plugin) -> tuple[State, tuple[Problem, ...]]:
+        """A plugin's state and what is wrong with it, as far as metadata and the last load tell."""
+        if plugin.name in self._switched_off:
+            return "disabled", ()
+        if plugin.incompatible is not None:
+            return "incompatible", (plugin.incompatible,)
+        if plugin.damaged is not None:
+            return "broken", (plugin.damaged,)
+        problems = list(plugin.notes)
+        remembered = self._remembered
+        for entry in (*plugin.hooks, *plugin.components):
+            seen = self._failed.get(entry)
+            if seen is not None:
+                problems.append(Problem(seen.message, seen.hint or ""))
+            elif entry not in self._loaded:
+                message = record.failure(entry, remembered)
+                if message is not None:
+                    problems.append(Problem(message, f"caramba plugins check {plugin.name} loads it again"))
+        return ("broken" if problems else "ok"), tuple(problems)
+
+    def require(self, requirement: str) -> None:
+        """Raise :class:`PluginError` where a manifest's ``requires`` entry (PEP 508, such as ``foo>=1.2``) is not met."""
+        check_requirement(requirement, self.plugins, self._switched_off)
+
+    # ------------------------------------------------------------------------------------------------ components
+
+    def entries(self, kind: str) -> tuple[Entry, ...]:
+        """Every usable component of a kind, by name, then distribution."""
+        assert kind in KINDS, f"{kind!r} is no kind"
+        found = (entry for plugin in self.usable() for entry in plugin.components if entry.kind == kind)
+        return tuple(sorted(found, key=lambda entry: (entry.name, entry.distribution)))
+
+    def find(self, kinds: Sequence[str], name: str) -> Entry:
+        """The component with a short or qualified name among these kinds; :class:`PluginError` unless there is one."""
+        distribution, colon, short = name.rpartition(":")
+        entries = [entry for kind in kinds for entry in self.entries(kind)]
+        found = [entry for entry in entries if entry.name == short]
+        if colon:
+            found = [entry for entry in found if entry.distribution == normalized(distribution)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise self._ambiguous(kinds, name, found)
+        raise self._unknown(kinds, name, entries)
+
+    def load(self, entry: Entry) -> Any:
+        """Import a component's object; the second time it is remembered, also if it failed."""
+        if entry in self._failed:
+            raise self._failed[entry]
+        for hook in self.plugins[entry.distribution].hooks:
+            if hook in self._failed and hook != entry:
+                failure = self._failed[hook]
+                raise PluginError(f"{entry} cannot be used, because its plugin is broken: {failure.message}", hint=failure.hint)
+        if entry not in self._loaded:
+            try:
+                self._loaded[entry] = import_entry(entry, self.plugins[entry.distribution])
+            except PluginError as error:
+                self.note_failure(entry, error)
+                raise
+            record.forget(entry)
+        return self._loaded[entry]
+
+    def note_failure(self, entry: Entry, error: PluginError) -> None:
+        """Take an entry as broken from here on."""
+        self._loaded.pop(entry, None)
+        self._failed[entry] = error
+        record.remember(entry, error.message)
+
+    def supplier(self, kinds: Sequence[str], name: str) -> str | None:
+        """The distribution that is known to supply a component, installed or not."""
+        for plugin in self.usable():
+            for entry in plugin.catalogues:
+                try:
+                    catalogue: Mapping[str, Mapping[str, str]] = self.load(entry)
+                except PluginError:  # a broken catalogue only makes a message less helpful
+                    continue
+                for kind in kinds:
+                    if name in catalogue.get(kind, {}):
+                        return catalogue[kind][name]
+        return None
+
+    # ---------------------------------------------------------------------------------------------------- errors
+
+    def _ambiguous(self, kinds: Sequence[str], name: str, found: Sequence[Entry]) -> PluginError:
+        claims = ", ".join(f"{entry.distribution} {entry.version}" for entry in found)
+        if len({entry.qualified for entry in found}) < len(found):
+            claimed = " and ".join(entry.kind for entry in found)
+            return PluginError(
+                f"{found[0].distribution} supplies {name!r} in several kinds: {claimed}",
+                hint=f"this is a fault of {found[0].distribution}: each layer needs a name of its own",
+            )
+        return PluginError(
+            f"the {_words(kinds)} {name!r} is supplied by more than one distribution: {claims}",
+            expected=" or ".join(entry.qualified for entry in found),
+            hint=f"write the qualified name, or switch one off: --no-plugin {found[-1].distribution}",
+        )
+
+    def _unknown(self, kinds: Sequence[str], name: str, entries: Sequence[Entry]) -> PluginError:
+        distribution, _, short = name.rpartition(":")
+        for plugin in self.plugins.values():
+            problem = self.unusable(plugin)
+            supplies = any(entry.kind in kinds and entry.name == short for entry in plugin.components)
+            if problem is not None and supplies and distribution in ("", plugin.name):
+                return PluginError(
+                    f"the {_words(kinds)} {name!r} is supplied by {plugin.name}, which cannot be used: {problem.message}",
+                    hint=problem.hint,
+                )
+        known = [entry.qualified if distribution else entry.name for entry in entries]
+        near = nearest(name, known)
+        supplier = self.supplier(kinds, short)
+        if supplier is not None and supplier not in self.plugins and distribution in ("", supplier):
+            hint = f"it is supplied by {supplier}, which is not installed: pip install {supplier}"
+        elif near is not None:
+            hint = f"did you mean {near!r}?"
+        elif distribution and normalized(distribution) not in self.plugins:
+            hint = f"{distribution} is not installed: pip install {distribution}"
+        else:
+            hint = "caramba plugins list shows what is installed"
+        return PluginError(
+            f"there is no {_words(kinds)} {name!r}",
+            expected=listed(known) if known else f"a distribution that supplies one; none is installed ({_words(kinds)})",
+            hint=hint,
+        )
+
+
+def _words(kinds: Sequence[str]) -> str:
+    return " or ".join(kinds)
+
+
+@cache
+def registry() -> Registry:
+    """The registry of this process."""
+    return Registry(installed(), disabled())
