@@ -1,0 +1,1 @@
+"""Decoupled Bottleneck Attention: attention, compressed cache, start from a teacher, presets."""

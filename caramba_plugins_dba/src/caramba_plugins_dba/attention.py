@@ -1,0 +1,174 @@
+"""The config of Decoupled Bottleneck Attention (DBA).
+
+    score_h(t, s) = scale * ( <q_sem_h(t), k_sem(s)> + <R q_geo_h(t), R k_geo_g(h)(s)> )
+    y_h(t)        = sum_s softmax_s(score_h(t, s)) v_g(h)(s)        out = W_o concat_h y_h + b_o
+
+The semantic path carries content and has no position; the geometric path carries rotary position.  ``sem_dim``,
+``geo_dim`` and ``v_dim`` count the values that are **cached** for a token in one layer: the cache's size is their sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from caramba_core.component import Attention, CacheEntry, Constant, Cost, Given, Shape, Weight, component, option
+from caramba_core.errors import InvalidValue
+from caramba_core.rope import Rope
+
+__all__ = ["DecoupledBottleneckAttention"]
+
+
+@component
+class DecoupledBottleneckAttention(Attention):
+    """Attention with keys split into a small semantic and a small rotary part, and values that may be a latent."""
+
+    builds: ClassVar[str] = "caramba_plugins_dba.module:DecoupledBottleneckModule"
+
+    n_heads: int = option(help="query heads", minimum=1)
+    n_kv_heads: int = option(help="key/value heads; a divisor of n_heads", minimum=1)
+    head_dim: int = option(help="width of a head before the split: twice the rotary pairs to choose from", minimum=2)
+    sem_dim: int = option(help="cached values of the semantic keys", unit="values a token and layer", minimum=0)
+    geo_dim: int = option(
+        help="cached values of the rotary keys, all heads together", unit="values a token and layer", minimum=0
+    )
+    v_dim: int = option(help="cached values of the attention values", unit="values a token and layer", minimum=1)
+    k_layout: Literal["shared", "per_head"] = option(
+        default="shared", help="one semantic latent that all heads read, or a part for each key/value head"
+    )
+    v_layout: Literal["latent", "per_head"] = option(
+        default="latent", help="one value latent that is expanded after attention, or a part for each key/value head"
+    )
+    rope: Rope | None = option(default=None, help="rotary embedding that the kept pairs are taken from")
+    scale: float | None = option(default=None, help="multiplier of scores; head_dim ** -0.5 if not given", above=0.0)
+    q_bias: bool = option(default=False, help="add a bias to the queries")
+    k_bias: bool = option(
+        default=False, help="add a bias to the rotary keys; one on semantic keys would change nothing"
+    )
+    v_bias: bool = option(default=False, help="add a bias to the values, behind the cache")
+    o_bias: bool = option(default=False, help="add a bias to the output")
+
+    def __attrs_post_init__(self) -> None:
+        if self.n_heads % self.n_kv_heads:
+            raise InvalidValue("n_kv_heads", f"{self.n_kv_heads} does not divide n_heads ({self.n_heads})")
+        if self.head_dim % 2:
+            raise InvalidValue("head_dim", f"{self.head_dim} is odd", expected="an even width: rotary pairs")
+        if self.sem_dim + self.geo_dim == 0:
+            raise InvalidValue("sem_dim", "sem_dim and geo_dim are both 0", expected="keys of at least one kind")
+        if self.geo_dim % (2 * self.n_kv_heads):
+            raise InvalidValue(
+                "geo_dim",
+                f"{self.geo_dim} is no multiple of {2 * self.n_kv_heads}",
+                expected="2 values a pair and key/value head",
+            )
+        if self.pairs > self.head_dim // 2:
+            raise InvalidValue(
+                "geo_dim",
+                f"{self.geo_dim} keeps {self.pairs} pairs a key/value head",
+                expected=f"at most {self.head_dim // 2} pairs, {self.n_kv_heads * self.head_dim} values",
+            )
+        if self.geo_dim and self.rope is None:
+            raise InvalidValue(
+                "rope", "geo_dim above 0 needs a rotary embedding", hint="rope: {theta: 10000.0}, or geo_dim: 0"
+            )
+        if self.geo_dim and self.rope is not None and self.rope.scaling == "dynamic":
+            raise InvalidValue("rope", "dynamic scaling has no fixed frequencies to choose pairs from")
+        if self.k_layout == "per_head" and self.sem_dim % self.n_kv_heads:
+            raise InvalidValue("sem_dim", f"{self.sem_dim} is no multiple of n_kv_heads ({self.n_kv_heads})")
+        if self.v_layout == "per_head" and self.v_dim % self.n_kv_heads:
+            raise InvalidValue("v_dim", f"{self.v_dim} is no multiple of n_kv_heads ({self.n_kv_heads})")
+
+    @property
+    def pairs(self) -> int:
+        """Rotary pairs that each key/value head keeps."""
+        return self.geo_dim // (2 * self.n_kv_heads)
+
+    @property
+    def sem_width(self) -> int:
+        """Width of one head's semantic query."""
+        return self.sem_dim if self.k_layout == "shared" else self.sem_dim // self.n_kv_heads
+
+    @property
+    def v_width(self) -> int:
+        """Width of one head's values behind the cache."""
+        return self.head_dim if self.v_layout == "latent" else self.v_dim // self.n_kv_heads
+
+    @property
+    def multiplier(self) -> float:
+        """What scores are multiplied with."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def fused_width(self) -> int:
+        """Width of queries, keys and values in the fused call: flash kernels want one width, a multiple of 8."""
+        return -(-max(2 * self.pairs + self.sem_width, self.v_width) // 8) * 8
+
+    def weights(self, width: int) -> Mapping[str, Weight]:
+        """``*_geo_*`` are of the rotary path, ``*_sem_*`` of the semantic one; ``pairs`` are the kept rotary pairs."""
+        heads, groups, rotary = self.n_heads, self.n_kv_heads, 2 * self.pairs
+        declared: dict[str, Weight] = {}
+        if self.pairs:
+            declared["q_geo_proj"] = Weight(shape=(heads * rotary, width))
+            declared["k_geo_proj"] = Weight(shape=(groups * rotary, width))
+            declared["pairs"] = Weight(
+                shape=(groups, self.pairs), init=Given(values=self._spread_pairs()), trainable=False, dtype="int64"
+            )
+        if self.sem_dim:
+            declared["q_sem_proj"] = Weight(shape=(heads * self.sem_width, width))
+            declared["k_sem_proj"] = Weight(shape=(self.sem_dim, width))
+        declared["v_proj"] = Weight(shape=(self.v_dim, width))
+        if self.v_layout == "latent":
+            declared["v_up_proj"] = Weight(shape=(groups * self.head_dim, self.v_dim))
+        declared["o_proj"] = Weight(shape=(width, heads * self.v_width))
+        zeros = Constant(0.0)
+        if self.q_bias and self.pairs:
+            declared["q_geo_bias"] = Weight(shape=(heads * rotary,), init=zeros)
+        if self.q_bias and self.sem_dim:
+            declared["q_sem_bias"] = Weight(shape=(heads * self.sem_width,), init=zeros)
+        if self.k_bias and self.pairs:
+            declared["k_geo_bias"] = Weight(shape=(groups * rotary,), init=zeros)
+        if self.v_bias:
+            declared["v_bias"] = Weight(shape=(groups * self.v_width,), init=zeros)
+        if self.o_bias:
+            declared["o_bias"] = Weight(shape=(width,), init=zeros)
+        return declared
+
+    def _spread_pairs(self) -> tuple[int, ...]:
+        """Pairs for a model that starts at random: evenly over the spectrum, the fastest among them."""
+        available = self.head_dim // 2
+        return tuple(index * available // self.pairs for index in range(self.pairs))
+
+    def cache_spec(self, width: int) -> Mapping[str, CacheEntry]:
+        """Rotated rotary keys, semantic keys and value latents: ``sem_dim + geo_dim + v_dim`` values a token."""
+        groups = self.n_kv_heads
+        spec: dict[str, CacheEntry] = {}
+        if self.pairs:
+            spec["k_geo"] = CacheEntry(shape=(groups, 2 * self.pairs))
+        if self.sem_dim:
+            spec["k_sem"] = CacheEntry(shape=(self.sem_dim,) if self.k_layout == "shared" else (groups, self.sem_width))
+        spec["v"] = CacheEntry(shape=(self.v_dim,) if self.v_layout == "latent" else (groups, self.v_width))
+        return spec
+
+    def cost(self, width: int, shape: Shape) -> Cost:
+        """Training and prefill count the fused call at its padded width, decoding the absorbed products."""
+        rows = shape.rows
+        total = Cost(saved=rows * width)  # the input, which every projection reads
+        for name, weight in self.weights(width).items():
+            if name.endswith("_proj"):
+                outputs, inputs = weight.shape
+                if name == "v_up_proj" and shape.context > shape.tokens:
+                    total += Cost.product(rows * self.n_heads, inputs, self.head_dim)
+                else:
+                    total += Cost.product(rows, inputs, outputs)
+        if shape.context > shape.tokens:
+            read = self.v_dim if self.v_layout == "latent" else self.v_width
+            per_pair = 2 * self.n_heads * (2 * self.pairs + self.sem_width + read)
+        else:
+            per_pair = 2 * self.n_heads * 2 * self.fused_width
+        heads = self.n_heads + self.n_kv_heads  # queries and mixed values of the one, keys and values of the other
+        per_token = 2 * heads * self.fused_width + self.n_heads
+        return total + Cost(
+            operations=shape.rows * shape.context * per_pair,
+            causal_operations=shape.causal_pairs() * per_pair,
+            saved=rows * (per_token + (self.v_dim if self.v_layout == "latent" else 0)),
+        )

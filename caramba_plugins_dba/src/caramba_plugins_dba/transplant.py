@@ -1,0 +1,90 @@
+"""Starting DBA from any rotary multi-head or grouped-query attention, without a gradient step.
+
+The mathematics stands in ``docs/dba.md`` and, a function a step, in :mod:`caramba_plugins_dba.start`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from caramba_core.component import Attention, component
+from caramba_core.errors import InvalidValue
+from caramba_core.transplant import Moment, Started, Transplant
+from caramba_plugins_dba.attention import DecoupledBottleneckAttention
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["GQAToDBA"]
+
+
+@component
+class GQAToDBA(Transplant):
+    """Rotary pairs by their importance, query-aware semantic keys, attention-weighted values."""
+
+    name: ClassVar[str] = "gqa_to_dba"
+
+    def check(self, source: Attention, target: Attention, width: int) -> None:
+        """Raise :class:`InvalidValue` with the reason where this pair cannot be converted."""
+        assert isinstance(target, DecoupledBottleneckAttention)
+        for field in ("n_heads", "n_kv_heads", "head_dim"):
+            ours, theirs = getattr(target, field), getattr(source, field)
+            if ours != theirs:
+                raise InvalidValue(field, f"{ours} differs from the source's {theirs}", expected=str(theirs))
+        rope = getattr(source, "rope", None)
+        if rope is None and target.pairs:
+            raise InvalidValue("geo_dim", "the source has no rotary embedding", expected="0")
+        if rope is not None and target.rope is not None and target.rope != rope:
+            raise InvalidValue("rope", f"{target.rope} differs from the source's", expected=str(rope))
+        room = target.n_kv_heads * (target.head_dim - 2 * target.pairs)
+        if target.sem_dim > room:
+            raise InvalidValue(
+                "sem_dim",
+                f"{target.sem_dim} is more than the pairs that are not kept can fill",
+                expected=f"at most {room}",
+            )
+        if target.v_dim > target.n_kv_heads * target.head_dim:
+            raise InvalidValue(
+                "v_dim",
+                f"{target.v_dim} is more than the source's values",
+                expected=f"at most {target.n_kv_heads * target.head_dim}",
+            )
+        if target.multiplier != source_multiplier(source):
+            raise InvalidValue(
+                "scale", f"{target.multiplier} differs from the source's", expected=f"{source_multiplier(source)}"
+            )
+
+    def moments(self, source: Attention, target: Attention) -> Mapping[str, Moment]:
+        """Second moments of queries and keys, attention by distance, and what attention makes of keys and values."""
+        return {name: _moment(name) for name in ("query", "key", "distance", "attended_key", "attended_value")}
+
+    def start(
+        self,
+        source: Attention,
+        weights: Mapping[str, Tensor],
+        target: Attention,
+        width: int,
+        moments: Mapping[str, Mapping[str, Tensor]],
+    ) -> Started:
+        """Every weight of the target, and the share of each signal that its ranks leave out."""
+        from caramba_plugins_dba.start import start
+
+        assert isinstance(target, DecoupledBottleneckAttention)
+        return start(source, weights, target, width, moments)
+
+
+def source_multiplier(source: Attention) -> float:
+    """What the source multiplies its scores with."""
+    scale = getattr(source, "scale", None)
+    multiplier: float = getattr(source, "head_dim") ** -0.5 if scale is None else scale  # noqa: B009
+    return multiplier
+
+
+def _moment(name: str) -> Moment:
+    """The collector's config by its registered name: moments live in another distribution."""
+    from caramba_core.plugins.registry import registry
+
+    entries: Any = registry()
+    made: Moment = entries.load(entries.find(("moment",), name))()
+    return made

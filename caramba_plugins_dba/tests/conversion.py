@@ -1,0 +1,72 @@
+"""One attention converted into another on random inputs: what the tests of the start share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caramba_core.component import Attention
+from caramba_core.nn.build import load_object
+from caramba_core.nn.frame import Frame
+from caramba_core.nn.module import ComponentModule
+from caramba_core.transplant import Started
+from caramba_plugins_dba.attention import DecoupledBottleneckAttention
+from caramba_plugins_dba.transplant import GQAToDBA
+from caramba_plugins_standard.gqa import GroupedQueryAttention
+
+
+def filled(config: Attention, width: int, seed: int, dtype: torch.dtype = torch.float64) -> ComponentModule:
+    """The module of a config with random weights of a sensible size."""
+    generator = torch.Generator().manual_seed(seed)
+    module: ComponentModule = load_object(config.builds)(config, width).to(dtype)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            size = width**-0.5 if name.endswith("_proj") else 0.3
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * size)
+        if isinstance(config, DecoupledBottleneckAttention) and config.pairs:
+            for row in module.pairs:  # type: ignore[union-attr]
+                row.copy_(torch.randperm(config.head_dim // 2, generator=generator)[: config.pairs].sort().values)
+    return module
+
+
+def inputs(batch: int, tokens: int, width: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Activations with directions of very different size, as real ones have."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(width, width, generator=generator, dtype=torch.float64) / width**0.5
+    spectrum = torch.logspace(0.5, -1.5, width, dtype=torch.float64)
+    x = torch.randn(batch, tokens, width, generator=generator, dtype=torch.float64) * spectrum @ mixing
+    return (x + 0.3 * mixing[0]).to(dtype)
+
+
+def frame(x: Tensor, first: int = 0) -> Frame:
+    """Positions ``first, first + 1, ...`` and no cache."""
+    return Frame(positions=torch.arange(first, first + x.shape[1]))
+
+
+def gather_moments(source: ComponentModule, config: Attention, target: Attention, x: Tensor) -> dict[str, Any]:
+    """The moments that the transplant asks for, from the source's own probe."""
+    results = {}
+    for name, moment in GQAToDBA().moments(config, target).items():
+        collector = load_object(moment.builds)(moment, config, x.shape[-1])
+        with torch.no_grad():
+            collector.update(source.probe(x, frame(x)))  # type: ignore[operator]
+        results[name] = collector.result()
+    return results
+
+
+def convert(
+    source: ComponentModule, config: GroupedQueryAttention, target: DecoupledBottleneckAttention, x: Tensor
+) -> tuple[ComponentModule, Started]:
+    """The target's module, started from the source on the calibration inputs ``x``."""
+    transplant = GQAToDBA()
+    transplant.check(config, target, x.shape[-1])
+    weights = dict(source.named_parameters())
+    moments = gather_moments(source, config, target, x)
+    started = transplant.start(config, weights, target, x.shape[-1], moments)
+    module: ComponentModule = load_object(target.builds)(target, x.shape[-1]).to(x.dtype)
+    with torch.no_grad():
+        for name, weight in started.weights.items():
+            getattr(module, name).copy_(weight)
+    return module, started
