@@ -14,12 +14,15 @@ from torch import nn
 from caramba_core.errors import InputError
 from caramba_core.graph import ROOT, Graph
 from caramba_core.loading import Checkpoint, Tokenizer
+from caramba_core.manifest import Loaded
 from caramba_core.manifest.schema import Evaluation, Group, Run
 from caramba_core.nn.filling import load_weights
 from caramba_core.nn.language_model import LanguageModel
+from caramba_core.plan import plan_group
 from caramba_core.run.checkpoint import load_tensors, read_state
 from caramba_core.run.device import autocast_dtype, pick_device, torch_dtype
 from caramba_core.run.directory import RunDirectory
+from caramba_core.run.evaluation import require_enough
 from caramba_core.run.reporter import Reporter
 from caramba_core.run.student import Site, assemble, find_sites, trained_nodes
 from caramba_core.training import Tokens
@@ -30,10 +33,9 @@ __all__ = ["GroupContext", "RunContext"]
 class GroupContext:
     """What the runs of one group share: manifest, graphs, tokens and, once a run needs it, the teacher."""
 
-    def __init__(self, *, name: str, group: Group, folder: Path, graph: Graph, teacher: TeacherSource | None) -> None:
-        self.name = name
+    def __init__(self, *, loaded: Loaded, group: Group, graph: Graph, teacher: TeacherSource | None) -> None:
+        self.loaded = loaded
         self.group = group
-        self.folder = folder
         self.graph = graph
         self.source = teacher
         self._teacher: tuple[torch.device, LanguageModel] | None = None
@@ -55,8 +57,28 @@ class GroupContext:
             dataset = None if self.group.data is None else getattr(self.group.data, which)
             if dataset is None:
                 raise InputError(f"group {self.group.name} has no data.{which}, which this run needs")
-            self._tokens[which] = check_tokens(dataset.open(self.folder, self.tokenizer), self.graph, self.tokenizer)
+            self._tokens[which] = check_tokens(dataset.open(self.loaded.folder, self.tokenizer), self.graph, self.tokenizer)
         return self._tokens[which]
+
+    def check(self, run: Run) -> None:
+        """Raise for anything that would stop this run later: data, device, patterns, differences from the teacher."""
+        train = run.train
+        pick_device(run.device if train is None else train.device)
+        if self.group.data is not None and self.group.data.heldout is not None:
+            settings = run.eval or self.group.eval or Evaluation()
+            require_enough(self.tokens("heldout"), settings)
+        if run.mode in ("convert", "train"):
+            self.tokens("train")
+        if train is not None:
+            trained_nodes(self.graph, train.trains)
+            if train.strategy.needs_teacher and self.source is None:
+                raise InputError(f"run {run.id}: its strategy learns from a teacher, and group {self.group.name} has none")
+        if self.source is not None:
+            _ = self.sites
+
+    def plan(self, run: Run) -> dict[str, Any]:
+        """The plan of a run, as data."""
+        return plan_group(self.loaded, self.group).to_dict()
 
     def teacher(self, device: torch.device) -> LanguageModel:
         """The teacher on a device, loaded once, frozen."""

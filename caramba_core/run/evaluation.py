@@ -17,7 +17,7 @@ from caramba_core.manifest.schema import Evaluation
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.training import Tokens
 
-__all__ = ["Measurement", "measure", "paired_difference"]
+__all__ = ["Measurement", "measure", "paired_difference", "require_enough"]
 
 _BLOCK = 128
 """Neighbouring tokens share their context, so errors are estimated from means over blocks of this many tokens."""
@@ -75,13 +75,7 @@ def measure(
 
     Raises :class:`InputError` where there are too few tokens, :class:`NumericalStop` where a likelihood is not finite.
     """
-    needed = settings.windows * settings.context
-    if len(tokens.ids) < needed:
-        raise InputError(
-            f"{tokens.origin} has {len(tokens.ids):,} tokens, too few to measure on",
-            expected=f"{needed:,} tokens ({settings.windows} windows of {settings.context})",
-            hint="set eval.windows or eval.context lower, or give more held-out text",
-        )
+    needed = require_enough(tokens, settings)
     weight = model.head_weight
     windows = tokens.ids[:needed].reshape(settings.windows, settings.context)
     rows = []
@@ -97,6 +91,18 @@ def measure(
             hint="look for infinite or NaN weights, or a float16 overflow",
         )
     return Measurement(nll=nll)
+
+
+def require_enough(tokens: Tokens, settings: Evaluation) -> int:
+    """Tokens that the measurement reads; :class:`InputError` where there are fewer."""
+    needed = settings.windows * settings.context
+    if len(tokens.ids) < needed:
+        raise InputError(
+            f"{tokens.origin} has {len(tokens.ids):,} tokens, too few to measure on",
+            expected=f"{needed:,} tokens ({settings.windows} windows of {settings.context})",
+            hint="set eval.windows or eval.context lower, or give more held-out text",
+        )
+    return needed
 
 
 def _nll(model: LanguageModel, tokens: Tensor) -> Tensor:

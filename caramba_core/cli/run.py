@@ -1,0 +1,41 @@
+"""``caramba run``: everything that a manifest asks for, with progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    manifest: Annotated[str, typer.Argument(help="a manifest file, or the name of a preset")],
+    group: Annotated[str | None, typer.Option(help="only this group")] = None,
+    run: Annotated[str | None, typer.Option(help="only this run of each group")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="path=value, such as vars.sem_dim=24")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with runs that stopped midway")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, compute nothing")] = False,
+    output: Annotated[Path, typer.Option(help="folder that takes the runs")] = Path("runs"),
+    minutes: Annotated[float | None, typer.Option(help="stop at a step boundary after this time, with a checkpoint")] = None,
+) -> None:
+    """Run a manifest: convert, train and measure, group by group."""
+    from caramba_core.run.experiment import Choice, Experiment
+    from caramba_core.run.reporter import Reporter
+
+    reporter = Reporter()
+    choice = Choice(group=group, run=run, resume=resume, output=output, minutes=minutes)
+    experiment = Experiment(manifest, set_ or [], choice, reporter)
+    left = experiment.unfinished()
+    if not left:
+        reporter.line("done already: every run has its result")
+        experiment.report()
+        return
+    experiment.check(left)
+    if dry_run:
+        names = ", ".join(f"{group.name}/{run.id}" for group, run in left)
+        reporter.line(f"everything that can be checked before computing is in order: {names}")
+        return
+    experiment.run(left)
+    experiment.report()

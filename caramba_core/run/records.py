@@ -1,0 +1,55 @@
+"""What a run leaves for people: the resolved manifest of its group, the closing table."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from caramba_core.manifest import Loaded
+from caramba_core.manifest.schema import Group
+from caramba_core.run.reporter import Reporter
+
+__all__ = ["closing_table", "written_manifest"]
+
+
+def written_manifest(loaded: Loaded, group: Group) -> str:
+    """The manifest as it was run, everything resolved, with this group alone; caramba can run it again."""
+    from ruamel.yaml import YAML
+
+    out = StringIO()
+    YAML(typ="safe", pure=True).dump(loaded.resolved_group(group.name), out)
+    return out.getvalue()
+
+
+def closing_table(reporter: Reporter, title: str, summaries: list[dict[str, Any]], folder: Path) -> None:
+    """Perplexity, cache, parameters, time and place of each run of a group."""
+    rows = []
+    teacher = next((s for s in summaries if "teacher" in s.get("perplexity", {})), None)
+    if teacher is not None:
+        cache = teacher["cache_bytes_per_token"].get("teacher")
+        rows.append(["teacher", _perplexity(teacher, "teacher"), "1.000", _bytes(cache), "", "", ""])
+    for summary in summaries:
+        measured = "end" in summary.get("perplexity", {})
+        rows.append(
+            [
+                f"{summary['run']} ({summary['mode']})",
+                _perplexity(summary, "end") if measured else "",
+                f"{summary['perplexity_ratio']['end']:.3f}" if "perplexity_ratio" in summary else "",
+                _bytes(summary.get("cache_bytes_per_token", {}).get("student")),
+                f"{summary['parameters'] / 1e6:.1f}M" if "parameters" in summary else "",
+                f"{summary.get('tokens', 0) or summary.get('calibration_tokens', 0):,}",
+                f"{summary['seconds']:.0f} s",
+            ]
+        )
+    columns = ["", "perplexity", "ratio to teacher", "cached bytes a token", "parameters", "tokens", "time"]
+    reporter.table(title, columns, rows)
+    reporter.line(f"artifacts: {folder}/")
+
+
+def _perplexity(summary: dict[str, Any], name: str) -> str:
+    return f"{summary['perplexity'][name]:.2f} ± {summary['perplexity_standard_error'][name]:.2f}"
+
+
+def _bytes(count: float | None) -> str:
+    return "" if count is None else f"{count:,.0f}"
