@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from caramba_core.errors import PluginError
 from caramba_core.kinds import KINDS
-from caramba_core.plugins import record
+from caramba_core.plugins import record, switches
 from caramba_core.plugins.loading import import_entry
-from caramba_core.plugins.metadata import Entry, Plugin, Problem, installed, normalized
+from caramba_core.plugins.metadata import CORE, Entry, Plugin, Problem, installed, normalized
 from caramba_core.plugins.requirements import check_requirement
 from caramba_core.plugins.switches import DISABLE_VARIABLE, disabled
 from caramba_core.plugins.text import listed, nearest
 
-__all__ = ["Entry", "Registry", "State", "registry"]
+__all__ = ["Entry", "Registry", "State", "registry", "switch_off"]
 
 State = Literal["ok", "disabled", "incompatible", "broken"]
 
@@ -185,3 +185,20 @@ def _words(kinds: Sequence[str]) -> str:
 def registry() -> Registry:
     """The registry of this process."""
     return Registry(installed(), disabled())
+
+
+def switch_off(names: Sequence[str]) -> None:
+    """Switch distributions off for this process and its children; :class:`PluginError` where one is not installed."""
+    plugins = registry().plugins
+    for name in names:
+        if normalized(name) not in plugins:
+            near = nearest(normalized(name), list(plugins))
+            raise PluginError(
+                f"--no-plugin: no plugin {name!r} is installed",
+                expected=listed(list(plugins)),
+                hint=f"did you mean {near!r}?" if near else None,
+            )
+        if normalized(name) == CORE:
+            raise PluginError(f"--no-plugin: {CORE} cannot be switched off")
+    switches.switch_off(names)
+    registry.cache_clear()

@@ -1,0 +1,168 @@
+"""Turning failures into a report on stderr and an exit code: the only place that does.
+
+    0 done   1 internal error   2 user error   3 verify   4 numerical stop   5 out of memory or disk
+    130 interrupted   141 reader of the output gone   143 terminated
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+from caramba_core import __version__
+from caramba_core.errors import CarambaError, ManifestError, ResourceExhausted
+
+__all__ = ["Stopped", "guarded"]
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Stopped(BaseException):
+    """Ends the process with this code; a ``BaseException``, so that no handler of ordinary errors keeps it."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def guarded(run: Callable[[], Any], arguments: Sequence[str]) -> int:
+    """The exit code of ``run()``; whatever it raises is reported."""
+    _stop_on_sigterm()
+    try:
+        run()
+        sys.stdout.flush()
+    except SystemExit as ended:
+        return _flushed(ended.code)
+    except Stopped as stopped:
+        if stopped.code == 141:
+            _silence_stdout()
+        return stopped.code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        _silence_stdout()
+        return 141
+    except BaseException as error:  # noqa: BLE001 - the last handler of the process
+        known = _as_known(error)
+        if known is None:
+            _report_crash(error, arguments)
+            return 1
+        _report(known, as_json=_wants_json(arguments))
+        return known.exit_code
+    return 0
+
+
+def _flushed(code: object) -> int:
+    """The code of an ordinary end, once the output is out."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence_stdout()
+        return 141
+    if code is None:
+        return 0
+    return code if isinstance(code, int) else 1
+
+
+def _stop_on_sigterm() -> None:
+    """Let a SIGTERM unwind the stack, so that locks are released and temporary files removed."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Stopped(143)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _silence_stdout() -> None:
+    """Nobody reads our output any more: keep the interpreter from complaining when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _as_known(error: BaseException) -> CarambaError | None:
+    """The user's error behind an exception, if it is one."""
+    if isinstance(error, CarambaError):
+        return error
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        where = f" while writing {error.filename}" if error.filename else ""
+        return ResourceExhausted(f"no space left on the device{where}", hint="free some, or write elsewhere")
+    if _out_of_memory(error):
+        first = str(error).splitlines()[0] if str(error) else "the allocation failed"
+        return ResourceExhausted(
+            f"out of memory: {first}",
+            hint="caramba compile MANIFEST --print-plan estimates what a run needs; a smaller batch_size or context takes less",
+        )
+    return None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    torch = sys.modules.get("torch")  # an error of torch's cannot exist before torch does
+    if torch is None:
+        return False
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether the command line asks for ``--format json``; the parse itself may be what failed."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return any(one == "--format=json" or (one, two) == ("--format", "json") for one, two in pairs)
+
+
+def _report(error: CarambaError, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(_as_data(error), indent=2))  # noqa: T201 - on stdout: it is the output that was asked for
+        return
+    text = str(error) if isinstance(error, ManifestError) else f"error: {error}"
+    print(_coloured(text) if _on_terminal() else text, file=sys.stderr)  # noqa: T201
+
+
+def _as_data(error: CarambaError) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "error": type(error).__name__,
+        "exit_code": error.exit_code,
+        "message": error.message,
+        "expected": error.expected,
+        "hint": error.hint,
+    }
+    if isinstance(error, ManifestError):
+        data["problems"] = [problem.to_dict() for problem in error.problems]
+    return data
+
+
+def _on_terminal() -> bool:
+    return sys.stderr.isatty() and "NO_COLOR" not in os.environ
+
+
+def _coloured(text: str) -> str:
+    red, cyan, plain = "\x1b[1;31m", "\x1b[36m", "\x1b[0m"
+    lines = []
+    for line in text.splitlines():
+        stripped = line.lstrip(" =")
+        if stripped.startswith(("hint:", "expected:", "note:")):
+            lines.append(f"{cyan}{line}{plain}")
+        else:
+            lines.append(line.replace("error:", f"{red}error:{plain}", 1))
+    return "\n".join(lines)
+
+
+def _report_crash(error: BaseException, arguments: Sequence[str]) -> None:
+    """A fault of caramba's or a plugin's: what a report of it needs, then the traceback."""
+    version = sys.version.split()[0]
+    print(  # noqa: T201
+        f"internal error: {type(error).__name__}: {error}\n"
+        f"  this is a fault of caramba {__version__} or of a plugin, not of your input (python {version}, {sys.platform})\n"
+        f"  command: caramba {' '.join(arguments)}\n"
+        f"  please report it with the traceback below\n",
+        file=sys.stderr,
+    )
+    traceback.print_exception(error, file=sys.stderr)
