@@ -13,7 +13,7 @@ from caramba_core.component import Constant, Given, Layer, Topology
 from caramba_core.graph import Graph, Node
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.nn.module import ComponentModule
-from caramba_core.nn.sequence import Sequence, Wiring
+from caramba_core.nn.sequence import Sequence, Wiring, chain
 
 __all__ = ["build", "initialize", "load_object"]
 
@@ -49,7 +49,7 @@ def build(
 
 
 def initialize(model: nn.Module, seed: int) -> None:
-    """Draw every declared weight from its own generator, so that a tensor's values depend on its name and seed alone."""
+    """Draw every declared weight from a generator of its own: values depend on its name and the seed alone."""
     for path, module in model.named_modules():
         if isinstance(module, ComponentModule):
             for name, weight in module.config.weights(module.width).items():
@@ -77,7 +77,11 @@ def _chain(nodes: tuple[Node, ...]) -> tuple[dict[str, nn.Module], Wiring]:
             layers.update(inner_layers)
             assert isinstance(node.config, Topology)
             assert node.config.inline is not None
-            wiring.append((load_object(node.config.inline), inner_wiring))
+            inline = load_object(node.config.inline)
+            if inline is chain:
+                wiring.extend(inner_wiring)
+            else:
+                wiring.append((inline, inner_wiring))
         else:
             local = node.name.rsplit(".", 1)[-1]
             layers[local] = _module(node)
@@ -94,7 +98,8 @@ def _module(node: Node) -> nn.Module:
         bodies[scope.name.rsplit(".", 1)[-1]] = Sequence(layers, wiring)
     if node.config.inline is not None:  # an inline topology with a name of its own: a scope that holds it
         (body,) = bodies.values()
-        return Sequence(dict(body.named_children()), ((load_object(node.config.inline), body.wiring),))
+        inline = load_object(node.config.inline)
+        return body if inline is chain else Sequence(dict(body.named_children()), ((inline, body.wiring),))
     module = load_object(node.config.builds)(node.config, node.width_in, bodies)
     assert isinstance(module, nn.Module)
     return module

@@ -19,50 +19,56 @@ _SMALLEST_CAPACITY = 64
 class LayerCache:
     """The tensors of one attention: ``[B, capacity, *shape]`` for entries a token, ``[B, *shape]`` for states.
 
-    States start as zeros.
+    States start as zeros.  An entry with a window holds the last ``window`` tokens alone, oldest first.
     """
 
     def __init__(self, spec: Mapping[str, CacheEntry], batch: int, dtype: torch.dtype, device: torch.device) -> None:
         self.spec = spec
         self.batch = batch
         self.length = 0
-        self._default_dtype = dtype
-        self._device = device
         self.tensors: dict[str, Tensor] = {
-            name: torch.zeros((batch, 0, *e.shape) if e.per_token else (batch, *e.shape), dtype=self._dtype(e), device=device)
-            for name, e in spec.items()
+            name: torch.zeros(
+                (batch, 0, *entry.shape) if entry.per_token else (batch, *entry.shape),
+                dtype=dtype if entry.dtype is None else getattr(torch, entry.dtype),
+                device=device,
+            )
+            for name, entry in spec.items()
         }
-
-    def _dtype(self, entry: CacheEntry) -> torch.dtype:
-        if entry.dtype is None:
-            return self._default_dtype
-        dtype = getattr(torch, entry.dtype)
-        assert isinstance(dtype, torch.dtype)
-        return dtype
 
     def reserve(self, capacity: int) -> None:
         """Make room for ``capacity`` tokens in all."""
         for name, entry in self.spec.items():
             old = self.tensors[name]
-            if entry.per_token and old.shape[1] < capacity:
-                new = torch.zeros((self.batch, capacity, *entry.shape), dtype=old.dtype, device=old.device)
-                new[:, : self.length] = old[:, : self.length]
+            wanted = capacity if entry.window is None else min(capacity, entry.window)
+            if entry.per_token and old.shape[1] < wanted:
+                new = torch.zeros((self.batch, wanted, *entry.shape), dtype=old.dtype, device=old.device)
+                new[:, : old.shape[1]] = old
                 self.tensors[name] = new
 
     def extend(self, **new: Tensor) -> dict[str, Tensor]:
-        """Append tokens ``[B, T, *shape]`` to every per-token entry; what is cached now, ``[B, S, *shape]`` each.
+        """Append tokens ``[B, T, *shape]`` to every per-token entry; what they may see, ``[B, S, *shape]`` each.
 
+        That is all that is cached and the new tokens; with a window, the ``window - 1`` before the new ones and these.
         The length moves on with :meth:`Cache.advance`, once all layers have run.
         """
         assert set(new) == {name for name, entry in self.spec.items() if entry.per_token}, "every entry grows together"
-        grown = {}
-        for name, values in new.items():
-            end = self.length + values.shape[1]
-            if self.tensors[name].shape[1] < end:
-                self.reserve(max(end, 2 * self.tensors[name].shape[1], _SMALLEST_CAPACITY))
-            self.tensors[name][:, self.length : end] = values
-            grown[name] = self.tensors[name][:, :end]
-        return grown
+        return {name: self._append(name, values) for name, values in new.items()}
+
+    def _append(self, name: str, values: Tensor) -> Tensor:
+        window = self.spec[name].window
+        tokens = values.shape[1]
+        held = self.length if window is None else min(self.length, window)
+        room = self.tensors[name].shape[1]
+        if room < held + tokens:
+            self.reserve(max(held + tokens, 2 * room, _SMALLEST_CAPACITY))
+        tensor = self.tensors[name]
+        if window is None or held + tokens <= window:
+            tensor[:, held : held + tokens] = values
+            return tensor[:, : held + tokens]
+        before = tensor[:, max(0, held - window + 1) : held]
+        seen = torch.cat([before, values.to(tensor.dtype)], dim=1)
+        tensor.copy_(seen[:, -window:])
+        return seen
 
     @property
     def bytes(self) -> int:
@@ -103,10 +109,24 @@ class Cache:
 
     def advance(self, tokens: int) -> None:
         """Take the tokens of the pass that just ended as cached."""
-        self.truncate(self.length + tokens)
+        self._move(self.length + tokens)
 
     def truncate(self, length: int) -> None:
-        """Keep the first ``length`` tokens (speculative decoding takes rejected ones back this way)."""
+        """Keep the first ``length`` tokens (speculative decoding takes rejected ones back this way).
+
+        States, and windows that have begun to slide, cannot go back: what they held is gone.
+        """
+        assert 0 <= length <= self.length, f"{length} tokens of {self.length} cannot be kept"
+        for (site, _), layer in self._layers.items():
+            for name, entry in layer.spec.items():
+                going_back = length < self.length and length > 0
+                slid = entry.window is not None and self.length > entry.window
+                assert not (going_back and (slid or not entry.per_token)), f"{name} of {site} cannot take tokens back"
+                if length == 0 and not entry.per_token:
+                    layer.tensors[name].zero_()
+        self._move(length)
+
+    def _move(self, length: int) -> None:
         self.length = length
         for layer in self._layers.values():
             layer.length = length

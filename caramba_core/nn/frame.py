@@ -43,8 +43,8 @@ class Frame:
     """``positions`` int64 ``[T]`` (or ``[B, T]`` where sequences differ) of the tokens of this pass.
 
     ``cache`` is what decoding keeps; with one, attention sees the cache's tokens before this pass's.  ``taps`` collects
-    inputs and outputs of chosen nodes.  ``application`` counts the runs of a body that a topology applies several times;
-    each run has a cache of its own.
+    inputs and outputs of chosen nodes.  ``application`` counts the runs of a body that a topology applies several
+    times; each run has a cache of its own.
     """
 
     positions: Tensor

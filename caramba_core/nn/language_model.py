@@ -40,7 +40,7 @@ class LanguageModel(Sequence):
             frame.cache.advance(tokens.shape[1])
         return x
 
-    def forward(self, tokens: Tensor, frame: Frame | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, tokens: Tensor, frame: Frame | None = None) -> Tensor:
         """Logits: int64 ``[B, T] -> [B, T, V]``."""
         return self.logits(self.hidden(tokens, frame))
 

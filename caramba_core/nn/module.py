@@ -4,10 +4,11 @@ The seam of a layer is ``forward(x, frame) -> y`` with ``x`` of shape ``[B, T, D
 through it, chosen by ``frame.cache``:
 
 * ``None``: training and prefill without a cache, one fused call;
-* a :class:`~caramba_core.nn.cache.Cache`: ``frame.cache.layer(self.site)`` is this layer's part; new tokens are appended
-  and every query sees the cached tokens before it.
+* a :class:`~caramba_core.nn.cache.Cache`: ``frame.cache.layer(self.site, frame.application)`` is this layer's part; new
+  tokens are appended and every query sees the cached tokens before it.
 
-An attention that others can start from also has ``probe(x, frame) -> Probe`` (:mod:`caramba_core.calibration`).
+An attention that others can start from also has ``probe(x, frame) -> Probe`` (:mod:`caramba_core.transplant`).  One
+whose output projection can be refitted has ``mix(x, frame)``, ``[B, T, n]``: what ``o_proj`` reads.
 """
 
 from __future__ import annotations

@@ -19,6 +19,11 @@ Wiring: TypeAlias = tuple["str | tuple[Inline, Wiring]", ...]
 """Names of layers in order; an inline topology stands as the pair of its function and its own layers."""
 
 
+def chain(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The layers alone: the wiring of a list of layers, which the builder unfolds."""
+    return run(x)
+
+
 class Sequence(nn.Module):
     """Layers one after the other, each registered under its node's local name.
 

@@ -1,0 +1,125 @@
+"""Grouped-query attention in torch.
+
+Axes: B batch, T tokens of this pass, S tokens seen, D model, H query heads, G key/value heads, d head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from caramba_core.nn.frame import Frame
+from caramba_core.nn.module import ComponentModule
+from caramba_core.nn.rotary import Rotary, rotate
+from caramba_core.transplant import Probe
+from caramba_plugins_standard.gqa import GroupedQueryAttention
+
+__all__ = ["GroupedQueryAttentionModule", "visible"]
+
+
+def visible(tokens: int, context: int, window: int | None, device: torch.device) -> Tensor:
+    """Bool ``[T, S]``: which of ``context`` tokens each of the last ``tokens`` of them sees."""
+    query = torch.arange(context - tokens, context, device=device)[:, None]
+    key = torch.arange(context, device=device)[None, :]
+    mask = key <= query
+    return mask if window is None else mask & (key > query - window)
+
+
+class GroupedQueryAttentionModule(ComponentModule):
+    """One fused call, over this pass's tokens or over the cache's and this pass's."""
+
+    q_proj: nn.Parameter
+    k_proj: nn.Parameter
+    v_proj: nn.Parameter
+    o_proj: nn.Parameter
+    q_bias: nn.Parameter | None
+    k_bias: nn.Parameter | None
+    v_bias: nn.Parameter | None
+    o_bias: nn.Parameter | None
+    q_norm: nn.Parameter
+    k_norm: nn.Parameter
+
+    def __init__(self, config: GroupedQueryAttention, width: int) -> None:
+        super().__init__(config, width)
+        self.n_heads = config.n_heads
+        self.n_kv_heads = config.n_kv_heads
+        self.head_dim = config.head_dim
+        self.multiplier = config.multiplier
+        self.window = config.window
+        self.qk_norm_eps = config.qk_norm_eps
+        self.rotary = None if config.rope is None else Rotary(config.rope, config.head_dim)
+        if not config.qkv_bias:
+            self.q_bias = self.k_bias = self.v_bias = None
+        if not config.o_bias:
+            self.o_bias = None
+
+    def forward(self, x: Tensor, frame: Frame) -> Tensor:
+        """``[B, T, D] -> [B, T, D]``."""
+        return F.linear(self.mix(x, frame), self.o_proj, self.o_bias)
+
+    def mix(self, x: Tensor, frame: Frame) -> Tensor:
+        """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
+        query, key, value = self._project(x)
+        query, key = self._turn(query, key, frame)
+        if frame.cache is not None:
+            layer = frame.cache.layer(self.site, frame.application)
+            seen = layer.extend(key=key.transpose(1, 2), value=value.transpose(1, 2))
+            key, value = seen["key"].transpose(1, 2), seen["value"].transpose(1, 2)
+        tokens, context = query.shape[2], key.shape[2]
+        mask, causal = None, False
+        if tokens > 1:  # a single token sees everything that its cache still holds
+            if tokens == context and (self.window is None or context <= self.window):
+                causal = True
+            else:
+                mask = visible(tokens, context, self.window, x.device)
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=causal,
+            scale=self.multiplier,
+            enable_gqa=self.n_kv_heads != self.n_heads,
+        )
+        return mixed.transpose(1, 2).flatten(2)
+
+    def probe(self, x: Tensor, frame: Frame) -> Probe:
+        """What happens inside, in float32 and spelled out: for calibration, and the reference of the fused call."""
+        assert frame.cache is None, "calibration reads whole sequences"
+        query, key, value = (part.float() for part in self._project(x))
+        turned_query, turned_key = self._turn(query, key, frame)
+        share = self.n_heads // self.n_kv_heads
+        scores = turned_query @ turned_key.repeat_interleave(share, dim=1).transpose(2, 3) * self.multiplier
+        tokens = x.shape[1]
+        scores = scores.masked_fill(~visible(tokens, tokens, self.window, x.device), float("-inf"))
+        probabilities = scores.softmax(dim=-1)
+        mixed = (probabilities @ value.repeat_interleave(share, dim=1)).transpose(1, 2).flatten(2)
+        bias = None if self.o_bias is None else self.o_bias.float()
+        return Probe(
+            x=x.float(),
+            query=query,
+            key=key,
+            value=value,
+            probabilities=probabilities,
+            mixed=mixed,
+            output=F.linear(mixed, self.o_proj.float(), bias),
+            positions=frame.positions,
+        )
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[B, H, T, d]``, keys and values ``[B, G, T, d]``, before rotation."""
+        heads = (*x.shape[:2], -1, self.head_dim)
+        query = F.linear(x, self.q_proj, self.q_bias).view(heads)
+        key = F.linear(x, self.k_proj, self.k_bias).view(heads)
+        value = F.linear(x, self.v_proj, self.v_bias).view(heads)
+        if self.qk_norm_eps is not None:
+            query = F.rms_norm(query, (self.head_dim,), self.q_norm, self.qk_norm_eps)
+            key = F.rms_norm(key, (self.head_dim,), self.k_norm, self.qk_norm_eps)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def _turn(self, query: Tensor, key: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        if self.rotary is None:
+            return query, key
+        cos, sin = self.rotary(frame.positions)
+        return rotate(query, cos, sin), rotate(key, cos, sin)

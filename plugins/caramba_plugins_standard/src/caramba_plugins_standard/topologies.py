@@ -1,0 +1,90 @@
+"""Layers made of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from caramba_core.component import Body, Layer, Topology, component, option
+from caramba_core.errors import InvalidValue
+from caramba_plugins_standard.each import spread
+
+__all__ = ["Nested", "Residual", "Stacked"]
+
+
+@component
+class Stacked(Topology):
+    """Layers in order."""
+
+    builds: ClassVar[str] = ""
+    inline: ClassVar[str | None] = "caramba_core.nn.sequence:chain"
+
+    layers: tuple[Layer, ...] = option(help="the layers, in order")
+
+    def __attrs_post_init__(self) -> None:
+        _need_layers(self.layers)
+
+    def bodies(self) -> Sequence[Body]:
+        """One chain in the enclosing scope."""
+        return (Body(layers=self.layers),)
+
+
+@component
+class Residual(Topology):
+    """``x + f(x)``, f being the layers in order; f must keep the width."""
+
+    builds: ClassVar[str] = ""
+    inline: ClassVar[str | None] = "caramba_plugins_standard.topology_modules:residual"
+
+    layers: tuple[Layer, ...] = option(help="the layers of f, in order")
+
+    def __attrs_post_init__(self) -> None:
+        _need_layers(self.layers)
+
+    def bodies(self) -> Sequence[Body]:
+        """One chain in the enclosing scope."""
+        return (Body(layers=self.layers),)
+
+    def join(self, width: int, outputs: Sequence[int]) -> int:
+        """The input's width, which the layers must give back."""
+        if outputs[0] != width:
+            raise InvalidValue("layers", f"they turn width {width} into {outputs[0]}", expected="the input's width")
+        return width
+
+
+@component
+class Nested(Topology):
+    """A named group of layers, repeated with weights of its own each time.
+
+    ``each`` gives single fields other values a repetition: ``{attention.sem_dim: [8, 8, 16]}`` sets the field
+    ``sem_dim`` of the node ``attention`` of every repetition in turn.
+    """
+
+    role: ClassVar[str] = "blocks"
+    builds: ClassVar[str] = "caramba_plugins_standard.topology_modules:NestedModule"
+
+    layers: tuple[Layer, ...] = option(help="the layers of one repetition, in order")
+    repeat: int = option(default=1, help="how many repetitions follow one another", minimum=1)
+    each: Mapping[str, tuple[Any, ...]] = option(
+        factory=dict, help="values by repetition: NODE.FIELD to a list with one value a repetition"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        _need_layers(self.layers)
+        for path, values in self.each.items():
+            if len(values) != self.repeat:
+                raise InvalidValue("each", f"{path} has {len(values)} values", expected=f"{self.repeat} values")
+        for index in range(self.repeat if self.each else 0):
+            self._repetition(index)
+
+    def bodies(self) -> Sequence[Body]:
+        """One chain a repetition, named by its index."""
+        return tuple(Body(layers=self._repetition(index), name=str(index)) for index in range(self.repeat))
+
+    def _repetition(self, index: int) -> tuple[Layer, ...]:
+        return spread(self.layers, {path: values[index] for path, values in self.each.items()})
+
+
+def _need_layers(layers: Sequence[Layer]) -> None:
+    if not layers:
+        raise InvalidValue("layers", "is empty", expected="at least one layer")
