@@ -1,0 +1,47 @@
+# Two commands on a fresh machine with Python 3.11 or newer, pip, venv and make:
+#
+#   make demo    convert SmolLM2-135M to half its cache, train it briefly, measure it
+#   make test    run the tests
+#
+# Both make .venv first; a second call skips what is done.  To choose a build of torch, see "Install" in README.md:
+#
+#   make demo TORCH_INDEX=<address of PyTorch's package index for CPU or CUDA>
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WEIGHTS := .demo
+DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(sort $(wildcard caramba_plugins_*/pyproject.toml plugins/*/pyproject.toml)))
+EDITABLE := $(foreach folder,$(DISTRIBUTIONS),-e $(folder))
+JOBS ?= 2
+
+.PHONY: demo test check weights install clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: constraints.txt $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	    $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	    --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	    --no-build-isolation $(EDITABLE)
+	touch $@
+
+weights: $(VENV)/.installed
+	$(BIN)/python demo/weights.py $(WEIGHTS)
+
+demo: weights
+	$(BIN)/caramba run demo/manifest.yml --resume
+
+test: weights
+	CARAMBA_WEIGHTS=$(WEIGHTS) $(BIN)/python -m pytest --numprocesses $(JOBS)
+
+check: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy caramba_core
+
+clean:
+	rm -rf $(VENV) $(WEIGHTS) runs
