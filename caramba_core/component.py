@@ -109,11 +109,10 @@ class Shape:
 
     def causal_pairs(self, window: int | None = None) -> int:
         """Pairs of a new token and one it sees, over all sequences: itself and what precedes it, within ``window``."""
-        if window is None or window >= self.context:
-            return self.batch * (self.tokens * (self.context - self.tokens) + self.tokens * (self.tokens + 1) // 2)
-        growing = min(self.tokens, max(0, window - 1 - (self.context - self.tokens)))  # tokens that see fewer than window
         before = self.context - self.tokens
-        return self.batch * (growing * before + growing * (growing + 1) // 2 + (self.tokens - growing) * window)
+        limit = self.context if window is None else min(window, self.context)
+        growing = min(self.tokens, max(0, limit - before))  # so many new tokens see everything before them
+        return self.batch * (growing * before + growing * (growing + 1) // 2 + (self.tokens - growing) * limit)
 
 
 @attrs.frozen(kw_only=True)
@@ -305,10 +304,17 @@ class Head(Layer):
 
 @component
 class Router(Component):
-    """Weighs the branches of a ``branching`` node, a token at a time: ``[B, T, D] -> [B, T, branches]``."""
+    """Weighs the branches of a ``branching`` node, a token at a time.
+
+    ``builds`` is a function ``(config, x, weights) -> y`` from ``x`` ``[B, T, D]`` and the declared weights to ``y``
+    ``[B, T, branches]``.
+    """
+
+    def check(self, branches: int) -> None:
+        """Raise :class:`InvalidValue` where the config cannot weigh so many branches."""
 
     def weights(self, width: int, branches: int) -> Mapping[str, Weight]:
-        """The tensors that the router owns."""
+        """The tensors that the router needs; the node owns them as ``router_<name>``."""
         return {}
 
     def cost(self, width: int, branches: int, shape: Shape) -> Cost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
@@ -90,13 +91,18 @@ def _set(config: Any, parts: Sequence[str], value: Any, path: str) -> Any:
             raise InvalidValue("each", f"{path}: {field!r} has no fields of its own here")
         value = _set(inner, parts[1:], value, path)
     else:
-        annotation = get_type_hints(type(config))[field]
+        annotation = _annotations(type(config))[field]
         if not _fits(value, annotation):
             raise InvalidValue("each", f"{path}: {value!r} does not fit", expected=_words(annotation))
     try:
         return attrs.evolve(config, **{field: value})
     except InvalidValue as error:
         raise InvalidValue("each", f"{path}: {error}", expected=error.expected, hint=error.hint) from error
+
+
+@cache
+def _annotations(config: type) -> Mapping[str, Any]:
+    return get_type_hints(config)
 
 
 def _fits(value: Any, annotation: Any) -> bool:

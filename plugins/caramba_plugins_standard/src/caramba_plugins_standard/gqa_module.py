@@ -5,6 +5,8 @@ Axes: B batch, T tokens of this pass, S tokens seen, D model, H query heads, G k
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -85,9 +87,12 @@ class GroupedQueryAttentionModule(ComponentModule):
         return mixed.transpose(1, 2).flatten(2)
 
     def probe(self, x: Tensor, frame: Frame) -> Probe:
-        """What happens inside, in float32 and spelled out: for calibration, and the reference of the fused call."""
+        """What happens inside, spelled out in float32 (or wider): for calibration, and the fused call's reference."""
         assert frame.cache is None, "calibration reads whole sequences"
-        query, key, value = (part.float() for part in self._project(x))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        if self.o_proj.dtype != wide or x.dtype != wide:
+            return deepcopy(self).to(wide).probe(x.to(wide), frame)
+        query, key, value = self._project(x)
         turned_query, turned_key = self._turn(query, key, frame)
         share = self.n_heads // self.n_kv_heads
         scores = turned_query @ turned_key.repeat_interleave(share, dim=1).transpose(2, 3) * self.multiplier
@@ -95,15 +100,14 @@ class GroupedQueryAttentionModule(ComponentModule):
         scores = scores.masked_fill(~visible(tokens, tokens, self.window, x.device), float("-inf"))
         probabilities = scores.softmax(dim=-1)
         mixed = (probabilities @ value.repeat_interleave(share, dim=1)).transpose(1, 2).flatten(2)
-        bias = None if self.o_bias is None else self.o_bias.float()
         return Probe(
-            x=x.float(),
+            x=x,
             query=query,
             key=key,
             value=value,
             probabilities=probabilities,
             mixed=mixed,
-            output=F.linear(mixed, self.o_proj.float(), bias),
+            output=F.linear(mixed, self.o_proj, self.o_bias),
             positions=frame.positions,
         )
 

@@ -1,4 +1,4 @@
-"""Layers made of layers."""
+"""Layers made of layers, one after the other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from caramba_core.component import Body, Layer, Topology, component, option
 from caramba_core.errors import InvalidValue
 from caramba_plugins_standard.each import spread
 
-__all__ = ["Nested", "Residual", "Stacked"]
+__all__ = ["Cyclic", "Nested", "Recurrent", "Residual", "Stacked"]
 
 
 @component
@@ -47,9 +47,7 @@ class Residual(Topology):
 
     def join(self, width: int, outputs: Sequence[int]) -> int:
         """The input's width, which the layers must give back."""
-        if outputs[0] != width:
-            raise InvalidValue("layers", f"they turn width {width} into {outputs[0]}", expected="the input's width")
-        return width
+        return _same_width(width, outputs)
 
 
 @component
@@ -62,6 +60,7 @@ class Nested(Topology):
 
     role: ClassVar[str] = "blocks"
     builds: ClassVar[str] = "caramba_plugins_standard.topology_modules:NestedModule"
+    separable: ClassVar[bool] = True
 
     layers: tuple[Layer, ...] = option(help="the layers of one repetition, in order")
     repeat: int = option(default=1, help="how many repetitions follow one another", minimum=1)
@@ -85,6 +84,71 @@ class Nested(Topology):
         return spread(self.layers, {path: values[index] for path, values in self.each.items()})
 
 
+@component
+class Recurrent(Topology):
+    """One chain applied ``times`` times with the same weights: ``h_1 = f(x)``, ``h_i = f(h_{i-1})``.
+
+    With ``inject`` the input is added again before every later application: ``h_i = f(h_{i-1} + x)``.  Every
+    application keeps a cache of its own.
+    """
+
+    role: ClassVar[str] = "recurrent"
+    builds: ClassVar[str] = "caramba_plugins_standard.topology_modules:RecurrentModule"
+
+    layers: tuple[Layer, ...] = option(help="the layers of f, in order")
+    times: int = option(help="how often f is applied", minimum=1)
+    inject: bool = option(default=False, help="add the input again before every application but the first")
+
+    def __attrs_post_init__(self) -> None:
+        _need_layers(self.layers)
+
+    def bodies(self) -> Sequence[Body]:
+        """One chain, ``body``, applied ``times`` times."""
+        return (Body(layers=self.layers, name="body", applications=self.times),)
+
+    def join(self, width: int, outputs: Sequence[int]) -> int:
+        """The input's width, which the layers must give back."""
+        return _same_width(width, outputs)
+
+
+@component
+class Cyclic(Topology):
+    """k layers used in rotation for ``times`` applications in all: 0, 1, .., k-1, 0, 1, ...
+
+    Weights are shared between the turns, caches are not: a layer that is used three times keeps three.
+    """
+
+    role: ClassVar[str] = "cyclic"
+    builds: ClassVar[str] = "caramba_plugins_standard.topology_modules:CyclicModule"
+
+    layers: tuple[Layer, ...] = option(help="the k layers; a chain of several is one stacked layer")
+    times: int = option(help="applications in all, at least one of each layer", minimum=1)
+
+    def __attrs_post_init__(self) -> None:
+        _need_layers(self.layers)
+        if self.times < len(self.layers):
+            raise InvalidValue("times", f"{self.times} leaves layers unused", expected=f"at least {len(self.layers)}")
+
+    def bodies(self) -> Sequence[Body]:
+        """One body a layer, named by its index, with its share of the applications."""
+        count = len(self.layers)
+        return tuple(
+            Body(layers=(layer,), name=str(index), applications=(self.times - index + count - 1) // count)
+            for index, layer in enumerate(self.layers)
+        )
+
+    def join(self, width: int, outputs: Sequence[int]) -> int:
+        """The input's width, which every layer must give back."""
+        return _same_width(width, outputs)
+
+
 def _need_layers(layers: Sequence[Layer]) -> None:
     if not layers:
         raise InvalidValue("layers", "is empty", expected="at least one layer")
+
+
+def _same_width(width: int, outputs: Sequence[int]) -> int:
+    for output in outputs:
+        if output != width:
+            raise InvalidValue("layers", f"they turn width {width} into {output}", expected="the input's width")
+    return width

@@ -1,0 +1,120 @@
+"""Topologies whose branches all read the same input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from caramba_core.component import Body, Cost, Layer, Normal, Router, Shape, Topology, Weight, component, option
+from caramba_core.errors import InvalidValue
+
+__all__ = ["Branching", "Parallel"]
+
+
+@component
+class Parallel(Topology):
+    """Branches of one input, combined by sum, mean, or concatenation on the feature axis and a projection."""
+
+    role: ClassVar[str] = "parallel"
+    flow: ClassVar[Literal["chain", "fan"]] = "fan"
+    builds: ClassVar[str] = "caramba_plugins_standard.topology_modules:ParallelModule"
+
+    layers: tuple[Layer, ...] = option(help="the branches; a chain of several layers is one stacked layer")
+    combine: Literal["sum", "mean", "concatenate"] = option(
+        default="sum", help="how outputs become one", choices=("sum", "mean", "concatenate")
+    )
+    d_out: int | None = option(
+        default=None, help="width after concatenation; the input's if not given", unit="features", minimum=1
+    )
+    init_std: float = option(default=0.02, help="standard deviation of the initial projection", above=0.0)
+
+    def __attrs_post_init__(self) -> None:
+        _need_branches(self.layers)
+        if self.d_out is not None and self.combine != "concatenate":
+            raise InvalidValue("d_out", f"has no meaning with combine: {self.combine}")
+
+    def bodies(self) -> Sequence[Body]:
+        """One body a branch, named by its index."""
+        return _branches(self.layers)
+
+    def join(self, width: int, outputs: Sequence[int]) -> int:
+        """The branches' common width, or the projection's."""
+        if self.combine != "concatenate":
+            return _common_width(outputs)
+        return width if self.d_out is None else self.d_out
+
+    def weights(self, width: int) -> Mapping[str, Weight]:
+        """``out_proj`` ``[d_out, sum of the branches' widths]`` where they are concatenated."""
+        if self.combine != "concatenate":
+            return {}
+        outputs = self.output_widths(width)
+        return {"out_proj": Weight(shape=(self.join(width, outputs), sum(outputs)), init=Normal(self.init_std))}
+
+    def cost(self, width: int, shape: Shape) -> Cost:
+        """The projection, whose input stays; sums and means keep nothing."""
+        if self.combine != "concatenate":
+            return Cost()
+        outputs = self.output_widths(width)
+        rows = shape.rows
+        return Cost.product(rows, sum(outputs), self.join(width, outputs), saved=rows * sum(outputs))
+
+
+@component
+class Branching(Topology):
+    """``sum_j w_j(x) f_j(x)``: a router weighs the branches, a token at a time.
+
+    Every branch runs on every token, also where the router gives it no weight, because branches may mix tokens.
+    """
+
+    role: ClassVar[str] = "branching"
+    flow: ClassVar[Literal["chain", "fan"]] = "fan"
+    builds: ClassVar[str] = "caramba_plugins_standard.topology_modules:BranchingModule"
+
+    layers: tuple[Layer, ...] = option(help="the branches; a chain of several layers is one stacked layer")
+    router: Router = option(help="what weighs the branches")
+
+    def __attrs_post_init__(self) -> None:
+        _need_branches(self.layers)
+        try:
+            self.router.check(len(self.layers))
+        except InvalidValue as error:
+            raise InvalidValue("router", str(error), expected=error.expected, hint=error.hint) from error
+
+    def bodies(self) -> Sequence[Body]:
+        """One body a branch, named by its index."""
+        return _branches(self.layers)
+
+    def join(self, width: int, outputs: Sequence[int]) -> int:
+        """The branches' common width."""
+        return _common_width(outputs)
+
+    def weights(self, width: int) -> Mapping[str, Weight]:
+        """The router's, as ``router_<name>``."""
+        return {f"router_{name}": weight for name, weight in self.router.weights(width, len(self.layers)).items()}
+
+    def cost(self, width: int, shape: Shape) -> Cost:
+        """The router; the branches' outputs and their weights stay."""
+        branches = len(self.layers)
+        kept = shape.rows * (sum(self.output_widths(width)) + branches)
+        return self.router.cost(width, branches, shape) + Cost(saved=kept)
+
+
+def _branches(layers: Sequence[Layer]) -> tuple[Body, ...]:
+    return tuple(Body(layers=(layer,), name=str(index)) for index, layer in enumerate(layers))
+
+
+def _need_branches(layers: Sequence[Layer]) -> None:
+    if not layers:
+        raise InvalidValue("layers", "is empty", expected="at least one branch")
+
+
+def _common_width(outputs: Sequence[int]) -> int:
+    for index, output in enumerate(outputs):
+        if output != outputs[0]:
+            raise InvalidValue(
+                "layers",
+                f"branch {index} has width {output}, branch 0 has {outputs[0]}",
+                expected="branches of one width",
+                hint="end a branch with a linear layer, or use parallel with combine: concatenate",
+            )
+    return outputs[0]
