@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
@@ -91,7 +91,7 @@ def _set(config: Any, parts: Sequence[str], value: Any, path: str) -> Any:
             raise InvalidValue("each", f"{path}: {field!r} has no fields of its own here")
         value = _set(inner, parts[1:], value, path)
     else:
-        annotation = _annotations(type(config))[field]
+        annotation = _annotations(cast(Hashable, type(config)))[field]
         if not _fits(value, annotation):
             raise InvalidValue("each", f"{path}: {value!r} does not fit", expected=_words(annotation))
     try:
@@ -101,7 +101,7 @@ def _set(config: Any, parts: Sequence[str], value: Any, path: str) -> Any:
 
 
 @cache
-def _annotations(config: type) -> Mapping[str, Any]:
+def _annotations(config: Any) -> Mapping[str, Any]:
     return get_type_hints(config)
 
 

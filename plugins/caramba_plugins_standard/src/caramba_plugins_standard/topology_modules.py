@@ -104,12 +104,10 @@ class BranchingModule(TopologyModule):
         """``[B, T, D] -> [B, T, D']``."""
         weights = {name: getattr(self, f"router_{name}") for name in self.router_weights}
         shares = self.route(self.router, x, weights).unsqueeze(-1).unbind(dim=-2)
-        outputs: list[Tensor] = [
-            share * self.body(name)(x, frame) for name, share in zip(self.bodies, shares, strict=True)
-        ]
-        total = outputs[0]
-        for output in outputs[1:]:
-            total = total + output
+        outputs: list[Tensor] = [self.body(name)(x, frame) for name in self.bodies]
+        total = shares[0] * outputs[0]
+        for share, output in zip(shares[1:], outputs[1:], strict=True):
+            total = total + share * output
         return total
 
 

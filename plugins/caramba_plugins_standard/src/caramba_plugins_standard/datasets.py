@@ -1,0 +1,176 @@
+"""Token arrays and texts as sources of tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caramba_core.component import component, option
+from caramba_core.errors import InputError, InvalidValue
+from caramba_core.training import Dataset, Tokens
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from caramba_core.loading import Tokenizer
+
+    Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
+
+__all__ = ["TextFile", "TokenArray"]
+
+_MAGIC = b"\x93NUMPY"
+_WHOLE = (0.0, 1.0)
+
+
+@component
+class _File(Dataset):
+    """A file, or a part of one."""
+
+    path: str = option(help="the file, relative to the manifest")
+    part: tuple[float, float] = option(
+        default=_WHOLE, help="which part is used: from this fraction of the file to that one", unit="of the file"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        first, last = self.part
+        if not 0.0 <= first < last <= 1.0:
+            raise InvalidValue("part", f"[{first}, {last}] is no part", expected="[A, B] with 0 <= A < B <= 1")
+
+    def files(self) -> tuple[Path, ...]:
+        """The file."""
+        return (Path(self.path),)
+
+    def _find(self, folder: Path) -> Path:
+        path = folder / Path(self.path).expanduser()
+        if not path.is_file():
+            found = "is not a file" if path.exists() else "does not exist"
+            raise InputError(f"{path} {found}", expected="a file, relative to the manifest's folder")
+        return path
+
+    def _origin(self, path: Path) -> str:
+        return str(path) if self.part == _WHOLE else f"{path} [{self.part[0]:g}, {self.part[1]:g}]"
+
+
+@component
+class TokenArray(_File):
+    """Token ids in a ``.npy`` file: one axis of integers, read as they are needed.
+
+    ``FILE.json`` beside it, where it exists, tells ``tokenizer`` (its identity), ``vocab_size`` and ``sha256`` of the
+    array; they are checked.
+    """
+
+    def open(self, folder: Path, tokenizer: Tokenizer | None) -> Tokens:
+        """The ids, memory-mapped."""
+        path = self._find(folder)
+        ids = _read_array(path)
+        note = _read_note(path)
+        if not len(ids):
+            raise InputError(f"{path} is empty", expected="token ids")
+        if ids.dtype.kind == "i" and int(ids.min()) < 0:
+            raise InputError(f"{path} holds the negative token id {int(ids.min())}", expected="ids from 0 on")
+        if "sha256" in note:
+            _check_hash(path, note["sha256"])
+        if "vocab_size" in note and int(ids.max()) >= note["vocab_size"]:
+            raise InputError(
+                f"{path} holds token id {int(ids.max())}",
+                expected=f"ids below {note['vocab_size']}, as {path}.json says",
+            )
+        first, last = (int(len(ids) * fraction) for fraction in self.part)
+        if first == last:
+            raise InputError(f"{self._origin(path)} holds no token of {len(ids)}")
+        return Tokens(ids=ids[first:last], tokenizer=note.get("tokenizer"), origin=self._origin(path))
+
+
+@component
+class TextFile(_File):
+    """A UTF-8 text, encoded with the teacher's tokenizer.  Parts begin and end at line breaks."""
+
+    def open(self, folder: Path, tokenizer: Tokenizer | None) -> Tokens:
+        """The ids of the text."""
+        import numpy as np
+
+        path = self._find(folder)
+        if tokenizer is None:
+            raise InputError(
+                f"{path} is a text, and there is no tokenizer to encode it with",
+                expected="a teacher whose checkpoint carries a tokenizer",
+                hint="encode the text beforehand and give the .npy array instead",
+            )
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path} is not UTF-8: byte {error.start} is not", hint="save the text as UTF-8"
+            ) from error
+        first, last = (_line_start(text, fraction) for fraction in self.part)
+        ids = tokenizer.encode(text[first:last])
+        if not ids:
+            raise InputError(f"{self._origin(path)} holds no text")
+        dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+        return Tokens(ids=np.array(ids, dtype=dtype), tokenizer=tokenizer.identity, origin=self._origin(path))
+
+
+def _line_start(text: str, fraction: float) -> int:
+    """The first line start at or behind this fraction of the text; its end where there is none."""
+    place = int(len(text) * fraction)
+    if place in (0, len(text)) or text[place - 1] == "\n":
+        return place
+    newline = text.find("\n", place)
+    return len(text) if newline < 0 else newline + 1
+
+
+def _read_array(path: Path) -> Ids:
+    import numpy as np
+
+    with path.open("rb") as file:
+        magic = file.read(len(_MAGIC))
+    if magic != _MAGIC:
+        raise InputError(
+            f"{path} is not a .npy file (it begins with {magic!r})", hint="write token ids with numpy.save(file, ids)"
+        )
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(
+            f"{path} cannot be read as an array: {error}", hint="the file is damaged, or cut off"
+        ) from error
+    if array.dtype.kind not in "iu":
+        raise InputError(
+            f"{path} holds {array.dtype} values",
+            expected="integer token ids (uint16, uint32, int32 or int64)",
+            hint="token ids that passed through floating point may be rounded: make the array again",
+        )
+    if array.ndim != 1:
+        raise InputError(f"{path} has shape {list(array.shape)}", expected="one axis: the token ids in order")
+    return array
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """What ``FILE.json`` tells, type-checked; empty where there is none."""
+    file = path.with_name(f"{path.name}.json")
+    if not file.exists():
+        return {}
+    try:
+        note = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    if not isinstance(note, dict):
+        raise InputError(f"{file} holds no mapping", expected="tokenizer, vocab_size, sha256")
+    for name, kind in (("tokenizer", str), ("vocab_size", int), ("sha256", str)):
+        if name in note and type(note[name]) is not kind:
+            raise InputError(f"{file}: {name} is {note[name]!r}", expected=f"{'text' if kind is str else 'an integer'}")
+    return note
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    import hashlib
+
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected.lower():
+        raise InputError(
+            f"{path} has SHA-256 {found}",
+            expected=f"{expected}, as {path}.json says",
+            hint="fetch or make the file again",
+        )

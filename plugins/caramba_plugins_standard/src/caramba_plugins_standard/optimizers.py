@@ -1,0 +1,82 @@
+"""Optimizers: torch's own, with checked settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from caramba_core.component import component, option
+from caramba_core.errors import InvalidValue
+from caramba_core.training import Optimizer
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["SGD", "AdamW"]
+
+
+@component
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (arXiv 1711.05101); only matrices decay, norms and biases do not."""
+
+    betas: tuple[float, float] = option(default=(0.9, 0.95), help="decay of the first and of the second moment")
+    eps: float = option(default=1e-8, help="added to the root of the second moment", above=0.0)
+    weight_decay: float = option(
+        default=0.0, help="shrinkage a step, times the learning rate", minimum=0.0, maximum=1.0
+    )
+
+    def __attrs_post_init__(self) -> None:
+        for beta in self.betas:
+            if not 0.0 <= beta < 1.0:
+                raise InvalidValue("betas", f"{beta} is out of range", expected="two numbers from 0 to below 1")
+
+    def create(self, parameters: Iterable[Mapping[str, Any]], lr: float) -> torch.optim.Optimizer:
+        """``torch.optim.AdamW``, in one fused kernel where there is one."""
+        import torch
+
+        groups = _decaying(parameters, self.weight_decay)
+        fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+        return torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=fused)
+
+    def state_values(self) -> int:
+        """Two moments."""
+        return 2
+
+
+@component
+class SGD(Optimizer):
+    """Gradient descent with momentum; only matrices decay, norms and biases do not."""
+
+    momentum: float = option(default=0.9, help="share of the previous step that goes on", minimum=0.0, below=1.0)
+    nesterov: bool = option(default=False, help="look ahead along the momentum")
+    weight_decay: float = option(default=0.0, help="added to the gradient, times the weight", minimum=0.0, maximum=1.0)
+
+    def __attrs_post_init__(self) -> None:
+        if self.nesterov and not self.momentum:
+            raise InvalidValue("nesterov", "has no meaning without momentum")
+
+    def create(self, parameters: Iterable[Mapping[str, Any]], lr: float) -> torch.optim.Optimizer:
+        """``torch.optim.SGD``."""
+        import torch
+
+        groups = _decaying(parameters, self.weight_decay)
+        return torch.optim.SGD(groups, lr=lr, momentum=self.momentum, nesterov=self.nesterov)
+
+    def state_values(self) -> int:
+        """One momentum, if any."""
+        return 1 if self.momentum else 0
+
+
+def _decaying(parameters: Iterable[Mapping[str, Any]], decay: float) -> list[dict[str, Any]]:
+    """The groups with a decay of their own, split where some of their parameters must not decay."""
+    groups: list[dict[str, Any]] = []
+    for group in parameters:
+        members = list(group["params"])
+        if not decay:
+            groups.append({**group, "params": members, "weight_decay": 0.0})
+            continue
+        for matrices in (True, False):
+            chosen = [parameter for parameter in members if (parameter.ndim >= 2) is matrices]
+            if chosen:
+                groups.append({**group, "params": chosen, "weight_decay": decay if matrices else 0.0})
+    return groups
