@@ -130,7 +130,7 @@ def _read_array(path: Path) -> Ids:
             f"{path} is not a .npy file (it begins with {magic!r})", hint="write token ids with numpy.save(file, ids)"
         )
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: Ids = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise InputError(
             f"{path} cannot be read as an array: {error}", hint="the file is damaged, or cut off"

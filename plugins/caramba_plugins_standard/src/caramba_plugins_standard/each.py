@@ -12,6 +12,7 @@ import attrs
 
 from caramba_core.component import Layer, Topology
 from caramba_core.errors import InvalidValue
+from caramba_core.naming import Names
 
 __all__ = ["spread"]
 
@@ -31,42 +32,32 @@ def spread(layers: Sequence[Layer], values: Mapping[str, Any]) -> tuple[Layer, .
 def _in_scope(layers: tuple[Layer, ...], parts: Sequence[str], value: Any, path: str) -> tuple[Layer, ...]:
     if len(parts) < 2 or not all(parts):
         raise InvalidValue("each", f"{path!r} does not name a field", expected="NODE.FIELD, such as attention.window")
-    names: list[str] = []
-    changed = _change(layers, parts, value, path, names)
-    if parts[0] not in names:
-        raise InvalidValue("each", f"{path}: no node {parts[0]!r} in a repetition", expected=", ".join(names))
+    found: list[str] = []
+    changed = _change(layers, parts, value, path, Names(layers), found)
+    if parts[0] not in found:
+        raise InvalidValue("each", f"{path}: no node {parts[0]!r} in a repetition", expected=", ".join(found))
     return changed
 
 
 def _change(
-    layers: tuple[Layer, ...], parts: Sequence[str], value: Any, path: str, names: list[str]
+    layers: tuple[Layer, ...], parts: Sequence[str], value: Any, path: str, names: Names, found: list[str]
 ) -> tuple[Layer, ...]:
-    """The layers with the node ``parts[0]`` changed where it is among them; ``names`` collects the names met."""
+    """The layers with the node ``parts[0]`` changed where it is among them; ``found`` collects the names met."""
     result: list[Layer] = []
     for layer in layers:
         changed = layer
         inline = isinstance(layer, Topology) and layer.inline is not None
         if inline and layer.name is None:
-            changed = _with_layers(layer, _change(_layers(layer), parts, value, path, names))
+            changed = _with_layers(layer, _change(_layers(layer), parts, value, path, names, found))
         else:
-            names.append(_name(layer, names))
-            if names[-1] == parts[0]:
+            found.append(names.give(layer))
+            if found[-1] == parts[0]:
                 if inline:
                     changed = _with_layers(layer, _in_scope(_layers(layer), parts[1:], value, path))
                 else:
                     changed = _set(layer, parts[1:], value, path)
         result.append(changed)
     return tuple(result)
-
-
-def _name(layer: Layer, taken: Sequence[str]) -> str:
-    """The node's local name, as lowering gives it."""
-    name = layer.role if layer.name is None else layer.name
-    number = 2
-    free = name
-    while free in taken:
-        free, number = f"{name}_{number}", number + 1
-    return free
 
 
 def _layers(topology: Layer) -> tuple[Layer, ...]:

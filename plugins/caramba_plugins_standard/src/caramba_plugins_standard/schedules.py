@@ -1,6 +1,6 @@
 """Learning-rate schedules: a warm-up, then a shape.
 
-Step s of n (0-based), w warm-up steps: while s < w the factor is (s + 1) / w, afterwards the shape at (s - w) / (n - w).
+Step s of n (0-based), w warm-up steps: while s < w the factor is (s + 1) / w, then the shape at (s - w) / (n - w).
 """
 
 from __future__ import annotations
