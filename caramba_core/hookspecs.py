@@ -1,4 +1,4 @@
-"""Every hook that a plugin can implement, each with when it runs, where, what it may change, and what an exception does.
+"""Every hook that a plugin can implement: when it runs, where, what it may change, and what an exception in it does.
 
 A plugin implements hooks in the module that its entry point in the group ``caramba`` names::
 
@@ -8,16 +8,16 @@ A plugin implements hooks in the module that its entry point in the group ``cara
     def step_finished(step, metrics):
         print(step, metrics["loss"])
 
-An implementation takes only the arguments that it uses.  Implementations run in the order of their distributions' names,
-``@hookimpl(tryfirst=True)`` and ``@hookimpl(trylast=True)`` before and after the others.  Hooks run at the boundaries of
-steps, never inside ``forward``, and get numbers that are already on the CPU: none of them forces a device to wait.
+An implementation takes only the arguments that it uses.  Implementations run in the order of their distributions'
+names, ``@hookimpl(tryfirst=True)`` and ``@hookimpl(trylast=True)`` before and after the others.  Hooks run at the
+boundaries of steps, never inside ``forward``, and get numbers that are on the CPU: none of them makes a device wait.
 
 Of several processes that train together, :data:`EVERY_PROCESS` hooks run in each, all others in the first one only.
 
-An exception in a :data:`OBSERVERS` hook is reported once, that plugin's hook is not called again, and the run goes on: a
-tracker that lost its network must not end hours of training.  In every other hook it stops the command with exit code 2
-and names the plugin.  A :class:`~caramba_core.errors.CarambaError` is meant: it always stops the run with its own exit
-code (except in ``run_failed``, where the first error counts).
+An exception in a :data:`OBSERVERS` hook is reported once, that plugin's hook is not called again, and the run goes on:
+a tracker that lost its network must not end hours of training.  In every other hook it stops the command with exit code
+2 and names the plugin.  A :class:`~caramba_core.errors.CarambaError` is meant: it always stops the run with its own
+exit code (except in ``run_failed``, where the first error counts).
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ OBSERVERS: Final = frozenset({"step_finished", "evaluated", "checkpoint_saved", 
 class PluginInfo:
     """What a plugin says of itself.
 
-    ``summary`` is one line; ``documentation`` an address; ``extras`` names, for each optional extra of the distribution,
-    the modules that it brings (``{"gguf": ("gguf",)}``), so that ``caramba plugins show`` can say which are there.
+    ``summary`` is one line; ``documentation`` an address; ``extras`` names, for each optional extra of the
+    distribution, the modules that it brings (``{"gguf": ("gguf",)}``): ``caramba plugins show`` says which are there.
     """
 
     summary: str

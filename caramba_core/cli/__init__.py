@@ -1,7 +1,7 @@
 """The command ``caramba``: a table of subcommands that are imported only when they run, and one place for failures.
 
-The table below is all that ``--help`` reads.  Plugins add subcommands through the entry-point group ``caramba.command``,
-whose names are listed from metadata.
+The table below is all that ``--help`` reads.  Plugins add subcommands through the entry-point group
+``caramba.command``, whose names are listed from metadata.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Group(TyperGroup):
             known = Command("", f"(supplied by {target.distribution})")
         return TyperCommand(cmd_name, help=known.help, rich_help_panel=None if known.target else "Commands of plugins")
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str, Any, list[str]]:
         name = args[0]
         if name in COMMANDS:
             return name, _load(name, COMMANDS[name]), args[1:]
@@ -64,6 +64,7 @@ class _Group(TyperGroup):
 
         near = nearest(name, self.list_commands(ctx))
         ctx.fail(f"No such command {name!r}." + (f" Did you mean {near!r}?" if near else ""))
+        raise AssertionError("fail always raises")
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _with_run(_without_plugins(args)))

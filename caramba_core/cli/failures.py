@@ -1,7 +1,7 @@
 """Turning failures into a report on stderr and an exit code: the only place that does.
 
-    0 done   1 internal error   2 user error   3 verify   4 numerical stop   5 out of memory or disk
-    130 interrupted   141 reader of the output gone   143 terminated
+0 done, 1 internal error, 2 user error, 3 ``verify:`` not met, 4 numerical stop, 5 out of memory or disk,
+130 interrupted, 141 the reader of the output is gone, 143 terminated.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from caramba_core import __version__
 from caramba_core.errors import CarambaError, ManifestError, ResourceExhausted
+from caramba_core.plugins.metadata import CORE
 
 __all__ = ["Stopped", "guarded"]
 
@@ -96,7 +97,7 @@ def _as_known(error: BaseException) -> CarambaError | None:
         first = str(error).splitlines()[0] if str(error) else "the allocation failed"
         return ResourceExhausted(
             f"out of memory: {first}",
-            hint="caramba compile MANIFEST --print-plan estimates what a run needs; a smaller batch_size or context takes less",
+            hint="a smaller batch_size or context takes less; compile --print-plan estimates what a run needs",
         )
     return None
 
@@ -155,12 +156,26 @@ def _coloured(text: str) -> str:
     return "\n".join(lines)
 
 
+def _at_fault(error: BaseException) -> str:
+    """Whose code raised: the innermost frame that belongs to a plugin decides."""
+    from caramba_core.plugins.registry import registry
+
+    packages = {
+        entry.value.partition(":")[0].partition(".")[0]: f"{plugin.name} {plugin.version}"
+        for plugin in registry().plugins.values()
+        for entry in (*plugin.hooks, *plugin.components)
+    }
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    owners = [packages[top] for module in modules if (top := module.partition(".")[0]) in packages]
+    return owners[-1] if owners else f"{CORE} {__version__}"
+
+
 def _report_crash(error: BaseException, arguments: Sequence[str]) -> None:
     """A fault of caramba's or a plugin's: what a report of it needs, then the traceback."""
     version = sys.version.split()[0]
     print(  # noqa: T201
         f"internal error: {type(error).__name__}: {error}\n"
-        f"  this is a fault of caramba {__version__} or of a plugin, not of your input (python {version}, {sys.platform})\n"
+        f"  this is a fault of {_at_fault(error)}, not of your input (python {version}, {sys.platform})\n"
         f"  command: caramba {' '.join(arguments)}\n"
         f"  please report it with the traceback below\n",
         file=sys.stderr,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from caramba_core.errors import PluginError
@@ -82,6 +83,12 @@ def _how_to_install(module: str, plugin: Plugin) -> str:
 
 def _check_kind(entry: Entry, found: Any) -> None:
     """Raise where the object is not what entries of its kind must be."""
+    if entry.kind == "preset" and not (isinstance(found, Path) and found.is_file()):
+        raise PluginError(
+            f"{entry} is broken: {entry.value} is not the path of a file",
+            expected="a pathlib.Path of a manifest that the distribution carries",
+            hint=f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author",
+        )
     base_path = _BASES.get(entry.kind)
     if base_path is None:
         return
@@ -91,13 +98,13 @@ def _check_kind(entry: Entry, found: Any) -> None:
         raise PluginError(
             f"{entry} is broken: {entry.value} is {_described(found)}",
             expected=f"a class derived from {module}.{name}",
-            hint=f"this is a fault of {entry.distribution} {entry.version}; docs/plugins.md says what its author must change",
+            hint=f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author",
         )
     if "__attrs_attrs__" not in vars(found):
         raise PluginError(
             f"{entry} is broken: the class {entry.value} is not a component",
             expected="the decorator @component above the class",
-            hint=f"this is a fault of {entry.distribution} {entry.version}; docs/plugins.md says what its author must change",
+            hint=f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author",
         )
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from types import ModuleType
 from typing import Any
@@ -31,17 +31,19 @@ class PluginManager:
     """The hook modules of a registry's usable plugins, loaded in the order of their distributions' names.
 
     A module that cannot be imported or registered is reported and left out; the registry then refuses the components of
-    its distribution, because half a plugin may compute something else than its author meant.
+    its distribution, because half a plugin may compute something else than its author meant.  ``only`` names the
+    distributions to load; all of them by default.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, *, only: Sequence[str] | None = None) -> None:
         self._registry = registry
         self._pluggy = pluggy.PluginManager(_PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
         self.modules: dict[Entry, Any] = {}
         if os.environ.get(TRACE_VARIABLE, "0") not in ("", "0"):
             self._pluggy.add_hookcall_monitoring(_trace_call, lambda outcome, name, implementations, arguments: None)
-        entries = sorted(entry for plugin in registry.usable() for entry in plugin.hooks)
+        plugins = [plugin for plugin in registry.usable() if only is None or plugin.name in only]
+        entries = sorted(entry for plugin in plugins for entry in plugin.hooks)
         for entry in reversed(entries):  # pluggy calls the last registered first
             try:
                 self._register(entry)

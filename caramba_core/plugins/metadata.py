@@ -1,8 +1,9 @@
 """Installed plugins as their metadata tells, without importing any of them.
 
 A distribution is a plugin if it has an entry point in the group ``caramba`` (hooks) or in a group ``caramba.<kind>``
-(components).  Two more groups are data about the plugin itself: ``caramba.api`` (the name of its one entry is the version
-of the plugin API that it was written for) and ``caramba.catalogue`` (which distributions supply which components).
+(components).  Two more groups are data about the plugin itself: ``caramba.api`` (the name of its one entry is the
+version of the plugin API that it was written for) and ``caramba.catalogue`` (which distributions supply which
+components).
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def _read(distribution: Distribution) -> Plugin | None:
         name=name,
         version=version,
         core_range=core_range,
-        api=api,
+        api=API_VERSION if name == CORE else api,
         hooks=tuple(sorted(groups["hooks"])),
         components=tuple(sorted(groups["components"])),
         catalogues=tuple(sorted(groups["catalogues"])),
@@ -207,10 +208,10 @@ def _fault(entry: Entry, group: str) -> Problem | None:
     if entry.kind not in kinds:
         near = nearest(entry.kind, list(KINDS))
         meant = f"did you mean {HOOKS_GROUP}.{near}?" if near else f"kinds are {', '.join(KINDS)}"
-        return Problem(f"{entry.distribution} has entry points in the group {group}, which is no kind of component", meant)
+        return Problem(f"{entry.distribution} has entry points in the group {group}, which is no kind", meant)
     if not _NAME.fullmatch(entry.name):
         return Problem(
-            f"{entry.distribution} names a component of the kind {entry.kind} {entry.name!r}, which no manifest can say",
+            f"{entry.distribution} calls a component of the kind {entry.kind} {entry.name!r}, which is no name",
             "use letters, digits, '_', '.' and '-', without spaces",
         )
     if not _OBJECT.fullmatch(entry.value) or (":" not in entry.value and entry.kind != "hooks"):
@@ -238,7 +239,10 @@ def _incompatible(name: str, version: str, core_range: str | None, api: str | No
         try:
             fits = SpecifierSet(core_range).contains(Version(core_version), prereleases=True)
         except (InvalidSpecifier, InvalidVersion):
-            return Problem(f"{name} {version} requires {CORE}{core_range}, which is no version range", f"pip install --upgrade {name}")
+            return Problem(
+                f"{name} {version} requires {CORE}{core_range}, which is no version range",
+                f"pip install --upgrade {name}",
+            )
         if not fits:
             return Problem(
                 f"{name} {version} requires {CORE} {core_range}, but {CORE} {core_version} is installed",
@@ -246,7 +250,8 @@ def _incompatible(name: str, version: str, core_range: str | None, api: str | No
             )
     if api is not None and api.partition(".")[0] != API_VERSION.partition(".")[0]:
         return Problem(
-            f"{name} {version} was written for version {api} of the plugin API; {CORE} {core_version} has version {API_VERSION}",
+            f"{name} {version} was written for version {api} of the plugin API, "
+            f"but {CORE} {core_version} has version {API_VERSION}",
             f"pip install --upgrade {name}, or a {CORE} whose plugin API has the version {api.partition('.')[0]}",
         )
     return None

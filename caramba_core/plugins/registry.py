@@ -73,7 +73,7 @@ class Registry:
         return ("broken" if problems else "ok"), tuple(problems)
 
     def require(self, requirement: str) -> None:
-        """Raise :class:`PluginError` where a manifest's ``requires`` entry (PEP 508, such as ``foo>=1.2``) is not met."""
+        """Raise :class:`PluginError` where an entry of ``requires:`` (PEP 508, such as ``foo>=1.2``) is not met."""
         check_requirement(requirement, self.plugins, self._switched_off)
 
     # ------------------------------------------------------------------------------------------------ components
@@ -104,7 +104,7 @@ class Registry:
         for hook in self.plugins[entry.distribution].hooks:
             if hook in self._failed and hook != entry:
                 failure = self._failed[hook]
-                raise PluginError(f"{entry} cannot be used, because its plugin is broken: {failure.message}", hint=failure.hint)
+                raise PluginError(f"{entry} cannot be used: {failure.message}", hint=failure.hint)
         if entry not in self._loaded:
             try:
                 self._loaded[entry] = import_entry(entry, self.plugins[entry.distribution])
@@ -156,7 +156,7 @@ class Registry:
             supplies = any(entry.kind in kinds and entry.name == short for entry in plugin.components)
             if problem is not None and supplies and distribution in ("", plugin.name):
                 return PluginError(
-                    f"the {_words(kinds)} {name!r} is supplied by {plugin.name}, which cannot be used: {problem.message}",
+                    f"the {_words(kinds)} {name!r} cannot be used: {problem.message}",
                     hint=problem.hint,
                 )
         known = [entry.qualified if distribution else entry.name for entry in entries]
@@ -172,7 +172,7 @@ class Registry:
             hint = "caramba plugins list shows what is installed"
         return PluginError(
             f"there is no {_words(kinds)} {name!r}",
-            expected=listed(known) if known else f"a distribution that supplies one; none is installed ({_words(kinds)})",
+            expected=listed(known) or "a distribution that supplies one; none is installed",
             hint=hint,
         )
 

@@ -51,4 +51,4 @@ def check_requirement(requirement: str, plugins: Mapping[str, Plugin], switched_
     if plugin is not None:
         problem = plugin.incompatible or plugin.damaged
         if problem is not None:
-            raise PluginError(f"the manifest requires {wanted}, which cannot be used: {problem.message}", hint=problem.hint)
+            raise PluginError(f"the manifest requires {wanted}: {problem.message}", hint=problem.hint)
