@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from caramba_plugins_dba.attention import DecoupledBottleneckAttention
+from caramba_plugins_dba.transplant import GQAToDBA
+from caramba_plugins_standard.gqa import GroupedQueryAttention
 from torch import Tensor
 
 from caramba_core.component import Attention
@@ -12,9 +15,6 @@ from caramba_core.nn.build import load_object
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
 from caramba_core.transplant import Started
-from caramba_plugins_dba.attention import DecoupledBottleneckAttention
-from caramba_plugins_dba.transplant import GQAToDBA
-from caramba_plugins_standard.gqa import GroupedQueryAttention
 
 
 def filled(config: Attention, width: int, seed: int, dtype: torch.dtype = torch.float64) -> ComponentModule:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from caramba_plugins_dba.attention import DecoupledBottleneckAttention
+from caramba_plugins_standard.gqa import GroupedQueryAttention
 
 from caramba_core.nn.cache import LayerCache
 from caramba_core.rope import Rope
-from caramba_plugins_dba.attention import DecoupledBottleneckAttention
-from caramba_plugins_standard.gqa import GroupedQueryAttention
 
 from .conversion import convert, filled, frame, inputs
 
