@@ -19,7 +19,8 @@ _SMALLEST_CAPACITY = 64
 class LayerCache:
     """The tensors of one attention: ``[B, capacity, *shape]`` for entries a token, ``[B, *shape]`` for states.
 
-    States start as zeros.  An entry with a window holds the last ``window`` tokens alone, oldest first.
+    States start as zeros.  An entry with a window holds so many tokens, oldest first: the first ``sinks`` of the text and
+    the last ones.
     """
 
     def __init__(self, spec: Mapping[str, CacheEntry], batch: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -48,14 +49,14 @@ class LayerCache:
     def extend(self, **new: Tensor) -> dict[str, Tensor]:
         """Append tokens ``[B, T, *shape]`` to every per-token entry; what they may see, ``[B, S, *shape]`` each.
 
-        That is all that is cached and the new tokens; with a window, the ``window - 1`` before the new ones and these.
-        The length moves on with :meth:`Cache.advance`, once all layers have run.
+        That is all that is cached and the new tokens.  With a window that is full, the sinks, as many of the last tokens
+        as the first new one sees beside itself, and the new ones.  The length moves on with :meth:`Cache.advance`, once all layers have run.
         """
         assert set(new) == {name for name, entry in self.spec.items() if entry.per_token}, "every entry grows together"
         return {name: self._append(name, values) for name, values in new.items()}
 
     def _append(self, name: str, values: Tensor) -> Tensor:
-        window = self.spec[name].window
+        window, sinks = self.spec[name].window, self.spec[name].sinks
         tokens = values.shape[1]
         held = self.length if window is None else min(self.length, window)
         room = self.tensors[name].shape[1]
@@ -65,9 +66,11 @@ class LayerCache:
         if window is None or held + tokens <= window:
             tensor[:, held : held + tokens] = values
             return tensor[:, : held + tokens]
-        before = tensor[:, max(0, held - window + 1) : held]
-        seen = torch.cat([before, values.to(tensor.dtype)], dim=1)
-        tensor.copy_(seen[:, -window:])
+        first = min(held, sinks)
+        before = (tensor[:, :first], tensor[:, max(first, held - window + sinks + 1) : held])
+        seen = torch.cat([*before, values.to(tensor.dtype)], dim=1)
+        tensor[:, first:sinks] = seen[:, first:sinks]
+        tensor[:, sinks:] = seen[:, seen.shape[1] - window + sinks :]
         return seen
 
     @property

@@ -6,14 +6,14 @@ Axes: B batch, H heads, G groups of heads with frequencies of their own, T token
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from caramba_core.rope import Rope
 
-__all__ = ["Rotary", "cos_sin", "rotate"]
+__all__ = ["Rotary", "cos_sin", "rotate", "rotate_reference"]
 
 
 def cos_sin(frequencies: Tensor, positions: Tensor, *, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -31,10 +31,39 @@ def cos_sin(frequencies: Tensor, positions: Tensor, *, scaling: float = 1.0) -> 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs ``(p, p + P)`` of ``x`` ``[B, H, T, 2P]``; ``cos`` and ``sin`` broadcast to ``[B, H, T, P]``.
 
-    Computes in the type of ``cos`` and returns the type of ``x``.
+    Computes in the type of ``cos`` and returns the type of ``x``.  No gradient flows to the angles.
     """
+    if torch.compiler.is_compiling():  # the compiler makes one kernel of the formula
+        return rotate_reference(x, cos, sin)
+    turned: Tensor = _Turn.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return turned
+
+
+def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """What :func:`rotate` computes, spelled out."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+class _Turn(torch.autograd.Function):
+    """The formula without temporaries, in the memory layout of ``x``; its gradient is the turn back.
+
+    On a CPU half the time of the formula, forward and backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        turned = torch.empty_like(x, dtype=cos.dtype)
+        (first, second), (to_first, to_second) = x.chunk(2, dim=-1), turned.chunk(2, dim=-1)
+        torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=to_second).addcmul_(first, sin)
+        return turned.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _Turn.apply(gradient, cos, -sin), None, None  # type: ignore[no-untyped-call]
 
 
 class Rotary(nn.Module):
