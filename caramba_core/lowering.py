@@ -1,0 +1,316 @@
+"""From a manifest's model to its graph: names, widths, and every fault of the model in one report.  No torch.
+
+Widths flow from the embedder through the layers to the head.  Where two do not meet, both nodes are named: the one that
+has the width and the one that cannot take it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, cast
+
+import attrs
+
+from caramba_core.component import Body, Embedder, Head, Layer, Topology
+from caramba_core.errors import CarambaError, InvalidValue
+from caramba_core.graph import ROOT, Graph, Node, Scope
+from caramba_core.manifest.schema import Model
+from caramba_core.naming import Names, name_fault
+from caramba_core.plugins.registry import registry
+
+__all__ = ["MAX_NODES", "Fault", "LoweringError", "lower"]
+
+MAX_NODES: Final = 20_000
+"""Nodes that a model may have once its repetitions are spelled out."""
+
+Path = tuple[str | int, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Fault:
+    """One thing that is wrong with a model; ``path`` leads to it in the resolved manifest."""
+
+    path: Path
+    message: str
+    expected: str | None = None
+    hint: str | None = None
+
+
+class LoweringError(CarambaError):
+    """Everything that is wrong with a model.
+
+    :func:`caramba_core.lowered.lower_group` turns it into a :class:`~caramba_core.errors.ManifestError` with places.
+    """
+
+    def __init__(self, faults: tuple[Fault, ...]) -> None:
+        assert faults, "a LoweringError needs at least one fault"
+        self.faults = faults
+        lines = []
+        for fault in faults:
+            lines.append(f"{'.'.join(map(str, fault.path))}: {fault.message}")
+            more = (("expected", fault.expected), ("hint", fault.hint))
+            lines += [f"  {label}: {text}" for label, text in more if text is not None]
+        super().__init__("\n".join(lines))
+
+
+def lower(model: Model, path: Path = ("model",)) -> Graph:
+    """The graph of a model; ``path`` is where the model stands in the resolved manifest.
+
+    Raises :class:`LoweringError` with every fault: widths that do not meet, names that cannot be, too many nodes.
+    """
+    return _Lowering().model(model, path)
+
+
+@attrs.frozen
+class _Flow:
+    """The width at a point of the model, and the node whose output it is."""
+
+    width: int
+    source: str
+    path: Path
+
+
+class _TooManyError(Exception):
+    """Lowering cannot go on."""
+
+
+class _Lowering:
+    def __init__(self) -> None:
+        self._faults: dict[tuple[Path, str], Fault] = {}
+        self._count = 0
+
+    def model(self, model: Model, path: Path) -> Graph:
+        """Embedder, layers and head."""
+        embedder, flow = self._embedder(model.embedder, (*path, "embedder"))
+        names = Names((model.topology,), reserved=("embedder", "head"))
+        try:
+            topology, flow = self._layer(model.topology, (*path, "topology"), ROOT, names, flow, 1)
+            head = self._head(model, path, embedder, flow)
+        except _TooManyError:
+            raise LoweringError(tuple(self._faults.values())) from None
+        if self._faults:
+            raise LoweringError(tuple(self._faults.values()))
+        return Graph(embedder=embedder, topology=topology, head=head, tied_embeddings=model.tied_embeddings)
+
+    # ------------------------------------------------------------------------------------------------ the two ends
+
+    def _embedder(self, config: Embedder, path: Path) -> tuple[Node, _Flow]:
+        self._fixed_name(config, path)
+        tokens = _Flow(config.vocab_size, "the token ids", path)
+        width = self._width_of(config, path, tokens)
+        name = f"{ROOT}.{config.role}"
+        node = Node(name=name, config=config, path=path, width_in=config.vocab_size, width_out=width)
+        return node, _Flow(width, name, path)
+
+    def _head(self, model: Model, path: Path, embedder: Node, flow: _Flow) -> Node:
+        vocabulary = model.embedder.vocab_size
+        tied = model.tied_embeddings
+        given = model.head
+        path_head = path if given is None else (*path, "head")
+        if given is None:
+            plugins = registry()
+            given = plugins.load(plugins.find(("head",), "linear"))()
+        assert isinstance(given, Head)
+        self._fixed_name(given, path_head)
+        if given.tied and not tied:
+            hint = "set model.tied_embeddings: true"
+            self._fault((*path_head, "tied"), "the head is tied, the model is not", hint=hint)
+        wanted = vocabulary if given.vocab_size is None else given.vocab_size
+        if (tied and wanted != vocabulary) or wanted < vocabulary:
+            expected = f"{vocabulary}, as the embedder" if tied else f"at least {vocabulary}, the embedder's vocabulary"
+            self._fault((*path_head, "vocab_size"), f"the head has {wanted} logits", expected=expected)
+            wanted = vocabulary
+        config: Head = attrs.evolve(cast(Any, given), vocab_size=wanted, tied=tied)
+        if tied:
+            self._tie(path, embedder, flow)
+        width = self._width_of(config, path_head, flow)
+        return Node(name=f"{ROOT}.{config.role}", config=config, path=path_head, width_in=flow.width, width_out=width)
+
+    def _tie(self, path: Path, embedder: Node, flow: _Flow) -> None:
+        """The head reads the embedder's matrix ``[V, D]``: it must have one, as wide as what arrives."""
+        matrix = embedder.config.weights(embedder.width_in).get("weight")
+        if matrix is None or matrix.shape != (embedder.width_in, embedder.width_out):
+            self._fault(
+                (*path, "tied_embeddings"),
+                "this embedder has no matrix that a head could read",
+                expected=f"a weight of shape [{embedder.width_in}, {embedder.width_out}]",
+                hint="set tied_embeddings: false",
+            )
+        elif flow.width != embedder.width_out:
+            self._fault(
+                (*path, "tied_embeddings"),
+                f"{ROOT}.head cannot read the matrix of {embedder.name}, which is {embedder.width_out} wide: "
+                f"{flow.source} gives it a width of {flow.width}",
+                expected="one width from the embedder to the head",
+                hint=f"set tied_embeddings: false, or let {flow.source} end with a width of {embedder.width_out}",
+            )
+
+    def _fixed_name(self, config: Layer, path: Path) -> None:
+        if config.name is not None and config.name != config.role:
+            message = f"the name of the {config.role} is always {config.role!r}"
+            self._fault((*path, "name"), message, hint="remove name:")
+
+    # ------------------------------------------------------------------------------------------------- the layers
+
+    def _layer(
+        self, config: Layer, path: Path, scope: str, names: Names, flow: _Flow, applications: int
+    ) -> tuple[Node, _Flow]:
+        self._count += 1
+        if self._count > MAX_NODES:
+            self._fault(
+                path,
+                f"the model has more than {MAX_NODES:,} nodes once its repetitions are spelled out",
+                hint="lower the repeat: of this component or of one around it",
+            )
+            raise _TooManyError
+        inline = isinstance(config, Topology) and config.inline is not None and config.name is None
+        name = scope if inline else f"{scope}.{self._local(config, path, names)}"
+        if isinstance(config, Topology):
+            return self._topology(config, path, name, names if inline else None, flow, applications)
+        width = self._width_of(config, path, flow, name)
+        node = Node(
+            name=name, config=config, path=path, width_in=flow.width, width_out=width, applications=applications
+        )
+        return node, _Flow(width, name, path)
+
+    def _topology(
+        self, config: Topology, path: Path, name: str, enclosing: Names | None, flow: _Flow, applications: int
+    ) -> tuple[Node, _Flow]:
+        """``enclosing`` are the names of the scope that an inline topology without a name leaves its layers in."""
+        self._check(config, path, flow, name)
+        bodies = config.bodies()
+        if config.inline is not None:
+            assert len(bodies) == 1, f"{name}: an inline topology has one body"
+        scopes: list[Scope] = []
+        ends: list[_Flow] = []
+        for body, paths in zip(bodies, _paths(config, path, bodies), strict=True):
+            assert (body.name is None) == (config.inline is not None), f"{name}: bodies have names, inline ones none"
+            scope = name if body.name is None else f"{name}.{body.name}"
+            names = enclosing if enclosing is not None else Names(body.layers)
+            times = applications * body.applications
+            current = ends[-1] if ends and config.flow == "chain" else flow
+            nodes: list[Node] = []
+            for layer, where in zip(body.layers, paths, strict=True):
+                node, current = self._layer(layer, where, scope, names, current, times)
+                nodes.append(node)
+            scopes.append(Scope(name=scope, nodes=tuple(nodes), applications=body.applications))
+            ends.append(current)
+        end = self._join(config, path, name, flow, ends)
+        node = Node(
+            name=name,
+            config=config,
+            path=path,
+            width_in=flow.width,
+            width_out=end.width,
+            applications=applications,
+            inline=enclosing is not None,
+            scopes=tuple(scopes),
+        )
+        return node, end
+
+    def _join(self, config: Topology, path: Path, name: str, flow: _Flow, ends: Sequence[_Flow]) -> _Flow:
+        try:
+            width = config.join(flow.width, [end.width for end in ends])
+        except InvalidValue as error:
+            changed = [end for end in ends if end.width != flow.width] or list(ends)
+            widths = [(flow.source, flow.width), *((end.source, end.width) for end in changed[:2])]
+            self._fault(
+                changed[0].path,
+                error.message,
+                expected=error.expected,
+                hint=error.hint,
+                widths=dict(widths),
+                once=(path, "join"),
+            )
+            return flow
+        for end in ends:
+            if end.width == width:  # the node that made the width is what later messages name
+                return end if config.flow == "chain" or len(ends) == 1 else _Flow(width, name, path)
+        return _Flow(width, name, path)
+
+    def _local(self, config: Layer, path: Path, names: Names) -> str:
+        if config.name is not None:
+            wrong = name_fault(config.name)
+            if wrong is None and names.used(config.name):
+                wrong = f"another node of the same scope is called {config.name!r}"
+            if wrong is not None:
+                self._fault((*path, "name"), wrong, hint="choose another name")
+        return names.give(config)
+
+    # -------------------------------------------------------------------------------------------- widths and faults
+
+    def _width_of(self, config: Layer, path: Path, flow: _Flow, name: str | None = None) -> int:
+        """The output width of a leaf; the input's, to go on with, where that is at fault."""
+        self._check(config, path, flow, name)
+        try:
+            return config.output_width(flow.width)
+        except InvalidValue as error:
+            self._invalid(error, path, flow, name)
+            return flow.width
+
+    def _check(self, config: Layer, path: Path, flow: _Flow, name: str | None) -> None:
+        try:
+            config.check(flow.width)
+        except InvalidValue as error:
+            self._invalid(error, path, flow, name)
+
+    def _invalid(self, error: InvalidValue, path: Path, flow: _Flow, name: str | None) -> None:
+        where = path if error.field is None else (*path, error.field)
+        reader = "" if name is None else f"{name} cannot take its input: "
+        self._fault(
+            where,
+            f"{reader}{error.message}",
+            expected=error.expected,
+            hint=error.hint,
+            widths={flow.source: flow.width},
+            once=(where, error.message),
+        )
+
+    def _fault(
+        self,
+        path: Path,
+        message: str,
+        *,
+        expected: str | None = None,
+        hint: str | None = None,
+        widths: dict[str, int] | None = None,
+        once: tuple[Path, str] | None = None,
+    ) -> None:
+        """Note a fault; the same one in every repetition is one fault."""
+        if widths:
+            message += f" ({', '.join(f'{width} from {source}' for source, width in widths.items())})"
+        fault = Fault(path=path, message=message, expected=expected, hint=hint)
+        self._faults.setdefault(once or (path, message), fault)
+
+
+# ------------------------------------------------------------------------------------------- where layers were written
+
+
+def _paths(config: Topology, path: Path, bodies: Sequence[Body]) -> Iterator[tuple[Path, ...]]:
+    """For each body the manifest paths of its layers.
+
+    A topology holds its layers in fields of its own (``layers``, ``branches``, ...).  A body's layer is found there by
+    identity; one that the topology changed for this body (``each:``) by its place in a list of as many layers.
+    """
+    chains = list(_chains(config, path))
+    places = {id(layer): where for chain in chains for where, layer in chain}
+    for body in bodies:
+        found = [places.get(id(layer)) for layer in body.layers]
+        if None in found:
+            types = [type(layer) for layer in body.layers]
+            alike = (chain for chain in chains if [type(layer) for _, layer in chain] == types)
+            found = [where for where, _ in next(alike, [(path, config)] * len(types))]
+        yield tuple(where for where in found if where is not None)
+
+
+def _chains(config: Topology, path: Path) -> Iterator[list[tuple[Path, Layer]]]:
+    """The lists of layers among a topology's fields, each layer with where it stands."""
+    for attribute in attrs.fields(cast(Any, type(config))):
+        value, where = getattr(config, attribute.name), (*path, attribute.name)
+        if isinstance(value, Layer):
+            yield [(where, value)]
+        elif isinstance(value, tuple):
+            yield [((*where, index), item) for index, item in enumerate(value) if isinstance(item, Layer)]
+            for index, item in enumerate(value):
+                if isinstance(item, tuple):
+                    yield [((*where, index, i), layer) for i, layer in enumerate(item) if isinstance(layer, Layer)]
