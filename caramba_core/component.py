@@ -154,13 +154,15 @@ class Cost:
 class CacheEntry:
     """One tensor that decoding keeps for a layer: ``shape`` values for each token, or once a sequence.
 
-    ``per_token=False`` is a state of constant size (a linear attention's).  ``window`` bounds how many tokens are kept.
-    ``dtype`` pins the storage type; ``None`` follows the pass.
+    ``per_token=False`` is a state of constant size (a linear attention's).  ``window`` bounds how many tokens are kept:
+    the first ``sinks`` of the text, for the rest the last ones.  ``dtype`` pins the storage type; ``None`` follows the
+    pass.
     """
 
     shape: tuple[int, ...]
     per_token: bool = True
     window: int | None = None
+    sinks: int = 0
     dtype: str | None = None
 
     @property

@@ -49,8 +49,9 @@ class LayerCache:
     def extend(self, **new: Tensor) -> dict[str, Tensor]:
         """Append tokens ``[B, T, *shape]`` to every per-token entry; what they may see, ``[B, S, *shape]`` each.
 
-        That is all that is cached and the new tokens.  With a window that is full, the sinks, as many of the last tokens
-        as the first new one sees beside itself, and the new ones.  The length moves on with :meth:`Cache.advance`, once all layers have run.
+        That is all that is cached and the new tokens; once a window is full: the sinks, the last tokens that the first
+        new one sees beside itself (``window - sinks - 1``), and the new ones.  The length moves on with
+        :meth:`Cache.advance`, once all layers have run.
         """
         assert set(new) == {name for name, entry in self.spec.items() if entry.per_token}, "every entry grows together"
         return {name: self._append(name, values) for name, values in new.items()}
