@@ -97,6 +97,11 @@ class Registry:
             raise self._ambiguous(kinds, name, found)
         raise self._unknown(kinds, name, entries)
 
+    def name_of(self, kind: str, component: type) -> str:
+        """The name under which a component's class is registered: the short one, where several share the class."""
+        value = f"{component.__module__}:{component.__qualname__}"
+        return min((entry.name for entry in self.entries(kind) if entry.value == value), default=component.__qualname__)
+
     def load(self, entry: Entry) -> Any:
         """Import a component's object; the second time it is remembered, also if it failed."""
         if entry in self._failed:
