@@ -19,8 +19,8 @@ _SMALLEST_CAPACITY = 64
 class LayerCache:
     """The tensors of one attention: ``[B, capacity, *shape]`` for entries a token, ``[B, *shape]`` for states.
 
-    States start as zeros.  An entry with a window holds so many tokens, oldest first: the first ``sinks`` of the text and
-    the last ones.
+    States start as zeros.  An entry with a window holds so many tokens, oldest first: the first ``sinks`` of the text
+    and the last ones.
     """
 
     def __init__(self, spec: Mapping[str, CacheEntry], batch: int, dtype: torch.dtype, device: torch.device) -> None:
