@@ -14,6 +14,7 @@ Axes used throughout caramba:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
 
@@ -194,16 +195,21 @@ def option(
     above: float | None = None,
     below: float | None = None,
     choices: Sequence[Any] | None = None,
+    pattern: str | None = None,
+    form: str | None = None,
 ) -> Any:
     """A documented, range-checked field of a config.
 
     ``minimum``/``maximum`` include their bound, ``above``/``below`` exclude it.  ``None`` values are not range-checked.
+    ``pattern`` is a regular expression that a whole string must match, ``form`` the same in words.
     All of it shows up in ``caramba explain``, in the JSON Schema and in error messages.
     """
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         if value is None:
             return
+        if pattern is not None and re.fullmatch(pattern, value) is None:
+            raise InvalidValue(attribute.name, f"{value!r} is not of the right form", expected=form or pattern)
         if choices is not None and value not in choices:
             raise InvalidValue(attribute.name, f"{value!r} is not a choice", expected=", ".join(map(str, choices)))
         for bound, broken, words in (
@@ -224,6 +230,8 @@ def option(
         "above": above,
         "below": below,
         "choices": None if choices is None else tuple(choices),
+        "pattern": pattern,
+        "form": form,
     }
     if factory is not None:
         return attrs.field(factory=factory, validator=check, metadata=rules)

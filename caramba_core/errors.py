@@ -92,12 +92,22 @@ class InvalidValue(ValueError):
     """Raised by component configs: one field's value breaks a rule.
 
     The manifest reader turns it into a :class:`ManifestError` that points at the field; ``field`` is the attribute's
-    name, or ``None`` where the rule is about the component as a whole.
+    name, or ``None`` where the rule is about the component as a whole.  ``within`` leads from the field's value to the
+    part at fault: ``("attention.window", 3)`` inside ``each``.
     """
 
-    def __init__(self, field: str | None, message: str, *, expected: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        field: str | None,
+        message: str,
+        *,
+        expected: str | None = None,
+        hint: str | None = None,
+        within: tuple[str | int, ...] = (),
+    ) -> None:
         super().__init__(message if field is None else f"{field}: {message}")
         self.field = field
         self.message = message
         self.expected = expected
         self.hint = hint
+        self.within = within

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from caramba_core.component import Embedder, Head, Topology, component, option
 from caramba_core.training import Dataset, Optimizer, Schedule, Strategy
@@ -19,6 +19,9 @@ __all__ = [
     "Train",
     "Verify",
 ]
+
+_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
+_NAME_FORM: Final = "a folder name: letters, digits, . _ - (no . or - in front), at most 100"
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["float32", "bfloat16", "float16", "float64"]
@@ -40,7 +43,12 @@ class Teacher:
     """The pretrained model that a group starts from and learns from."""
 
     source: str = option(help="a file or folder relative to the manifest, or hf://org/repo[@revision]")
-    sha256: str | None = option(default=None, help="hash that the file must have")
+    sha256: str | None = option(
+        default=None,
+        help="SHA-256 that the file must have",
+        pattern="[0-9a-f]{64}",
+        form="64 hexadecimal digits in lower case",
+    )
     dtype: DType = option(default="float32", help="the type its weights are held in")
 
 
@@ -70,11 +78,18 @@ class Start:
     context: int = option(default=1024, help="tokens a calibration window", unit="tokens", minimum=2)
     batch_size: int = option(default=4, help="windows a calibration pass", minimum=1)
     max_context: int | None = option(
-        default=None, help="context length to prepare for; the calibration window if not given", unit="tokens", minimum=2
+        default=None,
+        help="context length to prepare for; the calibration window if not given",
+        unit="tokens",
+        minimum=2,
     )
-    inputs: Literal["teacher", "student"] = option(default="teacher", help="whose hidden states the moments are taken on")
+    inputs: Literal["teacher", "student"] = option(
+        default="teacher", help="whose hidden states the moments are taken on"
+    )
     refit: bool = option(default=True, help="refit the output projections by least squares, layer by layer")
-    ridge: float = option(default=1e-3, help="ridge of the refit, relative to the mean of the Gram diagonal", minimum=0.0)
+    ridge: float = option(
+        default=1e-3, help="ridge of the refit, relative to the mean of the Gram diagonal", minimum=0.0
+    )
 
 
 @component
@@ -108,11 +123,13 @@ class Verify:
 class Run:
     """One stage of a group."""
 
-    id: str = option(help="name of the run, and of its folder")
-    mode: Literal["convert", "train", "eval", "generate"] = option(help="what the run does")
+    id: str = option(help="name of the run, and of its folder", pattern=_NAME, form=_NAME_FORM)
+    mode: str = option(help="what the run does: convert, train, eval, generate, or a plugin's mode")
     seed: int = option(default=0, help="seed of everything random", minimum=0)
     steps: int | None = option(default=None, help="training steps", unit="steps", minimum=0)
-    from_: str | None = option(default=None, help="run whose result this one continues; the previous one of the group if not given (key: from)")
+    from_: str | None = option(
+        default=None, help="run whose result this one continues; the previous one of the group if not given (key: from)"
+    )
     start: Start | None = option(default=None, help="how the attentions start (mode convert)")
     train: Train | None = option(default=None, help="how it trains (mode train)")
     eval: Evaluation | None = option(default=None, help="how it is measured; the group's if not given")
@@ -127,7 +144,7 @@ class Run:
 class Group:
     """Runs over one model, teacher and data.  ``vars`` and ``extends`` are resolved before this is made."""
 
-    name: str = option(help="name of the group, and of its folder")
+    name: str = option(help="name of the group, and of its folder", pattern=_NAME, form=_NAME_FORM)
     teacher: Teacher | None = option(default=None, help="the pretrained model")
     data: Data | None = option(default=None, help="the tokens")
     eval: Evaluation | None = option(default=None, help="how its runs are measured")
@@ -140,7 +157,7 @@ class Manifest:
     """A whole manifest, resolved: one model a group."""
 
     version: Literal[1] = option(help="version of the manifest language")
-    name: str = option(help="name of the experiment, and of its folder under runs/")
+    name: str = option(help="name of the experiment, and of its folder under runs/", pattern=_NAME, form=_NAME_FORM)
     requires: tuple[str, ...] = option(default=(), help="distributions that must be installed, with version ranges")
     model: Model = option(help="the model under the manifest's own variables")
     groups: tuple[Group, ...] = option(default=(), help="collections of runs")

@@ -1,0 +1,143 @@
+"""One thing that is wrong with a manifest, and how it is shown.
+
+m.yml:9:27: error: model.layers.1.n_heads: expected an integer, found the string 'two'
+   9 |     - {type: attn, n_heads: "two"}
+     |                             ^^^^^
+     = hint: ...
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any, Final, TypeAlias
+
+import attrs
+
+__all__ = ["Path", "Problem", "dotted", "shown"]
+
+Path: TypeAlias = "tuple[str | int, ...]"
+"""Keys and indices that lead from the root of a manifest to a value."""
+
+_TAB: Final = 4
+_WIDEST: Final = 120
+"""Columns of a source line that are shown."""
+
+
+@attrs.frozen(kw_only=True)
+class Problem:
+    """What is wrong, where, and how to repair it.
+
+    ``line``, ``column`` and ``end_column`` count from 1 in code points; ``line`` is ``None`` where a place has none (a
+    file that cannot be read, a value given with ``--set``).  ``end_column`` is the column behind the last one marked.
+    ``excerpt`` is the source line as it stands in the file.
+    """
+
+    file: str
+    message: str
+    line: int | None = None
+    column: int | None = None
+    end_column: int | None = None
+    path: Path = ()
+    found: str | None = None
+    expected: str | None = None
+    hint: str | None = None
+    excerpt: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """``file:line:column``, or the file alone."""
+        return self.file if self.line is None else f"{self.file}:{self.line}:{self.column}"
+
+    @property
+    def headline(self) -> str:
+        """What is wrong with which value, without the place."""
+        return f"{dotted(self.path)}: {self.message}" if self.path else self.message
+
+    def render(self) -> str:
+        """The report of this problem as plain text of several lines."""
+        lines = [f"{self.place}: error: {self.headline}"]
+        number = "" if self.line is None else str(self.line)
+        gutter = " " * max(5, len(number) + 1)
+        if self.excerpt is not None and self.column is not None:
+            text, start, length = _cut(self.excerpt, self.column, self.end_column or self.column + 1)
+            lines.append(f"{number:>{len(gutter)}} | {text}".rstrip())
+            lines.append(f"{gutter} | {' ' * start}{'^' * length}")
+        for label, text in (("expected", self.expected), ("hint", self.hint), *(("note", note) for note in self.notes)):
+            if text is not None:
+                lines.append(f"{gutter} = {label}: {text}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data, for ``--format json``."""
+        return {
+            "file": self.file,
+            "line": self.line,
+            "column": self.column,
+            "end_column": self.end_column,
+            "path": dotted(self.path),
+            "message": self.message,
+            "found": self.found,
+            "expected": self.expected,
+            "hint": self.hint,
+            "source": self.excerpt,
+            "notes": list(self.notes),
+        }
+
+
+def dotted(path: Path) -> str:
+    """``groups.0.runs.1.train.lr``; a key that holds a dot is quoted, as ``--set`` takes it."""
+    return ".".join(f'"{part}"' if isinstance(part, str) and ("." in part or not part) else str(part) for part in path)
+
+
+def shown(value: object, *, most: int = 60) -> str:
+    """What a value is, in a user's words: ``the string 'two'``, ``a list of 3 items``."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "a mapping" if value else "an empty mapping"
+    if isinstance(value, list | tuple):
+        return "an empty list" if not value else f"a list of {len(value)} item{'s' * (len(value) != 1)}"
+    if isinstance(value, str):
+        return f"the string {_short(value, most)}"
+    if isinstance(value, int):
+        digits = str(value) if abs(value) < 10**most else f"of more than {most} digits"
+        return f"the integer {digits}"
+    if isinstance(value, float):
+        return f"the number {value!r}"
+    return f"{type(value).__name__} {_short(str(value), most)}"
+
+
+def _short(text: str, most: int) -> str:
+    """A quoted text, its middle left out where it is long."""
+    return repr(text if len(text) <= most else f"{text[: most - 15]}...{text[-12:]}")
+
+
+def _cut(line: str, column: int, end: int) -> tuple[str, int, int]:
+    """A printable piece of a source line around the mark: the text, the mark's offset in it, the mark's length.
+
+    Tabs are expanded, what would move a terminal's cursor is replaced, wide characters take two cells.
+    """
+    cells = [_cell(character) for character in line]
+    start = min(column - 1, len(cells))
+    end = max(start, min(end - 1, len(cells)))
+    first, last = 0, len(cells)
+    if sum(width for _, width in cells) > _WIDEST:
+        first = max(0, start - _WIDEST // 3)
+        last = min(len(cells), first + _WIDEST)
+    head, tail = "..." if first else "", "..." if last < len(cells) else ""
+    offset = len(head) + sum(width for _, width in cells[first:start])
+    length = sum(width for _, width in cells[start : min(end, last)])
+    return head + "".join(text for text, _ in cells[first:last]) + tail, offset, max(1, length)
+
+
+def _cell(character: str) -> tuple[str, int]:
+    if character == "\t":
+        return " " * _TAB, _TAB
+    if unicodedata.combining(character):
+        return character, 0
+    if not character.isprintable():
+        return "\N{REPLACEMENT CHARACTER}", 1
+    return character, 2 if unicodedata.east_asian_width(character) in "WF" else 1

@@ -1,0 +1,178 @@
+"""Texts that a manifest is read from, places in them, and the guards in front of every parser."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import stat
+from bisect import bisect_right
+from functools import cached_property
+from pathlib import Path as FilePath
+from typing import Final
+
+import attrs
+
+from caramba_core.manifest.problem import Path, Problem
+
+__all__ = ["MAX_BYTES", "SUFFIXES", "Broken", "Source", "Span", "read_source"]
+
+MAX_BYTES: Final = 1 << 20
+"""Size that a manifest may have: 1 MiB."""
+
+SUFFIXES: Final = (".yml", ".yaml", ".json")
+"""What a manifest's file name may end in."""
+
+_LINE_END: Final = re.compile(r"\r\n|\r|\n")
+_NO_TEXT: Final = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What YAML 1.2 does not allow unescaped."""
+
+
+class Broken(Exception):  # noqa: N818 - never leaves this package
+    """Reading cannot go on; the problem that says why."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+@attrs.frozen(kw_only=True, slots=False, eq=False)
+class Source:
+    """A text under the name that messages use for it.
+
+    ``file`` is ``None`` for a text that is not a file; ``command_line`` marks a ``--set``, whose name says it all.
+    ``notes`` tell how the text came in (``extended at m.yml:2:10``); every problem in it repeats them.
+    """
+
+    name: str
+    text: str
+    file: FilePath | None = None
+    command_line: bool = False
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Offset of each line's first character; lines end with LF, CR LF or CR."""
+        return [0, *(end.end() for end in _LINE_END.finditer(self.text))]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Line and column, from 1, of an offset into the text."""
+        line = bisect_right(self._starts, index)
+        return line, index - self._starts[line - 1] + 1
+
+    def line(self, number: int) -> str:
+        """The text of a line, without its end."""
+        ends = [*self._starts[number : number + 1], len(self.text)]
+        return self.text[self._starts[number - 1] : ends[0]].rstrip("\r\n")
+
+
+@attrs.frozen(slots=True, eq=False)
+class Span:
+    """A stretch of a source: offsets of its first character and of the one behind its last."""
+
+    source: Source
+    start: int
+    end: int
+
+    @property
+    def place(self) -> str:
+        """``file:line:column``."""
+        if self.source.command_line:
+            return self.source.name
+        line, column = self.source.place(self.start)
+        return f"{self.source.name}:{line}:{column}"
+
+    def problem(
+        self,
+        message: str,
+        *,
+        path: Path = (),
+        found: str | None = None,
+        expected: str | None = None,
+        hint: str | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> Problem:
+        """A problem that points here."""
+        line, column = self.source.place(self.start)
+        text = self.source.line(line)
+        last, end = self.source.place(max(self.start, self.end))
+        return Problem(
+            file=self.source.name,
+            message=message,
+            line=None if self.source.command_line else line,
+            column=column,
+            end_column=max(column + 1, end if last == line else len(text) + 1),
+            path=path,
+            found=found,
+            expected=expected,
+            hint=hint,
+            excerpt=None if self.source.command_line else text,
+            notes=(*notes, *self.source.notes),
+        )
+
+
+def read_source(file: FilePath, name: str) -> Source:
+    """The text of a manifest's file; raises :class:`Broken` for anything that is no sound UTF-8 text of bounded size."""
+    return decode(_bytes_of(file, name), name, file)
+
+
+def _bytes_of(file: FilePath, name: str) -> bytes:
+    def broken(message: str, **more: str) -> Broken:
+        return Broken(Problem(file=name, message=message, **more))
+
+    try:
+        status = file.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise broken("this is a folder", expected="a manifest file")
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
+            raise broken("this is not a regular file", expected="a manifest file")
+        with file.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise broken("there is no such file") from None
+    except PermissionError:
+        raise broken(
+            "this file may not be read", hint=f"give yourself the right to read it: chmod u+r {file}"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise broken(f"this file cannot be read: {reason}") from None
+    if len(content) > MAX_BYTES:
+        size = max(status.st_size, len(content))
+        raise broken(
+            f"this file is too large for a manifest: {size / (1 << 20):.1f} MiB",
+            expected=f"at most {MAX_BYTES // (1 << 20)} MiB",
+            hint="use repeat: for layers that are alike, vars: and matrix: for variants",
+        )
+    return content
+
+
+def decode(content: bytes, name: str, file: FilePath | None = None) -> Source:
+    """Bytes as text; raises :class:`Broken` where they are not UTF-8, or hold characters that no text has."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or content[:4].count(0) > 1:
+        raise Broken(
+            Problem(file=name, message="this file is UTF-16 or UTF-32 text", expected="UTF-8", hint="save it as UTF-8")
+        )
+    content = content.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        readable = content.decode("utf-8", errors="replace")
+        start = len(content[: error.start].decode("utf-8", errors="replace"))
+        source = Source(name=name, text=readable, file=file)
+        raise Broken(
+            Span(source, start, start + 1).problem(
+                f"this byte (0x{content[error.start]:02x}) is not UTF-8 text",
+                expected="UTF-8",
+                hint="save the file as UTF-8",
+            )
+        ) from None
+    source = Source(name=name, text=text, file=file)
+    control = _NO_TEXT.search(text)
+    if control is not None:
+        raise Broken(
+            Span(source, control.start(), control.end()).problem(
+                f"the character U+{ord(control.group()):04X} cannot stand in a manifest", expected="printable text"
+            )
+        )
+    return source

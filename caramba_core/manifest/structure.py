@@ -1,0 +1,404 @@
+"""From plain data to typed configs, with cattrs as the dispatcher and strict hooks of our own.
+
+A component's class is looked up by its ``type:`` in the registry of plugins, so the unions are open.  Everything that is
+wrong is collected, with the path where it is.
+"""
+
+from __future__ import annotations
+
+import keyword
+import operator
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final, TypeVar, cast, get_args, get_type_hints
+
+import attrs
+from cattrs import Converter
+from cattrs.errors import StructureHandlerNotFoundError
+
+from caramba_core.component import Attention, Embedder, Head, Layer, Router, Topology
+from caramba_core.errors import InvalidValue, PluginError
+from caramba_core.kinds import KINDS, LAYER_KINDS
+from caramba_core.manifest.faults import Fault, Faults
+from caramba_core.manifest.names import listing, nearest, suggestion
+from caramba_core.manifest.tree import GAP
+from caramba_core.manifest.values import (
+    PLAIN,
+    Hook,
+    is_list,
+    is_literal,
+    is_mapping,
+    is_union,
+    literal,
+    members,
+    misfit,
+    words,
+)
+from caramba_core.plugins.registry import Registry
+from caramba_core.training import Dataset, Optimizer, Schedule, Strategy
+
+__all__ = ["OPEN", "Structurer", "key_of"]
+
+_T = TypeVar("_T")
+
+OPEN: Final[dict[type, tuple[str, ...]]] = {
+    Layer: LAYER_KINDS,
+    Attention: ("attention",),
+    Embedder: ("embedder",),
+    Head: ("head",),
+    Topology: ("topology",),
+    Router: ("router",),
+    Dataset: ("dataset",),
+    Optimizer: ("optimizer",),
+    Schedule: ("schedule",),
+    Strategy: ("strategy",),
+}
+"""Base classes that stand for any component of these kinds; the component says which by its ``type:``."""
+
+_BY_SUFFIX: Final = {".npy": "tokens", ".txt": "text"}
+"""Datasets that a bare file name means."""
+
+
+def key_of(attribute: str) -> str:
+    """A field's key in a manifest: ``from_`` is written ``from``."""
+    bare = attribute.removesuffix("_")
+    return bare if keyword.iskeyword(bare) else attribute
+
+
+class Structurer:
+    """Makes configs of plain data; one object of the data becomes one config, wherever it stands."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._converter = Converter(detailed_validation=False)
+        self._made: dict[tuple[int, type], tuple[Any, Any]] = {}
+        for type_, hook in PLAIN.items():
+            if isinstance(type_, type) and type_ not in (object, type(None)):
+                self._converter.register_structure_hook(type_, hook)
+            else:
+                self._converter.register_structure_hook_func(partial(operator.is_, type_), hook)
+        factory = self._converter.register_structure_hook_factory
+        factory(is_literal, literal)
+        factory(is_list, self._list)
+        factory(is_mapping, self._mapping)
+        factory(is_union, self._union)
+        factory(attrs.has, self._config)
+        factory(lambda type_: type_ in OPEN, self._component)
+
+    def structure(self, value: Any, type_: type[_T]) -> _T:
+        """The config of a type; raises :class:`~caramba_core.manifest.faults.Faults`."""
+        return cast(_T, self._hook(type_)(value, type_))
+
+    def _hook(self, type_: Any) -> Hook:
+        try:
+            return self._converter.get_structure_hook(type_)
+        except StructureHandlerNotFoundError:
+            raise PluginError(f"a config has a field of type {type_}, which a manifest cannot hold") from None
+
+    # ------------------------------------------------------------------------------------------------ collections
+
+    def _list(self, type_: Any) -> Hook:
+        arguments = get_args(type_) or (Any, ...)
+        fixed = None if type_ is list or len(arguments) == 1 or arguments[-1] is ... else arguments
+        item_type = arguments[0]
+
+        def structure(value: Any, _: Any) -> Any:
+            if not isinstance(value, list):
+                hint = (
+                    f"write [{value}]" if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+                )
+                raise misfit(value, "a list", hint=hint)
+            if fixed is not None and len(value) != len(fixed):
+                raise misfit(value, f"a list of {len(fixed)} items")
+            types = fixed or (item_type,) * len(value)
+            items, faults, failed = [], list[Fault](), False
+            for index, (item, wanted) in enumerate(zip(value, types, strict=True)):
+                try:
+                    items.append(self._hook(wanted)(item, wanted))
+                except Faults as error:
+                    failed = True
+                    faults.extend(error.below(index))
+            if failed:
+                raise Faults(faults)
+            return tuple(items)
+
+        return structure
+
+    def _mapping(self, type_: Any) -> Hook:
+        value_type = (*get_args(type_), Any, Any)[1]
+
+        def structure(value: Any, _: Any) -> Any:
+            if not isinstance(value, dict):
+                raise misfit(value, "a mapping")
+            made, faults, failed = {}, list[Fault](), False
+            for key, item in value.items():
+                try:
+                    made[key] = self._hook(value_type)(item, value_type)
+                except Faults as error:
+                    failed = True
+                    faults.extend(error.below(key))
+            if failed:
+                raise Faults(faults)
+            return made
+
+        return structure
+
+    def _union(self, type_: Any) -> Hook:
+        options = members(type_)
+        optional = type(None) in options
+        others = [option for option in options if option is not type(None)]
+
+        def structure(value: Any, _: Any) -> Any:
+            if value is None and optional:
+                return None
+            if len(others) == 1:
+                return self._hook(others[0])(value, others[0])
+            failures: list[tuple[Any, Faults]] = []
+            for option in others:
+                try:
+                    return self._hook(option)(value, option)
+                except Faults as error:
+                    failures.append((option, error))
+            near = [error for option, error in failures if _same_shape(value, option)]
+            if len(near) == 1 or value is GAP:
+                raise (near or [failures[0][1]])[0]
+            raise misfit(value, words(type_))
+
+        return structure
+
+    # ------------------------------------------------------------------------------------------------ configs
+
+    def _config(self, cls: Any) -> Hook:
+        shape = _Shape(cls)
+
+        def structure(value: Any, _: Any) -> Any:
+            if not isinstance(value, dict):
+                raise misfit(value, "a mapping")
+            return self._make(shape, value, cls.__name__, {})
+
+        return structure
+
+    def _make(self, shape: _Shape, value: dict[str, Any], label: str, skip: Mapping[str, Any]) -> Any:
+        """A config from a mapping, its keys in ``skip`` left out."""
+        known = self._made.get((id(value), shape.cls))
+        if known is not None:
+            if isinstance(known[1], Faults):
+                raise known[1]
+            return known[1]
+        try:
+            made = self._made_anew(shape, value, label, skip)
+        except Faults as error:
+            self._made[id(value), shape.cls] = (value, error)
+            raise
+        self._made[id(value), shape.cls] = (value, made)
+        return made
+
+    def _made_anew(self, shape: _Shape, value: dict[str, Any], label: str, skip: Mapping[str, Any]) -> Any:
+        faults = list(shape.key_faults(value, label, skip))
+        failed = bool(faults)
+        fields: dict[str, Any] = {}
+        for key, (attribute, type_) in shape.fields.items():
+            if key in value:
+                try:
+                    fields[attribute.alias] = self._hook(type_)(value[key], type_)
+                except Faults as error:
+                    failed = True
+                    faults.extend(_with_default_hint(error.below(key), attribute, value[key]))
+        broken = shape.rule_faults(fields)
+        if failed or broken:
+            raise Faults((*faults, *broken))
+        try:
+            return shape.cls(**fields)
+        except InvalidValue as error:
+            raise Faults((_of_invalid(error),)) from None
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            raise Faults((Fault(message=f"{label} cannot be made of these values: {error}"),)) from None
+
+    def _component(self, base: Any) -> Hook:
+        kinds = OPEN[base]
+        what = _a(" or ".join(kinds))
+
+        def structure(value: Any, _: Any) -> Any:
+            if isinstance(value, str):
+                value = _spelled_out(value, kinds)
+            if not isinstance(value, dict):
+                raise misfit(value, f"{what} (a mapping with type:)")
+            if "type" not in value:
+                raise Faults((_no_type(value, what),))
+            name = value["type"]
+            if not isinstance(name, str):
+                raise Faults(misfit(name, f"the name of {what}").below("type"))
+            cls = self._class(kinds, name, base)
+            return self._make(_shape_of(cls), value, name, {"type": name})
+
+        return structure
+
+    def _class(self, kinds: tuple[str, ...], name: str, base: type) -> type:
+        """The config class that a component's name stands for."""
+        try:
+            entry = self._registry.find(kinds, name)
+        except PluginError as error:
+            raise Faults((self._unknown(kinds, name, error),)) from None
+        try:
+            cls = self._registry.load(entry)
+        except PluginError as error:
+            raise Faults((Fault(path=("type",), message=error.message, hint=error.hint),)) from None
+        if not (isinstance(cls, type) and attrs.has(cls) and issubclass(cls, base)):
+            message = f"{entry.qualified} is no config of {_a(entry.kind)}"
+            hint = f"this is a fault of {entry.distribution} {entry.version}"
+            raise Faults((Fault(path=("type",), message=message, hint=hint),))
+        return cls
+
+    def _unknown(self, kinds: tuple[str, ...], name: str, error: PluginError) -> Fault:
+        """What to say of a name that no installed plugin gives these kinds."""
+        known = [entry.name for kind in kinds for entry in self._registry.entries(kind)]
+        missing = self._registry.supplier(kinds, name) is not None or name in known or ":" in name
+        near = () if missing else nearest(name, known)
+        hint = error.hint
+        if near and hint is not None and hint.startswith("did you mean"):
+            hint = None
+        elsewhere = [
+            kind for kind in KINDS if kind not in kinds and any(e.name == name for e in self._registry.entries(kind))
+        ]
+        if elsewhere and not near:
+            hint = f"{name} is {_a(elsewhere[0])}, which cannot stand here"
+        expected = None if near else error.expected
+        return Fault(path=("type",), message=f"{error.message}{suggestion(near)}", expected=expected, hint=hint)
+
+
+# ------------------------------------------------------------------------------------------------ one class
+
+
+@attrs.frozen(eq=False)
+class _Shape:
+    """The fields of a config class by their keys in a manifest."""
+
+    cls: Any
+    fields: dict[str, tuple[attrs.Attribute[Any], Any]] = attrs.field(init=False)
+
+    @fields.default
+    def _read(self) -> dict[str, tuple[attrs.Attribute[Any], Any]]:
+        try:
+            types = get_type_hints(self.cls)
+        except NameError as error:
+            raise PluginError(
+                f"the fields of {self.cls.__module__}.{self.cls.__qualname__} have a type that cannot be found: {error}",
+                hint="types of fields must be imported where the config is defined, not only for type checking",
+            ) from None
+        return {key_of(a.name): (a, types[a.name]) for a in attrs.fields(self.cls) if a.init}
+
+    def key_faults(self, value: dict[str, Any], label: str, skip: Mapping[str, Any]) -> list[Fault]:
+        """Unknown and missing keys; a misspelt key that is missing is one fault, not two."""
+        missing = [key for key, (a, _) in self.fields.items() if a.default is attrs.NOTHING and key not in value]
+        absent = [key for key in self.fields if key not in value]
+        faults = []
+        for key in value:
+            if key in self.fields or key in skip:
+                continue
+            near = nearest(key, absent, preferred=missing)
+            if near and near[0] in missing:
+                missing.remove(near[0])
+            if near:
+                absent.remove(near[0])
+            faults.append(
+                Fault(
+                    path=(key,),
+                    at="key",
+                    message=f"unknown key {key!r}{f' of {label}' if skip else ''}{suggestion(near)}",
+                    expected=None if near else f"one of {listing(absent)}" if absent else None,
+                    hint=None if near else self._elsewhere(key),
+                )
+            )
+        faults.extend(
+            Fault(message=f"missing key {key!r}{f' of {label}' if skip else ''}", expected=self._help(key))
+            for key in missing
+        )
+        return faults
+
+    def _help(self, key: str) -> str:
+        attribute, type_ = self.fields[key]
+        meaning = attribute.metadata.get("help")
+        return f"{key}: {_type_words(type_)}{f' ({meaning})' if meaning else ''}"
+
+    def _elsewhere(self, key: str) -> str | None:
+        """Where an unknown key would be known: one mapping further down."""
+        for outer, (_, type_) in self.fields.items():
+            for option in members(type_):
+                if attrs.has(option) and option not in OPEN and key in _shape_of(option).fields:
+                    return f"{key} belongs under {outer}:"
+        return None
+
+    def rule_faults(self, values: Mapping[str, Any]) -> list[Fault]:
+        """Every field whose own rules (ranges, choices) its value breaks."""
+        faults = []
+        for attribute, _ in self.fields.values():
+            if attribute.alias in values and attribute.validator is not None and attribute.converter is None:
+                try:
+                    attribute.validator(None, attribute, values[attribute.alias])
+                except InvalidValue as error:
+                    faults.append(_of_invalid(error))
+                except ValueError as error:
+                    faults.append(
+                        Fault(path=(key_of(attribute.name),), message=str(error.args[0] if error.args else error))
+                    )
+        return faults
+
+
+_SHAPES: Final[dict[type, _Shape]] = {}
+
+
+def _shape_of(cls: type) -> _Shape:
+    if cls not in _SHAPES:
+        _SHAPES[cls] = _Shape(cls)
+    return _SHAPES[cls]
+
+
+def _of_invalid(error: InvalidValue) -> Fault:
+    path = () if error.field is None else (key_of(error.field), *error.within)
+    return Fault(path=path, message=error.message, expected=error.expected, hint=error.hint)
+
+
+def _with_default_hint(faults: Any, attribute: attrs.Attribute[Any], value: Any) -> list[Fault]:
+    """Where a value is null, say how to get the default."""
+    if value is not None or attribute.default is attrs.NOTHING:
+        return list(faults)
+    return [attrs.evolve(fault, hint=fault.hint or "leave the key out for its default") for fault in faults]
+
+
+def _spelled_out(value: str, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """The mapping that a bare string is short for."""
+    if kinds == ("dataset",):
+        for suffix, name in _BY_SUFFIX.items():
+            if value.endswith(suffix):
+                return {"type": name, "path": value}
+    return {"type": value}
+
+
+def _no_type(value: dict[str, Any], what: str) -> Fault:
+    near = [key for key in value if "type" in nearest(key, ["type"])]
+    if near:
+        return Fault(path=(near[0],), at="key", message=f"unknown key {near[0]!r}, did you mean 'type'?")
+    return Fault(message="missing key 'type'", expected=f"the name of {what}")
+
+
+def _same_shape(value: Any, type_: Any) -> bool:
+    """Whether a value looks like it is meant as this type, though something in it is wrong."""
+    if isinstance(value, dict):
+        return is_mapping(type_) or attrs.has(type_)
+    if isinstance(value, list):
+        return is_list(type_)
+    return False
+
+
+def _type_words(type_: Any) -> str:
+    names = []
+    for option in members(type_):
+        if option in OPEN:
+            names.append(_a(" or ".join(OPEN[option])))
+        elif option is not type(None):
+            names.append(words(option))
+    return " or ".join(names)
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

@@ -1,0 +1,225 @@
+"""The located tree: a manifest's data in which every value knows where its user wrote it.
+
+Reading, including, extending, overriding and filling in variables are functions from trees to trees; nodes never change,
+so a value that stands in two places (anchors, groups that share a model) is one node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, TypeAlias
+
+import attrs
+
+from caramba_core.manifest.problem import Path
+from caramba_core.manifest.source import Broken, Span
+
+__all__ = [
+    "GAP",
+    "MAX_DEPTH",
+    "MAX_NODES",
+    "Budget",
+    "Entry",
+    "Found",
+    "Gap",
+    "List",
+    "Map",
+    "Node",
+    "Scalar",
+    "find",
+    "list_of",
+    "map_of",
+    "merge",
+    "noted",
+    "plain",
+]
+
+MAX_DEPTH: Final = 64
+"""How deep lists and mappings may nest."""
+
+MAX_NODES: Final = 100_000
+"""Values that a manifest may have once everything is expanded."""
+
+
+@attrs.frozen(slots=True, eq=False)
+class Scalar:
+    """A string, number, truth value or null; ``dynamic`` says that it may hold variables."""
+
+    value: None | bool | int | float | str
+    span: Span
+    notes: tuple[str, ...] = ()
+    dynamic: bool = attrs.field()
+
+    size = 1
+    depth = 0
+
+    @dynamic.default
+    def _is_dynamic(self) -> bool:
+        return isinstance(self.value, str) and "$" in self.value
+
+
+@attrs.frozen(slots=True, eq=False)
+class List:
+    """A list.  ``head`` is what to point at where the list as a whole lacks something."""
+
+    items: tuple[Node, ...]
+    span: Span
+    head: Span
+    notes: tuple[str, ...]
+    size: int
+    depth: int
+    dynamic: bool
+
+
+@attrs.frozen(slots=True, eq=False)
+class Entry:
+    """One key of a mapping with its value."""
+
+    key: Span
+    value: Node
+
+
+@attrs.frozen(slots=True, eq=False)
+class Map:
+    """A mapping, in the order of writing."""
+
+    entries: dict[str, Entry]
+    span: Span
+    head: Span
+    notes: tuple[str, ...]
+    size: int
+    depth: int
+    dynamic: bool
+
+
+@attrs.frozen(slots=True, eq=False)
+class Gap:
+    """Stands where a value could not be made and a problem has already been reported; what reads it keeps quiet."""
+
+    span: Span
+    notes: tuple[str, ...] = ()
+
+    size = 1
+    depth = 0
+    dynamic = False
+
+
+Node: TypeAlias = "Scalar | List | Map | Gap"
+
+
+def list_of(items: Iterable[Node], span: Span, *, head: Span | None = None, notes: tuple[str, ...] = ()) -> List:
+    """A list node."""
+    held = tuple(items)
+    return List(held, span, head or span, notes, *_measures(held))
+
+
+def map_of(entries: dict[str, Entry], span: Span, *, head: Span | None = None, notes: tuple[str, ...] = ()) -> Map:
+    """A mapping node."""
+    return Map(entries, span, head or span, notes, *_measures([entry.value for entry in entries.values()]))
+
+
+def _measures(children: Sequence[Node]) -> tuple[int, int, bool]:
+    """Size, depth and whether anything in it waits for variables."""
+    return (
+        1 + sum(child.size for child in children),
+        1 + max((child.depth for child in children), default=0),
+        any(child.dynamic for child in children),
+    )
+
+
+def noted(node: Node, note: str) -> Node:
+    """The same node with one more line on how its value came to stand where it stands."""
+    return attrs.evolve(node, notes=(*node.notes, note))
+
+
+# ------------------------------------------------------------------------------------------------ what is done with it
+
+
+def merge(base: Node, over: Node) -> Node:
+    """``over`` laid on ``base`` key by key; anything but two mappings, and a component of another type, is replaced."""
+    if not isinstance(base, Map) or not isinstance(over, Map) or _other_type(base, over):
+        return over
+    entries = dict(base.entries)
+    for key, entry in over.entries.items():
+        below = entries.get(key)
+        entries[key] = entry if below is None else Entry(entry.key, merge(below.value, entry.value))
+    return map_of(entries, over.span, head=over.head, notes=over.notes)
+
+
+def _other_type(base: Map, over: Map) -> bool:
+    types = [
+        entry.value.value for m in (base, over) if (entry := m.entries.get("type")) and isinstance(entry.value, Scalar)
+    ]
+    return len(types) == 2 and types[0] != types[1]
+
+
+class _GapData:
+    """The plain form of a :class:`Gap`."""
+
+    def __repr__(self) -> str:
+        return "<unreadable>"
+
+
+GAP: Final = _GapData()
+
+
+def plain(node: Node, memo: dict[int, Any] | None = None) -> Any:
+    """The data of a tree without places; one node becomes one object, wherever it stands."""
+    memo = {} if memo is None else memo
+    if isinstance(node, Scalar):
+        return node.value
+    if isinstance(node, Gap):
+        return GAP
+    known = memo.get(id(node))
+    if known is None:
+        known = (
+            [plain(item, memo) for item in node.items]
+            if isinstance(node, List)
+            else {key: plain(entry.value, memo) for key, entry in node.entries.items()}
+        )
+        memo[id(node)] = known
+    return known
+
+
+@attrs.frozen
+class Found:
+    """Where a path leads: the node, its key if it has one, the notes on the way; ``missing`` is what was not there."""
+
+    node: Node
+    key: Span | None
+    notes: tuple[str, ...]
+    missing: Path
+
+
+def find(root: Node, path: Path) -> Found:
+    """The node at a path, or the nearest one above where the path leads nowhere."""
+    node, key = root, None
+    notes = list(node.notes)
+    for depth, part in enumerate(path):
+        if isinstance(node, Map) and isinstance(part, str) and part in node.entries:
+            entry = node.entries[part]
+            node, key = entry.value, entry.key
+        elif isinstance(node, List) and isinstance(part, int) and 0 <= part < len(node.items):
+            node, key = node.items[part], None
+        else:
+            return Found(node, key, tuple(dict.fromkeys(notes)), path[depth:])
+        notes.extend(node.notes)
+    return Found(node, key, tuple(dict.fromkeys(notes)), ())
+
+
+@attrs.define
+class Budget:
+    """Bounds what aliases, merges, variables and groups may expand to."""
+
+    left: int = MAX_NODES
+
+    def spend(self, size: int, span: Span) -> None:
+        """Take ``size`` values; raises :class:`~caramba_core.manifest.source.Broken` where that is too many."""
+        self.left -= size
+        if self.left < 0:
+            raise Broken(
+                span.problem(
+                    f"the manifest expands to more than {MAX_NODES} values here",
+                    hint="write layers that are alike once, with repeat:",
+                )
+            )
