@@ -61,7 +61,7 @@ class _Turn(torch.autograd.Function):
         return turned.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _Turn.apply(gradient, cos, -sin), None, None  # type: ignore[no-untyped-call]
 

@@ -1,0 +1,19 @@
+"""``pretrain``: learn to predict the next token (config; light)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from caramba_core.component import component, option
+from caramba_core.training import Strategy
+
+__all__ = ["Pretrain"]
+
+
+@component
+class Pretrain(Strategy):
+    """Cross entropy with the text itself."""
+
+    builds: ClassVar[str] = "caramba_plugins_standard.pretrain_runner:PretrainRunner"
+
+    logit_rows: int = option(default=512, help="tokens whose logits are held at once", unit="tokens", minimum=1)
