@@ -1,0 +1,48 @@
+"""A component with settings, as the checks take it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from caramba_core.component import Attention, Layer, Topology
+
+__all__ = ["Case", "CheckFailed"]
+
+
+class CheckFailed(AssertionError):  # noqa: N818 - a result, not a fault of the kit
+    """A component does not hold to its contract; the message says where, by how much, and what the contract is."""
+
+
+@attrs.frozen(kw_only=True)
+class Case:
+    """One component with settings.
+
+    ``config`` gets inputs of ``width``.  ``tokens`` is the length of the sequences tried: more than any window.
+    ``relative`` claims that only distances between tokens count, not where the sequence starts.  ``bad`` are changes of
+    fields, and ``bad_widths`` input widths, that the config must refuse by name.  ``decoding_tolerance`` bounds the
+    difference between cached decoding and the full pass in float64, relative to the largest output; raise it only for
+    a cache that rounds.  ``drift`` bounds the error of bfloat16 as a part of the output's root mean square.
+    """
+
+    config: Layer
+    width: int = 32
+    name: str = attrs.field(default=attrs.Factory(lambda self: type(self.config).__name__, takes_self=True))
+    tokens: int = 12
+    relative: bool = False
+    bad: tuple[Mapping[str, Any], ...] = ()
+    bad_widths: tuple[int, ...] = ()
+    decoding_tolerance: float = 1e-9
+    drift: float = 0.03
+
+    @property
+    def is_attention(self) -> bool:
+        """Whether the component mixes tokens itself."""
+        return isinstance(self.config, Attention)
+
+    @property
+    def is_topology(self) -> bool:
+        """Whether the component is made of others."""
+        return isinstance(self.config, Topology)
