@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Literal, TypeVar, cast, dataclass_transform
 
 import attrs
 
@@ -39,10 +39,12 @@ __all__ = [
     "Topology",
     "Weight",
     "component",
+    "evolve",
     "option",
 ]
 
 _C = TypeVar("_C", bound=type)
+_T = TypeVar("_T")
 
 
 # ------------------------------------------------------------------------------------------------ what is declared
@@ -236,6 +238,11 @@ def option(
     if factory is not None:
         return attrs.field(factory=factory, validator=check, metadata=rules)
     return attrs.field(default=default, validator=check, metadata=rules)
+
+
+def evolve(config: _T, **changes: Any) -> _T:
+    """The same config with some fields changed, validated anew."""
+    return cast(_T, attrs.evolve(cast(Any, config), **changes))
 
 
 # ------------------------------------------------------------------------------------------------ the kinds of node

@@ -1,9 +1,9 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
-    model.safetensors       every parameter and stored buffer, under the graph's names
-    optimizer.safetensors   the optimizer's tensors, as <parameter>/<state>
-    state.json              step, data position, optimizer scalars, identities (written last inside the folder)
-    random.safetensors      generator states
+model.safetensors       every parameter and stored buffer, under the graph's names
+optimizer.safetensors   the optimizer's tensors, as <parameter>/<state>
+state.json              step, data position, optimizer scalars, identities (written last inside the folder)
+random.safetensors      generator states
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}", hint="remove this checkpoint to go on from an older one") from error
+        raise InputError(
+            f"{file} cannot be read: {error}", hint="remove this checkpoint to go on from an older one"
+        ) from error
     return state
 
 
@@ -71,7 +73,7 @@ def restore_optimizer(path: Path, model: LanguageModel, optimizer: torch.optim.O
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
-            state = {key: value for key, value in scalars.get(name, {}).items()}
+            state = dict(scalars.get(name, {}))
             for key, tensor in tensors.items():
                 owner, _, entry = key.rpartition("/")
                 if owner == name:
@@ -100,7 +102,9 @@ def _parameter_names(model: LanguageModel) -> dict[int, str]:
     return {id(parameter): f"{ROOT}.{name}" for name, parameter in model.named_parameters()}
 
 
-def _optimizer_state(model: LanguageModel, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _optimizer_state(
+    model: LanguageModel, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
     names = _parameter_names(model)
@@ -118,4 +122,6 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} cannot be read: {error}", hint="remove this checkpoint to go on from an older one") from error
+        raise InputError(
+            f"{file} cannot be read: {error}", hint="remove this checkpoint to go on from an older one"
+        ) from error

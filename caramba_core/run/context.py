@@ -18,7 +18,6 @@ from caramba_core.manifest import Loaded
 from caramba_core.manifest.schema import Evaluation, Group, Run
 from caramba_core.nn.filling import load_weights
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.plan import plan_group
 from caramba_core.run.checkpoint import load_tensors, read_state
 from caramba_core.run.device import autocast_dtype, pick_device, torch_dtype
 from caramba_core.run.directory import RunDirectory
@@ -57,7 +56,9 @@ class GroupContext:
             dataset = None if self.group.data is None else getattr(self.group.data, which)
             if dataset is None:
                 raise InputError(f"group {self.group.name} has no data.{which}, which this run needs")
-            self._tokens[which] = check_tokens(dataset.open(self.loaded.folder, self.tokenizer), self.graph, self.tokenizer)
+            self._tokens[which] = check_tokens(
+                dataset.open(self.loaded.folder, self.tokenizer), self.graph, self.tokenizer
+            )
         return self._tokens[which]
 
     def check(self, run: Run) -> None:
@@ -72,12 +73,16 @@ class GroupContext:
         if train is not None:
             trained_nodes(self.graph, train.trains)
             if train.strategy.needs_teacher and self.source is None:
-                raise InputError(f"run {run.id}: its strategy learns from a teacher, and group {self.group.name} has none")
+                raise InputError(
+                    f"run {run.id}: its strategy learns from a teacher, and group {self.group.name} has none"
+                )
         if self.source is not None:
             _ = self.sites
 
     def plan(self, run: Run) -> dict[str, Any]:
         """The plan of a run, as data."""
+        from caramba_core.plan import plan_group
+
         return plan_group(self.loaded, self.group).to_dict()
 
     def teacher(self, device: torch.device) -> LanguageModel:

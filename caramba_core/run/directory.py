@@ -1,12 +1,12 @@
 """The folder of one run: ``runs/NAME/GROUP/RUN/``.
 
-    manifest.yml     the resolved manifest of this run's group
-    plan.json        what the plan said
-    state.json       where the run stands (live; replaced at once)
-    metrics.jsonl    one line a logged step (live; appended)
-    checkpoints/     step_000100/, ... each published at once
-    evaluation/      negative log-likelihoods of every scored token
-    summary.json     the result; its presence means that the run is done
+manifest.yml     the resolved manifest of this run's group
+plan.json        what the plan said
+state.json       where the run stands (live; replaced at once)
+metrics.jsonl    one line a logged step (live; appended)
+checkpoints/     step_000100/, ... each published at once
+evaluation/      negative log-likelihoods of every scored token
+summary.json     the result; its presence means that the run is done
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class RunDirectory:
             shutil.rmtree(leftover)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -134,6 +136,8 @@ class RunDirectory:
     def drop_old_checkpoints(self) -> None:
         """Keep the newest two."""
         for path in self.checkpoints()[:-_KEPT_CHECKPOINTS]:
-            hidden = path.with_name(f".{path.name}.old")  # so that a half-removed folder is never taken for a checkpoint
+            hidden = path.with_name(
+                f".{path.name}.old"
+            )  # so that a half-removed folder is never taken for a checkpoint
             path.rename(hidden)
             shutil.rmtree(hidden)

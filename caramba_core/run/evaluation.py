@@ -71,7 +71,7 @@ def measure(
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Measurement:
-    """Score ``settings.windows`` consecutive windows of ``settings.context`` tokens; each token but a window's first counts.
+    """Score consecutive windows of ``settings.context`` tokens; each token but a window's first counts once.
 
     Raises :class:`InputError` where there are too few tokens, :class:`NumericalStop` where a likelihood is not finite.
     """
@@ -110,13 +110,17 @@ def _nll(model: LanguageModel, tokens: Tensor) -> Tensor:
     hidden = model.hidden(tokens)[:, :-1].flatten(0, 1)
     targets = tokens[:, 1:].flatten()
     parts = [
-        F.cross_entropy(model.logits(hidden[at : at + _LOGIT_ROWS]).float(), targets[at : at + _LOGIT_ROWS], reduction="none")
+        F.cross_entropy(
+            model.logits(hidden[at : at + _LOGIT_ROWS]).float(), targets[at : at + _LOGIT_ROWS], reduction="none"
+        )
         for at in range(0, len(targets), _LOGIT_ROWS)
     ]
     return torch.cat(parts).view(tokens.shape[0], -1)
 
 
-def _error_of_mean(values: np.ndarray[tuple[int, int], np.dtype[np.float32]] | np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> float:
+def _error_of_mean(
+    values: np.ndarray[tuple[int, int], np.dtype[np.float32]] | np.ndarray[tuple[int, int], np.dtype[np.float64]],
+) -> float:
     means = [
         block.mean()
         for row in values.astype(np.float64)

@@ -7,16 +7,18 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
+from caramba_core.component import evolve
 from caramba_core.errors import CarambaError, InputError, VerificationFailed
 from caramba_core.manifest import Loaded, load_manifest
 from caramba_core.manifest.schema import Group, Run
 from caramba_core.plugins.manager import hooks
 from caramba_core.plugins.registry import registry
 from caramba_core.run.context import GroupContext, RunContext
+from caramba_core.run.device import pick_device
 from caramba_core.run.directory import RunDirectory, State
 from caramba_core.run.modes import Mode, Results
 from caramba_core.run.opening import open_group
@@ -96,6 +98,14 @@ class Experiment:
             found[group.name] = [summary for summary in results if summary is not None]
         return found
 
+    def finished_context(self, group: Group, run: Run) -> RunContext | None:
+        """A run's context with its result as the student, or ``None`` while it has no result."""
+        if not self._is_done(group.name, run.id):
+            return None
+        context = self._context(group, run, self._directory(group.name, run.id))
+        context.resume_from = self._result_of(group.name, run.id)
+        return context
+
     def report(self) -> None:
         """The closing table."""
         for group, summaries in self.summaries().items():
@@ -103,30 +113,23 @@ class Experiment:
                 closing_table(self.reporter, f"{self.loaded.manifest.name} / {group}", summaries, self.root / group)
 
     def _one(self, group: Group, run: Run) -> bool:
-        shared = self._open(group)
-        parent = _parent_of(group, run)
+        self._load_teacher(group, run)
         with self._directory(group.name, run.id) as directory:
             state = directory.state()
             fingerprint = _fingerprint(group, run)
-            context = RunContext(
-                shared=shared,
-                run=run,
-                directory=directory,
-                reporter=self.reporter,
-                hooks=hooks(),
-                parent=None if parent is None else self._result_of(group.name, parent.id),
-                deadline=self.deadline,
-            )
+            context = self._context(group, run, directory)
             if state is not None and directory.checkpoints() and run.mode == "train":
                 context.resume_from = directory.checkpoints()[-1]
                 self.reporter.line(f"{run.id}: going on from {context.resume_from}")
-            directory.set_state(State(status="running", fingerprint=fingerprint, step=0 if state is None else state.step))
+            directory.set_state(
+                State(status="running", fingerprint=fingerprint, step=0 if state is None else state.step)
+            )
             directory.write_text("manifest.yml", written_manifest(self.loaded, group))
-            directory.write_json("plan.json", shared.plan(run))
+            directory.write_json("plan.json", context.shared.plan(run))
             try:
                 results = self._compute(context, run)
             except BaseException as error:
-                status = "failed" if isinstance(error, Exception) else "interrupted"
+                status: Literal["failed", "interrupted"] = "failed" if isinstance(error, Exception) else "interrupted"
                 before = directory.state()
                 step = 0 if before is None else before.step
                 directory.set_state(State(status=status, fingerprint=fingerprint, step=step, error=str(error)))
@@ -169,6 +172,24 @@ class Experiment:
 
     # ---------------------------------------------------------------------------------------------------- helpers
 
+    def _load_teacher(self, group: Group, run: Run) -> None:
+        """Load the teacher before the run's folder exists: damaged weights leave nothing behind."""
+        shared = self._open(group)
+        if shared.source is not None:
+            shared.teacher(pick_device(run.device if run.train is None else run.train.device))
+
+    def _context(self, group: Group, run: Run, directory: RunDirectory) -> RunContext:
+        parent = _parent_of(group, run)
+        return RunContext(
+            shared=self._open(group),
+            run=run,
+            directory=directory,
+            reporter=self.reporter,
+            hooks=hooks(),
+            parent=None if parent is None else self._result_of(group.name, parent.id),
+            deadline=self.deadline,
+        )
+
     def _open(self, group: Group) -> GroupContext:
         if group.name not in self._opened:
             self._opened.clear()  # one teacher in memory at a time
@@ -194,7 +215,8 @@ class Experiment:
                 f"{folder} holds a run of another version of this manifest",
                 hint="remove that folder, give the manifest another name, or choose another folder with --output",
             )
-        if state.status in ("interrupted", "failed", "running") and not self.choice.resume:
+        stopped = state.status != "done" and self._directory(group.name, run.id).checkpoints()
+        if stopped and not self.choice.resume:
             raise InputError(
                 f"{folder} holds a run that stopped at step {state.step}" + (f": {state.error}" if state.error else ""),
                 hint="add --resume to go on from its last checkpoint, or remove the folder to start afresh",
@@ -224,8 +246,8 @@ def _fingerprint(group: Group, run: Run) -> str:
     chain = []
     current: Run | None = run
     while current is not None:
-        train = current.train and attrs.evolve(current.train, device="auto", checkpoint_every=None, evaluate_every=None)
-        chain.append(attrs.evolve(current, train=train, device="auto", verify=None))
+        train = current.train and evolve(current.train, device="auto", checkpoint_every=None, evaluate_every=None)
+        chain.append(evolve(current, train=train, device="auto", verify=None))
         current = _parent_of(group, current)
     described = repr((group.model, group.teacher, group.data, group.eval, chain))
     return hashlib.sha256(described.encode()).hexdigest()

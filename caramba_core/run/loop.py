@@ -39,7 +39,7 @@ class _Numbers:
         if stacked.device.type != "cuda":
             return cls(step, lr, tuple(metrics), stacked, None)
         values = torch.empty(stacked.shape, pin_memory=True).copy_(stacked, non_blocking=True)
-        ready = torch.cuda.Event()
+        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
         return cls(step, lr, tuple(metrics), values, ready)
 
@@ -112,9 +112,14 @@ class TrainingLoop:
         assert state is not None
         directory.set_state(attrs.evolve(state, step=self.step))
 
-    def _state(self) -> Mapping[str, Any]:
+    def _state(self) -> dict[str, Any]:
         tokens = self.step * self.tokens_a_step
-        return {"step": self.step, "samples": tokens // self.settings.context, "tokens": tokens, "seconds": self.seconds}
+        return {
+            "step": self.step,
+            "samples": tokens // self.settings.context,
+            "tokens": tokens,
+            "seconds": self.seconds,
+        }
 
     def _one_step(self, bar: Bar) -> None:
         settings, device = self.settings, self.context.device
@@ -174,4 +179,3 @@ def _mean(results: list[StepResult]) -> StepResult:
         loss=torch.stack([r.loss for r in results]).mean(),
         metrics={name: torch.stack([r.metrics[name] for r in results]).mean() for name in results[0].metrics},
     )
-

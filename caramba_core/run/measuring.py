@@ -74,7 +74,9 @@ class Perplexities:
         settings = context.evaluation
         tokens = context.shared.tokens("heldout")
         with context.reporter.bar(f"perplexity of {name}", settings.windows * settings.context) as bar:
-            result = measure(model(), tokens, settings, autocast=autocast_dtype(context.dtype_name), progress=bar.advance)
+            result = measure(
+                model(), tokens, settings, autocast=autocast_dtype(context.dtype_name), progress=bar.advance
+            )
             bar.note(f"{result.perplexity:.3f}")
         self._keep(name, result)
         context.hooks.evaluated(context=context, step=0, results={f"perplexity_{name}": result.perplexity})

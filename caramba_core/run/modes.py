@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import attrs
 import torch
 
+from caramba_core.component import evolve
 from caramba_core.errors import InputError
 from caramba_core.plugins.registry import registry
 from caramba_core.run.context import RunContext
@@ -44,7 +45,7 @@ class Train:
         run = context.run
         assert run.train is not None
         assert run.steps is not None
-        settings = attrs.evolve(
+        settings = evolve(
             run.train,
             optimizer=run.train.optimizer or _default("optimizer", "adamw"),
             schedule=run.train.schedule or _default("schedule", "cosine"),
@@ -62,6 +63,8 @@ class Train:
         )
         if settings.compile:
             context.student.compile_blocks()
+            if settings.strategy.needs_teacher:
+                context.teacher.compile_blocks()
         all_tokens = run.steps * loop.tokens_a_step
         with context.reporter.bar(run.id, all_tokens, done=loop.step * loop.tokens_a_step) as bar:
             loop.run(bar)
@@ -95,7 +98,9 @@ class Generate:
         tokenizer = context.shared.tokenizer
         prompt = context.run.prompt
         if tokenizer is None or prompt is None:
-            missing = "a prompt (key: prompt)" if prompt is None else "a tokenizer: the teacher's checkpoint carries none"
+            missing = (
+                "a prompt (key: prompt)" if prompt is None else "a tokenizer: the teacher's checkpoint carries none"
+            )
             raise InputError(f"run {context.run.id} needs {missing}")
         model = context.student
         tokens = torch.tensor([tokenizer.encode(prompt)], device=context.device)
@@ -105,7 +110,9 @@ class Generate:
         seconds = time.perf_counter() - began
         text = tokenizer.decode(out)
         context.reporter.line(text)
-        return Results(entries={"text": text, "generated_tokens": len(out) - tokens.shape[1], "generate_seconds": seconds})
+        return Results(
+            entries={"text": text, "generated_tokens": len(out) - tokens.shape[1], "generate_seconds": seconds}
+        )
 
 
 def _default(kind: str, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any, cast
 
 import attrs
 import torch
@@ -35,7 +36,9 @@ def find_sites(teacher: Graph, student: Graph) -> tuple[Site, ...]:
     differences = [f"{name} is in the manifest, not in the teacher" for name in new if name not in old]
     differences += [f"{name} is in the teacher, not in the manifest" for name in old if name not in new]
     if teacher.tied_embeddings != student.tied_embeddings:
-        differences.append(f"tied_embeddings: the teacher has {teacher.tied_embeddings}, the manifest {student.tied_embeddings}")
+        differences.append(
+            f"tied_embeddings: the teacher has {teacher.tied_embeddings}, the manifest {student.tied_embeddings}"
+        )
     sites = []
     for name, node in new.items():
         if name not in old or _same(old[name], node):
@@ -82,8 +85,8 @@ def assemble(
 ) -> LanguageModel:
     """A student on ``device`` whose ``trained`` nodes are float32 and trainable, everything else frozen in ``dtype``.
 
-    Values come from ``tensors`` (a checkpoint, by graph name), else from the teacher's weight of the same name and shape,
-    else they are drawn from ``seed``.  Frozen weights that equal the teacher's share its storage.
+    Values come from ``tensors`` (a checkpoint, by graph name), else from the teacher's weight of the same name and
+    shape, else they are drawn from ``seed``.  Frozen weights that equal the teacher's share its storage.
     """
     student = build(graph, device=device, dtype=dtype)
     shared = {} if teacher is None else dict(teacher.state_dict(keep_vars=True))
@@ -122,7 +125,9 @@ def _require_same_names(student: LanguageModel, tensors: Mapping[str, Tensor]) -
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if expected != found:
         wrong = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
-        shown = "\n    ".join(f"{n}: manifest {expected.get(n, 'has none')}, checkpoint {found.get(n, 'has none')}" for n in wrong[:12])
+        shown = "\n    ".join(
+            f"{n}: manifest {expected.get(n, 'has none')}, checkpoint {found.get(n, 'has none')}" for n in wrong[:12]
+        )
         raise InputError(
             f"the checkpoint does not hold the manifest's model ({len(wrong)} tensors differ):\n    {shown}",
             hint="continue from a run of the same model, or convert again",
@@ -137,12 +142,14 @@ def _differences(teacher: Node, student: Node) -> list[str]:
     if type(teacher.config) is not type(student.config):
         return [f"type: the teacher has {type(teacher.config).__name__}, the manifest {type(student.config).__name__}"]
     if teacher.scopes or student.scopes:  # topologies: their layers are compared node by node
-        return [] if len(teacher.scopes) == len(student.scopes) else [
-            f"bodies: the teacher has {len(teacher.scopes)}, the manifest {len(student.scopes)}"
-        ]
-    return [
-        f"{field.name}: the teacher has {getattr(teacher.config, field.name)}, the manifest {getattr(student.config, field.name)}"
-        for field in attrs.fields(type(teacher.config))
-        if field.name != "name" and getattr(teacher.config, field.name) != getattr(student.config, field.name)
-    ]
-
+        return (
+            []
+            if len(teacher.scopes) == len(student.scopes)
+            else [f"bodies: the teacher has {len(teacher.scopes)}, the manifest {len(student.scopes)}"]
+        )
+    found = []
+    for name in (field.name for field in attrs.fields(cast(Any, type(teacher.config))) if field.name != "name"):
+        theirs, ours = getattr(teacher.config, name), getattr(student.config, name)
+        if theirs != ours:
+            found.append(f"{name}: the teacher has {theirs}, the manifest {ours}")
+    return found

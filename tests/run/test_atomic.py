@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from caramba_core.run.atomic import publish_folder, write_json, write_text
 
 

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from caramba_core.errors import InputError
 from caramba_core.run.batches import Windows
 from caramba_core.training import Tokens
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def tokens(count: int) -> Tokens:

@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+
 from caramba_core.run.evaluation import Measurement, paired_difference
 
 

@@ -1,4 +1,4 @@
-"""``upcycle.blockwise``: each converted attention learns its teacher's output, all in one teacher pass (config; light)."""
+"""``upcycle.blockwise``: each converted attention learns its teacher's output, all in one pass (config; light)."""
 
 from __future__ import annotations
 

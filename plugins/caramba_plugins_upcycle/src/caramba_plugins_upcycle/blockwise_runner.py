@@ -23,8 +23,8 @@ def normalised_error(output: Tensor, target: Tensor) -> Tensor:
 class BlockwiseRunner:
     """One step: a teacher pass whose taps feed every site's own forward and backward.
 
-    With teacher inputs a site's graph is freed before the next block runs.  With student inputs the teacher's outputs are
-    kept and a pass of the student (without gradient) gives the inputs.
+    With teacher inputs a site's graph is freed before the next block runs.  With student inputs the teacher's outputs
+    are kept and a pass of the student (without gradient) gives the inputs.
     """
 
     def __init__(self, config: Blockwise, context: RunContext) -> None:
@@ -49,7 +49,9 @@ class BlockwiseRunner:
         self.teacher.tap(self.names)
         if self.config.inputs == "student":
             self.student.tap(self.names)
-        self.learners: list[nn.Module] = [self.student.get_submodule(name.removeprefix("model.")) for name in self.names]
+        self.learners: list[nn.Module] = [
+            self.student.get_submodule(name.removeprefix("model.")) for name in self.names
+        ]
 
     def step(self, tokens: Tensor) -> StepResult:
         """int64 ``[B, T + 1]``; the last token is not used."""

@@ -1,8 +1,8 @@
 """Starting the student's attentions from the teacher's: one pass over calibration tokens, no gradient step.
 
-Teacher and student run in lockstep, a stage at a time.  At each site the teacher is probed, the moments are collected, the
-transplant starts the student's attention, and its output projection is refitted on the student's own inputs, which have
-passed through everything converted and refitted so far.
+Teacher and student run in lockstep, a stage at a time.  At each site the teacher is probed, the moments are collected,
+the transplant starts the student's attention, and its output projection is refitted on the student's own inputs, which
+have passed through everything converted and refitted so far.
 """
 
 from __future__ import annotations
@@ -105,7 +105,11 @@ class Calibration:
         source, target = site.teacher.config, site.student.config
         assert isinstance(source, Attention)
         assert isinstance(target, Attention)
-        teacher, student = (model.get_submodule(site.name.removeprefix(f"{ROOT}.")) for model in (self.teacher, self.student))
+        path = site.name.removeprefix(f"{ROOT}.")
+        teacher: Any = self.teacher.get_submodule(
+            path
+        )  # its seam has probe(), the student's mix(): no types of torch's
+        student: Any = self.student.get_submodule(path)
         width = site.student.width_in
         transplant = self.transplants[site.name]
         collectors = {
@@ -133,7 +137,9 @@ class Calibration:
             report["refit"] = self._refit(student, inputs, outputs, [batch.frame for batch in states])
         return report
 
-    def _refit(self, student: nn.Module, inputs: list[Tensor], outputs: list[Tensor], frames: list[Frame]) -> dict[str, float]:
+    def _refit(
+        self, student: Any, inputs: list[Tensor], outputs: list[Tensor], frames: list[Frame]
+    ) -> dict[str, float]:
         o_proj, o_bias = student.o_proj, student.o_bias
         assert isinstance(o_proj, nn.Parameter)
         assert isinstance(o_bias, nn.Parameter)

@@ -23,7 +23,7 @@ class Convert:
     """Registered as ``convert`` in ``caramba.mode``."""
 
     def run(self, context: RunContext) -> Results:
-        """Artifacts: a checkpoint of the converted student, ``calibration.json``, likelihoods of teacher and student."""
+        """Artifacts: a checkpoint of the student, ``calibration.json``, likelihoods of teacher and student."""
         settings = context.run.start or Start()
         if not context.sites:
             raise InputError(

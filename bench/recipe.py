@@ -1,0 +1,99 @@
+"""The upcycling recipe, measured: perplexity ratios of start and end on two held-out texts, as JSON lines.
+
+    python bench/recipe.py MANIFEST DATA [--group G] [--run R] [--set path=value] [--minutes N] [--output DIR]
+
+MANIFEST is a manifest such as ``bench/recipe.yml``; DATA a folder with its weights, ``train.npy``, ``heldout.npy`` and
+``heldout_moby.npy``.  Runs that stopped (``--minutes``) go on when the command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from caramba_core.manifest.schema import Evaluation
+from caramba_core.run.context import RunContext
+from caramba_core.run.evaluation import Measurement, measure
+from caramba_core.run.experiment import Choice, Experiment
+from caramba_core.run.reporter import Reporter
+from caramba_core.training import Tokens
+
+EVALUATION = Evaluation(windows=32, context=1024, batch_size=8)
+TEXTS = ("heldout", "heldout_moby")
+
+
+def say(**record: Any) -> None:
+    """One JSON line."""
+    print(json.dumps(record), flush=True)
+
+
+def texts(folder: Path) -> dict[str, Tokens]:
+    """The held-out token arrays."""
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in TEXTS}
+    return {name: Tokens(ids=ids, tokenizer=None, origin=name) for name, ids in arrays.items()}
+
+
+def ratios(model: Any, teacher: dict[str, Measurement], data: dict[str, Tokens]) -> dict[str, float]:
+    """Perplexity over the teacher's on each text, in float32."""
+    return {
+        name: round(measure(model, tokens, EVALUATION).perplexity / teacher[name].perplexity, 4)
+        for name, tokens in data.items()
+    }
+
+
+def main() -> None:
+    """Run the manifest's groups one after the other and measure what each run left."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("manifest")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--group", action="append")
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--output", type=Path, default=Path("runs"))
+    arguments = parser.parse_args()
+    manifest = str(Path(arguments.manifest).resolve())
+    output = arguments.output.resolve()
+    os.chdir(arguments.data)
+    began = time.monotonic()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    say(event="start", device=device, torch=torch.__version__, overrides=arguments.overrides)
+    data = texts(Path())
+    teacher: dict[str, Measurement] = {}
+    reporter = Reporter()
+    for group in arguments.group or ["x1_14", "x2", "x4"]:
+        minutes = None if arguments.minutes is None else arguments.minutes - (time.monotonic() - began) / 60
+        choice = Choice(group=group, output=output, resume=True, minutes=minutes)
+        experiment = Experiment(manifest, arguments.overrides, choice, reporter)
+        left = experiment.unfinished()
+        experiment.check(left)
+        finished = experiment.run(left)
+        for run in experiment.groups[0].runs:
+            context = experiment.finished_context(experiment.groups[0], run)
+            if context is None:
+                continue
+            if not teacher:
+                teacher = {name: measure(context.teacher, tokens, EVALUATION) for name, tokens in data.items()}
+                say(event="teacher", perplexity={name: m.perplexity for name, m in teacher.items()})
+            say(event="run", group=group, run=run.id, ratio=ratios(context.student, teacher, data), **facts(context))
+        if not finished:
+            say(event="stopped", group=group)
+            sys.exit(0)
+
+
+def facts(context: RunContext) -> dict[str, Any]:
+    """What the summary says of time and tokens."""
+    summary = context.directory.summary() or {}
+    wanted = ("tokens", "calibration_tokens", "train_seconds", "convert_seconds", "cache_bytes_per_token")
+    return {key: summary[key] for key in wanted if key in summary}
+
+
+if __name__ == "__main__":
+    main()

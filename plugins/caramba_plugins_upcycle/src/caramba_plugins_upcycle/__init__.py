@@ -1,0 +1,1 @@
+"""Converting a pretrained model: calibration, transplants, blockwise and global distillation."""

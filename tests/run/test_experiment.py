@@ -1,0 +1,176 @@
+"""The main job in small, through the real command: convert, train, measure, stop, resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from caramba_core.cli import main
+
+from .workspace import make_workspace
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    return make_workspace(tmp_path)
+
+
+def caramba(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    code = ended.value.code
+    return 0 if code is None else int(code)
+
+
+def run(manifest: Path, *arguments: str) -> int:
+    return caramba("run", manifest, "--output", manifest.parent / "runs", *arguments)
+
+
+def folder_of(manifest: Path, name: str) -> Path:
+    return manifest.parent / "runs" / "small" / "half" / name
+
+
+def summary(manifest: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder_of(manifest, name) / "summary.json").read_text())
+    return found
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    newest = max((folder / "checkpoints").iterdir())
+    return load_file(newest / "model.safetensors")
+
+
+def test_the_whole_way(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(manifest) == 0
+    shown = capsys.readouterr().out
+    assert "attention, norm" in shown
+    converted, trained = summary(manifest, "convert"), summary(manifest, "finetune")
+    assert converted["calibration_tokens"] == 512
+    assert converted["perplexity"]["start"] == converted["perplexity"]["teacher"]
+    assert trained["perplexity"]["start"] == converted["perplexity"]["end"]
+    assert trained["tokens"] == 6 * 2 * 32
+    # counted by hand: float32; teacher 2 heads x (8 keys + 8 values), student 4 + 8 + 10; three layers
+    assert converted["cache_bytes_per_token"] == {"teacher": 3 * 32 * 4, "student": 3 * 22 * 4}
+    for name in ("convert", "finetune"):
+        folder = folder_of(manifest, name)
+        assert {"manifest.yml", "plan.json", "summary.json", "state.json", "checkpoints"} <= {
+            p.name for p in folder.iterdir()
+        }
+    lines = [json.loads(line) for line in (folder_of(manifest, "finetune") / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["kl"] < lines[0]["kl"]
+    assert "caramba-plugins-dba" in trained["versions"]
+
+
+def test_what_is_frozen_stays_what_it_was(manifest: Path) -> None:
+    assert run(manifest) == 0
+    before, after = weights(folder_of(manifest, "convert")), weights(folder_of(manifest, "finetune"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(".attention." in name or ".norm" in name for name in changed)
+    trainable = {n for n in before if (".attention." in n or "norm" in n) and before[n].is_floating_point()}
+    assert changed == trainable
+
+
+def test_a_second_call_has_nothing_to_do(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(manifest) == 0
+    before = {path: path.stat().st_mtime_ns for path in (manifest.parent / "runs").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run(manifest) == 0
+    assert "done already" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (manifest.parent / "runs").rglob("*") if path.is_file()}
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    whole = make_workspace(tmp_path_factory.mktemp("whole"))
+    assert run(whole) == 0
+    assert run(manifest, "--run", "convert") == 0
+    assert run(manifest, "--minutes", "0") == 0  # stops behind the first step
+    state = json.loads((folder_of(manifest, "finetune") / "state.json").read_text())
+    assert state["status"] == "interrupted"
+    assert state["step"] == 1
+    assert not (folder_of(manifest, "finetune") / "summary.json").exists()
+    assert run(manifest) == 2  # resuming must be asked for
+    assert run(manifest, "--resume") == 0
+    expected, found = weights(folder_of(whole, "finetune")), weights(folder_of(manifest, "finetune"))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    lines = [json.loads(line) for line in (folder_of(manifest, "finetune") / "metrics.jsonl").read_text().splitlines()]
+    other = [json.loads(line) for line in (folder_of(whole, "finetune") / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(line["step"], line["loss"]) for line in other]
+
+
+def test_a_changed_manifest_does_not_mix_with_an_old_run(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(manifest) == 0
+    assert run(manifest, "--set", "vars.sem=8") == 2
+    assert "another version of this manifest" in capsys.readouterr().err
+
+
+def test_a_loss_that_explodes_stops_with_code_4(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(manifest, "--run", "convert") == 0
+    kept = sorted(folder_of(manifest, "convert").rglob("*"))
+    code = run(manifest, "--set", "groups.0.runs.1.train.clip=null", "--set", "vars.lr=1.0", "--set", "vars.steps=400")
+    if code == 4:
+        assert "is not finite" in capsys.readouterr().err
+    assert code == 4
+    assert not (folder_of(manifest, "finetune") / "summary.json").exists()
+    assert sorted(folder_of(manifest, "convert").rglob("*")) == kept
+
+
+BAD: dict[str, tuple[tuple[str, ...], str]] = {
+    "a missing weights file": (("--set", "groups.0.teacher.source=nowhere"), "nowhere"),
+    "a wrong hash": (
+        ("--set", "groups.0.teacher.source=teacher/model.safetensors", "--set", f"groups.0.teacher.sha256={'0' * 64}"),
+        "SHA-256",
+    ),
+    "fewer layers than the teacher": (("--set", "vars.layers=2"), "model.blocks.2"),
+    "a pattern that matches nothing": (("--set", "vars.trains=[atention]"), "atention"),
+    "held-out text that is too short": (("--set", "groups.0.eval.windows=4000"), "too few"),
+    "a token file that is not there": (("--set", "groups.0.data.train=none.npy"), "none.npy"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_an_error_before_anything_is_written(
+    manifest: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+) -> None:
+    assert run(manifest, *arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not (manifest.parent / "runs").exists()
+
+
+def test_token_ids_beyond_the_vocabulary(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(manifest.parent / "train.npy", np.full(4000, 64, dtype=np.uint16))
+    assert run(manifest) == 2
+    assert "beyond the model's vocabulary" in capsys.readouterr().err
+    assert not (manifest.parent / "runs").exists()
+
+
+def test_a_nan_in_the_weights_is_named(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = manifest.parent / "teacher" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert run(manifest) == 2
+    assert "model.layers.1.mlp.up_proj.weight" in capsys.readouterr().err
+    assert not list((manifest.parent / "runs").rglob("summary.json"))
+    assert not list((manifest.parent / "runs").rglob("step_*"))
+
+
+def test_blockwise_refuses_to_claim_more_than_it_trains(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(manifest, "--set", "groups.0.runs.1.train.strategy=upcycle.blockwise") == 2
+    assert "converted attentions only" in capsys.readouterr().err
+
+
+def test_blockwise_lowers_the_error_of_the_blocks(manifest: Path) -> None:
+    changes = ("vars.trains=[attention]", "groups.0.runs.1.train.strategy=upcycle.blockwise", "vars.steps=30")
+    assert run(manifest, *(part for change in changes for part in ("--set", change))) == 0
+    lines = [json.loads(line) for line in (folder_of(manifest, "finetune") / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
