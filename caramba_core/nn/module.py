@@ -60,7 +60,7 @@ class TopologyModule(ComponentModule):
         for name, module in bodies.items():
             self.add_module(name, module)
 
-    def body(self, name: str) -> nn.Module:
+    def body_named(self, name: str) -> nn.Module:
         """The module of one body."""
         module = self._modules[name]
         assert module is not None

@@ -28,7 +28,7 @@ class NestedModule(TopologyModule):
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, D']``."""
         for name in self.bodies:
-            x = self.body(name)(x, frame)
+            x = self.body_named(name)(x, frame)
             _flush(frame)
         return x
 
@@ -43,7 +43,7 @@ class RecurrentModule(TopologyModule):
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, D]``."""
-        body = self.body("body")
+        body = self.body_named("body")
         state = x
         for application in range(self.times):
             if self.inject and application > 0:
@@ -66,7 +66,7 @@ class CyclicModule(TopologyModule):
         for application in range(self.times):
             turn, index = divmod(application, len(self.bodies))
             name = self.bodies[index]
-            x = self.body(name)(x, frame.within(turn, self.applications[name]))
+            x = self.body_named(name)(x, frame.within(turn, self.applications[name]))
             _flush(frame)
         return x
 
@@ -82,7 +82,7 @@ class ParallelModule(TopologyModule):
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, D']``."""
-        outputs: list[Tensor] = [self.body(name)(x, frame) for name in self.bodies]
+        outputs: list[Tensor] = [self.body_named(name)(x, frame) for name in self.bodies]
         if self.combine == "concatenate":
             return F.linear(torch.cat(outputs, dim=-1), self.out_proj)
         total = outputs[0]
@@ -104,7 +104,7 @@ class BranchingModule(TopologyModule):
         """``[B, T, D] -> [B, T, D']``."""
         weights = {name: getattr(self, f"router_{name}") for name in self.router_weights}
         shares = self.route(self.router, x, weights).unsqueeze(-1).unbind(dim=-2)
-        outputs: list[Tensor] = [self.body(name)(x, frame) for name in self.bodies]
+        outputs: list[Tensor] = [self.body_named(name)(x, frame) for name in self.bodies]
         total = shares[0] * outputs[0]
         for share, output in zip(shares[1:], outputs[1:], strict=True):
             total = total + share * output
