@@ -103,6 +103,17 @@ class Strategy(Component):
     """What a training step is; ``builds`` is a class ``(config, context: RunContext) -> StrategyRunner``."""
 
     needs_teacher: ClassVar[bool] = False
+    whole_model: ClassVar[bool] = True
+    """Whether a step runs backward through the whole model from its logits, or through one trained node at a time."""
+
+    def logit_values(self, rows: int, vocab_size: int) -> int:
+        """float32 values of logits, and of what is made of them, held at once in a step of ``rows`` tokens.
+
+        For memory estimates.  This one assumes logits, their logarithms and the gradients of both, of a teacher too
+        where one is needed, for as many tokens as the field ``logit_rows`` says; for all of them without such a field.
+        """
+        held = min(rows, getattr(self, "logit_rows", rows))
+        return held * vocab_size * (8 if self.needs_teacher else 4) if self.whole_model else 0
 
     def start(self, context: RunContext) -> StrategyRunner:
         """The runner of this strategy."""
