@@ -212,20 +212,19 @@ class _Lowering:
         try:
             width = config.join(flow.width, [end.width for end in ends])
         except InvalidValue as error:
-            changed = [end for end in ends if end.width != flow.width] or list(ends)
-            widths = [(flow.source, flow.width), *((end.source, end.width) for end in changed[:2])]
+            first = ends[0] if config.flow == "fan" else flow
+            second = next((end for end in ends if end.width != first.width), ends[0])
             self._fault(
-                changed[0].path,
+                second.path,
                 error.message,
                 expected=error.expected,
                 hint=error.hint,
-                widths=dict(widths),
+                widths={first.source: first.width, second.source: second.width},
                 once=(path, "join"),
             )
             return flow
-        for end in ends:
-            if end.width == width:  # the node that made the width is what later messages name
-                return end if config.flow == "chain" or len(ends) == 1 else _Flow(width, name, path)
+        if config.flow == "chain" and ends[-1].width == width:
+            return ends[-1]  # the node inside that made the width is what later messages name
         return _Flow(width, name, path)
 
     def _local(self, config: Layer, path: Path, names: Names) -> str:
@@ -255,7 +254,7 @@ class _Lowering:
             self._invalid(error, path, flow, name)
 
     def _invalid(self, error: InvalidValue, path: Path, flow: _Flow, name: str | None) -> None:
-        where = path if error.field is None else (*path, error.field)
+        where = path if error.field is None else (*path, error.field, *error.within)
         reader = "" if name is None else f"{name} cannot take its input: "
         self._fault(
             where,
