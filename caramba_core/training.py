@@ -66,6 +66,10 @@ class Optimizer(Component):
         """Values of state a trained parameter, each in the parameter's dtype (AdamW: 2)."""
         raise NotImplementedError(f"{type(self).__name__} does not define state_values")
 
+    def state_scalars(self) -> int:
+        """float32 numbers of state a trained tensor (AdamW: 1, its count of steps)."""
+        return 0
+
 
 @component
 class Schedule(Component):

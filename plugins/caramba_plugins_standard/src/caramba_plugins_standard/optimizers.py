@@ -42,6 +42,10 @@ class AdamW(Optimizer):
         """Two moments."""
         return 2
 
+    def state_scalars(self) -> int:
+        """The count of steps."""
+        return 1
+
 
 @component
 class SGD(Optimizer):

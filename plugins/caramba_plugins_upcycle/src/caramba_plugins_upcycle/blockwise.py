@@ -16,6 +16,7 @@ class Blockwise(Strategy):
 
     builds: ClassVar[str] = "caramba_plugins_upcycle.blockwise_runner:BlockwiseRunner"
     needs_teacher: ClassVar[bool] = True
+    whole_model: ClassVar[bool] = False
 
     inputs: Literal["teacher", "student"] = option(
         default="teacher", help="whose hidden states the student's attentions read while they learn"
