@@ -19,9 +19,9 @@ _HOMES: Final = {
 }
 
 if TYPE_CHECKING:
-    from caramba_core.manifest.writing import dump
     from caramba_core.manifest.load import Loaded, load_manifest, structure_model
     from caramba_core.manifest.problem import Problem
+    from caramba_core.manifest.writing import dump
 
 
 def __getattr__(name: str) -> Any:

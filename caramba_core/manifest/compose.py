@@ -6,6 +6,7 @@ same in any mapping.  Mappings merge key by key, everything else is replaced, an
 
 from __future__ import annotations
 
+import os
 from pathlib import Path as FilePath
 from typing import Final
 
@@ -13,7 +14,7 @@ import attrs
 
 from caramba_core.errors import PluginError
 from caramba_core.manifest.json_text import read_json
-from caramba_core.manifest.presets import find_source
+from caramba_core.manifest.presets import find_source, is_file_name
 from caramba_core.manifest.problem import Problem, shown
 from caramba_core.manifest.source import Broken, Source, Span
 from caramba_core.manifest.tree import Budget, Entry, Gap, List, Map, Node, Scalar, list_of, map_of, merge, plain
@@ -56,6 +57,8 @@ class Composer:
     sources: list[Source] = attrs.field(factory=list)
     inherited: dict[str, Node] = attrs.field(factory=dict)
     """Groups by name of the manifests that are extended: a group may extend them."""
+    complete: bool = True
+    """Whether everything that is named was found: without a part, what is missing says nothing."""
 
     def compose(self, source: Source) -> Map:
         """The tree of a manifest; raises :class:`Broken` where there is none, or where ``requires:`` is not met."""
@@ -136,12 +139,14 @@ class Composer:
     # ------------------------------------------------------------------------------------------------ both
 
     def _names(self, node: Node, key: str) -> list[tuple[str, Span]]:
-        """The manifests that an ``extends:`` or ``include:`` names, in the order in which they are laid on one another."""
+        """The manifests that an ``extends:`` or ``include:`` names; each is laid on the ones before it."""
         names: list[tuple[str, Span]] = []
         for item in node.items if isinstance(node, List) else (node,):
             if isinstance(item, Scalar) and isinstance(item.value, str):
                 names.append((item.value, item.span))
-            elif not isinstance(item, Gap):
+                continue
+            self.complete = False
+            if not isinstance(item, Gap):
                 found = shown(plain(item))
                 self.problems.append(
                     item.span.problem(
@@ -160,15 +165,18 @@ class Composer:
             text = find_source(name, folder, span)
         except Broken as broken:
             self.problems.append(broken.problem)
+            self.complete = False
             return None
         circle = [other.name for other in chain if _same(other, text)]
         if circle:
             names = " -> ".join([*(other.name for other in chain), text.name])
             self.problems.append(span.problem(f"the manifests {names} go round in a circle"))
+            self.complete = False
             return None
         if len(self.sources) >= _MOST_TEXTS:
             raise Broken(span.problem(f"a manifest is made of at most {_MOST_TEXTS} texts"))
-        return attrs.evolve(text, notes=(f"{verb} at {span.place}", *asking.notes))
+        shown_as = os.path.normpath(FilePath(asking.name).parent / name) if text.file and is_file_name(name) else name
+        return attrs.evolve(text, name=shown_as, notes=(f"{verb} at {span.place}", *asking.notes))
 
 
 def _same(one: Source, other: Source) -> bool:

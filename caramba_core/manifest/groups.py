@@ -50,6 +50,8 @@ class _Expansion:
     own: List
     inherited: Mapping[str, Node]
     problems: list[Problem]
+    circles: list[Node] = attrs.field(factory=list)
+    """Groups of circles that have been reported."""
 
     def _named(self, name: str, asking: Node) -> Node | None:
         """The group of a name: one of this manifest, else one of those that it extends."""
@@ -65,8 +67,8 @@ class _Expansion:
         reference = item.entries["extends"].value
         own = _replaced(item, {"extends": None})
         if isinstance(reference, Gap):
-            return own
-        path = (*path, "extends")
+            return reference
+        path = (*path[:2], "extends")
         if not isinstance(reference, Scalar) or not isinstance(reference.value, str):
             found = shown(plain(reference))
             self.problems.append(
@@ -74,15 +76,18 @@ class _Expansion:
                     f"expected a group's name, found {found}", path=path, found=found, expected="a name"
                 )
             )
-            return own
-        if any(other is item for other in chain):
-            names = " -> ".join(str(_name(other)) for other in (*chain[chain.index(item) :], item))
-            self.problems.append(reference.span.problem(f"the groups {names} go round in a circle", path=path))
-            return own
+            return Gap(reference.span)
+        if any(other is item for other in (*chain, *self.circles)):
+            if not any(other is item for other in self.circles):
+                self.circles.extend(chain)
+                names = " -> ".join(str(_name(other)) for other in (*chain[chain.index(item) :], item))
+                problem = reference.span.problem(f"the groups {names} go round in a circle", path=path)
+                self.problems.append(problem)
+            return Gap(reference.span)
         base = self._named(reference.value, item)
         if base is None:
             known = dict.fromkeys(name for node in (*self.own.items, *self.inherited.values()) if (name := _name(node)))
-            known.pop(_name(item), None)
+            known.pop(_name(item) or "", None)
             near = nearest(reference.value, known)
             self.problems.append(
                 reference.span.problem(
@@ -91,20 +96,16 @@ class _Expansion:
                     expected=None if near else f"one of {listing(known)}",
                 )
             )
-            return own
+            return Gap(reference.span)
+        if "name" not in own.entries:
+            self.problems.append(item.head.problem("missing key 'name'", path=path[:2], expected="a name of its own"))
+            own = _replaced(own, {"name": Entry(item.head, Gap(item.head))})
         below = self.extended(base, path, (*chain, item))
-        if isinstance(below, Map):
-            below = _replaced(below, {"name": None})
+        if not isinstance(below, Map):
+            return Gap(reference.span)
         note = f"taken over from the group {reference.value} at {reference.span.place}"
-        return merge(_entries_noted(below, note), own)
-
-
-def _entries_noted(node: Node, note: str) -> Node:
-    """A group's values with a line that says who takes them over."""
-    if not isinstance(node, Map):
-        return node
-    entries = {key: Entry(entry.key, noted(entry.value, note)) for key, entry in node.entries.items()}
-    return map_of(entries, node.span, head=node.head, notes=node.notes)
+        taken = {key: Entry(entry.key, noted(entry.value, note)) for key, entry in below.entries.items()}
+        return merge(_replaced(below, taken), own)
 
 
 def _matrix(

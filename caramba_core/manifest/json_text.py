@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from json.decoder import JSONDecodeError, scanstring
+from json import JSONDecodeError, JSONDecoder
 from typing import Final
 
 from caramba_core.manifest.problem import Problem
-from caramba_core.manifest.scalars import BadScalar, resolve_scalar
+from caramba_core.manifest.scalars import BadScalarError, resolve_scalar
 from caramba_core.manifest.source import Broken, Source, Span
 from caramba_core.manifest.tree import MAX_DEPTH, Budget, Entry, Gap, Node, Scalar, list_of, map_of
 
@@ -16,7 +16,8 @@ __all__ = ["read_json"]
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _WORD: Final = re.compile(r"[A-Za-z0-9_.+-]+")
-_WORDS: Final[dict[str, None | bool]] = {"null": None, "true": True, "false": False}
+_STRINGS: Final = JSONDecoder()
+_WORDS: Final[dict[str, bool | None]] = {"null": None, "true": True, "false": False}
 _NO_VALUE: Final = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -79,7 +80,7 @@ class _Reader:
         text = self.text[span.start : span.end]
         try:
             return Scalar(resolve_scalar(text), span)
-        except BadScalar as error:
+        except BadScalarError as error:
             self.problems.append(
                 span.problem(str(error), expected="an integer of at most 64 bits, or a number up to 1.8e308")
             )
@@ -87,12 +88,13 @@ class _Reader:
 
     def _string(self, index: int) -> tuple[str, int]:
         try:
-            return scanstring(self.text, index + 1, True)
+            text, end = _STRINGS.raw_decode(self.text, index)
         except JSONDecodeError as error:
             at = index if error.msg.startswith("Unterminated") else error.pos
             raise self._broken(
                 at, at + 1, f"this is not a JSON string: {error.msg}", "a string in double quotes"
             ) from None
+        return str(text), end
 
     def _checked(self, text: str, span: Span) -> Node:
         bad = _NO_VALUE.search(text)

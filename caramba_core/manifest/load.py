@@ -18,7 +18,7 @@ from caramba_core.manifest.compose import Composer, check_requires
 from caramba_core.manifest.faults import Fault, Faults
 from caramba_core.manifest.groups import expand_groups
 from caramba_core.manifest.names import nearest
-from caramba_core.manifest.overrides import apply, parse
+from caramba_core.manifest.overrides import apply, override_name, parse
 from caramba_core.manifest.presets import find_source, is_file_name
 from caramba_core.manifest.problem import Path, Problem
 from caramba_core.manifest.rules import rule_faults, teacher_faults
@@ -89,7 +89,7 @@ def load_manifest(source: str | FilePath, *, overrides: Sequence[str] = ()) -> L
         return _load(source, overrides, composer)
     except Broken as broken:
         problems.append(broken.problem)
-    raise ManifestError(_in_order(problems, composer))
+    raise ManifestError(_in_order(problems, composer, overrides))
 
 
 def structure_model(model: Mapping[str, Any], *, origin: str = "model") -> Model:
@@ -119,6 +119,8 @@ def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer) 
     text, folder = _main_source(source)
     changes = parse(overrides, problems, budget)
     root = composer.compose(text)
+    if not composer.complete:
+        raise ManifestError(_in_order(problems, composer, overrides))
     root = apply(root, [change for change in changes if not change.of_groups], problems)
     if any(change.parts[0][0] == "requires" for change in changes):
         problems.extend(check_requires(root.entries["requires"].value))
@@ -133,7 +135,7 @@ def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer) 
     problems.extend(_problem(tree, fault) for fault in faults)
     if problems or manifest is None:
         assert problems, "a manifest that cannot be made has a problem"
-        raise ManifestError(_in_order(problems, composer))
+        raise ManifestError(_in_order(problems, composer, overrides))
     return Loaded(manifest=manifest, folder=folder, tree=tree)
 
 
@@ -181,7 +183,8 @@ def _resolved(root: Map, problems: list[Problem], budget: Budget, mentions: Ment
         entries["groups"] = Entry(groups.key, value)
     for entry in variables.values():  # a variable that nothing uses is checked all the same
         base.resolve(entry.value)
-    if vars_entry is not None or not any(nearest(key, ["vars"]) for key in root.entries):
+    misspelt = any(nearest(key, ["vars"]) for key in root.entries if key != "vars")
+    if isinstance(vars_entry.value, Map) if vars_entry is not None else not misspelt:
         problems.extend(mentions.problems(variables))
     return map_of(entries, root.span, head=root.head, notes=root.notes)
 
@@ -245,9 +248,10 @@ def _problem(tree: Map, fault: Fault) -> Problem:
     )
 
 
-def _in_order(problems: Sequence[Problem], composer: Composer) -> tuple[Problem, ...]:
+def _in_order(problems: Sequence[Problem], composer: Composer, overrides: Sequence[str]) -> tuple[Problem, ...]:
     """Problems in the order of the file, then of the files that it is made of, then of the command line; each once."""
-    order = {source.name: index for index, source in reversed(list(enumerate(composer.sources)))}
+    names = dict.fromkeys([*(source.name for source in composer.sources), *map(override_name, overrides)])
+    order = {name: index for index, name in enumerate(names)}
     once: dict[tuple[str, int | None, int | None, str], Problem] = {}
     for problem in problems:
         once.setdefault((problem.file, problem.line, problem.column, problem.message), problem)

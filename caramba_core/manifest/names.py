@@ -39,9 +39,9 @@ _FAMILIAR: Final = {
 def nearest(name: str, known: Iterable[str], *, preferred: Collection[str] = ()) -> tuple[str, ...]:
     """Known names that ``name`` may stand for, likeliest first; empty where none is near.
 
-    Near is an edit distance (insert, delete, replace, swap of neighbours) of one for short names, two from five letters,
-    three from ten; capitals, dashes and underscores count little.  Among equally near ones ``preferred`` come first, then
-    the order of ``known``.
+    Near is an edit distance (insert, delete, replace, swap of neighbours) of one for short names, two from five
+    letters, three from ten; capitals, dashes and underscores count little.  Among equally near ones ``preferred`` come
+    first, then the order of ``known``.
     """
     candidates = list(dict.fromkeys(known))
     familiar = [other for other in _FAMILIAR.get(name.casefold(), ()) if other in candidates]

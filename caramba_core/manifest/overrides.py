@@ -14,7 +14,7 @@ from caramba_core.manifest.source import Broken, Source, Span
 from caramba_core.manifest.tree import Budget, Entry, Gap, List, Map, Node, Scalar, list_of, map_of, plain
 from caramba_core.manifest.yaml_text import read_yaml
 
-__all__ = ["Override", "apply", "parse"]
+__all__ = ["Override", "apply", "override_name", "parse"]
 
 _PART: Final = re.compile(r'"([^"]+)"|([^".=\s]+)')
 
@@ -32,11 +32,16 @@ class Override:
         return len(self.parts) > 1 and self.parts[0][0] == "groups"
 
 
+def override_name(text: str) -> str:
+    """What messages call an override."""
+    return f"--set {text}"
+
+
 def parse(texts: Sequence[str], problems: list[Problem], budget: Budget) -> list[Override]:
     """The overrides of a command line; what cannot be read goes to ``problems``."""
     overrides = []
     for text in texts:
-        source = Source(name=f"--set {text}", text=text, command_line=True)
+        source = Source(name=override_name(text), text=text, command_line=True)
         try:
             overrides.append(_parse(source, problems, budget))
         except Broken as broken:
@@ -121,11 +126,7 @@ def _index(node: List, part: str, span: Span, path: Path) -> int:
         if int(part) < len(node.items):
             return int(part)
         raise Broken(
-            span.problem(
-                f"{dotted(path)} has {len(node.items)} items",
-                found=part,
-                expected=f"an index from 0 to {len(node.items) - 1}",
-            )
+            span.problem(f"{dotted(path)} has {len(node.items)} items", expected=f"an index below {len(node.items)}")
         )
     names: dict[str, int] = {}
     for index, item in enumerate(node.items):

@@ -8,8 +8,8 @@ from typing import Final
 
 from caramba_core.errors import PluginError
 from caramba_core.manifest.names import nearest, suggestion
-from caramba_core.manifest.source import SUFFIXES, Broken, Source, Span, read_source
 from caramba_core.manifest.problem import Problem
+from caramba_core.manifest.source import SUFFIXES, Broken, Source, Span, read_source
 from caramba_core.plugins.registry import registry
 
 __all__ = ["find_source", "is_file_name"]

@@ -63,9 +63,9 @@ class Problem:
             text, start, length = _cut(self.excerpt, self.column, self.end_column or self.column + 1)
             lines.append(f"{number:>{len(gutter)}} | {text}".rstrip())
             lines.append(f"{gutter} | {' ' * start}{'^' * length}")
-        for label, text in (("expected", self.expected), ("hint", self.hint), *(("note", note) for note in self.notes)):
-            if text is not None:
-                lines.append(f"{gutter} = {label}: {text}")
+        expected = None if self.expected is not None and self.expected in self.message else self.expected
+        more = (("expected", expected), ("hint", self.hint), *(("note", note) for note in self.notes))
+        lines.extend(f"{gutter} = {label}: {about}" for label, about in more if about is not None)
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _NEEDS: Final[dict[str, tuple[Path, ...]]] = {
 
 
 def rule_faults(data: Mapping[str, Any], known: Sequence[Fault], registry: Registry) -> list[Fault]:
-    """What breaks a rule; ``known`` is what structuring has found, so that a misspelt key is not reported as missing."""
+    """What breaks a rule; ``known`` is what structuring found: a misspelt key is not reported as missing, too."""
     groups = data.get("groups")
     if not isinstance(groups, list):
         return []
@@ -93,14 +93,17 @@ class _Rules:
             return
         needs = _NEEDS.get(mode, ())
         places = {"run": (run, run_path), "data": (_inside(group, "data"), (*path, "data"))}
+        lacking = []
         for place, *rest in needs:
             holder, where = places.get(str(place), (group, path))
             key = str(rest[0] if rest else place)
             if holder is None or where in self.misspelt or (place == "data" and path in self.misspelt):
                 continue
             if holder.get(key) is None:
-                written = key if place == "run" else f"{'data.' if place == 'data' else ''}{key} in its group"
-                yield Fault(path=(*run_path, "mode"), message=f"mode {mode} needs {written}")
+                prefix = "data." if place == "data" else ""
+                lacking.append(key if place == "run" else f"{prefix}{key} in its group")
+        if lacking:
+            yield Fault(path=(*run_path, "mode"), message=f"mode {mode} needs {' and '.join(lacking)}")
 
     def _continued(self, index: int, j: int, run: dict[str, Any]) -> Iterator[Fault]:
         """``from:`` names a run that comes before this one."""

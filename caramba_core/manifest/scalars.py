@@ -1,7 +1,7 @@
 """What an unquoted word of YAML 1.2 means (core schema, https://yaml.org/spec/1.2.2/#103-core-schema).
 
-Only ``true`` and ``false`` are truth values (``yes``, ``no``, ``on``, ``off`` are strings), ``010`` is ten, ``1e-4`` is a
-number, and dates or ``1_000`` are strings.
+Only ``true`` and ``false`` are truth values (``yes``, ``no``, ``on``, ``off`` are strings), ``010`` is ten, ``1e-4``
+is a number, and dates or ``1_000`` are strings.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import math
 import re
 from typing import Final
 
-__all__ = ["MAX_INTEGER", "BadScalar", "resolve_scalar"]
+__all__ = ["MAX_INTEGER", "BadScalarError", "resolve_scalar"]
 
 MAX_INTEGER: Final = 2**63 - 1
 """Integers of a manifest fit in 64 bits."""
 
-_WORDS: Final[dict[str, None | bool]] = {
+_WORDS: Final[dict[str, bool | None]] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
@@ -27,12 +27,12 @@ _SPECIAL: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)\Z|\.(?:nan|NaN|NAN)\Z")
 _NUMERIC_START: Final = frozenset("+-.0123456789")
 
 
-class BadScalar(ValueError):
+class BadScalarError(ValueError):
     """A word that looks like a value which cannot be held."""
 
 
-def resolve_scalar(text: str) -> None | bool | int | float | str:
-    """The value of an unquoted word; raises :class:`BadScalar` for numbers beyond 64 bits."""
+def resolve_scalar(text: str) -> bool | int | float | str | None:
+    """The value of an unquoted word; raises :class:`BadScalarError` for numbers beyond 64 bits."""
     if text in _WORDS:
         return _WORDS[text]
     if text[0] not in _NUMERIC_START:
@@ -44,7 +44,7 @@ def resolve_scalar(text: str) -> None | bool | int | float | str:
     if _FLOAT.match(text):
         number = float(text)
         if math.isinf(number):
-            raise BadScalar(f"{text} is too large for a number")
+            raise BadScalarError(f"{text} is too large for a number")
         return number
     if _SPECIAL.match(text):
         return float(text.replace(".", "", 1))
@@ -55,8 +55,8 @@ def _bounded(digits: str, base: int) -> int:
     sign = -1 if digits[0] == "-" else 1
     digits = digits.lstrip("+-").lstrip("0") or "0"
     if len(digits) > 22:  # 64 bits in octal, before int() works on thousands of digits
-        raise BadScalar(f"an integer of {len(digits)} digits is too large")
+        raise BadScalarError(f"an integer of {len(digits)} digits is too large")
     number = sign * int(digits, base)
     if abs(number) > MAX_INTEGER:
-        raise BadScalar(f"the integer {number} is too large")
+        raise BadScalarError(f"the integer {number} is too large")
     return number

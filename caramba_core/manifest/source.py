@@ -112,13 +112,13 @@ class Span:
 
 
 def read_source(file: FilePath, name: str) -> Source:
-    """The text of a manifest's file; raises :class:`Broken` for anything that is no sound UTF-8 text of bounded size."""
+    """The text of a manifest's file; raises :class:`Broken` unless it is sound UTF-8 of bounded size."""
     return decode(_bytes_of(file, name), name, file)
 
 
 def _bytes_of(file: FilePath, name: str) -> bytes:
-    def broken(message: str, **more: str) -> Broken:
-        return Broken(Problem(file=name, message=message, **more))
+    def broken(message: str, *, expected: str | None = None, hint: str | None = None) -> Broken:
+        return Broken(Problem(file=name, message=message, expected=expected, hint=hint))
 
     try:
         status = file.stat()

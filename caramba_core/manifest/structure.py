@@ -1,7 +1,7 @@
 """From plain data to typed configs, with cattrs as the dispatcher and strict hooks of our own.
 
-A component's class is looked up by its ``type:`` in the registry of plugins, so the unions are open.  Everything that is
-wrong is collected, with the path where it is.
+A component's class is looked up by its ``type:`` in the registry of plugins, so the unions are open.  Everything that
+is wrong is collected, with the path where it is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.kinds import KINDS, LAYER_KINDS
 from caramba_core.manifest.faults import Fault, Faults
 from caramba_core.manifest.names import listing, nearest, suggestion
+from caramba_core.manifest.schema import Group, Manifest
 from caramba_core.manifest.tree import GAP
 from caramba_core.manifest.values import (
     PLAIN,
@@ -54,6 +55,12 @@ OPEN: Final[dict[type, tuple[str, ...]]] = {
     Strategy: ("strategy",),
 }
 """Base classes that stand for any component of these kinds; the component says which by its ``type:``."""
+
+_RESOLVED: Final[dict[type, tuple[str, ...]]] = {
+    Manifest: ("vars", "extends"),
+    Group: ("vars", "matrix", "extends"),
+}
+"""Keys that are gone when structuring begins, but that a misspelt key may have meant."""
 
 _BY_SUFFIX: Final = {".npy": "tokens", ".txt": "text"}
 """Datasets that a bare file name means."""
@@ -200,7 +207,7 @@ class Structurer:
         for key, (attribute, type_) in shape.fields.items():
             if key in value:
                 try:
-                    fields[attribute.alias] = self._hook(type_)(value[key], type_)
+                    fields[_argument(attribute)] = self._hook(type_)(value[key], type_)
                 except Faults as error:
                     failed = True
                     faults.extend(_with_default_hint(error.below(key), attribute, value[key]))
@@ -282,7 +289,7 @@ class _Shape:
             types = get_type_hints(self.cls)
         except NameError as error:
             raise PluginError(
-                f"the fields of {self.cls.__module__}.{self.cls.__qualname__} have a type that cannot be found: {error}",
+                f"a field of {self.cls.__module__}.{self.cls.__qualname__} has a type that cannot be found: {error}",
                 hint="types of fields must be imported where the config is defined, not only for type checking",
             ) from None
         return {key_of(a.name): (a, types[a.name]) for a in attrs.fields(self.cls) if a.init}
@@ -290,15 +297,15 @@ class _Shape:
     def key_faults(self, value: dict[str, Any], label: str, skip: Mapping[str, Any]) -> list[Fault]:
         """Unknown and missing keys; a misspelt key that is missing is one fault, not two."""
         missing = [key for key, (a, _) in self.fields.items() if a.default is attrs.NOTHING and key not in value]
-        absent = [key for key in self.fields if key not in value]
+        absent = [key for key in (*self.fields, *_RESOLVED.get(self.cls, ())) if key not in value]
         faults = []
         for key in value:
             if key in self.fields or key in skip:
                 continue
-            near = nearest(key, absent, preferred=missing)
+            near = nearest(key, (*absent, "include"), preferred=missing)
             if near and near[0] in missing:
                 missing.remove(near[0])
-            if near:
+            if near and near[0] in absent:
                 absent.remove(near[0])
             faults.append(
                 Fault(
@@ -322,19 +329,22 @@ class _Shape:
 
     def _elsewhere(self, key: str) -> str | None:
         """Where an unknown key would be known: one mapping further down."""
-        for outer, (_, type_) in self.fields.items():
-            for option in members(type_):
-                if attrs.has(option) and option not in OPEN and key in _shape_of(option).fields:
-                    return f"{key} belongs under {outer}:"
-        return None
+        places = [
+            f"{outer}:"
+            for outer, (_, type_) in self.fields.items()
+            for option in members(type_)
+            if attrs.has(option) and option not in OPEN and key in _shape_of(option).fields
+        ]
+        return f"{key} belongs under {' or '.join(places)}" if places else None
 
     def rule_faults(self, values: Mapping[str, Any]) -> list[Fault]:
         """Every field whose own rules (ranges, choices) its value breaks."""
         faults = []
         for attribute, _ in self.fields.values():
-            if attribute.alias in values and attribute.validator is not None and attribute.converter is None:
+            name = _argument(attribute)
+            if name in values and attribute.validator is not None and attribute.converter is None:
                 try:
-                    attribute.validator(None, attribute, values[attribute.alias])
+                    attribute.validator(None, attribute, values[name])
                 except InvalidValue as error:
                     faults.append(_of_invalid(error))
                 except ValueError as error:
@@ -351,6 +361,12 @@ def _shape_of(cls: type) -> _Shape:
     if cls not in _SHAPES:
         _SHAPES[cls] = _Shape(cls)
     return _SHAPES[cls]
+
+
+def _argument(attribute: attrs.Attribute[Any]) -> str:
+    """The name of a field in the call of its class."""
+    assert attribute.alias is not None
+    return attribute.alias
 
 
 def _of_invalid(error: InvalidValue) -> Fault:

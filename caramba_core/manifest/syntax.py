@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from ruamel.yaml.error import MarkedYAMLError
@@ -13,7 +12,7 @@ from caramba_core.manifest.source import Source, Span
 __all__ = ["explain"]
 
 _OPENED: Final = {"while parsing a flow sequence": "[", "while parsing a flow mapping": "{"}
-_GOT: Final = re.compile(r"but (?:got|found) (.*)")
+_CLOSING: Final = {"[": "]", "{": "}"}
 
 
 def explain(error: MarkedYAMLError, source: Source) -> Problem:
@@ -34,11 +33,11 @@ def explain(error: MarkedYAMLError, source: Source) -> Problem:
         return here.problem("a tab cannot indent or separate here", hint="use spaces")
     if context in _OPENED:
         bracket = _OPENED[context]
-        if "<stream end>" in problem or "<document" in problem:
+        if "<stream end>" in problem or "<document" in problem or _is_outside(source, at, opened):
             return there.problem(f"the {bracket} opened here is never closed")
         return here.problem(
-            f"{_sentence(problem)}",
-            hint=f"a , or the closing bracket may be missing; the {bracket} was opened at {there.place}",
+            f"a ',' or '{_CLOSING[bracket]}' is missing in front of this",
+            notes=(f"the {bracket} was opened at {there.place}",),
         )
     if "quoted scalar" in context and "end of stream" in problem:
         return there.problem("the quote opened here is never closed")
@@ -60,6 +59,15 @@ def explain(error: MarkedYAMLError, source: Source) -> Problem:
     if "undefined tag handle" in problem or "tag" in context:
         return there.problem("tags are not allowed", hint="components are named by type:")
     return here.problem(_sentence(problem or context))
+
+
+def _is_outside(source: Source, at: int, opened: int) -> bool:
+    """Whether a place looks as if the bracket before it were closed: it starts a line that is indented no further."""
+    line, column = source.place(at)
+    before, _ = source.place(opened)
+    text = source.line(before)
+    starts_line = not source.line(line)[: column - 1].strip()
+    return line > before and starts_line and column - 1 <= len(text) - len(text.lstrip(" "))
 
 
 def _sentence(problem: str) -> str:

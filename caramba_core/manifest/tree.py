@@ -1,7 +1,7 @@
 """The located tree: a manifest's data in which every value knows where its user wrote it.
 
-Reading, including, extending, overriding and filling in variables are functions from trees to trees; nodes never change,
-so a value that stands in two places (anchors, groups that share a model) is one node.
+Reading, including, extending, overriding and filling in variables are functions from trees to trees; nodes never
+change, so a value that stands in two places (anchors, groups that share a model) is one node.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MAX_NODES: Final = 100_000
 class Scalar:
     """A string, number, truth value or null; ``dynamic`` says that it may hold variables."""
 
-    value: None | bool | int | float | str
+    value: bool | int | float | str | None
     span: Span
     notes: tuple[str, ...] = ()
     dynamic: bool = attrs.field()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from caramba_core.manifest.scalars import BadScalar, resolve_scalar
+from caramba_core.manifest.scalars import BadScalarError, resolve_scalar
 
 __all__ = ["dump"]
 
@@ -82,6 +82,6 @@ def _text(text: str) -> str:
     """A string, quoted only where it would read as something else."""
     try:
         bare = _BARE.fullmatch(text) is not None and resolve_scalar(text) == text and text != "<<"
-    except BadScalar:
+    except BadScalarError:
         bare = False
     return text if bare else json.dumps(text, ensure_ascii=False)

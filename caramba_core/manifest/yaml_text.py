@@ -1,4 +1,4 @@
-"""YAML text to a located tree, from ruamel.yaml's parser events: no constructors, so nothing a file says is ever executed.
+"""YAML text to a located tree, from ruamel.yaml's parser events: without constructors, nothing can be executed.
 
 Bounds hold while events arrive: what nests or expands too far is refused before it is built.
 """
@@ -6,11 +6,12 @@ Bounds hold while events arrive: what nests or expands too far is refused before
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, Final
 
 import attrs
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.events import (
     AliasEvent,
     DocumentStartEvent,
@@ -23,7 +24,7 @@ from ruamel.yaml.events import (
 
 from caramba_core.manifest.names import nearest, suggestion
 from caramba_core.manifest.problem import Problem, shown
-from caramba_core.manifest.scalars import BadScalar, resolve_scalar
+from caramba_core.manifest.scalars import BadScalarError, resolve_scalar
 from caramba_core.manifest.source import Broken, Source, Span
 from caramba_core.manifest.syntax import explain
 from caramba_core.manifest.tree import (
@@ -45,6 +46,10 @@ __all__ = ["read_yaml"]
 _CORE: Final = "tag:yaml.org,2002:"
 _PREFIX: Final = re.compile(r"(?:[&!]\S*\s+)+")
 """Anchor and tag in front of a node: a mark belongs on the value."""
+
+_DIRECTIVE: Final = re.compile(r"^%.*$", re.MULTILINE)
+_HEAD: Final = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n|%[^\n]*\n)*")
+"""What may stand in front of a document."""
 
 _NO_VALUE: Final = re.compile("[\x00\ud800-\udfff]")
 
@@ -74,6 +79,13 @@ class _Open:
     merges: bool = False
     block: bool = False
     is_key: bool = False
+    refused: bool = False
+
+
+def _head(text: str) -> int:
+    """Where the lines of comments and directives in front of a document end."""
+    head = _HEAD.match(text)
+    return 0 if head is None else head.end()
 
 
 class _Builder:
@@ -86,38 +98,43 @@ class _Builder:
         self.root: Node | None = None
 
     def build(self) -> Node:
-        yaml = YAML(typ="safe", pure=True)
-        _, parser = yaml.get_constructor_parser(self.source.text)
         documents = 0
-        try:
-            while parser.check_event():
-                event = parser.get_event()
-                if isinstance(event, DocumentStartEvent):
-                    documents += 1
-                    if documents > 1:
-                        raise Broken(
-                            self._span(event).problem("a second document starts here", expected="one document")
-                        )
-                    self._check_version(event)
-                else:
-                    self._take(event)
-        except MarkedYAMLError as error:
-            raise Broken(explain(error, self.source)) from None
-        except (YAMLError, ValueError, OverflowError) as error:  # escapes that are no character have no mark
-            index = min(yaml.reader.index, len(self.source.text))
-            raise Broken(Span(self.source, index, index + 1).problem(f"this is not YAML: {error}")) from None
+        for event in self._events():
+            if isinstance(event, DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    message = "a second document starts here"
+                    raise Broken(self._span(event).problem(message, expected="one document"))
+            else:
+                self._take(event)
         return Scalar(None, Span(self.source, 0, 0)) if self.root is None else self.root
 
-    def _check_version(self, event: DocumentStartEvent) -> None:
-        version = event.version
-        if version is not None and tuple(version) != (1, 2):
-            index = max(0, self.source.text.find("%YAML"))
-            wanted = ".".join(map(str, version))
-            raise Broken(
-                Span(self.source, index, index + 5).problem(
-                    f"manifests are YAML 1.2, this one asks for {wanted}", hint="leave the %YAML line out"
+    def _events(self) -> Iterator[Any]:
+        """The parser's events; whatever it raises becomes a problem with a place."""
+        yaml = YAML(typ="safe", pure=True)
+        _, parser = yaml.get_constructor_parser(self._without_directives())
+        while True:
+            try:
+                if not parser.check_event():
+                    return
+                event = parser.get_event()
+            except MarkedYAMLError as error:
+                raise Broken(explain(error, self.source)) from None
+            except Exception as error:  # noqa: BLE001 - escapes that are no character, and faults of the parser itself
+                index = min(yaml.reader.index, len(self.source.text))
+                raise Broken(Span(self.source, index, index + 1).problem(f"this is not YAML: {error}")) from None
+            yield event
+
+    def _without_directives(self) -> str:
+        """The text with ``%YAML 1.2`` made a comment, which changes no offset; other directives are refused."""
+        text = self.source.text
+        for directive in _DIRECTIVE.finditer(text, 0, _head(text)):
+            if directive[0].split()[:2] != ["%YAML", "1.2"]:
+                span = Span(self.source, directive.start(), directive.end())
+                raise Broken(
+                    span.problem("this directive is not allowed", expected="YAML 1.2", hint="leave the line out")
                 )
-            )
+        return text[: _head(text)].replace("%", "#") + text[_head(text) :]
 
     def _span(self, event: Any) -> Span:
         start, end = event.start_mark.index, event.end_mark.index
@@ -193,7 +210,7 @@ class _Builder:
                 pass
             else:
                 return self._refuse_tag(tag, span)
-        except BadScalar as error:
+        except BadScalarError as error:
             self.problems.append(
                 span.problem(str(error), expected="an integer of at most 64 bits, or a number up to 1.8e308")
             )
@@ -240,23 +257,24 @@ class _Builder:
         span = self._span(event)
         self._check_depth(len(self.open) + 1, span)
         tag = None if event.tag is None else str(event.tag)
-        if tag not in (None, f"{_CORE}map" if mapping else f"{_CORE}seq"):
+        refused = tag not in (None, f"{_CORE}map" if mapping else f"{_CORE}seq")
+        if refused:
             self._refuse_tag(str(tag), span)
         is_key = self._expects_key()
         if is_key:
             self._refuse_key(span, "a mapping" if mapping else "a list")
-        self.open.append(_Open(mapping, span, event.anchor, block=not event.flow_style, is_key=is_key))
+        self.open.append(_Open(mapping, span, event.anchor, block=not event.flow_style, is_key=is_key, refused=refused))
 
     def _finish(self, event: Any) -> None:
         frame = self.open.pop()
         span = Span(self.source, frame.span.start, event.end_mark.index)
         parent = self.open[-1] if self.open else None
         head = parent.key_span if frame.block and parent is not None and parent.mapping else frame.span
-        node: Node
+        node: Node = list_of(frame.items, span, head=head)
         if frame.mapping:
             node = map_of(self._merged(frame), span, head=head)
-        else:
-            node = list_of(frame.items, span, head=head)
+        if frame.refused:
+            node = Gap(span)
         if frame.anchor is not None:
             self.anchors[frame.anchor] = node
         if not frame.is_key:
@@ -301,5 +319,5 @@ _TAGGED: Final[dict[str, type]] = {"int": int, "float": float, "bool": bool, "nu
 def _quiet(text: str) -> object:
     try:
         return resolve_scalar(text)
-    except BadScalar:
+    except BadScalarError:
         return 0
