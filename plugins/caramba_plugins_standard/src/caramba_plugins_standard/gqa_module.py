@@ -16,6 +16,7 @@ from caramba_core.nn.module import ComponentModule
 from caramba_core.nn.rotary import Rotary, rotate
 from caramba_core.transplant import Probe
 from caramba_plugins_standard.gqa import GroupedQueryAttention
+from caramba_plugins_standard.norm_modules import rms_norm
 
 __all__ = ["GroupedQueryAttentionModule", "visible"]
 
@@ -118,8 +119,8 @@ class GroupedQueryAttentionModule(ComponentModule):
         key = F.linear(x, self.k_proj, self.k_bias).view(heads)
         value = F.linear(x, self.v_proj, self.v_bias).view(heads)
         if self.qk_norm_eps is not None:
-            query = F.rms_norm(query, (self.head_dim,), self.q_norm, self.qk_norm_eps)
-            key = F.rms_norm(key, (self.head_dim,), self.k_norm, self.qk_norm_eps)
+            query = rms_norm(query, self.q_norm, self.qk_norm_eps)
+            key = rms_norm(key, self.k_norm, self.qk_norm_eps)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def _turn(self, query: Tensor, key: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:

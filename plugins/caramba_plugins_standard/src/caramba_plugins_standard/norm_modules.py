@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -9,11 +12,11 @@ from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
 from caramba_plugins_standard.norms import LayerNorm, RMSNorm
 
-__all__ = ["LayerNormModule", "RMSNormModule"]
+__all__ = ["LayerNormModule", "RMSNormModule", "rms_norm"]
 
 
 class RMSNormModule(ComponentModule):
-    """Computes in float32 for narrower types, as ``F.rms_norm`` does."""
+    """:func:`rms_norm` over the feature axis."""
 
     weight: nn.Parameter
 
@@ -23,7 +26,7 @@ class RMSNormModule(ComponentModule):
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, D]``."""
-        return F.rms_norm(x, (self.width,), self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class LayerNormModule(ComponentModule):
@@ -41,3 +44,39 @@ class LayerNormModule(ComponentModule):
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, D]``."""
         return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis; computed in float32 for narrower types.
+
+    ``F.rms_norm`` where it is one kernel: compiled, and on accelerators.  On a CPU it is a chain of kernels that keeps
+    a copy of ``x``; there the formula and its gradient are spelled out, in half the time.
+    """
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return F.rms_norm(x, weight.shape, weight, eps)
+    normed: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return normed
+
+
+class _RMSNorm(torch.autograd.Function):
+    """With r = 1 / sqrt(mean(x^2) + eps), n = r x, h = g weight: dx = r (h - n mean(h n)) and dweight = sum(g n)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale: Tensor = torch.linalg.vecdot(wide, wide).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        if torch.is_grad_enabled():  # create_graph=True: in-place steps and the kept scale would give wrong numbers
+            raise NotImplementedError("rms_norm on a CPU has no second derivative")
+        x, weight, scale = ctx.saved_tensors
+        gradient = gradient.to(scale.dtype)
+        normed = x * scale
+        to_weight = (gradient * normed).flatten(0, -2).sum(0)
+        to_x = gradient * weight
+        shared = torch.linalg.vecdot(to_x, normed).div_(x.shape[-1]).unsqueeze(-1)
+        to_x = to_x.addcmul_(normed, shared, value=-1).mul_(scale)
+        return to_x.to(x.dtype), to_weight.to(weight.dtype), None
