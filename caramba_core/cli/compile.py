@@ -1,0 +1,53 @@
+"""``caramba compile``: check a manifest and plan it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    manifest: Annotated[str, typer.Argument(help="a manifest file, or the name of a preset")],
+    print_plan: Annotated[bool, typer.Option("--print-plan", help="show the model and what each run needs")] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="print the manifest with everything filled in")] = False,
+    json: Annotated[bool, typer.Option("--json", help="the plan as data; the same as --format json")] = False,
+    group: Annotated[str | None, typer.Option(help="only this group")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="tokens that operations and cache are stated for; the longest run's")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="spell repeated blocks out")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="path=value, such as vars.sem_dim=24")] = None,
+    format: Annotated[str, typer.Option(help="text, or json for the plan and for errors as data")] = "text",
+) -> None:
+    """Check a manifest and plan it: parameters, operations, cache and memory, without torch."""
+    from caramba_core.errors import InputError
+    from caramba_core.manifest import dump, load_manifest
+    from caramba_core.plan import plan_manifest
+    from caramba_core.plugins.manager import hooks
+
+    if format not in ("text", "json"):
+        raise InputError(f"there is no format {format!r}", expected="text or json")
+    loaded = load_manifest(manifest, overrides=set_ or [])
+    names = [known.name for known in loaded.manifest.groups]
+    if group is not None and group not in names:
+        raise InputError(f"there is no group {group!r}", expected=", ".join(names) or "no --group: it has no groups")
+    plans = plan_manifest(loaded, group=group, context=context)
+    for plan in plans:
+        hooks().graph_lowered(graph=plan.model.graph)
+    if resolved:
+        document = loaded.document if group is None else loaded.resolved_group(group)
+        typer.echo(dump(document), nl=False)
+    elif json or format == "json":
+        from json import dumps
+
+        typer.echo(dumps([plan.to_dict() for plan in plans], indent=1))
+    elif print_plan or full:
+        from caramba_core.plan.sections import show
+
+        show(plans, full=full)
+    else:
+        for plan in plans:
+            typer.echo(plan.line())

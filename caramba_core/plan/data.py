@@ -1,0 +1,124 @@
+"""A plan as plain data: ``plan.json`` and ``caramba compile --json``.
+
+    name, group             of the manifest and the group
+    context, dtype          the sequence length and the type of weights and cache that figures are stated for
+    model                   parameters, buffers, weight_bytes, operations_per_token, cache, nodes
+    teacher                 null, or source, dtype, local, reason, and where it is local parameters, weight_bytes, cache
+    runs                    id, mode, what trains, tokens, operations, memory (bytes by purpose, and their total)
+
+``operations_per_token`` are floating-point operations of matrix products, a multiply-add counted as two: ``forward`` as
+``torch.utils.flop_counter`` counts, ``forward_causal`` only the pairs that a causal mask keeps, ``training`` forward and
+backward with every weight training, ``decoding`` one more token behind ``context`` cached ones.  Bodies of a topology
+that are alike stand once in ``scopes``, with the ``names`` of all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from caramba_core.plan.figures import Figures
+from caramba_core.plan.nodes import ModelPlan, NodePlan
+from caramba_core.plan.runs import RunPlan, backward_operations
+
+if TYPE_CHECKING:
+    from caramba_core.plan.planning import Plan
+
+__all__ = ["plan_data", "training_operations"]
+
+
+def plan_data(plan: Plan) -> dict[str, Any]:
+    """The whole plan."""
+    teacher = None
+    if plan.teacher is not None:
+        teacher = {
+            "source": plan.teacher.source,
+            "dtype": plan.teacher.dtype,
+            "local": plan.teacher.graph is not None,
+            "reason": plan.teacher.reason,
+        }
+        if plan.teacher_model is not None:
+            teacher |= _model(plan.teacher_model)
+    return {
+        "name": plan.name,
+        "group": plan.group,
+        "context": plan.model.context,
+        "dtype": plan.model.dtype,
+        "model": {**_model(plan.model), "nodes": [_node(root, plan.model) for root in plan.model.roots]},
+        "teacher": teacher,
+        "runs": [_run(run) for run in plan.runs],
+    }
+
+
+def training_operations(model: ModelPlan) -> int:
+    """Operations of a forward and backward pass over one sequence in which every weight trains."""
+    everything = {node.node.name for node in model.walk()}
+    return model.total.operations + backward_operations(model, everything)
+
+
+def _model(model: ModelPlan) -> dict[str, Any]:
+    total = model.total
+    return {
+        "parameters": total.parameters,
+        "buffers": total.buffers,
+        "weight_bytes": total.weight_bytes,
+        "operations_per_token": {
+            "forward": _whole(total.operations / model.context),
+            "forward_causal": _whole(total.causal_operations / model.context),
+            "training": _whole(training_operations(model) / model.context),
+            "decoding": total.decoding_operations,
+        },
+        "cache": _cache(total),
+    }
+
+
+def _cache(figures: Figures) -> dict[str, Any]:
+    return {
+        "values_per_token": figures.cache_values,
+        "bytes_per_token": figures.cache_bytes,
+        "state_bytes": figures.state_bytes,
+        "bytes_at_context": figures.context_bytes,
+    }
+
+
+def _node(node: NodePlan, model: ModelPlan) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "name": node.node.name,
+        "type": node.type,
+        "inline": node.node.inline,
+        "width_in": node.node.width_in,
+        "width_out": node.node.width_out,
+        "applications": node.node.applications,
+        "parameters": node.total.parameters,
+        "buffers": node.total.buffers,
+        "operations_per_token": _whole(node.total.operations / model.context),
+        "saved_values_per_token": _whole(node.total.saved / model.context),
+        "cache_bytes_per_token": node.total.cache_bytes,
+    }
+    if node.weights:
+        data["weights"] = {name: list(weight.shape) for name, weight in node.weights.items()}
+    if node.cache:
+        data["cache"] = {name: attrs.asdict(entry) for name, entry in node.cache.items()}
+    if node.scopes:
+        data["scopes"] = [
+            {
+                "names": [scope.name for scope in scopes],
+                "applications": first.applications,
+                "nodes": [_node(child, model) for child in first.nodes],
+            }
+            for scopes, first in node.alike()
+        ]
+    return data
+
+
+def _run(run: RunPlan) -> dict[str, Any]:
+    data = attrs.asdict(run)
+    data["trains"] = list(run.trains)
+    data["memory"]["total"] = run.memory.total
+    return data
+
+
+def _whole(number: float) -> float | int:
+    """An integer where it is one."""
+    return int(number) if number == int(number) else number
