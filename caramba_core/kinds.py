@@ -40,6 +40,7 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("transplant", "how one attention starts from another's weights, named SOURCE_to_TARGET"),
         Kind("moment", "a streaming collector of calibration statistics"),
         Kind("loader", "a reader of checkpoints"),
+        Kind("source", "what fetches checkpoints, named by the scheme of its addresses"),
         Kind("exporter", "a writer of checkpoints for other programs"),
         Kind("tokenizer", "a reader of tokenizers"),
         Kind("dataset", "a source of tokens"),

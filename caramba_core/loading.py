@@ -1,19 +1,53 @@
-"""Reading pretrained checkpoints: what a loader plugin gives.
+"""Reading pretrained checkpoints: what loader and source plugins give, and how the core finds them.
 
 A loader is registered in ``caramba.loader`` as a light class.  It recognizes a file or folder, tells the model inside in
-the words of a manifest (without torch or numpy: plans use it), and streams the tensors under the graph's names.
+the words of a manifest (without torch or numpy: plans use it), and streams the tensors under the graph's names.  A source
+is registered in ``caramba.source`` under the scheme of its addresses (``hf`` for ``hf://org/repo``) and fetches.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import attrs
+
+from caramba_core.errors import InputError, PluginError
+
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint", "Loader", "Tokenizer"]
+__all__ = [
+    "Checkpoint",
+    "Fetched",
+    "Loader",
+    "Source",
+    "Stored",
+    "Tokenizer",
+    "fetch_source",
+    "find_loader",
+    "open_source",
+]
+
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<location>.*)", re.DOTALL)
+
+
+@attrs.frozen(kw_only=True)
+class Stored:
+    """One tensor of a checkpoint, as the headers describe it.
+
+    ``key`` is its name in the checkpoint, ``name`` the parameter of the graph that it fills (without ``model.``).  A
+    loader that knows a tensor to hold nothing the graph needs (rotary frequencies that follow from the configuration)
+    gives ``None``; a tensor that it does not know keeps its key as name, and filling a model with it is an error.
+    """
+
+    key: str
+    name: str | None
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class Tokenizer(Protocol):
@@ -55,11 +89,15 @@ class Checkpoint(Protocol):
         """The model inside, in the words of a manifest's ``model:``; plain data, no torch, no numpy."""
         ...
 
+    def layout(self) -> tuple[Stored, ...]:
+        """Every tensor with its shape, from the headers alone; light, as :meth:`model`."""
+        ...
+
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor once, as ``(parameter name in the graph without "model.", values on the CPU)``.
+        """Every tensor that has a name in the graph once, as ``(parameter name in the graph without "model.", values on the CPU)``.
 
         Streams: one tensor is in memory at a time.  Raises :class:`~caramba_core.errors.InputError` where a tensor is
-        damaged, or has no place in the graph.
+        damaged.
         """
         ...
 
@@ -80,3 +118,135 @@ class Loader(Protocol):
     def open(cls, path: Path) -> Checkpoint:
         """Read the headers; raises :class:`~caramba_core.errors.InputError` where they are damaged."""
         ...
+
+
+@attrs.frozen(kw_only=True)
+class Fetched:
+    """What an address led to: ``path`` on this machine, ``pinned`` the address of exactly this content."""
+
+    path: Path
+    pinned: str
+
+
+class Source(Protocol):
+    """The class that an entry of ``caramba.source`` names; the entry's name is the scheme."""
+
+    @classmethod
+    def fetch(cls, location: str) -> Fetched:
+        """Bring what stands behind ``scheme://`` here; raises :class:`~caramba_core.errors.InputError` saying why not."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------ finding them
+
+
+def open_source(source: str, folder: Path, *, sha256: str | None = None) -> Checkpoint:
+    """The checkpoint that a manifest's ``source`` names, its headers read.
+
+    ``folder`` is what relative names are relative to; ``sha256`` the hash that the file must have.
+    """
+    path = fetch_source(source, folder).path
+    if sha256 is not None:
+        _require_hash(path, sha256)
+    return find_loader(path)
+
+
+def fetch_source(source: str, folder: Path) -> Fetched:
+    """What a ``source`` leads to: a file or folder as it is, anything with a scheme through the plugin that knows it."""
+    address = _ADDRESS.fullmatch(source)
+    if address is None:
+        if not source or "\0" in source:
+            raise InputError(
+                f"{source!r} names no file", expected="a file, a folder or an address such as hf://org/repo"
+            )
+        path = folder / Path(source).expanduser()
+        return Fetched(path=path, pinned=str(path))
+    from caramba_core.plugins.registry import registry
+
+    plugins = registry()
+    known = {entry.name for entry in plugins.entries("source")}
+    if address["scheme"] not in known:
+        raise InputError(
+            f"{source}: no installed plugin fetches from {address['scheme']}://",
+            expected=", ".join(f"{name}://" for name in sorted(known)) or "a file or folder",
+            hint="caramba plugins list shows what is installed",
+        )
+    found: type[Source] = plugins.load(plugins.find(("source",), address["scheme"]))
+    return found.fetch(address["location"])
+
+
+def find_loader(path: Path) -> Checkpoint:
+    """The checkpoint at ``path``, opened by the one loader that recognizes it."""
+    _require_readable(path)
+    from caramba_core.plugins.registry import registry
+
+    plugins = registry()
+    accepting: list[tuple[str, type[Loader]]] = []
+    broken: list[PluginError] = []
+    entries = plugins.entries("loader")
+    for entry in entries:
+        try:
+            loader: type[Loader] = plugins.load(entry)
+        except PluginError as error:  # another loader may still know the file
+            broken.append(error)
+            continue
+        if loader.accepts(path):
+            accepting.append((entry.qualified, loader))
+    if len(accepting) > 1:
+        raise PluginError(
+            f"{path} is recognized by several loaders: {', '.join(name for name, _ in accepting)}",
+            hint=f"switch one off: --no-plugin {accepting[-1][0].partition(':')[0]}",
+        )
+    if accepting:
+        return accepting[0][1].open(path)
+    if broken:
+        raise broken[0]
+    raise InputError(
+        f"{path} is not a checkpoint that an installed plugin can read{_looks_like(path)}",
+        expected=f"one of: {', '.join(entry.name for entry in entries)}" if entries else "an installed loader",
+        hint="caramba plugins list shows the loaders that are installed",
+    )
+
+
+def _require_readable(path: Path) -> None:
+    try:
+        if path.is_dir():
+            next(path.iterdir(), None)
+        elif path.is_file():
+            with path.open("rb") as file:
+                file.read(1)
+        elif path.exists():
+            raise InputError(f"{path} is neither a file nor a folder")
+        else:
+            raise InputError(f"{path} does not exist", expected="a checkpoint file or folder")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _looks_like(path: Path) -> str:
+    """What a file that nobody recognizes seems to be, as a part of a sentence."""
+    if path.is_dir():
+        return ": the folder is empty" if next(path.iterdir(), None) is None else ""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        return ": the file is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return ": it is a git-LFS pointer, not the file itself (git lfs pull fetches it)"
+    if start.lstrip()[:1] == b"<":
+        return ": it is a web page, not a checkpoint (was it saved from a browser?)"
+    return ""
+
+
+def _require_hash(path: Path, expected: str) -> None:
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder, which has no SHA-256 of its own", hint="leave out sha256, or name a file"
+        )
+    _require_readable(path)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected.lower():
+        raise InputError(
+            f"{path} has SHA-256 {found}", expected=expected.lower(), hint="fetch the file again, or correct sha256"
+        )

@@ -1,0 +1,135 @@
+"""Filling a model from a checkpoint: everything fits, or nothing is used and every misfit is named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from caramba_core.errors import InputError
+from caramba_core.graph import ROOT, Graph
+from caramba_core.loading import Checkpoint, Stored
+from caramba_core.nn.language_model import LanguageModel
+
+__all__ = ["load_weights"]
+
+_SHOWN = 40
+"""Lines of an error: tensors that differ by the number of their layer alone share one."""
+
+
+def load_weights(
+    model: LanguageModel,
+    checkpoint: Checkpoint,
+    *,
+    place: Callable[[tuple[str | int, ...]], str] | None = None,
+) -> tuple[Stored, ...]:
+    """Copy every tensor of a checkpoint into the model, converted to the model's device and dtype.
+
+    Names and shapes are compared from the headers before any value is read.  Returns the tensors that the loader knows to
+    be unneeded.  ``place`` turns a node's path in the manifest into ``file:line`` for messages.
+
+    Raises :class:`InputError` that lists every parameter left empty, every tensor without a parameter, every shape that
+    differs, and every tensor with values that are no numbers.
+    """
+    targets = model.state_dict(keep_vars=True)
+    stored = checkpoint.layout()
+    _refuse(checkpoint, _misfits(model.graph, targets, stored, place))
+    keys = {entry.name: entry.key for entry in stored}
+    broken: list[str] = []
+    filled: set[str] = set()
+    with torch.no_grad():
+        for name, values in checkpoint.tensors():
+            fault = _fault(values)
+            if fault is not None:
+                broken.append(f"{keys[name]} {fault} (fills {ROOT}.{name})")
+            elif not broken:
+                targets[name].copy_(values)
+            filled.add(name)
+    _refuse(checkpoint, broken)
+    assert filled == set(targets), f"{checkpoint.path}: its layout and its tensors differ"
+    return tuple(entry for entry in stored if entry.name is None)
+
+
+def _misfits(
+    graph: Graph,
+    targets: dict[str, Tensor],
+    stored: Sequence[Stored],
+    place: Callable[[tuple[str | int, ...]], str] | None,
+) -> list[str]:
+    """One sentence for each tensor or parameter that does not fit."""
+    nodes = graph.nodes()
+
+    def parameter(name: str) -> str:
+        node = nodes.get(f"{ROOT}.{name.rpartition('.')[0]}")
+        where = "" if place is None or node is None else f" ({place(node.path)})"
+        return f"{ROOT}.{name}{where}"
+
+    problems: list[str] = []
+    given: dict[str, str] = {}
+    for entry in stored:
+        if entry.name is None:
+            continue
+        target = targets.get(entry.name)
+        if target is None:
+            problems.append(f"{entry.key} {list(entry.shape)} is in the checkpoint, and the model has no place for it")
+        elif entry.name in given:
+            problems.append(f"{entry.key} and {given[entry.name]} both fill {parameter(entry.name)}")
+        elif tuple(target.shape) != entry.shape:
+            problems.append(
+                f"{entry.key} has shape {list(entry.shape)}, and {parameter(entry.name)} expects {list(target.shape)}"
+            )
+        given.setdefault(entry.name, entry.key)
+    problems += [
+        f"{parameter(name)} {list(target.shape)} is in the model, and the checkpoint does not hold it"
+        for name, target in targets.items()
+        if name not in given
+    ]
+    return problems
+
+
+def _fault(values: Tensor) -> str | None:
+    """What is wrong with the values of a tensor, if anything."""
+    if not values.is_floating_point():
+        return f"holds {str(values.dtype).removeprefix('torch.')}, not floating-point numbers"
+    if bool(values.sum(dtype=torch.float64 if values.dtype == torch.float64 else torch.float32).isfinite()):
+        return None  # a sum is finite only if all of its terms are: one pass, no copy
+    nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
+    found = [f"{count} {word}" for count, word in ((nan, "NaN"), (infinite, "infinite")) if count]
+    return f"holds {' and '.join(found)} of {values.numel()} values" if found else None
+
+
+def _refuse(checkpoint: Checkpoint, problems: Sequence[str]) -> None:
+    if problems:
+        lines = _grouped(problems)
+        more = [] if len(lines) <= _SHOWN else [f"... and {len(lines) - _SHOWN} more of this kind"]
+        raise InputError(
+            f"{checkpoint.path} does not fit the model ({len(problems)} of its tensors):\n    "
+            + "\n    ".join(lines[:_SHOWN] + more),
+            hint="compare the model's sizes with the checkpoint's; a damaged file must be fetched again",
+        )
+
+
+def _grouped(problems: Iterable[str]) -> list[str]:
+    """Problems that differ in one number alone (the layer's) as one line: ``blocks.{0-3,7}.norm``."""
+    groups: dict[str, list[int]] = {}
+    for problem in problems:
+        first = re.search(r"(?<=\.)\d+(?=\.)", problem)
+        if first is None:
+            groups[problem] = []
+        else:
+            pattern = re.sub(rf"(?<=\.){first[0]}(?=\.)", "{}", problem)
+            groups.setdefault(pattern, []).append(int(first[0]))
+    return [pattern.replace("{}", _ranges(numbers)) for pattern, numbers in groups.items()]
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    spans: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+    return text if len(spans) == 1 and spans[0][0] == spans[0][1] else "{" + text + "}"

@@ -1,0 +1,1 @@
+"""The Llama family in caramba: checkpoints, tokenizers and presets."""

@@ -1,0 +1,175 @@
+"""The families that are read and written, as data: where Hugging Face's names lead, and what each family adds.
+
+All of them are one decoder: RMSNorm, rotary attention, residual, RMSNorm, gated MLP, residual.  They differ in offsets,
+norms of queries and keys, windows and default values; nothing of that is code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import attrs
+
+__all__ = ["ARCHITECTURES", "FAMILIES", "REFUSED", "Architecture", "Family", "graph_name", "hugging_face_key"]
+
+
+@attrs.frozen(kw_only=True)
+class Family:
+    """One ``model_type`` of Hugging Face.
+
+    ``defaults`` are the values of keys that ``config.json`` leaves out, where they differ from the common ones.
+    ``qkv_bias`` and ``o_bias`` say whether the projections have offsets, or name the key that says so; ``qk_norm`` whether
+    queries and keys are normalized over a head; ``window_if`` names the key that switches the window on.
+    """
+
+    model_type: str
+    architecture: str
+    defaults: Mapping[str, Any] = attrs.field(factory=dict)
+    qkv_bias: bool | str = False
+    o_bias: bool | str = False
+    mlp_bias: bool | str = False
+    qk_norm: bool = False
+    window: Literal["never", "always", "by_layer"] = "never"
+
+
+FAMILIES: Final[dict[str, Family]] = {
+    family.model_type: family
+    for family in (
+        Family(
+            model_type="llama",
+            architecture="LlamaForCausalLM",
+            defaults={"max_position_embeddings": 2048},
+            qkv_bias="attention_bias",
+            o_bias="attention_bias",
+            mlp_bias="mlp_bias",
+        ),
+        Family(
+            model_type="mistral",
+            architecture="MistralForCausalLM",
+            defaults={"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+            window="always",
+        ),
+        Family(
+            model_type="qwen2",
+            architecture="Qwen2ForCausalLM",
+            defaults={
+                "max_position_embeddings": 32768,
+                "num_key_value_heads": 32,
+                "sliding_window": 4096,
+                "max_window_layers": 28,
+            },
+            qkv_bias=True,
+            window="by_layer",
+        ),
+        Family(
+            model_type="qwen3",
+            architecture="Qwen3ForCausalLM",
+            defaults={
+                "max_position_embeddings": 32768,
+                "num_key_value_heads": 32,
+                "head_dim": 128,
+                "sliding_window": 4096,
+                "max_window_layers": 28,
+            },
+            qkv_bias="attention_bias",
+            o_bias="attention_bias",
+            qk_norm=True,
+            window="by_layer",
+        ),
+    )
+}
+"""By ``model_type``.  Llama 1 to 3.x and SmolLM2 are ``llama``; Qwen2.5 is ``qwen2``."""
+
+REFUSED: Final[dict[str, str]] = {
+    "gemma": "its norms scale by 1 + weight, its embeddings by the root of the width, and its MLP is gated by GELU",
+    "gemma2": "it caps attention scores and logits softly and normalizes behind each layer",
+    "gemma3_text": "it normalizes behind each layer and has two rotary bases",
+    "gemma3": "it normalizes behind each layer and has two rotary bases",
+    "phi3": "its query, key and value projections are stored as one",
+    "mixtral": "its MLPs are a mixture of experts",
+    "qwen2_moe": "its MLPs are a mixture of experts",
+    "qwen3_moe": "its MLPs are a mixture of experts",
+    "llama4": "its MLPs are a mixture of experts",
+    "smollm3": "some of its layers have no rotary positions",
+    "gpt2": "it has learned positions and no gated MLP",
+}
+"""Model types that are known and cannot be expressed, and why."""
+
+
+# ------------------------------------------------------------------------------------------------ Hugging Face's names
+
+_OUTSIDE: Final = {
+    "model.embed_tokens.weight": "embedder.weight",
+    "model.norm.weight": "norm.weight",
+    "lm_head.weight": "head.weight",
+}
+_BLOCK: Final = {
+    "input_layernorm.weight": "norm.weight",
+    "self_attn.q_proj.weight": "attention.q_proj",
+    "self_attn.k_proj.weight": "attention.k_proj",
+    "self_attn.v_proj.weight": "attention.v_proj",
+    "self_attn.o_proj.weight": "attention.o_proj",
+    "self_attn.q_proj.bias": "attention.q_bias",
+    "self_attn.k_proj.bias": "attention.k_bias",
+    "self_attn.v_proj.bias": "attention.v_bias",
+    "self_attn.o_proj.bias": "attention.o_bias",
+    "self_attn.q_norm.weight": "attention.q_norm",
+    "self_attn.k_norm.weight": "attention.k_norm",
+    "post_attention_layernorm.weight": "norm_2.weight",
+    "mlp.gate_proj.weight": "mlp.gate_proj",
+    "mlp.up_proj.weight": "mlp.up_proj",
+    "mlp.down_proj.weight": "mlp.down_proj",
+    "mlp.gate_proj.bias": "mlp.gate_bias",
+    "mlp.up_proj.bias": "mlp.up_bias",
+    "mlp.down_proj.bias": "mlp.down_bias",
+}
+_IGNORED: Final = ("self_attn.rotary_emb.inv_freq",)
+"""Old checkpoints store rotary frequencies; they follow from the configuration."""
+
+_KEYS: Final = {name: key for key, name in _OUTSIDE.items()}
+_BLOCK_KEYS: Final = {name: key for key, name in _BLOCK.items()}
+
+
+def graph_name(key: str, *, tied: bool) -> str | None:
+    """The parameter that a Hugging Face tensor fills; ``None`` for one that is not needed, the key for an unknown one."""
+    if key == "lm_head.weight" and tied:
+        return None
+    if key in _OUTSIDE:
+        return _OUTSIDE[key]
+    head, _, rest = key.removeprefix("model.layers.").partition(".")
+    if not key.startswith("model.layers.") or not head.isdecimal():
+        return key
+    if rest in _IGNORED:
+        return None
+    return f"blocks.{int(head)}.{_BLOCK[rest]}" if rest in _BLOCK else key
+
+
+def hugging_face_key(name: str) -> str | None:
+    """The Hugging Face tensor that a parameter of the graph is written as, where there is one."""
+    if name in _KEYS:
+        return _KEYS[name]
+    scope, _, rest = name.partition(".")
+    index, _, parameter = rest.partition(".")
+    if scope == "blocks" and index.isdecimal() and parameter in _BLOCK_KEYS:
+        return f"model.layers.{index}.{_BLOCK_KEYS[parameter]}"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------ GGUF's names
+
+
+@attrs.frozen(kw_only=True)
+class Architecture:
+    """One ``general.architecture`` of GGUF: the family, and whether the rotary pairs lie side by side in a head."""
+
+    model_type: str
+    adjacent_pairs: bool
+
+
+ARCHITECTURES: Final = {
+    "llama": Architecture(model_type="llama", adjacent_pairs=True),
+    "qwen2": Architecture(model_type="qwen2", adjacent_pairs=False),
+    "qwen3": Architecture(model_type="qwen3", adjacent_pairs=False),
+}
+"""Mistral's files call themselves ``llama``."""

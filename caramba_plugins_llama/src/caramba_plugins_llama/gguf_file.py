@@ -1,0 +1,135 @@
+"""The loader of GGUF files: one file with configuration, weights and tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from caramba_core.errors import InputError
+from caramba_core.loading import Stored, Tokenizer
+from caramba_plugins_llama.configuration import model_of
+from caramba_plugins_llama.families import ARCHITECTURES, Architecture
+from caramba_plugins_llama.gguf_header import MAGIC, GgufHeader, GgufTensor, read_header
+from caramba_plugins_llama.gguf_metadata import configuration
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["GgufFile"]
+
+_OUTSIDE: Final = {
+    "token_embd.weight": "embedder.weight",
+    "output_norm.weight": "norm.weight",
+    "output.weight": "head.weight",
+}
+_BLOCK: Final = {
+    "attn_norm.weight": "norm.weight",
+    "attn_q.weight": "attention.q_proj",
+    "attn_k.weight": "attention.k_proj",
+    "attn_v.weight": "attention.v_proj",
+    "attn_output.weight": "attention.o_proj",
+    "attn_q.bias": "attention.q_bias",
+    "attn_k.bias": "attention.k_bias",
+    "attn_v.bias": "attention.v_bias",
+    "attn_output.bias": "attention.o_bias",
+    "attn_q_norm.weight": "attention.q_norm",
+    "attn_k_norm.weight": "attention.k_norm",
+    "ffn_norm.weight": "norm_2.weight",
+    "ffn_gate.weight": "mlp.gate_proj",
+    "ffn_up.weight": "mlp.up_proj",
+    "ffn_down.weight": "mlp.down_proj",
+}
+_TURNED: Final = ("attention.q_proj", "attention.k_proj", "attention.q_bias", "attention.k_bias")
+"""What has one row a dimension of a rotated head."""
+
+_FREQUENCIES: Final = "rope_freqs.weight"
+
+
+class GgufFile:
+    """A GGUF checkpoint; opening it reads the header."""
+
+    def __init__(self, path: Path, header: GgufHeader, architecture: Architecture) -> None:
+        self.path = path
+        self.header = header
+        self.architecture = architecture
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """Whether the file starts as GGUF does."""
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+
+    @classmethod
+    def open(cls, path: Path) -> GgufFile:
+        """Read the header; raises :class:`InputError` where it is damaged or of another architecture."""
+        header = read_header(path)
+        name = header.metadata.get("general.architecture")
+        if name not in ARCHITECTURES:
+            raise InputError(
+                f"{path} holds a model of architecture {name!r}, which is not of the Llama family",
+                expected=", ".join(ARCHITECTURES),
+            )
+        if header.metadata.get("split.count", 1) != 1:
+            raise InputError(f"{path} is one part of a split GGUF", hint="merge the parts (gguf-split --merge) first")
+        return cls(path, header, ARCHITECTURES[name])
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration in Hugging Face's words."""
+        return configuration(self.path, self.header, self.architecture.model_type)
+
+    def model(self) -> Mapping[str, Any]:
+        """The model inside, in the words of a manifest."""
+        return model_of(self.config, str(self.path))
+
+    def layout(self) -> tuple[Stored, ...]:
+        """Every tensor, from the header."""
+        return tuple(
+            Stored(key=tensor.name, name=_graph_name(tensor.name), shape=tensor.shape, dtype=tensor.dtype)
+            for tensor in self.header.tensors.values()
+        )
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor once, dequantized to float32 (F16 and BF16 stay), in the row order of Hugging Face."""
+        from caramba_plugins_llama.gguf_values import read_tensor, rows_apart
+
+        for tensor in self.header.tensors.values():
+            name = _graph_name(tensor.name)
+            if name is None:
+                continue
+            values = read_tensor(self.path, tensor)
+            if self.architecture.adjacent_pairs and name.endswith(_TURNED):
+                values = rows_apart(values, self._heads(name, tensor))
+            yield name, values
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of the metadata, where there is one."""
+        if "tokenizer.ggml.model" not in self.header.metadata:
+            return None
+        from caramba_plugins_llama.gguf_tokenizer import rebuild
+        from caramba_plugins_llama.tokenizer import HuggingFaceTokenizer
+
+        metadata = self.header.metadata
+        return HuggingFaceTokenizer(rebuild(metadata, self.path), metadata.get("tokenizer.ggml.eos_token_id"))
+
+    def _heads(self, name: str, tensor: GgufTensor) -> int:
+        key = "num_attention_heads" if ".q_" in name else "num_key_value_heads"
+        heads = int(self.config[key])
+        if tensor.shape[0] % (2 * heads):
+            raise InputError(f"{self.path}: {tensor.name} has {tensor.shape[0]} rows, which {heads} heads cannot share")
+        return heads
+
+
+def _graph_name(key: str) -> str | None:
+    if key == _FREQUENCIES:
+        return None  # the configuration tells the scaling that it holds
+    if key in _OUTSIDE:
+        return _OUTSIDE[key]
+    index, _, rest = key.removeprefix("blk.").partition(".")
+    if key.startswith("blk.") and index.isdecimal() and rest in _BLOCK:
+        return f"blocks.{int(index)}.{_BLOCK[rest]}"
+    return key

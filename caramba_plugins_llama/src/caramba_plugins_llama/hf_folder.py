@@ -1,0 +1,191 @@
+"""The loader of Hugging Face checkpoints: a folder with ``config.json``, weights in one file or in shards, a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any, Final
+
+from caramba_core.errors import InputError
+from caramba_core.loading import Stored, Tokenizer
+from caramba_plugins_llama.configuration import model_of
+from caramba_plugins_llama.families import graph_name
+from caramba_plugins_llama.json_file import read_object
+from caramba_plugins_llama.safetensors_file import SafetensorsEntry, looks_like_safetensors, read_header, read_values
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["HuggingFaceFolder"]
+
+_WEIGHTS: Final = ("model.safetensors", "model.safetensors.index.json")
+_PICKLED: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_PICKLE_SUFFIXES: Final = (".bin", ".pth", ".pt")
+
+
+class HuggingFaceFolder:
+    """A checkpoint folder, or one file of weights beside its ``config.json``; opening it reads headers.
+
+    Pickled weights are read only where the file (or its index) is named; a folder means its safetensors.
+    """
+
+    def __init__(
+        self, path: Path, folder: Path, config: Mapping[str, Any], shards: Mapping[Path, frozenset[str] | None]
+    ) -> None:
+        self.path = path
+        self.folder = folder
+        self.config = config
+        self._shards = shards
+        self._pickled = any(shard.suffix in _PICKLE_SUFFIXES for shard in shards)
+        self._entries: tuple[SafetensorsEntry, ...] = () if self._pickled else _headers(shards)
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """Whether this is a folder with a configuration or weights, an index of shards, or a file of weights."""
+        if path.is_dir():
+            return any((path / name).is_file() for name in ("config.json", *_WEIGHTS, *_PICKLED))
+        if path.name.endswith(".index.json"):
+            return True
+        if path.suffix in _PICKLE_SUFFIXES:
+            with path.open("rb") as file:
+                start = file.read(4)
+            return start == b"PK\x03\x04" or start[:1] == b"\x80"
+        return looks_like_safetensors(path)
+
+    @classmethod
+    def open(cls, path: Path) -> HuggingFaceFolder:
+        """Read configuration, index and headers; raises :class:`InputError` naming what is missing or damaged."""
+        folder = path if path.is_dir() else path.parent
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"{folder} has no config.json", expected="a Hugging Face checkpoint: config.json beside its weights"
+            )
+        config = read_object(_inside(folder, "config.json"))
+        weights = _weights(folder) if path.is_dir() else path
+        shards: dict[Path, frozenset[str] | None]
+        shards = (
+            _indexed(folder, weights) if weights.name.endswith(".index.json") else {_inside(folder, weights.name): None}
+        )
+        return cls(path, folder, config, shards)
+
+    def model(self) -> Mapping[str, Any]:
+        """The model inside, in the words of a manifest."""
+        return model_of(self.config, str(self.folder / "config.json"))
+
+    def layout(self) -> tuple[Stored, ...]:
+        """Every tensor, from the headers (a pickle has none: it is opened with torch)."""
+        if self._pickled:
+            return tuple(
+                self._stored(key, tuple(values.shape), str(values.dtype).removeprefix("torch."))
+                for tensors in self._pickles()
+                for key, values in tensors.items()
+            )
+        return tuple(self._stored(entry.key, entry.shape, entry.dtype) for entry in self._entries)
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor that the graph needs once, in the stored type."""
+        if self._pickled:
+            for tensors in self._pickles():
+                for key, values in tensors.items():
+                    if (name := self._name(key)) is not None:
+                        yield name, values
+        for entry in self._entries:
+            if (name := self._name(entry.key)) is not None:
+                yield name, read_values(entry)
+
+    def tokenizer(self) -> Tokenizer | None:
+        """``tokenizer.json``, where there is one."""
+        if not (self.folder / "tokenizer.json").is_file():
+            return None
+        from caramba_plugins_llama.tokenizer import read_tokenizer
+
+        end: Any = self.config.get("eos_token_id")
+        if (self.folder / "tokenizer_config.json").is_file():
+            token = read_object(_inside(self.folder, "tokenizer_config.json")).get("eos_token")
+            end = token.get("content") if isinstance(token, Mapping) else token or end
+        end = end[0] if isinstance(end, list) and end else end
+        return read_tokenizer(_inside(self.folder, "tokenizer.json"), end if isinstance(end, (int, str)) else None)
+
+    def _name(self, key: str) -> str | None:
+        return graph_name(key, tied=self.config.get("tie_word_embeddings") is True)
+
+    def _stored(self, key: str, shape: tuple[int, ...], dtype: str) -> Stored:
+        return Stored(key=key, name=self._name(key), shape=shape, dtype=dtype)
+
+    def _pickles(self) -> Iterator[Mapping[str, torch.Tensor]]:
+        from caramba_plugins_llama.torch_file import load_pickled
+
+        for path, keys in self._shards.items():
+            tensors = load_pickled(path)
+            _compare(path, keys, tensors)
+            yield tensors
+
+
+def _weights(folder: Path) -> Path:
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    pickled = next((name for name in _PICKLED if (folder / name).is_file()), None)
+    if pickled is not None:
+        raise InputError(
+            f"{folder} holds pickled weights alone, which are read only where they are named",
+            hint=f"write the file itself as source: {folder / pickled}",
+        )
+    raise InputError(f"{folder} holds no weights", expected=" or ".join(_WEIGHTS))
+
+
+def _indexed(folder: Path, index: Path) -> dict[Path, frozenset[str] | None]:
+    """The shards that an index names, each with the keys that it must hold."""
+    listed = read_object(_inside(folder, index.name)).get("weight_map")
+    if not isinstance(listed, Mapping) or not listed or not all(isinstance(name, str) for name in listed.values()):
+        raise InputError(f"{index} has no weight_map from tensors to files")
+    keys: dict[str, set[str]] = {}
+    for key, name in listed.items():
+        keys.setdefault(name, set()).add(key)
+    shards: dict[Path, frozenset[str] | None] = {
+        _inside(folder, name, index): frozenset(held) for name, held in keys.items()
+    }
+    missing = [path.name for path in shards if not path.is_file()]
+    if missing:
+        raise InputError(
+            f"{index} names files that are not there: {', '.join(missing)}", hint="fetch the whole checkpoint"
+        )
+    suffixes = {path.suffix for path in shards}
+    if suffixes != {".safetensors"} and not suffixes <= set(_PICKLE_SUFFIXES):
+        raise InputError(f"{index} names files of several kinds: {', '.join(sorted(suffixes))}")
+    return dict(sorted(shards.items()))
+
+
+def _headers(shards: Mapping[Path, frozenset[str] | None]) -> tuple[SafetensorsEntry, ...]:
+    entries: list[SafetensorsEntry] = []
+    for path, keys in shards.items():
+        header = read_header(path)
+        _compare(path, keys, {entry.key for entry in header})
+        entries += header
+    return tuple(entries)
+
+
+def _compare(path: Path, expected: frozenset[str] | None, found: Mapping[str, Any] | set[str]) -> None:
+    """Refuse a shard that does not hold what the index says."""
+    if expected is not None and expected != set(found):
+        missing, extra = sorted(expected - set(found)), sorted(set(found) - expected)
+        words = [f"lacks {', '.join(missing[:8])}"] if missing else []
+        words += [f"also holds {', '.join(extra[:8])}"] if extra else []
+        raise InputError(f"{path} is not the shard that the index describes: it {' and '.join(words)}")
+
+
+def _inside(folder: Path, name: str, index: Path | None = None) -> Path:
+    """A file of the folder; refused where its name or a link leads out of it.
+
+    The hub's cache keeps files as links from ``snapshots/REVISION/`` to ``blobs/`` of the same repository; these are in.
+    """
+    told = "" if index is None else f"{index}: "
+    names = PurePosixPath(name), PureWindowsPath(name)
+    if not name or "\0" in name or any(part.is_absolute() or part.drive or ".." in part.parts for part in names):
+        raise InputError(f"{told}the file name {name!r} leads out of the checkpoint's folder")
+    path = folder / name
+    real, home = path.resolve(), folder.resolve()
+    blobs = home.parent.parent / "blobs"
+    if not real.is_relative_to(home) and not (home.parent.name == "snapshots" and real.is_relative_to(blobs)):
+        raise InputError(f"{told}{name} is a link that leads out of the checkpoint's folder")
+    return path

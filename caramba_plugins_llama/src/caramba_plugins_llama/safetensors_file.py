@@ -1,0 +1,132 @@
+"""One safetensors file: its header, checked against the file before it is believed, and its values.
+
+Read here rather than by the library: plans need shapes without torch, and values that are read (not mapped) into one
+tensor at a time keep the memory of loading at the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import attrs
+
+from caramba_core.errors import InputError
+from caramba_plugins_llama.json_file import parse_object
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["SafetensorsEntry", "looks_like_safetensors", "read_header", "read_values"]
+
+_LARGEST_HEADER: Final = 100_000_000
+"""Bytes; the bound of the format itself."""
+
+_TYPES: Final = {
+    "F64": (8, "float64"),
+    "F32": (4, "float32"),
+    "F16": (2, "float16"),
+    "BF16": (2, "bfloat16"),
+    "I64": (8, "int64"),
+    "I32": (4, "int32"),
+    "I16": (2, "int16"),
+    "I8": (1, "int8"),
+    "U8": (1, "uint8"),
+    "BOOL": (1, "bool"),
+}
+
+
+@attrs.frozen(kw_only=True)
+class SafetensorsEntry:
+    """Where a tensor lies: bytes ``first`` to ``last`` of ``path``."""
+
+    path: Path
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    first: int
+    last: int
+
+
+def looks_like_safetensors(path: Path) -> bool:
+    """Whether a file starts as safetensors files do: a length, then a JSON object."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{"
+
+
+def read_header(path: Path) -> tuple[SafetensorsEntry, ...]:
+    """The tensors of a file, in the order of their bytes; raises :class:`InputError` where the header lies."""
+
+    def fail(problem: str) -> NoReturn:
+        raise InputError(f"{path} is not a sound safetensors file: {problem}", hint="fetch the file again")
+
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            length = int.from_bytes(file.read(8), "little")
+            if size < 10:
+                fail(f"it has {size} bytes")
+            if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
+                fail(f"it claims a header of {length} bytes; {size - 8} follow")
+            header = parse_object(file.read(length), f"{path}: its header")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    header.pop("__metadata__", None)
+    base = 8 + length
+    entries = []
+    for key, value in header.items():
+        problem, entry = _entry(path, key, value, base)
+        if entry is None:
+            fail(f"tensor {key!r} {problem}")
+        entries.append(entry)
+    entries.sort(key=lambda entry: (entry.first, entry.last))
+    at = base
+    for entry in entries:
+        if entry.first != at:
+            fail(
+                f"tensor {entry.key!r} starts at byte {entry.first}, {'inside' if entry.first < at else 'behind'} the one before"
+            )
+        at = entry.last
+    if at != size:
+        fail(f"its tensors end at byte {at}, the file at {size}{': it is cut off' if at > size else ''}")
+    return tuple(entries)
+
+
+def read_values(entry: SafetensorsEntry) -> Tensor:
+    """The values of one tensor, on the CPU, in the stored type."""
+    import torch
+
+    values = torch.empty(entry.shape, dtype=getattr(torch, _TYPES[entry.dtype][1]))
+    with entry.path.open("rb") as file:
+        file.seek(entry.first)
+        if file.readinto(values.reshape(-1).view(torch.uint8).numpy()) != entry.last - entry.first:
+            raise InputError(f"{entry.path} ends inside {entry.key}", hint="was it changed while it was read?")
+    return values
+
+
+def _entry(path: Path, key: str, value: Any, base: int) -> tuple[str, SafetensorsEntry | None]:
+    """An entry of the header, or what is wrong with it."""
+    if not isinstance(value, Mapping) or set(value) != {"dtype", "shape", "data_offsets"}:
+        return "is not described by dtype, shape and data_offsets", None
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if dtype not in _TYPES:
+        return f"has type {dtype!r}; caramba reads {', '.join(_TYPES)}", None
+    if not _naturals(shape) or len(shape) > 8:
+        return f"has shape {shape!r}", None
+    if not _naturals(offsets) or len(offsets) != 2:
+        return f"has data_offsets {offsets!r}", None
+    wanted = _TYPES[dtype][0]
+    for axis in shape:
+        wanted *= axis
+    if offsets[1] - offsets[0] != wanted:
+        return f"of type {dtype} and shape {shape} has {offsets[1] - offsets[0]} bytes instead of {wanted}", None
+    return "", SafetensorsEntry(
+        path=path, key=key, dtype=dtype, shape=tuple(shape), first=base + offsets[0], last=base + offsets[1]
+    )
+
+
+def _naturals(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
