@@ -1,6 +1,7 @@
 """caramba: manifest-driven transformer research.
 
-The public names below are imported on first use, so that ``import caramba_core`` stays light.
+The public names below are imported on first use, so that ``import caramba_core`` stays light.  The decorator
+``component`` is not among them, because its module has that name: ``from caramba_core.component import component``.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ _PUBLIC = {
     "Topology": "component",
     "Transplant": "transplant",
     "Weight": "component",
-    "component": "component",
     "hookimpl": "hookspecs",
     "option": "component",
 }
@@ -59,7 +59,6 @@ if TYPE_CHECKING:
         Shape,
         Topology,
         Weight,
-        component,
         option,
     )
     from caramba_core.errors import CarambaError, InputError, InvalidValue, ManifestError, PluginError

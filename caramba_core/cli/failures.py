@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 
 from caramba_core import __version__
 from caramba_core.errors import CarambaError, ManifestError, ResourceExhausted
-from caramba_core.plugins.metadata import CORE
 
 __all__ = ["Stopped", "guarded"]
 
@@ -158,6 +157,7 @@ def _coloured(text: str) -> str:
 
 def _at_fault(error: BaseException) -> str:
     """Whose code raised: the innermost frame that belongs to a plugin decides."""
+    from caramba_core.plugins.metadata import CORE
     from caramba_core.plugins.registry import registry
 
     packages = {

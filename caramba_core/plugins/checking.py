@@ -89,7 +89,9 @@ def _build(entry: Entry, config: Any) -> str:
         target = getattr(import_module(module_name), name)
     except (Exception, SystemExit) as error:
         said = f"{type(error).__name__}: {error}"
-        raise PluginError(f"{entry} is broken: what it builds, {path}, cannot be imported: {said}") from error
+        raise PluginError(
+            f"{entry} {entry.version} is broken: what it builds, {path}, cannot be imported: {said}"
+        ) from error
     required = [field.name for field in attrs.fields(config) if field.default is attrs.NOTHING]
     if required or entry.kind not in LAYER_KINDS or entry.kind == "topology":
         return f": {name} imports"
@@ -102,5 +104,7 @@ def _build(entry: Entry, config: Any) -> str:
         return f": {name} imports"
     except (Exception, SystemExit) as error:
         said = f"{type(error).__name__}: {error}"
-        raise PluginError(f"{entry} is broken: building {path} with its defaults fails: {said}") from error
+        raise PluginError(
+            f"{entry} {entry.version} is broken: building {path} with its defaults fails: {said}"
+        ) from error
     return f": {name} imports and builds"

@@ -44,7 +44,7 @@ def import_entry(entry: Entry, plugin: Plugin) -> Any:
     for attribute in attributes.split(".") if attributes else ():
         if not hasattr(found, attribute):
             raise PluginError(
-                f"{entry} is broken: {module_name} has no {attribute!r}",
+                f"{entry} {entry.version} is broken: {module_name} has no {attribute!r}",
                 expected=f"{entry.value} to exist, as the metadata of {entry.distribution} says",
                 hint=f"pip install --force-reinstall {entry.distribution} (its metadata may be of another version)",
             )
@@ -85,7 +85,7 @@ def _check_kind(entry: Entry, found: Any) -> None:
     """Raise where the object is not what entries of its kind must be."""
     if entry.kind == "preset" and not (isinstance(found, Path) and found.is_file()):
         raise PluginError(
-            f"{entry} is broken: {entry.value} is not the path of a file",
+            f"{entry} {entry.version} is broken: {entry.value} is not the path of a file",
             expected="a pathlib.Path of a manifest that the distribution carries",
             hint=f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author",
         )
@@ -96,13 +96,13 @@ def _check_kind(entry: Entry, found: Any) -> None:
     base = getattr(import_module(module), name)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise PluginError(
-            f"{entry} is broken: {entry.value} is {_described(found)}",
+            f"{entry} {entry.version} is broken: {entry.value} is {_described(found)}",
             expected=f"a class derived from {module}.{name}",
             hint=f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author",
         )
     if "__attrs_attrs__" not in vars(found):
         raise PluginError(
-            f"{entry} is broken: the class {entry.value} is not a component",
+            f"{entry} {entry.version} is broken: the class {entry.value} is not a component",
             expected="the decorator @component above the class",
             hint=f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author",
         )

@@ -68,7 +68,8 @@ class PluginManager:
         try:
             self._pluggy.register(guarded, name=entry.qualified)
         except pluggy.PluginValidationError as error:
-            self._pluggy.unregister(guarded)
+            if self._pluggy.is_registered(guarded):
+                self._pluggy.unregister(guarded)
             reason = str(error).splitlines()[-1]
             raise PluginError(
                 f"{entry} {entry.version} is broken: {reason}",

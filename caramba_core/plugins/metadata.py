@@ -122,9 +122,17 @@ def _read(distribution: Distribution) -> Plugin | None:
     if text is None or f"[{HOOKS_GROUP}" not in text:
         return None
     fields = _headers(distribution)
+    folder = Path(
+        str(getattr(distribution, "_path", "unknown"))
+    )  # where METADATA is gone, only the folder tells a name
+    name = normalized(fields.get("name", [folder.name.partition("-")[0]])[0])
+    version = fields.get("version", ["unknown"])[0]
+    damage = None
     if "name" not in fields or "version" not in fields:
-        return _damaged(distribution)
-    name, version = normalized(fields["name"][0]), fields["version"][0]
+        damage = Problem(
+            f"the metadata of {name} has no name or version: it is half uninstalled",
+            f"pip install --force-reinstall {name}, or delete the folder {folder}",
+        )
     requirements = tuple(fields.get("requires-dist", ()))
     core_range = _core_range(requirements)
     groups: dict[str, list[Entry]] = {"hooks": [], "components": [], "catalogues": []}
@@ -158,20 +166,10 @@ def _read(distribution: Distribution) -> Plugin | None:
         components=tuple(sorted(groups["components"])),
         catalogues=tuple(sorted(groups["catalogues"])),
         requirements=requirements,
-        incompatible=_incompatible(name, version, core_range, api),
+        incompatible=None if damage else _incompatible(name, version, core_range, api),
+        damaged=damage,
         notes=tuple(notes),
     )
-
-
-def _damaged(distribution: Distribution) -> Plugin:
-    """What is left of a plugin whose METADATA is gone; only the folder still tells its name."""
-    folder = Path(str(getattr(distribution, "_path", "unknown")))
-    name = normalized(folder.name.partition("-")[0])
-    damage = Problem(
-        f"the metadata of {name} has no name or version: it is half uninstalled",
-        f"pip install --force-reinstall {name}, or delete the folder {folder}",
-    )
-    return Plugin(name=name, version="unknown", damaged=damage)
 
 
 def _headers(distribution: Distribution) -> dict[str, list[str]]:

@@ -6,11 +6,10 @@ only know what this process has seen.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
-import tempfile
+import zlib
 from pathlib import Path
 
 from caramba_core.plugins.metadata import Entry
@@ -21,7 +20,7 @@ __all__ = ["forget", "last_failures", "remember"]
 def _file() -> Path:
     """Failures of this Python environment; the file's name is a hash of the environment's place."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "caramba" / f"broken-plugins-{hashlib.blake2b(sys.prefix.encode(), digest_size=6).hexdigest()}.json"
+    return cache / "caramba" / f"broken-plugins-{zlib.crc32(sys.prefix.encode()):08x}.json"
 
 
 def _key(entry: Entry) -> str:
@@ -57,6 +56,8 @@ def forget(entry: Entry) -> None:
 
 
 def _write(failures: dict[str, str]) -> None:
+    import tempfile  # only failures need it
+
     try:
         file = _file()
         file.parent.mkdir(parents=True, exist_ok=True)

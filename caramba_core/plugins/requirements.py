@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from packaging.requirements import InvalidRequirement, Requirement
-
 from caramba_core.errors import PluginError
 from caramba_core.plugins.metadata import Plugin, normalized
 from caramba_core.plugins.text import nearest
@@ -16,6 +14,8 @@ __all__ = ["check_requirement"]
 
 def check_requirement(requirement: str, plugins: Mapping[str, Plugin], switched_off: frozenset[str]) -> None:
     """Raise :class:`PluginError` unless the distribution is installed, in the range, and usable."""
+    from packaging.requirements import InvalidRequirement, Requirement  # listings do without the parser
+
     try:
         wanted = Requirement(requirement)
     except InvalidRequirement:

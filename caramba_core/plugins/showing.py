@@ -46,10 +46,10 @@ def plugin_info(registry: Registry, plugin: Plugin) -> PluginInfo | None:
             info = tell()
         except (Exception, SystemExit) as error:
             said = f"{type(error).__name__}: {error}"
-            raise PluginError(f"{entry} is broken: caramba_plugin_info fails: {said}") from error
+            raise PluginError(f"{entry} {entry.version} is broken: caramba_plugin_info fails: {said}") from error
         if not isinstance(info, PluginInfo):
             raise PluginError(
-                f"{entry} is broken: caramba_plugin_info gives a {type(info).__name__}",
+                f"{entry} {entry.version} is broken: caramba_plugin_info gives a {type(info).__name__}",
                 expected="a caramba_core.hookspecs.PluginInfo",
             )
         return info

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 __all__ = ["listed", "nearest"]
 
@@ -12,6 +11,8 @@ _SHOWN = 12
 
 def nearest(name: str, names: Sequence[str]) -> str | None:
     """The known name that a misspelt one most likely means; case does not count."""
+    from difflib import get_close_matches  # a listing without mistakes does without it
+
     by_folded = {known.casefold(): known for known in names}
     found = get_close_matches(name.casefold(), list(by_folded), n=1, cutoff=0.6)
     return by_folded[found[0]] if found else None

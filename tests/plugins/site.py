@@ -1,0 +1,91 @@
+"""Distributions made up in a temporary folder, and the command run with them in a fresh interpreter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+__all__ = ["ATTENTION", "Ran", "Site"]
+
+ATTENTION = """
+from caramba_core.testing import TinyAttention
+from caramba_core.component import component
+
+@component
+class Attention(TinyAttention):
+    '''An attention.'''
+"""
+
+
+@attrs.frozen
+class Ran:
+    """A command that ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """Both outputs, with spaces and line ends evened out."""
+        return " ".join(f"{self.out} {self.err}".split())
+
+
+class Site:
+    """A folder of made-up distributions that comes first on ``sys.path``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "site"
+        self.folder.mkdir()
+        self.cache = folder / "cache"
+
+    def add(
+        self,
+        name: str,
+        *,
+        entries: Mapping[str, Mapping[str, str]],
+        modules: Mapping[str, str] | None = None,
+        version: str = "1.0",
+        requires: Sequence[str] = ("caramba-core>=0.1,<0.2",),
+    ) -> Path:
+        """Install a distribution: entry points by group, modules by name; its metadata folder."""
+        info = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        header = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {one}" for one in requires)]
+        (info / "METADATA").write_text("Metadata-Version: 2.1\n" + "\n".join(header) + "\n\nText.\n")
+        sections = []
+        for group, points in entries.items():
+            sections.append(f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in points.items()))
+        (info / "entry_points.txt").write_text("\n".join(sections))
+        for module, text in (modules or {}).items():
+            (self.folder / f"{module}.py").write_text(text)
+        return info
+
+    def run(self, *arguments: str, environment: Mapping[str, str] | None = None, cwd: Path | None = None) -> Ran:
+        """``python ARGUMENTS`` with these distributions beside the real ones."""
+        variables = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("CARAMBA_")},
+            "PYTHONPATH": str(self.folder),
+            "XDG_CACHE_HOME": str(self.cache),
+            "COLUMNS": "200",
+            "NO_COLOR": "1",
+            **(environment or {}),
+        }
+        ran = subprocess.run(
+            [sys.executable, *arguments],
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=cwd or self.folder,
+        )
+        return Ran(ran.returncode, ran.stdout, ran.stderr)
+
+    def caramba(self, *arguments: str, environment: Mapping[str, str] | None = None, cwd: Path | None = None) -> Ran:
+        """``caramba ARGUMENTS``."""
+        return self.run("-m", "caramba", *arguments, environment=environment, cwd=cwd)

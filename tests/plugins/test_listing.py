@@ -1,0 +1,126 @@
+"""What a listing reads, and what it must not import."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from caramba_core.plugins.registry import registry
+from tests.plugins.site import ATTENTION, Site
+
+HEAVY = ("torch", "numpy", "ruamel", "cattrs")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("plugins", "list"), ("plugins", "list", "--json"), ("presets", "list"), ("--help",), ("plugins", "--help")],
+    ids=" ".join,
+)
+def test_listings_import_no_plugin_and_nothing_heavy(site: Site, arguments: tuple[str, ...]) -> None:
+    site.add(
+        "caramba-plugin-trap",
+        entries={"caramba": {"trap": "trap"}, "caramba.attention": {"trap": "trap:Attention"}},
+        modules={"trap": "raise RuntimeError('imported')"},
+    )
+    program = (
+        "import sys\nfrom caramba_core.cli import main\n"
+        f"try:\n    main({list(arguments)!r})\nexcept SystemExit as ended:\n    assert not ended.code, ended.code\n"
+        f"found = {{'trap', *{HEAVY!r}}} & set(sys.modules)\n"
+        "plugins = [name for name in sys.modules if name.startswith('caramba_plugins')]\n"
+        "assert not found and not plugins, (found, plugins)"
+    )
+    ran = site.run("-c", program)
+    assert ran.code == 0, ran.err
+
+
+def test_listing_tells_everything(site: Site) -> None:
+    site.add(
+        "caramba-plugin-rich",
+        entries={
+            "caramba": {"rich": "rich_plugin"},
+            "caramba.api": {"1.0": "rich_plugin"},
+            "caramba.attention": {"zeta": "rich_plugin:Attention"},
+            "caramba.layer": {"beta": "rich_plugin:Attention", "alpha": "rich_plugin:Attention"},
+        },
+    )
+    text = site.caramba("plugins", "list").out
+    assert "caramba-plugin-rich 1.0  ok  (rich; API 1.0, core >=0.1,<0.2)" in text
+    data = json.loads(site.caramba("plugins", "list", "--json").out)
+    assert data["core"] == {"version": data["plugins"][0]["version"], "api": "1.0"}
+    assert data["plugins"][0]["distribution"] == "caramba-core"
+    (plugin,) = (p for p in data["plugins"] if p["distribution"] == "caramba-plugin-rich")
+    assert plugin == {
+        "name": "rich",
+        "distribution": "caramba-plugin-rich",
+        "version": "1.0",
+        "api": "1.0",
+        "requires_core": ">=0.1,<0.2",
+        "state": "ok",
+        "problems": [],
+        "components": {"layer": ["alpha", "beta"], "attention": ["zeta"]},
+    }
+
+
+def test_two_hundred_plugins_are_listed(site: Site) -> None:
+    for number in range(200):
+        name = f"caramba-plugin-many-{number}"
+        entries = {"caramba": {f"many{number}": f"many{number}"}, "caramba.attention": {f"many{number}": "many:X"}}
+        site.add(name, entries=entries)
+    data = json.loads(site.caramba("plugins", "list", "--json").out)
+    assert sum(plugin["distribution"].startswith("caramba-plugin-many-") for plugin in data["plugins"]) == 200
+    assert {plugin["state"] for plugin in data["plugins"] if "many" in plugin["name"]} == {"ok"}
+
+
+def test_show(site: Site) -> None:
+    info = (
+        "from caramba_core.hookspecs import PluginInfo, hookimpl\n"
+        "@hookimpl\n"
+        "def caramba_plugin_info():\n"
+        "    extras = {'fast': ('nowhere_to_be_found',), 'plain': ('json',)}\n"
+        "    return PluginInfo(summary='Shows.', documentation='https://example.org', extras=extras)\n"
+    )
+    site.add(
+        "caramba-plugin-shown",
+        entries={"caramba": {"shown": "shown_plugin"}, "caramba.attention": {"zeta": "shown_plugin:Attention"}},
+        modules={"shown_plugin": info + ATTENTION},
+    )
+    for name in ("shown", "caramba-plugin-shown", "Caramba_Plugin.Shown"):
+        said = site.caramba("plugins", "show", name).said
+        assert "Shows. documentation: https://example.org" in said
+        assert "extra fast: missing nowhere_to_be_found: pip install 'caramba-plugin-shown[fast]'" in said
+        assert "extra plain: installed" in said
+        assert "attention zeta An attention." in said
+        assert "n_heads: int = 1 (>= 1) heads" in said
+    unknown = site.caramba("plugins", "show", "shwn")
+    assert unknown.code == 2
+    assert "no plugin 'shwn' is installed" in unknown.err
+
+
+def test_presets(site: Site) -> None:
+    site.add(
+        "caramba-plugin-carrier",
+        entries={"caramba.preset": {"tiny": "carrier:tiny", "lost": "carrier:lost"}},
+        modules={
+            "carrier": "from pathlib import Path\ntiny = Path(__file__).with_name('tiny.yml')\nlost = Path('nowhere.yml')"
+        },
+    )
+    (site.folder / "tiny.yml").write_text("version: 1\n")
+    assert "tiny caramba-plugin-carrier 1.0" in site.caramba("presets", "list").said
+    listed = json.loads(site.caramba("presets", "list", "--json").out)["presets"]
+    assert {"name": "tiny", "distribution": "caramba-plugin-carrier", "version": "1.0"} in listed
+    assert site.caramba("presets", "show", "tiny").out == "version: 1\n"
+    assert site.caramba("presets", "show", "caramba-plugin-carrier:tiny", "--path").out.strip().endswith("tiny.yml")
+    lost = site.caramba("presets", "show", "lost")
+    assert lost.code == 2
+    assert "is not the path of a file" in lost.err
+
+
+def test_entries_are_sorted_and_found_by_every_name(site: Site) -> None:
+    site.add("caramba-plugin-b", entries={"caramba.metric": {"same": "b:X", "zz": "b:X"}})
+    site.add("caramba-plugin-a", entries={"caramba.metric": {"same": "a:X"}})
+    names = [
+        entry.qualified for entry in registry().entries("metric") if entry.distribution.startswith("caramba-plugin-")
+    ]
+    assert names == ["caramba-plugin-a:same", "caramba-plugin-b:same", "caramba-plugin-b:zz"]
+    assert registry().find(("metric", "benchmark"), "zz").distribution == "caramba-plugin-b"
