@@ -85,6 +85,8 @@ class _Expansion:
                 self.problems.append(problem)
             return Gap(reference.span)
         base = self._named(reference.value, item)
+        if base is None and not all(_name(other) for other in self.own.items):
+            return Gap(reference.span)  # it may be the one whose name cannot be read, which is reported
         if base is None:
             known = dict.fromkeys(name for node in (*self.own.items, *self.inherited.values()) if (name := _name(node)))
             known.pop(_name(item) or "", None)

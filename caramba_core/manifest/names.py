@@ -59,7 +59,7 @@ def suggestion(names: Sequence[str]) -> str:
     """``, did you mean 'a' or 'b'?``; empty without names."""
     if not names:
         return ""
-    return f", did you mean {' or '.join(repr(name) for name in names[:3])}?"
+    return f", did you mean {' or '.join(repr(name) for name in names[:4])}?"
 
 
 def listing(names: Iterable[str], *, most: int = 16) -> str:
