@@ -1,8 +1,8 @@
 """Reading pretrained checkpoints: what loader and source plugins give, and how the core finds them.
 
-A loader is registered in ``caramba.loader`` as a light class.  It recognizes a file or folder, tells the model inside in
-the words of a manifest (without torch or numpy: plans use it), and streams the tensors under the graph's names.  A source
-is registered in ``caramba.source`` under the scheme of its addresses (``hf`` for ``hf://org/repo``) and fetches.
+A loader is registered in ``caramba.loader`` as a light class.  It recognizes a file or folder, tells the model inside
+in the words of a manifest (without torch or numpy: plans use it), and streams the tensors under the graph's names.  A
+source is registered in ``caramba.source`` under the scheme of its addresses (``hf`` for ``hf://org/repo``) and fetches.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Checkpoint(Protocol):
         ...
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor that has a name in the graph once, as ``(parameter name in the graph without "model.", values on the CPU)``.
+        """Every tensor that has a name in the graph once, as ``(that name, values on the CPU)``.
 
         Streams: one tensor is in memory at a time.  Raises :class:`~caramba_core.errors.InputError` where a tensor is
         damaged.
@@ -111,7 +111,7 @@ class Loader(Protocol):
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
-        """Whether this file or folder is of the loader's format (by its first bytes or its files, never by loading it)."""
+        """Whether this file or folder is of the loader's format: by first bytes or file names, never by loading it."""
         ...
 
     @classmethod
@@ -133,7 +133,7 @@ class Source(Protocol):
 
     @classmethod
     def fetch(cls, location: str) -> Fetched:
-        """Bring what stands behind ``scheme://`` here; raises :class:`~caramba_core.errors.InputError` saying why not."""
+        """Bring what stands behind ``scheme://`` here; :class:`~caramba_core.errors.InputError` says why not."""
         ...
 
 
@@ -152,7 +152,7 @@ def open_source(source: str, folder: Path, *, sha256: str | None = None) -> Chec
 
 
 def fetch_source(source: str, folder: Path) -> Fetched:
-    """What a ``source`` leads to: a file or folder as it is, anything with a scheme through the plugin that knows it."""
+    """What a ``source`` leads to: a file or folder as it is, an address through the plugin that knows its scheme."""
     address = _ADDRESS.fullmatch(source)
     if address is None:
         if not source or "\0" in source:

@@ -27,8 +27,8 @@ def load_weights(
 ) -> tuple[Stored, ...]:
     """Copy every tensor of a checkpoint into the model, converted to the model's device and dtype.
 
-    Names and shapes are compared from the headers before any value is read.  Returns the tensors that the loader knows to
-    be unneeded.  ``place`` turns a node's path in the manifest into ``file:line`` for messages.
+    Names and shapes are compared from the headers before any value is read.  Returns the tensors that the loader knows
+    to be unneeded.  ``place`` turns a node's path in the manifest into ``file:line`` for messages.
 
     Raises :class:`InputError` that lists every parameter left empty, every tensor without a parameter, every shape that
     differs, and every tensor with values that are no numbers.

@@ -18,9 +18,9 @@ __all__ = ["ARCHITECTURES", "FAMILIES", "REFUSED", "Architecture", "Family", "gr
 class Family:
     """One ``model_type`` of Hugging Face.
 
-    ``defaults`` are the values of keys that ``config.json`` leaves out, where they differ from the common ones.
-    ``qkv_bias`` and ``o_bias`` say whether the projections have offsets, or name the key that says so; ``qk_norm`` whether
-    queries and keys are normalized over a head; ``window_if`` names the key that switches the window on.
+    ``defaults`` are the values of keys that ``config.json`` leaves out, where they differ from the common ones.  The
+    biases say whether projections have offsets, or name the key that says so; ``qk_norm`` whether queries and keys are
+    normalized over a head; ``window`` which layers see a window of ``sliding_window`` tokens.
     """
 
     model_type: str
@@ -132,7 +132,7 @@ _BLOCK_KEYS: Final = {name: key for key, name in _BLOCK.items()}
 
 
 def graph_name(key: str, *, tied: bool) -> str | None:
-    """The parameter that a Hugging Face tensor fills; ``None`` for one that is not needed, the key for an unknown one."""
+    """The parameter that a Hugging Face tensor fills; ``None`` where none needs it, the key where none is known."""
     if key == "lm_head.weight" and tied:
         return None
     if key in _OUTSIDE:

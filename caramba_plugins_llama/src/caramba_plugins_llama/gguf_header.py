@@ -1,8 +1,8 @@
 """What a GGUF file says before its data: metadata and where each tensor lies (light; versions 2 and 3).
 
-Layout: ``GGUF``, version, number of tensors, number of keys; then keys with typed values, tensors with their sizes; data
-from the next multiple of ``general.alignment``.  Sizes are listed fastest axis first.  Every count and offset is held
-against the length of the file before it is used, so that a damaged header cannot ask for memory.
+Layout: ``GGUF``, version, number of tensors, number of keys; then keys with typed values, tensors with their sizes;
+data from the next multiple of ``general.alignment``.  Sizes are listed fastest axis first.  Every count and offset is
+held against the length of the file before it is used, so that a damaged header cannot ask for memory.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -136,7 +137,7 @@ class _Reader:
                 )
             found[name] = GgufTensor(name=name, shape=shape, dtype=dtype, offset=base + offset, bytes=span)
         placed = sorted(found.values(), key=lambda tensor: tensor.offset)
-        for before, after in zip(placed, placed[1:], strict=False):
+        for before, after in pairwise(placed):
             if before.offset + before.bytes > after.offset:
                 self.fail(f"tensors {before.name!r} and {after.name!r} overlap")
         return found

@@ -27,7 +27,11 @@ _KEYS: Final = {
     "vocab_size": "vocab_size",
 }
 _FREQUENCIES: Final = "rope_freqs.weight"
-_LLAMA3: Final = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_LLAMA3: Final[dict[str, Any]] = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 """Of every Llama 3 model released; GGUF keeps the resulting factors alone."""
 
 
@@ -85,16 +89,16 @@ def _llama3(path: Path, header: GgufHeader, config: Mapping[str, Any], width: in
     with path.open("rb") as file:
         file.seek(tensor.offset)
         stored = struct.unpack(f"<{width // 2}f", file.read(tensor.bytes))
-    scaling = {"rope_type": "llama3", "factor": float(max(stored)), **_LLAMA3}
+    factor = float(max(stored))
     theta = float(config.get("rope_theta", 10000.0))
-    if scaling["factor"] >= 1:
+    if factor >= 1:
         plain = Rope(theta=theta).frequencies(width)
-        rope = Rope(theta=theta, scaling="llama3", factor=scaling["factor"], **_LLAMA3)  # type: ignore[arg-type]
+        rope = Rope(theta=theta, scaling="llama3", factor=factor, **_LLAMA3)
         expected = [a / b for a, b in zip(plain, rope.frequencies(width), strict=True)]
         if all(abs(found - right) <= 1e-4 * right for found, right in zip(stored, expected, strict=True)):
-            return scaling
+            return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
     raise InputError(
-        f"{path}: its rotary factors ({_FREQUENCIES}) are not those of Llama 3, the one scaling of this kind that is known",
+        f"{path}: its rotary factors ({_FREQUENCIES}) are not those of Llama 3, the only such scaling that is known",
         hint="use the Hugging Face checkpoint, whose configuration names the scaling",
     )
 

@@ -112,7 +112,7 @@ def _merges(listed: Any, vocabulary: Mapping[str, int], path: Path) -> list[tupl
 
 
 def _sentence_piece(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], path: Path) -> Any:
-    """BPE with bytes for what has no token; merges follow from the scores: the better the score, the earlier the merge."""
+    """BPE with bytes for what has no token; the better a token's score, the earlier the merges that make it."""
     lib = library()
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) != len(tokens):

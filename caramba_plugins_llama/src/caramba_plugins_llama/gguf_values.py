@@ -8,8 +8,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from caramba_core.errors import InputError, PluginError
+from caramba_core.errors import PluginError
 from caramba_plugins_llama.gguf_header import GgufTensor
+from caramba_plugins_llama.raw_values import read_raw
 
 __all__ = ["read_tensor", "rows_apart"]
 
@@ -20,14 +21,9 @@ _CHUNK: Final = 1 << 20
 
 def read_tensor(path: Path, tensor: GgufTensor) -> Tensor:
     """The values, in the stored type if that is a floating-point one, else in float32."""
-    with path.open("rb") as file:
-        file.seek(tensor.offset)
-        if tensor.dtype in _PLAIN:
-            values = torch.empty(tensor.shape, dtype=_PLAIN[tensor.dtype])
-            if file.readinto(values.view(-1).view(torch.uint8).numpy()) != tensor.bytes:
-                raise InputError(f"{path} ends inside {tensor.name}")
-            return values
-        return _dequantized(path, tensor, file.read(tensor.bytes))
+    if tensor.dtype in _PLAIN:
+        return read_raw(path, tensor.offset, tensor.shape, _PLAIN[tensor.dtype], tensor.name)
+    return _dequantized(path, tensor)
 
 
 def rows_apart(values: Tensor, heads: int) -> Tensor:
@@ -35,10 +31,10 @@ def rows_apart(values: Tensor, heads: int) -> Tensor:
 
     ``[heads * d]`` or ``[heads * d, D]``.
     """
-    return values.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+    return values.view(heads, -1, 2, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
 
 
-def _dequantized(path: Path, tensor: GgufTensor, data: bytes) -> Tensor:
+def _dequantized(path: Path, tensor: GgufTensor) -> Tensor:
     try:
         import gguf
     except ImportError as error:
@@ -48,14 +44,12 @@ def _dequantized(path: Path, tensor: GgufTensor, data: bytes) -> Tensor:
         ) from error
     import numpy as np
 
-    if len(data) != tensor.bytes:
-        raise InputError(f"{path} ends inside {tensor.name}")
     kind = gguf.GGMLQuantizationType[tensor.dtype]
     columns = tensor.shape[-1]
     values = torch.empty(tensor.shape, dtype=torch.float32)
     flat = values.view(-1, columns).numpy()
     rows = len(flat)
-    raw = np.frombuffer(data, dtype=np.uint8).reshape(rows, tensor.bytes // rows)
+    raw = read_raw(path, tensor.offset, (rows, tensor.bytes // rows), torch.uint8, tensor.name).numpy()
     step = max(1, _CHUNK // columns)
     with np.errstate(over="ignore", invalid="ignore"):  # infinite scales are found, and named, when a model is filled
         for first in range(0, rows, step):

@@ -1,4 +1,4 @@
-"""The loader of Hugging Face checkpoints: a folder with ``config.json``, weights in one file or in shards, a tokenizer."""
+"""The loader of Hugging Face checkpoints: ``config.json``, weights in one file or in shards, a tokenizer."""
 
 from __future__ import annotations
 
@@ -177,7 +177,8 @@ def _compare(path: Path, expected: frozenset[str] | None, found: Mapping[str, An
 def _inside(folder: Path, name: str, index: Path | None = None) -> Path:
     """A file of the folder; refused where its name or a link leads out of it.
 
-    The hub's cache keeps files as links from ``snapshots/REVISION/`` to ``blobs/`` of the same repository; these are in.
+    The hub's cache keeps files as links from ``snapshots/REVISION/`` to ``blobs/`` of the same repository; these are
+    taken as inside.
     """
     told = "" if index is None else f"{index}: "
     names = PurePosixPath(name), PureWindowsPath(name)

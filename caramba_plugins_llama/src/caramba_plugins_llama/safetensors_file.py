@@ -86,9 +86,8 @@ def read_header(path: Path) -> tuple[SafetensorsEntry, ...]:
     at = base
     for entry in entries:
         if entry.first != at:
-            fail(
-                f"tensor {entry.key!r} starts at byte {entry.first}, {'inside' if entry.first < at else 'behind'} the one before"
-            )
+            where = "inside the one before" if entry.first < at else f"and the one before ends at {at}"
+            fail(f"tensor {entry.key!r} starts at byte {entry.first}, {where}")
         at = entry.last
     if at != size:
         fail(f"its tensors end at byte {at}, the file at {size}{': it is cut off' if at > size else ''}")
@@ -99,12 +98,10 @@ def read_values(entry: SafetensorsEntry) -> Tensor:
     """The values of one tensor, on the CPU, in the stored type."""
     import torch
 
-    values = torch.empty(entry.shape, dtype=getattr(torch, _TYPES[entry.dtype][1]))
-    with entry.path.open("rb") as file:
-        file.seek(entry.first)
-        if file.readinto(values.reshape(-1).view(torch.uint8).numpy()) != entry.last - entry.first:
-            raise InputError(f"{entry.path} ends inside {entry.key}", hint="was it changed while it was read?")
-    return values
+    from caramba_plugins_llama.raw_values import read_raw
+
+    dtype = getattr(torch, _TYPES[entry.dtype][1])
+    return read_raw(entry.path, entry.first, entry.shape, dtype, entry.key)
 
 
 def _entry(path: Path, key: str, value: Any, base: int) -> tuple[str, SafetensorsEntry | None]:

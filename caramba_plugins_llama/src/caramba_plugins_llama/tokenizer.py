@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["HuggingFaceTokenizer", "library", "read_tokenizer"]
 
 _WITHOUT_EFFECT: Final = frozenset({"trim_offsets"})
-_DEFAULTS: Final = (None, False, "", [], 0.0)
+_DEFAULTS: Final[tuple[Any, ...]] = (None, False, "", [], 0.0)
 _SEPARATORS: Final = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 """What pretraining put between documents; a chat model's end-of-sequence token is often the end of a turn instead."""
 
@@ -76,7 +76,7 @@ def read_tokenizer(path: Path, end_of_sequence: int | str | None) -> HuggingFace
     tokenizers = library()
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001  the library raises Exception itself
+    except Exception as error:  # the library raises Exception itself
         raise InputError(f"{path} is not a tokenizer: {error}", hint="fetch the file again") from error
     backend.no_truncation()
     backend.no_padding()

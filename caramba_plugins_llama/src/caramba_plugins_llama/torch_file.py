@@ -17,13 +17,13 @@ __all__ = ["load_pickled"]
 def load_pickled(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a ``.bin`` or ``.pth`` file by key, mapped from the file where its format allows.
 
-    Reads with ``weights_only=True`` and nothing else: whatever is not a tensor or a plain container is refused, not run.
+    Reads with ``weights_only=True`` and nothing else: what is neither tensor nor plain container is refused, not run.
     """
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_zipped(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # noqa: BLE001  a damaged pickle fails in whatever way it likes
+    except Exception as error:  # a damaged pickle fails in whatever way it likes
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "Unsupported global" in str(error) or "Unsupported operand" in str(error) or "weights_only" in str(error):
             what = "it holds objects other than tensors, which could run code and were not loaded"

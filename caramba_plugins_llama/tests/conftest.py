@@ -1,0 +1,103 @@
+"""Small checkpoints, written by transformers itself, and their logits, in 32 and in 64 bits."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from caramba_core.graph import Graph
+from caramba_core.loading import Checkpoint, find_loader
+from caramba_core.lowering import lower
+from caramba_core.manifest import structure_model
+from caramba_core.nn.build import build
+from caramba_core.nn.filling import load_weights
+from caramba_core.nn.language_model import LanguageModel
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.15,
+}
+"""A model that is small, with sizes that all differ, and weights large enough that every part moves the logits."""
+
+
+def write_oracle(folder: Path, model_type: str, *, shards: bool = False, seed: int = 0, **config: Any) -> Any:
+    """A random model of transformers, saved to ``folder`` by its own hand; norms and offsets are random too."""
+    transformers = importlib.import_module("transformers")
+    settings = transformers.AutoConfig.for_model(model_type, **{**SIZES, **config})
+    torch.manual_seed(seed)
+    with quiet():
+        model = transformers.AutoModelForCausalLM.from_config(settings, attn_implementation="eager").eval()
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.3)
+        model.save_pretrained(folder, max_shard_size="30KB" if shards else "1GB")
+    return model
+
+
+def graph_of(checkpoint: Checkpoint) -> Graph:
+    """The graph of the model inside."""
+    return lower(structure_model(checkpoint.model(), origin=str(checkpoint.path)))
+
+
+def read_model(path: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """The model of a checkpoint, through the same functions that a run uses."""
+    checkpoint = find_loader(path)
+    model = build(graph_of(checkpoint), dtype=dtype)
+    load_weights(model, checkpoint)
+    return model.requires_grad_(False).eval()
+
+
+def random_tokens(count: int, *, batch: int = 2, vocabulary: int = 97, seed: int = 1) -> Tensor:
+    """Token ids ``[batch, count]``."""
+    return torch.randint(0, vocabulary, (batch, count), generator=torch.Generator().manual_seed(seed))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and warnings."""
+    logging = importlib.import_module("transformers.utils.logging")
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+class _Wide:
+    """``torch`` whose 32-bit types are 64-bit."""
+
+    float = float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+@contextlib.contextmanager
+def all_in_64_bits(model_type: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inside, transformers computes norms and rotary positions in 64 bits, where it otherwise insists on 32."""
+    with monkeypatch.context() as patch:
+        for name in ("transformers.modeling_rope_utils", f"transformers.models.{model_type}.modeling_{model_type}"):
+            patch.setattr(importlib.import_module(name), "torch", _Wide())
+        patch.setattr(Tensor, "float", Tensor.double)
+        torch.set_default_dtype(torch.float64)  # a whole number divided is of the default type
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
