@@ -1,0 +1,133 @@
+"""MLA in torch: one fused call for training and prefill, absorbed projections for decoding.
+
+Axes: B batch, T tokens of this pass, S tokens in the cache, H query heads, G key/value heads, m = H/G query heads a
+key/value head, d head width, e width of the rotary key, r rank of the latent.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from caramba_core.nn.frame import Frame
+from caramba_core.nn.module import ComponentModule
+from caramba_core.nn.rotary import Rotary, cos_sin, rotate
+from caramba_plugins_mla.attention import MultiHeadLatentAttention
+
+__all__ = ["MultiHeadLatentModule"]
+
+
+class MultiHeadLatentModule(ComponentModule):
+    """``[B, T, D] -> [B, T, D]``; :mod:`caramba_plugins_mla.reference` spells it out.
+
+    ``rotary`` has the frequencies of a whole head; ``pairs``, stored in checkpoints, says which of them the shared key
+    takes.  One frequency may be taken several times.
+    """
+
+    config: MultiHeadLatentAttention
+    pairs: Tensor
+    q_proj: Tensor
+    q_rope_proj: Tensor
+    kv_down_proj: Tensor
+    k_rope_proj: Tensor
+    k_up_proj: Tensor
+    v_up_proj: Tensor
+    o_proj: Tensor
+
+    def __init__(self, config: MultiHeadLatentAttention, width: int) -> None:
+        super().__init__(config, width)
+        if config.pairs:
+            assert config.rope is not None
+            self.rotary = Rotary(config.rope, config.head_dim)
+
+    def forward(self, x: Tensor, frame: Frame) -> Tensor:
+        """``[B, T, D] -> [B, T, D]``."""
+        return F.linear(self.mix(x, frame), self.o_proj, self._optional("o_bias"))
+
+    def mix(self, x: Tensor, frame: Frame) -> Tensor:
+        """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
+        query = self._heads(F.linear(x, self.q_proj, self._optional("q_bias")))
+        latent = F.linear(x, self.kv_down_proj)
+        if self.config.latent_norm_eps is not None:
+            latent = F.rms_norm(latent, (self.config.rank,), self._optional("latent_norm"), self.config.latent_norm_eps)
+        turned_query, key = self._turned(x, frame.positions)
+        if frame.cache is None:
+            return self._fused(query, turned_query, latent, key)
+        layer = frame.cache.layer(self.site, frame.application)
+        before = layer.length
+        cached = layer.extend(latent=latent) if key is None else layer.extend(latent=latent, key=key)
+        if before == 0:
+            return self._fused(query, turned_query, latent, key)
+        return self._absorbed(query, turned_query, cached["latent"], cached.get("key"), before)
+
+    def _optional(self, name: str) -> Tensor | None:
+        tensor: Tensor | None = getattr(self, name, None)
+        return tensor
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """``[B, T, H w] -> [B, H, T, w]``."""
+        return x.view(*x.shape[:2], self.config.n_heads, -1).transpose(1, 2)
+
+    def _turned(self, x: Tensor, positions: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Rotary queries ``[B, H, T, e]`` and the key of all heads ``[B, T, e]``, both turned."""
+        if not self.config.pairs:
+            return None, None
+        cos, sin = cos_sin(self.rotary.frequencies[self.pairs], positions, scaling=self.rotary.scaling)
+        query = self._heads(F.linear(x, self.q_rope_proj, self._optional("q_rope_bias")))
+        key = F.linear(x, self.k_rope_proj, self._optional("k_rope_bias"))
+        return rotate(query, cos, sin), rotate(key.unsqueeze(1), cos, sin).squeeze(1)
+
+    def _fused(self, query: Tensor, turned_query: Tensor | None, latent: Tensor, turned_key: Tensor | None) -> Tensor:
+        """Causal attention among the tokens of this pass, in one call.
+
+        Queries, keys and values are padded with zeros to one width in flight: with unequal ones the flash kernels step
+        back to a path that is several times slower.  Nothing padded is cached.
+        """
+        config = self.config
+        groups = (*latent.shape[:2], config.n_kv_heads, config.head_dim)
+        key = F.linear(latent, self.k_up_proj).view(groups).transpose(1, 2)
+        value = F.linear(latent, self.v_up_proj).view(groups).transpose(1, 2)
+        if turned_query is not None and turned_key is not None:
+            query = torch.cat([query, turned_query], dim=-1)
+            key = torch.cat([key, turned_key.unsqueeze(1).expand(-1, config.n_kv_heads, -1, -1)], dim=-1)
+        y = F.scaled_dot_product_attention(
+            self._padded(query),
+            self._padded(key),
+            self._padded(value),
+            is_causal=True,
+            scale=config.multiplier,
+            enable_gqa=config.n_heads != config.n_kv_heads,
+        )
+        return y[..., : config.head_dim].transpose(1, 2).flatten(2)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        missing = self.config.fused_width - x.shape[-1]
+        return F.pad(x, (0, missing)) if missing else x
+
+    def _absorbed(
+        self, query: Tensor, turned_query: Tensor | None, latent: Tensor, turned_key: Tensor | None, before: int
+    ) -> Tensor:
+        """Attention to a compressed cache of ``before`` earlier tokens and this pass's, which is never expanded.
+
+        Queries are taken into the latent's space, probabilities mix latents as they are, and only the mixture is
+        expanded, once a head.
+        """
+        config = self.config
+        batch, heads, tokens, width = query.shape
+        groups, rank = config.n_kv_heads, config.rank
+        up = self.k_up_proj.view(groups, width, rank)
+        inside = query.reshape(batch, groups, -1, width) @ up  # [B, G, m T, r]
+        scores = inside.view(batch, -1, rank) @ latent.transpose(1, 2)  # [B, H T, S]
+        if turned_query is not None and turned_key is not None:
+            turned = turned_query.reshape(batch, -1, config.rope_dim)
+            scores = torch.baddbmm(scores, turned, turned_key.transpose(1, 2))
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32)).view(batch, heads, tokens, -1)
+        wide = wide * config.multiplier
+        if tokens > 1:
+            ahead = torch.ones(wide.shape[-2:], dtype=torch.bool, device=wide.device).triu(before + 1)
+            wide = wide.masked_fill(ahead, float("-inf"))
+        probabilities = wide.softmax(dim=-1).to(latent.dtype)
+        mixed = (probabilities.view(batch, -1, latent.shape[1]) @ latent).view(batch, groups, -1, rank)
+        y = mixed @ self.v_up_proj.view(groups, width, rank).transpose(1, 2)
+        return y.view(batch, heads, tokens, width).transpose(1, 2).flatten(2)

@@ -1,0 +1,130 @@
+"""All weights of an MLA from a teacher's weights and moments, in float64.
+
+Axes: D width of the residual stream, H query heads, G key/value heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caramba_core.component import Attention
+from caramba_core.transplant import Started
+from caramba_plugins_mla.attention import MultiHeadLatentAttention
+from caramba_plugins_mla.start.latent import solve
+from caramba_plugins_mla.start.rotary import Shared, choose, rotation_mean
+
+__all__ = ["start"]
+
+Moments = Mapping[str, Mapping[str, Tensor]]
+
+
+def start(
+    source: Attention,
+    weights: Mapping[str, Tensor],
+    target: MultiHeadLatentAttention,
+    width: int,
+    moments: Moments,
+) -> Started:
+    """The weights that ``target`` declares, and what each step left out."""
+    teacher = {name: tensor.detach().cpu().double() for name, tensor in weights.items()}
+    report: dict[str, Any] = {}
+    shared = _shared_key(target, moments, report)
+    made = {**_rotary(target, teacher, shared), **_content(target, teacher, moments, shared, report)}
+    declared = target.weights(width)
+    assert set(declared) == set(made), f"{sorted(set(declared) ^ set(made))}"
+    return Started(weights=made, report=report)
+
+
+def _shared_key(target: MultiHeadLatentAttention, moments: Moments, report: dict[str, Any]) -> Shared | None:
+    if not target.pairs:
+        return None
+    assert target.rope is not None
+    frequencies = torch.tensor(target.rope.frequencies(target.head_dim), dtype=torch.float64)
+    rho = rotation_mean(moments["distance"]["attention"], frequencies)
+    shared = choose(moments["query"]["second"], moments["key"]["second"], rho, target.pairs)
+    report["pairs"] = shared.pairs.tolist()
+    report["rotation_lost"] = 1.0 - shared.kept
+    return shared
+
+
+def _rotary(
+    target: MultiHeadLatentAttention, teacher: Mapping[str, Tensor], shared: Shared | None
+) -> dict[str, Tensor]:
+    if shared is None:
+        return {}
+    heads = teacher["q_proj"].view(target.n_heads, target.head_dim, -1)
+    made = {
+        "pairs": shared.pairs,
+        "q_rope_proj": (shared.query @ heads).flatten(0, 1),
+        "k_rope_proj": shared.read @ teacher["k_proj"],
+    }
+    if target.q_bias:
+        bias = _bias(teacher, "q_bias", len(teacher["q_proj"])).view(target.n_heads, -1, 1)
+        made["q_rope_bias"] = (shared.query @ bias).flatten()
+    if target.k_bias:
+        made["k_rope_bias"] = shared.read @ _bias(teacher, "k_bias", len(teacher["k_proj"]))
+    return made
+
+
+def _content(
+    target: MultiHeadLatentAttention,
+    teacher: Mapping[str, Tensor],
+    moments: Moments,
+    shared: Shared | None,
+    report: dict[str, Any],
+) -> dict[str, Tensor]:
+    """The latent of what the shared key leaves of the keys, and of the values."""
+    groups, head_dim = target.n_kv_heads, target.head_dim
+    half = groups * head_dim
+    width = len(teacher["o_proj"])
+    by_head = teacher["o_proj"].view(width, target.n_heads, head_dim).permute(1, 0, 2)  # [H, D, d]
+    outputs = by_head.transpose(1, 2) @ by_head  # [H, d, d]
+    joint = moments["key_value"]
+    # What a score's error costs: errors of single scores move a head's mixture by the spread of its values.
+    price = target.multiplier**2 * (outputs * joint["noise"]).sum((1, 2))  # [H]
+    gamma = _block_diagonal((price[:, None, None] * moments["query"]["second"]).view(groups, -1, head_dim, head_dim))
+    omega = _block_diagonal(outputs.view(groups, -1, head_dim, head_dim))
+    into = torch.eye(2 * half, dtype=torch.float64)  # from the teacher's [k; v] to what is left for the latent
+    if shared is not None:
+        into[:half, :half] = shared.rest
+    centre = joint["token_mean"]
+    tokens = joint["token_second"] - torch.outer(centre, centre)
+    keys = into @ ((tokens + joint["spread"]) / 2) @ into.T
+    mean = joint["attended_mean"]
+    offset = target.o_bias
+    values = joint["attended_second"] - torch.outer(mean, mean) if offset else joint["attended_second"]
+    solved = solve(gamma, omega, keys, into @ values @ into.T, target.rank)
+    report["keys_lost"], report["values_lost"] = solved.keys_lost, solved.values_lost
+
+    factor = 1.0 if target.rope is None else target.rope.attention_scaling
+    both = torch.cat([teacher["k_proj"], teacher["v_proj"]])
+    made = {
+        "q_proj": teacher["q_proj"] * factor**2,
+        "kv_down_proj": solved.down @ into @ both,
+        "k_up_proj": solved.up[:half],
+        "v_up_proj": solved.up[half:],
+        "o_proj": teacher["o_proj"],
+    }
+    if target.q_bias:
+        made["q_bias"] = _bias(teacher, "q_bias", len(teacher["q_proj"])) * factor**2
+    if offset:
+        bias = torch.cat([_bias(teacher, "k_bias", half), _bias(teacher, "v_bias", half)])
+        missing = (mean - solved.up @ (solved.down @ (into @ (mean - bias))))[half:]
+        each_head = missing.view(groups, head_dim).repeat_interleave(target.n_heads // groups, dim=0)
+        made["o_bias"] = _bias(teacher, "o_bias", width) + teacher["o_proj"] @ each_head.flatten()
+    return made
+
+
+def _block_diagonal(per_head: Tensor) -> Tensor:
+    """The sum over the query heads of each key/value head, ``[G, m, d, d] -> [G d, G d]``."""
+    made: Tensor = torch.block_diag(*per_head.sum(1))  # type: ignore[no-untyped-call]
+    return made
+
+
+def _bias(teacher: Mapping[str, Tensor], name: str, size: int) -> Tensor:
+    """The teacher's bias, zeros where it has none."""
+    return teacher[name] if name in teacher else torch.zeros(size, dtype=torch.float64)

@@ -1,0 +1,40 @@
+"""The kit's checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from caramba_plugins_mla.attention import MultiHeadLatentAttention
+
+from caramba_core.rope import Rope
+from caramba_core.testing import Case
+
+ROPE = Rope(theta=1000.0)
+SIZES: dict[str, Any] = {"n_heads": 4, "head_dim": 8, "rank": 10, "rope_dim": 6, "rope": ROPE}
+
+
+@pytest.mark.components(
+    Case(
+        name="mla",
+        config=MultiHeadLatentAttention(**SIZES),
+        relative=True,
+        bad=({"n_kv_heads": 3}, {"rope_dim": 7}, {"rope": None}, {"head_dim": 7}),
+    ),
+    Case(name="grouped", config=MultiHeadLatentAttention(**SIZES, n_kv_heads=2, o_bias=True), relative=True),
+    Case(
+        name="no_rope",
+        config=MultiHeadLatentAttention(n_heads=3, head_dim=6, rank=5, rope_dim=0, q_bias=True),
+        bad=({"k_bias": True},),
+    ),
+    Case(
+        name="options",
+        config=MultiHeadLatentAttention(
+            **SIZES, n_kv_heads=1, q_bias=True, k_bias=True, o_bias=True, latent_norm_eps=1e-6, scale=0.4
+        ),
+    ),
+    Case(name="wide_rope", config=MultiHeadLatentAttention(n_heads=2, head_dim=4, rank=3, rope_dim=14, rope=ROPE)),
+)
+def test_attention(component_check: Callable[[], None]) -> None:
+    component_check()
