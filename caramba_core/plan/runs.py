@@ -105,15 +105,13 @@ class Stage:
 def plan_runs(group: Group, stage: Stage) -> tuple[RunPlan, ...]:
     """The plans of a group's runs, in order."""
     changed: dict[str, frozenset[str]] = {}
+    converted = frozenset() if stage.teacher is None else stage.teacher.converted(stage.model.graph)
     plans = []
     for index, run in enumerate(group.runs):
         parent = run.from_ or (group.runs[index - 1].id if index else None)
-        before = changed.get((parent or "").removeprefix(f"{group.name}/"), frozenset())
+        before = changed.get((parent or "").removeprefix(f"{group.name}/"), converted)
         trained = _trained(stage.model, run.train.trains) if run.train is not None else frozenset()
-        own = before | trained
-        if run.mode == "convert" and stage.teacher is not None:
-            own |= stage.teacher.converted(stage.model.graph)
-        changed[run.id] = own
+        own = changed[run.id] = before | trained
         plans.append(_plan(run, group, stage, parent, trained, own))
     return tuple(plans)
 
@@ -165,8 +163,8 @@ def _plan(
 def _weights(stage: Stage, trained: Collection[str], own: Collection[str]) -> tuple[int, int]:
     """Bytes of the student's own weights, and of those whose storage is the teacher's.
 
-    A weight is shared where it does not train, has not changed since the start, and the teacher has one of the same name
-    and shape; weights that train are held in float32 at least.
+    A weight is shared where it does not train, has not changed since the start, does not belong to an attention that
+    converts, and the teacher has one of the same name and shape; weights that train are held in float32 at least.
     """
     theirs = {} if stage.teacher_model is None else _shapes(stage.teacher_model)
     held = shared = 0

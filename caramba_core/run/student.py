@@ -86,10 +86,13 @@ def assemble(
     """A student on ``device`` whose ``trained`` nodes are float32 and trainable, everything else frozen in ``dtype``.
 
     Values come from ``tensors`` (a checkpoint, by graph name), else from the teacher's weight of the same name and
-    shape, else they are drawn from ``seed``.  Frozen weights that equal the teacher's share its storage.
+    shape, else they are drawn from ``seed``.  Frozen weights that equal the teacher's share its storage, but for those of
+    attentions that differ from the teacher's: a conversion writes into them.
     """
     student = build(graph, device=device, dtype=dtype)
     shared = {} if teacher is None else dict(teacher.state_dict(keep_vars=True))
+    old = {} if teacher is None else teacher.graph.nodes()
+    own = set(trained) | {name for name, new in graph.attentions().items() if name in old and not _same(old[name], new)}
     if tensors is None:
         initialize(student, seed)
     else:
@@ -102,7 +105,8 @@ def assemble(
             theirs = shared.get(key)
             if theirs is not None and theirs.shape != parameter.shape:
                 theirs = None
-            module.register_parameter(name, _parameter(parameter, mine, theirs, trains=node in trained))
+            made = _parameter(parameter, mine, theirs, trains=node in trained, own=node in own)
+            module.register_parameter(name, made)
         for name, buffer in list(module.named_buffers(recurse=False)):
             if tensors is not None and f"{node}.{name}" in tensors:
                 buffer.copy_(tensors[f"{node}.{name}"])
@@ -111,13 +115,15 @@ def assemble(
     return student
 
 
-def _parameter(built: nn.Parameter, mine: Tensor | None, theirs: Tensor | None, *, trains: bool) -> nn.Parameter:
-    if not trains and theirs is not None and (mine is None or torch.equal(mine.to(theirs), theirs)):
+def _parameter(
+    built: nn.Parameter, mine: Tensor | None, theirs: Tensor | None, *, trains: bool, own: bool
+) -> nn.Parameter:
+    if not own and theirs is not None and (mine is None or torch.equal(mine.to(theirs), theirs)):
         return nn.Parameter(theirs.detach(), requires_grad=False)
     values = next(tensor for tensor in (mine, theirs, built) if tensor is not None)
     dtype = torch.float32 if trains and built.dtype in (torch.bfloat16, torch.float16) else built.dtype
-    own = values.detach().to(device=built.device, dtype=dtype, copy=True)
-    return nn.Parameter(own, requires_grad=trains)
+    copied = values.detach().to(device=built.device, dtype=dtype, copy=True)
+    return nn.Parameter(copied, requires_grad=trains)
 
 
 def _require_same_names(student: LanguageModel, tensors: Mapping[str, Tensor]) -> None:

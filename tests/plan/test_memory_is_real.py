@@ -1,0 +1,182 @@
+"""Weights, shared weights, gradients and optimizer state of planned runs, against what the run code allocates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from torch import Tensor, nn
+
+from caramba_core.graph import ROOT
+from caramba_core.lowered import lower_group
+from caramba_core.manifest import load_manifest
+from caramba_core.manifest.schema import Group
+from caramba_core.nn.build import build
+from caramba_core.plan.nodes import plan_model
+from caramba_core.plan.runs import Memory, Stage, plan_runs
+from caramba_core.plan.teacher import TeacherPlan
+from caramba_core.run.student import assemble, trained_nodes
+
+from .shapes import DBA, GQA, MLP, chain, graph_of, residual
+
+MANIFEST = """
+version: 1
+name: memory
+model:
+  tied_embeddings: true
+  embedder: {type: token, vocab_size: 40, d_model: 24}
+  topology:
+    type: stacked
+    layers:
+      - type: nested
+        repeat: 2
+        layers:
+          - type: residual
+            layers:
+              - rms_norm
+              - {type: dba, n_heads: 4, n_kv_heads: 2, head_dim: 6, rope: {theta: 100.0}, sem_dim: 10, geo_dim: 8, v_dim: 7, o_bias: true}
+          - {type: residual, layers: [rms_norm, {type: swiglu, d_ff: 32}]}
+      - rms_norm
+groups:
+  - name: g
+    teacher: {source: absent, dtype: float32}
+    data: {train: train.npy, heldout: heldout.npy}
+    runs:
+      - {id: convert, mode: convert}
+      - {id: attention, mode: train, steps: 3, train: {strategy: upcycle.global, trains: [attention], lr: 1e-3, batch_size: 2, context: 9}}
+      - {id: rest, mode: train, steps: 3, train: {strategy: upcycle.global, trains: [norm, mlp], lr: 1e-3, optimizer: OPTIMIZER}}
+      - {id: measure, mode: eval}
+      - {id: again, mode: train, steps: 3, from: convert, train: {strategy: upcycle.global, trains: ["*"], lr: 1e-3}}
+      - {id: scratch, mode: train, steps: 3, from: convert, train: {strategy: pretrain, trains: ["blocks.1.*"], lr: 1e-3}}
+"""
+
+
+def group_of(tmp_path: Path, dtype: str, optimizer: str) -> tuple[Group, Stage]:
+    path = tmp_path / "memory.yml"
+    path.write_text(MANIFEST.replace("dtype: float32", f"dtype: {dtype}").replace("OPTIMIZER", optimizer))
+    loaded = load_manifest(path)
+    group = loaded.manifest.groups[0]
+    block = {"type": "nested", "repeat": 2, "layers": [residual(GQA), residual(MLP)]}
+    teacher = graph_of(chain(block, {"type": "rms_norm"}))
+    stage = Stage(
+        model=plan_model(lower_group(loaded, group), context=9, dtype=dtype),
+        teacher=TeacherPlan(source="absent", dtype=dtype, graph=teacher),
+        teacher_model=plan_model(teacher, context=9, dtype=dtype),
+    )
+    return group, stage
+
+
+def held(tensors: list[Tensor]) -> int:
+    """Bytes of the storages behind tensors, each once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    return list(module.state_dict(keep_vars=True).values())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "{type: sgd, momentum: 0.0}"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_memory_of_a_group(tmp_path: Path, dtype: str, optimizer: str) -> None:
+    group, stage = group_of(tmp_path, dtype, optimizer)
+    plans = {plan.id: plan for plan in plan_runs(group, stage)}
+    assert stage.teacher is not None
+    assert stage.teacher.graph is not None
+    teacher = build(stage.teacher.graph, dtype=getattr(torch, dtype), seed=1).requires_grad_(False)
+    results: dict[str, dict[str, Tensor]] = {}
+    for run in group.runs:
+        plan = plans[run.id]
+        graph = stage.model.graph
+        trained = trained_nodes(graph, run.train.trains) if run.train is not None else frozenset()
+        student = assemble(
+            graph,
+            teacher=teacher,
+            tensors=results.get(plan.continues or ""),
+            trained=trained,
+            device=torch.device("cpu"),
+            dtype=getattr(torch, dtype),
+            seed=0,
+        )
+        theirs = {t.untyped_storage().data_ptr() for t in tensors_of(teacher)}
+        own = [t for t in tensors_of(student) if t.untyped_storage().data_ptr() not in theirs]
+        shared = [t for t in tensors_of(student) if t.untyped_storage().data_ptr() in theirs]
+        gradients, state = trained_state(student, run.train, trained)
+        found = attrs.evolve(
+            plan.memory,
+            weights=held(own),
+            shared=held(shared),
+            teacher=held(tensors_of(teacher)),
+            gradients=gradients,
+            optimizer=state,
+        )
+        assert plan.memory == found, run.id
+        assert plan.trained_parameters == sum(p.numel() for p in student.parameters() if p.requires_grad)
+        changed = trained | (stage.teacher.converted(graph) if run.mode == "convert" else frozenset())
+        results[run.id] = {
+            f"{ROOT}.{name}": tensor.detach() + (1 if f"{ROOT}.{name}".rpartition(".")[0] in changed else 0)
+            for name, tensor in student.state_dict().items()
+        }
+
+
+def trained_state(student: nn.Module, train: Any, trained: frozenset[str]) -> tuple[int, int]:
+    """Bytes of gradients and optimizer state after one step."""
+    if train is None:
+        return 0, 0
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    from caramba_plugins_standard.optimizers import AdamW
+
+    optimizer = (train.optimizer or AdamW()).create([{"params": parameters}], train.lr)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    gradients = held([p.grad for p in parameters if p.grad is not None])
+    optimizer.step()
+    state = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
+    return gradients, sum(t.numel() * t.element_size() for t in state)
+
+
+def test_a_teacher_elsewhere_is_not_counted(tmp_path: Path) -> None:
+    group, stage = group_of(tmp_path, "float32", "adamw")
+    assert stage.teacher is not None
+    unknown = attrs.evolve(stage, teacher=attrs.evolve(stage.teacher, graph=None, reason="gone"), teacher_model=None)
+    for plan in plan_runs(group, unknown):
+        assert plan.memory.teacher is None
+        assert plan.memory.shared == 0
+        assert plan.memory.weights >= stage.model.total.weight_bytes
+
+
+def test_total_is_the_sum() -> None:
+    parts = {f.name: 1 << index for index, f in enumerate(attrs.fields(Memory)) if f.name != "shared"}
+    assert Memory(shared=10**9, **parts).total == sum(parts.values())
+
+
+def test_windowed_dba_is_not_the_teachers() -> None:
+    """A converted attention differs by any field but its name."""
+    teacher = TeacherPlan(source="t", dtype="float32", graph=graph_of(chain(residual(GQA), residual(GQA))))
+    student = graph_of(chain(residual({**GQA, "name": "attention"}), residual({**GQA, "window": 4})))
+    assert teacher.converted(student) == {"model.attention_2"}
+    assert teacher.converted(graph_of(chain(residual(DBA), residual(DBA)))) == {"model.attention", "model.attention_2"}
+
+
+def test_a_conversion_cannot_write_into_its_teacher() -> None:
+    """DBA's output projection has the shape of its teacher's: refitting the one must leave the other alone."""
+    teacher = build(graph_of(chain(residual(GQA), residual(MLP))), seed=1).requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    student = assemble(
+        graph_of(chain(residual(DBA), residual(MLP))),
+        teacher=teacher,
+        tensors=None,
+        trained=frozenset(),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        seed=0,
+    )
+    with torch.no_grad():
+        for tensor in student.get_submodule("attention").state_dict(keep_vars=True).values():
+            tensor.zero_()
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert student.get_submodule("mlp").up_proj.data_ptr() == teacher.get_submodule("mlp").up_proj.data_ptr()
