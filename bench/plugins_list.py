@@ -57,7 +57,8 @@ def main() -> None:
                 command = [sys.executable, "-m", "caramba", *words.split()]
                 times = seconds(command, environment, repeat)
                 print(
-                    f"{count:4} made-up plugins  caramba {words:<20}  {statistics.median(times):.3f} s  (least {min(times):.3f})"
+                    f"{count:4} made-up plugins  caramba {words:<20}  "
+                    f"{statistics.median(times):.3f} s  (least {min(times):.3f})"
                 )
     idle = seconds([sys.executable, "-c", "pass"], dict(os.environ), repeat)
     print(f"for comparison: python -c pass  {statistics.median(idle):.3f} s")

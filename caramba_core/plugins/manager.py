@@ -19,7 +19,7 @@ from caramba_core.plugins.metadata import Entry
 from caramba_core.plugins.registry import Registry, registry
 from caramba_core.plugins.text import nearest
 
-__all__ = ["TRACE_VARIABLE", "PluginManager", "hooks"]
+__all__ = ["TRACE_VARIABLE", "PluginManager", "hooks", "manager", "registered_alone"]
 
 TRACE_VARIABLE = "CARAMBA_PLUGINS_TRACE"
 
@@ -36,7 +36,6 @@ class PluginManager:
     """
 
     def __init__(self, registry: Registry, *, only: Sequence[str] | None = None) -> None:
-        self._registry = registry
         self._pluggy = pluggy.PluginManager(_PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
         self.modules: dict[Entry, Any] = {}
@@ -46,7 +45,7 @@ class PluginManager:
         entries = sorted(entry for plugin in plugins for entry in plugin.hooks)
         for entry in reversed(entries):  # pluggy calls the last registered first
             try:
-                self._register(entry)
+                self.register(entry, registry.load(entry))
             except PluginError as error:
                 registry.note_failure(entry, error)
                 _log.warning("warning: plugin %s takes no part: %s", entry.distribution, error)
@@ -56,15 +55,16 @@ class PluginManager:
         """What calls hooks: ``relay.step_finished(context=..., step=..., metrics=...)``."""
         return self._pluggy.hook
 
-    def _register(self, entry: Entry) -> None:
-        module = self._registry.load(entry)
+    def register(self, entry: Entry, module: Any, *, guard: bool = True) -> None:
+        """Add the hooks of a module; ``guard`` keeps its faults from stopping more than they must."""
         guarded = ModuleType(entry.qualified)
         for name in dir(module):
             options = self._pluggy.parse_hookimpl_opts(module, name)
             if options is None:
                 continue
-            self._check(entry, options.get("specname") or name, wrapper=options["wrapper"] or options["hookwrapper"])
-            setattr(guarded, name, _guarded(entry, options.get("specname") or name, getattr(module, name)))
+            hook, function = options.get("specname") or name, getattr(module, name)
+            self._check(entry, hook, wrapper=options["wrapper"] or options["hookwrapper"])
+            setattr(guarded, name, _guarded(entry, hook, function) if guard else function)
         try:
             self._pluggy.register(guarded, name=entry.qualified)
         except pluggy.PluginValidationError as error:
@@ -145,6 +145,14 @@ def _trace_call(name: str, implementations: Any, arguments: Any) -> None:
 def _short(value: Any) -> str:
     text = repr(value) if isinstance(value, (int, float, str, dict)) else type(value).__name__
     return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def registered_alone(module: ModuleType) -> pluggy.HookRelay:
+    """The hooks of one module, unguarded, for tests of it; :class:`PluginError` where it could not be registered."""
+    alone = PluginManager(Registry({}))
+    entry = Entry("hooks", module.__name__, "the plugin under test", "", module.__name__)
+    alone.register(entry, module, guard=False)
+    return alone.relay
 
 
 @cache

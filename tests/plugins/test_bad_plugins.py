@@ -197,7 +197,7 @@ def test_made_for_another_core(
     with pytest.raises(PluginError) as caught:
         registry().find(("attention",), "bad")
     assert message in str(caught.value)
-    with pytest.raises(PluginError, match="which cannot be used|the manifest requires"):
+    with pytest.raises(PluginError, match="the manifest requires"):
         registry().require("caramba-plugin-bad")
 
 
@@ -305,7 +305,7 @@ def test_missing_plugin_names_its_distribution(site: Site) -> None:
     )
     with pytest.raises(PluginError, match="pip install 'caramba-plugin-zeta>=2'"):
         registry().require("caramba-plugin-zeta>=2")
-    with pytest.raises(PluginError, match="caramba-plugin-index 1.0 is installed"):
+    with pytest.raises(PluginError, match=r"caramba-plugin-index 1\.0 is installed"):
         registry().require("caramba-plugin-index<1")
     with pytest.raises(PluginError, match="names no distribution"):
         registry().require("not a requirement!")

@@ -55,13 +55,14 @@ def test_a_fault_in_an_observer_lets_the_run_go_on(
 ) -> None:
     plugin("a", f"@hookimpl\ndef {hook}(context):\n    calls.append(1)\n    raise OSError('no network')")
     plugin("b", f"@hookimpl\ndef {hook}(context): calls.append(1)")
-    arguments: dict[str, Any] = {
+    every: dict[str, dict[str, Any]] = {
         "step_finished": {"step": 1, "metrics": {}},
         "evaluated": {"step": 1, "results": {}},
         "checkpoint_saved": {"path": Path()},
         "run_finished": {"summary": {}},
         "run_failed": {"error": ValueError()},
-    }[hook]
+    }
+    arguments = every[hook]
     with caplog.at_level(logging.WARNING):
         getattr(hooks(), hook)(context=None, **arguments)
         getattr(hooks(), hook)(context=None, **arguments)

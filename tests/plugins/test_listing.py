@@ -102,7 +102,8 @@ def test_presets(site: Site) -> None:
         "caramba-plugin-carrier",
         entries={"caramba.preset": {"tiny": "carrier:tiny", "lost": "carrier:lost"}},
         modules={
-            "carrier": "from pathlib import Path\ntiny = Path(__file__).with_name('tiny.yml')\nlost = Path('nowhere.yml')"
+            "carrier": "from pathlib import Path\n"
+            "tiny = Path(__file__).with_name('tiny.yml')\nlost = Path('nowhere.yml')"
         },
     )
     (site.folder / "tiny.yml").write_text("version: 1\n")
