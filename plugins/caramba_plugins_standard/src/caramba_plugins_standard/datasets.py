@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 from caramba_core.component import component, option
@@ -21,6 +22,8 @@ __all__ = ["TextFile", "TokenArray"]
 
 _MAGIC = b"\x93NUMPY"
 _WHOLE = (0.0, 1.0)
+_BROKEN_HEADER = (ValueError, OSError, EOFError, TypeError, SyntaxError, OverflowError, TokenError)
+"""What numpy raises for headers that are damaged in one way or another."""
 
 
 @component
@@ -100,9 +103,7 @@ class TextFile(_File):
         try:
             text = path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path} is not UTF-8: byte {error.start} is not", hint="save the text as UTF-8"
-            ) from error
+            raise InputError(f"{path} is not UTF-8 at byte {error.start}", hint="save the text as UTF-8") from error
         first, last = (_line_start(text, fraction) for fraction in self.part)
         ids = tokenizer.encode(text[first:last])
         if not ids:
@@ -131,10 +132,8 @@ def _read_array(path: Path) -> Ids:
         )
     try:
         array: Ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(
-            f"{path} cannot be read as an array: {error}", hint="the file is damaged, or cut off"
-        ) from error
+    except _BROKEN_HEADER as error:
+        raise InputError(f"{path} cannot be read: {error}", hint="the file is damaged, or cut off") from error
     if array.dtype.kind not in "iu":
         raise InputError(
             f"{path} holds {array.dtype} values",

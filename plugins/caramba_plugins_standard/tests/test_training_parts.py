@@ -1,0 +1,107 @@
+"""Optimizers and schedules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from caramba_plugins_standard.optimizers import SGD, AdamW
+from caramba_plugins_standard.schedules import Constant, Cosine, Linear
+from torch import nn
+
+from caramba_core.errors import InvalidValue
+
+
+def parameters() -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    return [nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4))]
+
+
+def test_adamw_follows_its_paper() -> None:
+    config = AdamW(betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1)
+    weights = parameters()
+    optimizer = config.create([{"params": weights}], lr=0.01)
+    expected = [weight.detach().clone() for weight in weights]
+    first = [torch.zeros_like(weight) for weight in weights]
+    second = [torch.zeros_like(weight) for weight in weights]
+    for step in range(1, 5):
+        for index, weight in enumerate(weights):
+            gradient = torch.full_like(weight, 0.3) * step
+            weight.grad = gradient
+            decay = 0.1 if weight.ndim == 2 else 0.0
+            first[index] = 0.8 * first[index] + 0.2 * gradient
+            second[index] = 0.9 * second[index] + 0.1 * gradient**2
+            move = first[index] / (1 - 0.8**step) / ((second[index] / (1 - 0.9**step)).sqrt() + 1e-3)
+            expected[index] = expected[index] * (1 - 0.01 * decay) - 0.01 * move
+        optimizer.step()
+        torch.testing.assert_close([weight.data for weight in weights], expected)
+    kept = sum(t.numel() for state in optimizer.state.values() for t in state.values() if t.ndim)
+    assert kept == config.state_values() * sum(weight.numel() for weight in weights)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd(momentum: float) -> None:
+    config = SGD(momentum=momentum, weight_decay=0.1)
+    weights = parameters()
+    optimizer = config.create([{"params": weights[:1]}, {"params": weights[1:]}], lr=0.01)
+    expected, speed = [weight.detach().clone() for weight in weights], [torch.zeros_like(weight) for weight in weights]
+    for _ in range(3):
+        for index, weight in enumerate(weights):
+            weight.grad = torch.full_like(weight, 0.3)
+            gradient = weight.grad + (0.1 * expected[index] if weight.ndim == 2 else 0.0)
+            speed[index] = momentum * speed[index] + gradient
+            expected[index] = expected[index] - 0.01 * speed[index]
+        optimizer.step()
+        torch.testing.assert_close([weight.data for weight in weights], expected)
+    kept = sum(t.numel() for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor))
+    assert kept == config.state_values() * sum(weight.numel() for weight in weights)
+
+
+def test_group_settings_stay() -> None:
+    one, two = parameters()
+    groups = [{"params": [one, two], "lr": 0.5}]
+    for decay, count in ((0.0, 1), (0.1, 2)):
+        optimizer = AdamW(weight_decay=decay).create(groups, lr=0.01)
+        assert [group["lr"] for group in optimizer.param_groups] == [0.5] * count
+        assert [len(group["params"]) for group in optimizer.param_groups] == [2 // count] * count
+
+
+SCHEDULES: list[tuple[Any, int, list[float]]] = [
+    (Constant(), 4, [1, 1, 1, 1]),
+    (Constant(warmup=2), 4, [0.5, 1, 1, 1]),
+    (Constant(warmup=0.5), 8, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+    (Linear(), 4, [1, 0.75, 0.5, 0.25]),
+    (Linear(final=0.2, warmup=1), 5, [1, 1, 0.8, 0.6, 0.4]),
+    (Cosine(), 4, [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
+    (Cosine(final=0.5), 2, [1, 0.75]),
+    (Cosine(warmup=10), 3, [0.1, 0.2, 0.3]),
+    (Linear(warmup=0.01), 3, [1, 1, 0.5]),
+    (Cosine(), 1, [1]),
+    (Cosine(warmup=1), 1, [1]),
+]
+
+
+@pytest.mark.parametrize(("schedule", "steps", "factors"), SCHEDULES, ids=lambda value: repr(value)[:40])
+def test_schedules(schedule: Any, steps: int, factors: list[float]) -> None:
+    assert [schedule.factor(step, steps) for step in range(steps)] == pytest.approx(factors)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "field"),
+    [
+        (AdamW, {"betas": (0.9, 1.0)}, "betas"),
+        (AdamW, {"eps": 0.0}, "eps"),
+        (AdamW, {"weight_decay": -0.1}, "weight_decay"),
+        (SGD, {"momentum": 1.0}, "momentum"),
+        (SGD, {"momentum": 0.0, "nesterov": True}, "nesterov"),
+        (Constant, {"warmup": 2.5}, "warmup"),
+        (Constant, {"warmup": -1}, "warmup"),
+        (Linear, {"final": 1.5}, "final"),
+        (Cosine, {"final": -0.1}, "final"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(kind: Any, fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        kind(**fields)
+    assert caught.value.field == field
