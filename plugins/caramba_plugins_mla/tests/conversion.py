@@ -36,7 +36,8 @@ def inputs(batch: int, tokens: int, seed: int) -> Tensor:
     mixing = torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64) / WIDTH**0.5
     spectrum = torch.logspace(0.5, -1.5, WIDTH, dtype=torch.float64)
     x = torch.randn(batch, tokens, WIDTH, generator=generator, dtype=torch.float64) * spectrum @ mixing
-    return x + 0.3 * mixing[0]
+    shifted: Tensor = x + 0.3 * mixing[0]
+    return shifted
 
 
 def frame(x: Tensor, first: int = 0) -> Frame:

@@ -88,7 +88,7 @@ def test_a_teacher_that_stands_still_may_share_any_part(rope_dim: int) -> None:
 def test_shared_components_keep_their_rotation() -> None:
     """Keys of all heads that are turned copies of one another need one component a frequency."""
     generator = torch.Generator().manual_seed(8)
-    heads, groups, width = SHAPES["gqa"]
+    _, _, width = SHAPES["gqa"]
     config, target = pair("gqa", ROPES["default"], rope_dim=width)
     source = teacher(config)
     half = width // 2
@@ -136,7 +136,7 @@ def test_the_latent_is_a_minimum() -> None:
         assert loss(up, down, keys, values) > best * (1 - 1e-5)
 
     same = solve(gamma, omega, keys, keys, 4)
-    weight = torch.linalg.cholesky(torch.block_diag(gamma, omega))
+    weight = torch.linalg.cholesky(torch.block_diag(gamma, omega))  # type: ignore[no-untyped-call]
     spectrum = torch.linalg.eigvalsh(weight.T @ keys @ weight)
     assert loss(same.up, same.down, keys, keys) == pytest.approx(float(spectrum[:-4].sum()), rel=1e-3)
 

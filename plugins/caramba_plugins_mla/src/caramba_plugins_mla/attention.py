@@ -4,8 +4,8 @@
     score_h(t, s) = scale * ( <q_h(t), W_k_up_g(h) c(s)> + <R q_rope_h(t), R k_rope(s)> )
     y_h(t)        = sum_s softmax_s(score_h(t, s)) W_v_up_g(h) c(s)        out = W_o concat_h y_h + b_o
 
-Keys and values come from one latent; position lives in a rotary key that all heads share.  The cache holds the latent and
-the turned rotary key: ``rank + rope_dim`` values a token, whatever the number of heads.
+Keys and values come from one latent; position lives in a rotary key that all heads share.  The cache holds the latent
+and the turned rotary key: ``rank + rope_dim`` values a token, whatever the number of heads.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class MultiHeadLatentAttention(Attention):
         return -(-(self.head_dim + self.rope_dim) // 8) * 8
 
     def weights(self, width: int) -> Mapping[str, Weight]:
-        """``*_rope_*`` are of the rotary path; ``pairs`` are the frequencies of the shared key, by their place in ``rope``.
+        """``*_rope_*`` are of the rotary path; ``pairs`` are the frequencies of the shared key, by their place in
+        ``rope``.
 
         Of ``q_proj`` ``[H d, D]`` and ``o_proj`` ``[D, H d]`` each head owns ``d`` rows or columns; ``k_up_proj`` and
         ``v_up_proj`` are ``[G d, rank]``.

@@ -25,9 +25,9 @@ __all__ = ["GQAToMLA"]
 class GQAToMLA(Transplant):
     """A rotary key shared by principal components, and one latent for the rest of the keys and for the values.
 
-    At full sizes (``rope_dim`` and ``rank`` as wide as all keys, and keys and values) nothing is lost.  Below, two things
-    are: components that lose their rotation see each token as if it stood where the query stands, and the latent leaves
-    out what scores and outputs read least.
+    At full sizes (``rope_dim`` and ``rank`` as wide as all keys, and keys and values) nothing is lost.  Below, two
+    things are: components that lose their rotation see each token as if it stood where the query stands, and the latent
+    leaves out what scores and outputs read least.
     """
 
     def check(self, source: Attention, target: Attention, width: int) -> None:

@@ -7,7 +7,8 @@ own: ``C`` for keys, ``M`` for values, both ``[n, n]`` second moments of ``u``. 
     tr(Gamma E_k (I - U D) C (I - U D)^T E_k^T) + tr(Omega E_v (I - U D) M (I - U D)^T E_v^T)
 
 with ``Gamma`` what queries make of an error in the keys and ``Omega`` what the output projection makes of one in the
-values.  For equal measures it is one eigenproblem; from that start, ``U`` and ``D`` are solved for in turn, each exactly.
+values.  For equal measures it is one eigenproblem; from that start, ``U`` and ``D`` are solved for in turn, each
+exactly.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Joint:
 
 
 def solve(gamma: Tensor, omega: Tensor, keys: Tensor, values: Tensor, rank: int) -> Joint:
-    """The latent of ``rank`` for weights ``gamma``, ``omega`` ``[n/2, n/2]`` and measures ``keys``, ``values`` ``[n, n]``.
+    """The latent of ``rank`` for weights ``gamma``, ``omega`` ``[n/2, n/2]`` and measures ``keys``, ``values``
+    ``[n, n]``.
 
     Full rank gives the identity.
     """
@@ -76,13 +78,15 @@ def _principal(weight: Tensor, keys: Tensor, values: Tensor, rank: int) -> Tenso
     spectrum, vectors = torch.linalg.eigh(weight)
     root = (vectors * spectrum.clamp_min(_SMALLEST_EIGENVALUE * spectrum[-1]).sqrt()) @ vectors.T
     _, components = torch.linalg.eigh(root @ signal @ root)
-    return components[:, -rank:].flip(-1).T @ root
+    principal: Tensor = components[:, -rank:].flip(-1).T @ root
+    return principal
 
 
 def _regression(measure: Tensor, down: Tensor) -> Tensor:
     """The best reading of ``u`` from ``D u``: ``[n, r]``."""
     seen = down @ measure
-    return torch.linalg.solve(seen @ down.T, seen).T
+    reading: Tensor = torch.linalg.solve(seen @ down.T, seen).T
+    return reading
 
 
 def _best_down(

@@ -1,9 +1,10 @@
 """The rotary key that all heads share: the parts of the teacher's keys that need their rotation most.
 
-At frequency ``p`` the keys of all ``G`` heads are a complex vector ``k_p`` (pair ``(p, p + P)`` as ``k[p] + i k[p + P]``),
-which rotation multiplies as a whole.  So any complex combination of its entries may be cached in place of them (TransMLA's
-RoRoPE, arXiv 2502.07864, takes real ones): the shared key is the principal components of ``k_p`` at every ``p``, weighed
-by what it would cost each head to lose their rotation, and the dearest ``n`` of all frequencies together are kept.
+At frequency ``p`` the keys of all ``G`` heads are a complex vector ``k_p`` (pair ``(p, p + P)`` as
+``k[p] + i k[p + P]``), which rotation multiplies as a whole.  So any complex combination of its entries may be cached
+in place of them (TransMLA's RoRoPE, arXiv 2502.07864, takes real ones): the shared key is the principal components of
+``k_p`` at every ``p``, weighed by what it would cost each head to lose their rotation, and the dearest ``n`` of all
+frequencies together are kept.
 
 Axes: H query heads, G key/value heads, d head width, P = d/2 frequencies, n kept components.
 """
@@ -21,9 +22,9 @@ _RIDGE = 1e-6
 
 @attrs.frozen(kw_only=True)
 class Shared:
-    """``pairs`` ``[n]``; ``read`` ``[2 n, G d]`` makes the shared key of all heads' keys; ``query`` ``[H, 2 n, d]`` each
-    head's rotary query of its query; ``rest`` ``[G d, G d]`` takes the shared key out of the keys; ``kept`` is the share
-    of the weighed energy that stays rotary.
+    """``pairs`` ``[n]``; ``read`` ``[2 n, G d]`` makes the shared key of all heads' keys; ``query`` ``[H, 2 n, d]``
+    each head's rotary query of its query; ``rest`` ``[G d, G d]`` takes the shared key out of the keys; ``kept`` is the
+    share of the weighed energy that stays rotary.
     """
 
     pairs: Tensor
@@ -34,7 +35,7 @@ class Shared:
 
 
 def rotation_mean(attention: Tensor, frequencies: Tensor) -> Tensor:
-    """``rho_hp = E[exp(-i theta_p (t - s))]`` over each head's attention ``[H, T]`` by distance: complex128 ``[H, P]``."""
+    """``rho_hp = E[exp(-i theta_p (t - s))]`` over attention by distance ``[H, T]``: complex128 ``[H, P]``."""
     distance = torch.arange(attention.shape[-1], dtype=torch.float64)
     angle = -distance[:, None] * frequencies.double()
     return attention.to(torch.complex128) @ torch.polar(torch.ones_like(angle), angle)
@@ -43,8 +44,9 @@ def rotation_mean(attention: Tensor, frequencies: Tensor) -> Tensor:
 def choose(query_second: Tensor, key_second: Tensor, rho: Tensor, count: int) -> Shared:
     """The ``count`` components that are dearest to lose.
 
-    ``query_second`` ``[H, d, d]``, ``key_second`` ``[G d, G d]``, ``rho`` ``[H, P]``.  Without its rotation a component's
-    part of the scores of head ``h`` is wrong by ``E|q_hp|^2 2 (1 - Re rho_hp)`` times its energy in the head's key.
+    ``query_second`` ``[H, d, d]``, ``key_second`` ``[G d, G d]``, ``rho`` ``[H, P]``.  Without its rotation a
+    component's part of the scores of head ``h`` is wrong by ``E|q_hp|^2 2 (1 - Re rho_hp)`` times its energy in the
+    head's key.
     """
     heads, width, _ = query_second.shape
     groups, half = key_second.shape[0] // width, width // 2
@@ -81,7 +83,9 @@ def _complex_second(second: Tensor, groups: int, half: int) -> Tensor:
 
 
 def _real(rows: Tensor, pairs: Tensor, half: int) -> Tensor:
-    """Complex combinations ``[n, G]`` at frequencies ``pairs`` as a real matrix ``[2 n, G d]``, both in the half layout."""
+    """Complex combinations ``[n, G]`` at frequencies ``pairs`` as a real matrix ``[2 n, G d]``, both in the half
+    layout.
+    """
     count, groups = rows.shape
     made = torch.zeros(2, count, groups, 2, half, dtype=torch.float64)
     place = torch.arange(count)
