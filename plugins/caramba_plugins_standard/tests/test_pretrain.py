@@ -1,0 +1,82 @@
+"""The pretrain strategy against the whole cross entropy at once."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from caramba_plugins_standard.embedding import TokenEmbedder
+from caramba_plugins_standard.gqa import GroupedQueryAttention
+from caramba_plugins_standard.norms import RMSNorm
+from caramba_plugins_standard.pretrain import Pretrain
+from caramba_plugins_standard.pretrain_runner import PretrainRunner
+from caramba_plugins_standard.topologies import Residual, Stacked
+from torch.nn import functional as F
+
+from caramba_core.lowering import lower
+from caramba_core.manifest.schema import Model
+from caramba_core.nn.build import build
+from caramba_core.nn.language_model import LanguageModel
+from caramba_core.rope import Rope
+
+
+def model_of(tied: bool) -> LanguageModel:
+    attention = GroupedQueryAttention(n_heads=2, n_kv_heads=1, head_dim=4, rope=Rope())
+    model = Model(
+        tied_embeddings=tied,
+        embedder=TokenEmbedder(vocab_size=31, d_model=8, init_std=1.0),
+        topology=Stacked(layers=(Residual(layers=(RMSNorm(), attention)), RMSNorm())),
+    )
+    return build(lower(model), dtype=torch.float64, seed=0)
+
+
+def run(model: LanguageModel, tokens: torch.Tensor, rows: int) -> torch.Tensor:
+    runner = PretrainRunner(Pretrain(logit_rows=rows), SimpleNamespace(student=model, autocast=nullcontext))  # type: ignore[arg-type]
+    runner.prepare()
+    return runner.step(tokens).loss
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("rows", [1, 4, 14, 1000])
+def test_loss_and_gradients_are_those_of_all_logits_at_once(tied: bool, rows: int) -> None:
+    model = model_of(tied)
+    tokens = torch.randint(31, (2, 8))
+    whole = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    wanted = torch.autograd.grad(whole, list(model.parameters()))
+    loss = run(model.eval(), tokens, rows)
+    torch.testing.assert_close(loss, whole.detach())
+    assert not loss.requires_grad
+    assert model.training
+    torch.testing.assert_close([p.grad for p in model.parameters()], list(wanted))
+    run(model, tokens, rows)
+    torch.testing.assert_close([p.grad for p in model.parameters()], [2 * part for part in wanted])
+
+
+def test_frozen_parameters_get_no_gradient() -> None:
+    model = model_of(tied=False)
+    tokens = torch.randint(31, (2, 8))
+    model.requires_grad_(False)
+    model.head.requires_grad_(True)
+    run(model, tokens, 4)
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {"head.weight"}
+    model.zero_grad()
+    model.requires_grad_(False)
+    model.get_submodule("attention").requires_grad_(True)
+    run(model, tokens, 4)
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {f"attention.{name}_proj" for name in "qkvo"}
+
+
+def test_a_few_steps_learn_a_text_by_heart() -> None:
+    model = model_of(tied=False)
+    tokens = torch.randint(31, (2, 8))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.03)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        losses.append(float(run(model, tokens, 8)))
+        optimizer.step()
+    assert losses[-1] < 0.2 < 2.0 < losses[0]
