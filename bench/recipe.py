@@ -68,7 +68,7 @@ def main() -> None:
     data = texts(Path())
     teacher: dict[str, Measurement] = {}
     reporter = Reporter()
-    for group in arguments.group or ["x1_14", "x2", "x4"]:
+    for group in arguments.group or ["v192", "v336", "v96"]:
         minutes = None if arguments.minutes is None else arguments.minutes - (time.monotonic() - began) / 60
         choice = Choice(group=group, output=output, resume=True, minutes=minutes)
         experiment = Experiment(manifest, arguments.overrides, choice, reporter)
@@ -81,7 +81,8 @@ def main() -> None:
                 continue
             if not teacher:
                 teacher = {name: measure(context.teacher, tokens, EVALUATION) for name, tokens in data.items()}
-                say(event="teacher", perplexity={name: m.perplexity for name, m in teacher.items()})
+                say(event="teacher", perplexity={name: round(m.perplexity, 4) for name, m in teacher.items()})
+                say(event="windows", nll={name: m.nll.mean(1).round(4).tolist() for name, m in teacher.items()})
             say(event="run", group=group, run=run.id, ratio=ratios(context.student, teacher, data), **facts(context))
         if not finished:
             say(event="stopped", group=group)
