@@ -99,15 +99,12 @@ class _Expansion:
                 )
             )
             return Gap(reference.span)
-        if "name" not in own.entries:
-            self.problems.append(item.head.problem("missing key 'name'", path=path[:2], expected="a name of its own"))
-            own = _replaced(own, {"name": Entry(item.head, Gap(item.head))})
         below = self.extended(base, path, (*chain, item))
         if not isinstance(below, Map):
             return Gap(reference.span)
         note = f"taken over from the group {reference.value} at {reference.span.place}"
         taken = {key: Entry(entry.key, noted(entry.value, note)) for key, entry in below.entries.items()}
-        return merge(_replaced(below, taken), own)
+        return merge(_replaced(below, {**taken, "name": None}), own)
 
 
 def _matrix(

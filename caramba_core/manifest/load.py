@@ -218,7 +218,8 @@ def _resolved_group(
         entries["model"] = Entry(model.key, scope.resolve(model.value))
     elif own_model is None:  # the manifest's missing model is reported once, for the manifest
         entries["model"] = Entry(group.head, Gap(group.head))
-    return map_of(entries, group.span, head=group.head, notes=group.notes)
+    named = {"name": entries["name"], **entries} if "name" in entries else entries
+    return map_of(named, group.span, head=group.head, notes=group.notes)
 
 
 def _structured(data: dict[str, Any]) -> tuple[Manifest | None, list[Fault]]:

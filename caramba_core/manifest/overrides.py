@@ -10,7 +10,7 @@ import attrs
 
 from caramba_core.manifest.names import listing, nearest, suggestion
 from caramba_core.manifest.problem import Path, Problem, dotted, shown
-from caramba_core.manifest.source import Broken, Source, Span
+from caramba_core.manifest.source import Broken, Source, Span, check_characters
 from caramba_core.manifest.tree import Budget, Entry, Gap, List, Map, Node, Scalar, list_of, map_of, plain
 from caramba_core.manifest.yaml_text import read_yaml
 
@@ -50,6 +50,7 @@ def parse(texts: Sequence[str], problems: list[Problem], budget: Budget) -> list
 
 
 def _parse(source: Source, problems: list[Problem], budget: Budget) -> Override:
+    check_characters(source)
     parts: list[tuple[str, Span]] = []
     index = 0
     while True:

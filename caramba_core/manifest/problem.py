@@ -19,6 +19,9 @@ Path: TypeAlias = "tuple[str | int, ...]"
 """Keys and indices that lead from the root of a manifest to a value."""
 
 _TAB: Final = 4
+_LONGEST: Final = 600
+"""Characters of a line of prose that are shown."""
+
 _WIDEST: Final = 120
 """Columns of a source line that are shown."""
 
@@ -56,7 +59,7 @@ class Problem:
 
     def render(self) -> str:
         """The report of this problem as plain text of several lines."""
-        lines = [f"{self.place}: error: {self.headline}"]
+        lines = [_line(f"{self.place}: error: {self.headline}")]
         number = "" if self.line is None else str(self.line)
         gutter = " " * max(5, len(number) + 1)
         if self.excerpt is not None and self.column is not None:
@@ -65,7 +68,7 @@ class Problem:
             lines.append(f"{gutter} | {' ' * start}{'^' * length}")
         expected = None if self.expected is not None and self.expected in self.message else self.expected
         more = (("expected", expected), ("hint", self.hint), *(("note", note) for note in self.notes))
-        lines.extend(f"{gutter} = {label}: {about}" for label, about in more if about is not None)
+        lines.extend(_line(f"{gutter} = {label}: {about}") for label, about in more if about is not None)
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,6 +111,12 @@ def shown(value: object, *, most: int = 60) -> str:
     if isinstance(value, float):
         return f"the number {value!r}"
     return f"{type(value).__name__} {_short(str(value), most)}"
+
+
+def _line(text: str) -> str:
+    """A line that no name in it can break, hide or stretch."""
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _short(text: str, most: int) -> str:

@@ -15,7 +15,7 @@ import attrs
 
 from caramba_core.manifest.problem import Path, Problem
 
-__all__ = ["MAX_BYTES", "SUFFIXES", "Broken", "Source", "Span", "read_source"]
+__all__ = ["MAX_BYTES", "SUFFIXES", "Broken", "Source", "Span", "check_characters", "read_source"]
 
 MAX_BYTES: Final = 1 << 20
 """Size that a manifest may have: 1 MiB."""
@@ -168,11 +168,16 @@ def decode(content: bytes, name: str, file: FilePath | None = None) -> Source:
             )
         ) from None
     source = Source(name=name, text=text, file=file)
-    control = _NO_TEXT.search(text)
+    check_characters(source)
+    return source
+
+
+def check_characters(source: Source) -> None:
+    """Raise :class:`Broken` for characters that YAML does not allow unescaped."""
+    control = _NO_TEXT.search(source.text)
     if control is not None:
         raise Broken(
             Span(source, control.start(), control.end()).problem(
                 f"the character U+{ord(control.group()):04X} cannot stand in a manifest", expected="printable text"
             )
         )
-    return source

@@ -303,6 +303,8 @@ class _Shape:
             if key in self.fields or key in skip:
                 continue
             near = nearest(key, (*absent, "include"), preferred=missing)
+            if near and near[0] in ("extends", "include"):
+                missing.clear()  # it would have brought them
             if near and near[0] in missing:
                 missing.remove(near[0])
             if near and near[0] in absent:

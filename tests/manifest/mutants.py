@@ -12,11 +12,13 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from caramba_core.manifest.presets import find_source
 from caramba_core.plugins.registry import registry
 
-PRESETS = [entry.name for entry in registry().entries("preset")]
 
 
 def preset_text(name: str) -> str:
     return find_source(name, Path()).text
+
+
+PRESETS = [entry.name for entry in registry().entries("preset") if preset_text(entry.name)]
 
 
 @attrs.frozen
