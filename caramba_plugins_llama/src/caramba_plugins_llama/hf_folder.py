@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from caramba_core.errors import InputError
 from caramba_core.loading import Stored, Tokenizer
 from caramba_plugins_llama.configuration import model_of
 from caramba_plugins_llama.families import graph_name
+from caramba_plugins_llama.inside import inside
 from caramba_plugins_llama.json_file import read_object
 from caramba_plugins_llama.safetensors_file import SafetensorsEntry, looks_like_safetensors, read_header, read_values
 
@@ -60,11 +61,11 @@ class HuggingFaceFolder:
             raise InputError(
                 f"{folder} has no config.json", expected="a Hugging Face checkpoint: config.json beside its weights"
             )
-        config = read_object(_inside(folder, "config.json"))
+        config = read_object(inside(folder, "config.json"))
         weights = _weights(folder) if path.is_dir() else path
         shards: dict[Path, frozenset[str] | None]
         shards = (
-            _indexed(folder, weights) if weights.name.endswith(".index.json") else {_inside(folder, weights.name): None}
+            _indexed(folder, weights) if weights.name.endswith(".index.json") else {inside(folder, weights.name): None}
         )
         return cls(path, folder, config, shards)
 
@@ -101,10 +102,10 @@ class HuggingFaceFolder:
 
         end: Any = self.config.get("eos_token_id")
         if (self.folder / "tokenizer_config.json").is_file():
-            token = read_object(_inside(self.folder, "tokenizer_config.json")).get("eos_token")
+            token = read_object(inside(self.folder, "tokenizer_config.json")).get("eos_token")
             end = token.get("content") if isinstance(token, Mapping) else token or end
         end = end[0] if isinstance(end, list) and end else end
-        return read_tokenizer(_inside(self.folder, "tokenizer.json"), end if isinstance(end, (int, str)) else None)
+        return read_tokenizer(inside(self.folder, "tokenizer.json"), end if isinstance(end, (int, str)) else None)
 
     def _name(self, key: str) -> str | None:
         return graph_name(key, tied=self.config.get("tie_word_embeddings") is True)
@@ -136,14 +137,14 @@ def _weights(folder: Path) -> Path:
 
 def _indexed(folder: Path, index: Path) -> dict[Path, frozenset[str] | None]:
     """The shards that an index names, each with the keys that it must hold."""
-    listed = read_object(_inside(folder, index.name)).get("weight_map")
+    listed = read_object(inside(folder, index.name)).get("weight_map")
     if not isinstance(listed, Mapping) or not listed or not all(isinstance(name, str) for name in listed.values()):
         raise InputError(f"{index} has no weight_map from tensors to files")
     keys: dict[str, set[str]] = {}
     for key, name in listed.items():
         keys.setdefault(name, set()).add(key)
     shards: dict[Path, frozenset[str] | None] = {
-        _inside(folder, name, index): frozenset(held) for name, held in keys.items()
+        inside(folder, name, str(index)): frozenset(held) for name, held in keys.items()
     }
     missing = [path.name for path in shards if not path.is_file()]
     if missing:
@@ -172,21 +173,3 @@ def _compare(path: Path, expected: frozenset[str] | None, found: Mapping[str, An
         words = [f"lacks {', '.join(missing[:8])}"] if missing else []
         words += [f"also holds {', '.join(extra[:8])}"] if extra else []
         raise InputError(f"{path} is not the shard that the index describes: it {' and '.join(words)}")
-
-
-def _inside(folder: Path, name: str, index: Path | None = None) -> Path:
-    """A file of the folder; refused where its name or a link leads out of it.
-
-    The hub's cache keeps files as links from ``snapshots/REVISION/`` to ``blobs/`` of the same repository; these are
-    taken as inside.
-    """
-    told = "" if index is None else f"{index}: "
-    names = PurePosixPath(name), PureWindowsPath(name)
-    if not name or "\0" in name or any(part.is_absolute() or part.drive or ".." in part.parts for part in names):
-        raise InputError(f"{told}the file name {name!r} leads out of the checkpoint's folder")
-    path = folder / name
-    real, home = path.resolve(), folder.resolve()
-    blobs = home.parent.parent / "blobs"
-    if not real.is_relative_to(home) and not (home.parent.name == "snapshots" and real.is_relative_to(blobs)):
-        raise InputError(f"{told}{name} is a link that leads out of the checkpoint's folder")
-    return path

@@ -1,0 +1,207 @@
+"""``hf://`` against a hub on this machine, through the real library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socketserver
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from caramba_plugins_llama.hub import Hub
+from huggingface_hub import constants
+from huggingface_hub.utils import disable_progress_bars
+
+from caramba_core.errors import InputError
+from caramba_core.loading import fetch_source, open_source
+
+from .conftest import write_oracle
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"
+
+
+class LocalHub:
+    """Repositories in memory, served as the hub serves them; ``fetched`` records the files that were asked for."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, dict[str, bytes]] = {}
+        self.gated: set[str] = set()
+        self.fetched: list[str] = []
+        self.headers: list[dict[str, str]] = []
+        self.down = False
+
+    def add(self, name: str, folder: Path) -> dict[str, bytes]:
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        self.repositories[name] = files
+        return files
+
+    def answer(self, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        if self.down:
+            return 503, {}, b"down"
+        path = path.split("?")[0].strip("/")
+        if path.startswith("api/models/"):
+            name, _, rest = path.removeprefix("api/models/").partition("/revision/")
+        else:
+            name, _, rest = path.partition("/resolve/")
+        if name in self.gated:
+            return 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": f"no access with {TOKEN}"}, b""
+        if name not in self.repositories:
+            return 404, {"X-Error-Code": "RepoNotFound"}, b""
+        files = self.repositories[name]
+        if path.startswith("api/"):
+            if rest not in ("main", COMMIT):
+                return 404, {"X-Error-Code": "RevisionNotFound"}, b""
+            siblings = [{"rfilename": file} for file in files]
+            return (
+                200,
+                {"Content-Type": "application/json"},
+                json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode(),
+            )
+        _, _, file = rest.partition("/")
+        if file not in files:
+            return 404, {"X-Error-Code": "EntryNotFound"}, b""
+        if method == "GET":
+            self.fetched.append(file)
+        return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(files[file]).hexdigest()}"'}, files[file]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    served = LocalHub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            served.headers.append(dict(self.headers))
+            status, headers, body = served.answer(self.command, self.path)
+            self.send_response(status)
+            for key, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server: socketserver.BaseServer = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    disable_progress_bars()
+    yield served
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_only_what_is_needed_and_the_commit_is_pinned(hub: LocalHub, tmp_path: Path) -> None:
+    write_oracle(tmp_path / "model", "llama", shards=True)
+    files = hub.add("org/model", tmp_path / "model")
+    files.update({"README.md": b"#", "original/consolidated.00.pth": b"\x80", "pytorch_model.bin": b"\x80"})
+    fetched = fetch_source("hf://org/model", tmp_path)
+    assert fetched.pinned == f"hf://org/model@{COMMIT}"
+    shards = {file for file in files if file.endswith(".safetensors")}
+    assert len(shards) > 1
+    expected = {"config.json", "generation_config.json", "model.safetensors.index.json", *shards}
+    assert set(hub.fetched) == expected
+    assert any(TOKEN in header.get("authorization", header.get("Authorization", "")) for header in hub.headers)
+
+    checkpoint = open_source(fetched.pinned, tmp_path)  # links into the cache's blobs are its own files
+    assert len(checkpoint.layout()) == 3 * 9 + 3
+    assert set(hub.fetched) == expected, "the second time nothing is fetched anew"
+
+
+def test_offline_reads_the_cache(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_oracle(tmp_path / "model", "llama")
+    hub.add("org/model", tmp_path / "model")
+    with pytest.raises(InputError, match=r"org/other.*not in the hub's cache.*HF_HUB_OFFLINE"):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        Hub.fetch("org/other")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    online = Hub.fetch("org/model")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.down = True
+    for location in ("org/model", f"org/model@{COMMIT}"):
+        assert Hub.fetch(location) == online
+
+
+def test_one_file(hub: LocalHub, tmp_path: Path) -> None:
+    hub.repositories["org/gguf"] = {"sub/a.gguf": b"GGUF....", "sub/b.gguf": b"GGUF", "README.md": b"#"}
+    fetched = Hub.fetch("org/gguf@main/sub/a.gguf")
+    assert fetched.path.read_bytes() == b"GGUF...."
+    assert fetched.pinned == f"hf://org/gguf@{COMMIT}/sub/a.gguf"
+    assert hub.fetched == ["sub/a.gguf"]
+
+
+def test_shards_that_lead_out_are_not_asked_for(hub: LocalHub) -> None:
+    index = json.dumps({"weight_map": {"x": "../../../etc/passwd"}}).encode()
+    hub.repositories["org/bad"] = {"config.json": b"{}", "model.safetensors.index.json": index}
+    with pytest.raises(InputError, match="leads out of the checkpoint's folder"):
+        Hub.fetch("org/bad")
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("org/gated", r"is gated(.|\n)*hf auth login"),
+        ("org/none", r"does not exist, or is private(.|\n)*hf auth login"),
+        ("org/plain@v9", r"no revision 'v9'"),
+        ("org/plain/none.gguf", r"has no file none\.gguf"),
+        ("org/plain", r"no safetensors(.|\n)*hf://org/plain/pytorch_model.bin"),
+        ("org/files", r"no config\.json(.|\n)*FILE\.gguf"),
+        ("org", "not an address"),
+        ("org/a b", "not an address"),
+        ("org/../etc", "not an address|leads out"),
+        ("org/plain/../../x", "leads out"),
+        ("", "not an address"),
+    ],
+)
+def test_what_stands_in_the_way(hub: LocalHub, location: str, message: str) -> None:
+    hub.gated.add("org/gated")
+    hub.repositories["org/plain"] = {"config.json": b"{}", "pytorch_model.bin": b"\x80"}
+    hub.repositories["org/files"] = {"a.gguf": b"GGUF"}
+    with pytest.raises(InputError, match=message) as caught:
+        Hub.fetch(location)
+    assert TOKEN not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_no_network(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError(f"cannot connect, Bearer {TOKEN}")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    with pytest.raises(InputError, match=r"could not be fetched: cannot connect(.|\n)*HF_HUB_OFFLINE=1") as caught:
+        Hub.fetch("org/model")
+    assert TOKEN not in str(caught.value)
+
+
+def test_full_disk_is_told_apart(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from caramba_core.errors import ResourceExhausted
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    hub.repositories["org/plain"] = {"config.json": b"{}", "model.safetensors": b"x"}
+    with pytest.raises(ResourceExhausted, match="disk"):
+        Hub.fetch("org/plain")
+
+
+def test_an_unknown_scheme_names_the_known(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no installed plugin fetches from s3://(.|\n)*hf://"):
+        open_source("s3://bucket/model", tmp_path)
