@@ -1,0 +1,154 @@
+"""Linear attention with exact neighbours in torch.
+
+Axes: B batch, T tokens of this pass, S tokens seen, D model, H query heads, G key/value heads, m = H/G, d head width,
+f features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from caramba_core.nn.cache import LayerCache
+from caramba_core.nn.frame import Frame
+from caramba_core.nn.module import ComponentModule
+from caramba_core.nn.rotary import Rotary, rotate
+from caramba_plugins_linear.attention import LinearAttention
+from caramba_plugins_linear.far import linear_attention
+from caramba_plugins_linear.near import mix_near
+
+__all__ = ["LinearAttentionModule"]
+
+
+class LinearAttentionModule(ComponentModule):
+    """``[B, T, D] -> [B, T, D]``; :mod:`caramba_plugins_linear.reference` spells it out.
+
+    The far tokens of position ``t`` are those up to ``t - window``: causal linear attention over keys and values that
+    come ``window`` tokens late.
+    """
+
+    config: LinearAttention
+    q_proj: Tensor
+    k_proj: Tensor
+    v_proj: Tensor
+    o_proj: Tensor
+    q_map: Tensor
+    k_map: Tensor
+    q_map_bias: Tensor
+    k_map_bias: Tensor
+
+    def __init__(self, config: LinearAttention, width: int) -> None:
+        super().__init__(config, width)
+        self.rotary = None if config.rope is None else Rotary(config.rope, config.head_dim)
+
+    def forward(self, x: Tensor, frame: Frame) -> Tensor:
+        """``[B, T, D] -> [B, T, D]``."""
+        return F.linear(self.mix(x, frame), self.o_proj, self._optional("o_bias"))
+
+    def mix(self, x: Tensor, frame: Frame) -> Tensor:
+        """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
+        config = self.config
+        layer = None if frame.cache is None else frame.cache.layer(self.site, frame.application)
+        before = 0 if layer is None else layer.length
+        query, key, value = self._project(x)
+        late_key, late_value = self._late(key, value, frame.positions, layer, before)
+        features = self._query_features(query, before)  # logarithms
+        top = features.detach().amax(-1, keepdim=True)
+        near = None
+        if config.held:
+            near, near_top = self._near(query, key, value, frame.positions, layer, before)
+            top = torch.maximum(top, near_top)
+            near = near * (near_top - top).exp().to(near.dtype)
+        state = None if layer is None or before == 0 else layer.tensors["state"]
+        far, state = linear_attention(
+            (features - top).exp().to(value.dtype),
+            self._key_features(late_key, before).to(value.dtype),
+            _with_ones(late_value),
+            state,
+        )
+        if layer is not None:
+            layer.tensors["state"].copy_(state)
+        both = far if near is None else near + far
+        wide = both.to(torch.promote_types(both.dtype, torch.float32))
+        mixed = wide[..., :-1] / wide[..., -1:].clamp_min(torch.finfo(wide.dtype).tiny)
+        return mixed.to(x.dtype).flatten(1, 2).transpose(1, 2).flatten(2)
+
+    def _optional(self, name: str) -> Tensor | None:
+        tensor: Tensor | None = getattr(self, name, None)
+        return tensor
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[B, G, m, T, d]``, keys and values ``[B, G, T, d]``, before rotation."""
+        config = self.config
+        heads = (*x.shape[:2], config.n_kv_heads, -1, config.head_dim)
+        query = F.linear(x, self.q_proj, self._optional("q_bias")).view(heads).permute(0, 2, 3, 1, 4)
+        key = F.linear(x, self.k_proj, self._optional("k_bias")).view(heads).squeeze(3).transpose(1, 2)
+        value = F.linear(x, self.v_proj, self._optional("v_bias")).view(heads).squeeze(3).transpose(1, 2)
+        return query, key, value
+
+    def _near(
+        self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor, layer: LayerCache | None, before: int
+    ) -> tuple[Tensor, Tensor]:
+        """The exact part, and the highest score of each row; this pass's keys and values go into the cache."""
+        to_sinks = query
+        if self.rotary is not None:
+            cos, sin = self.rotary(positions)
+            start = positions[..., :1] - before
+            far_cos, far_sin = self.rotary(positions.minimum(start + self.config.held - 1))
+            to_sinks = rotate(query, far_cos.unsqueeze(-3), far_sin.unsqueeze(-3))
+            query, key = rotate(query, cos.unsqueeze(-3), sin.unsqueeze(-3)), rotate(key, cos, sin)
+        if layer is not None:
+            seen = layer.extend(key=key.transpose(1, 2), value=value.transpose(1, 2))
+            if before:
+                key, value = seen["key"].transpose(1, 2), seen["value"].transpose(1, 2)
+        return mix_near(self.config, query, to_sinks, key, _with_ones(value), before)
+
+    def _late(
+        self, key: Tensor, value: Tensor, positions: Tensor, layer: LayerCache | None, before: int
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of the tokens that leave the window, one for each token of this pass: zeros where none does.
+
+        Cached keys are turned back: a key map knows no positions.
+        """
+        config, tokens = self.config, key.shape[2]
+        held = min(before, config.held) - min(before, config.sinks)
+        if held:
+            assert layer is not None
+            first = min(before, config.sinks)
+            cached = layer.tensors["key"][:, first : first + held].transpose(1, 2)
+            if self.rotary is not None:
+                cos, sin = self.rotary(positions[..., :1] + torch.arange(-held, 0, device=positions.device))
+                cached = rotate(cached, cos, -sin) / self.rotary.scaling**2
+            key = torch.cat([cached.to(key.dtype), key], dim=2)
+            past = layer.tensors["value"][:, first : first + held].transpose(1, 2)
+            value = torch.cat([past.to(value.dtype), value], dim=2)
+        missing = config.window - held
+        late_key, late_value = (F.pad(x, (0, 0, missing, 0))[:, :, :tokens] for x in (key, value))
+        return late_key, late_value
+
+    def _query_features(self, query: Tensor, before: int) -> Tensor:
+        """Logarithms ``[B, G, m, T, f]`` in float32 or wider; of tokens that have no far ones, minus infinity."""
+        config = self.config
+        maps = (config.n_kv_heads, -1, config.features)
+        offset = self.q_map_bias.view(maps)[:, :, None]
+        logs = query @ self.q_map.view(*maps, config.head_dim).transpose(2, 3) + offset
+        wide = logs.to(torch.promote_types(logs.dtype, torch.float32))
+        if before >= config.held:
+            return wide
+        index = torch.arange(before, before + query.shape[3], device=query.device)
+        return wide.masked_fill((index < config.held)[:, None], float("-inf"))
+
+    def _key_features(self, key: Tensor, before: int) -> Tensor:
+        """How far each late token belongs into each slot ``[B, G, T, f]``; nowhere, if it is read exactly for ever."""
+        logs = key @ self.k_map.transpose(1, 2) + self.k_map_bias[:, None]
+        shares = logs.to(torch.promote_types(logs.dtype, torch.float32)).softmax(dim=-1)
+        if before >= self.config.held:
+            return shares
+        index = torch.arange(before, before + key.shape[2], device=key.device) - self.config.window
+        return shares.masked_fill((index < self.config.sinks)[:, None], 0.0)
+
+
+def _with_ones(value: Tensor) -> Tensor:
+    """A one beside each value adds up the denominator: ``[..., d] -> [..., d + 1]``."""
+    return F.pad(value, (0, 1), value=1.0)
