@@ -5,7 +5,7 @@ It loads with every pytest run where caramba-core is installed, so it imports no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -35,7 +35,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def component_check(request: pytest.FixtureRequest) -> Callable[[], None]:
+def component_check(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
     """Runs one check against one of the components that the marker ``components`` names."""
+    import torch
+
     case, check = request.param
-    return lambda: check.run(case)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tensors this small only wait for one another
+    yield lambda: check.run(case)
+    torch.set_num_threads(threads)
