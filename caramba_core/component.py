@@ -211,7 +211,8 @@ def option(
         if value is None:
             return
         if pattern is not None and re.fullmatch(pattern, value) is None:
-            raise InvalidValue(attribute.name, f"{value!r} is not of the right form", expected=form or pattern)
+            shown = repr(value if len(value) <= 60 else f"{value[:57]}...")
+            raise InvalidValue(attribute.name, f"{shown} is not of the right form", expected=form or pattern)
         if choices is not None and value not in choices:
             raise InvalidValue(attribute.name, f"{value!r} is not a choice", expected=", ".join(map(str, choices)))
         for bound, broken, words in (

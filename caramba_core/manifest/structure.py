@@ -10,7 +10,7 @@ import keyword
 import operator
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final, TypeVar, cast, get_args, get_type_hints
+from typing import Any, Final, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import attrs
 from cattrs import Converter
@@ -79,6 +79,7 @@ class Structurer:
         self._registry = registry
         self._converter = Converter(detailed_validation=False)
         self._made: dict[tuple[int, type], tuple[Any, Any]] = {}
+        self._classes: dict[tuple[tuple[str, ...], str], type] = {}
         for type_, hook in PLAIN.items():
             if isinstance(type_, type) and type_ not in (object, type(None)):
                 self._converter.register_structure_hook(type_, hook)
@@ -108,6 +109,7 @@ class Structurer:
         arguments = get_args(type_) or (Any, ...)
         fixed = None if type_ is list or len(arguments) == 1 or arguments[-1] is ... else arguments
         item_type = arguments[0]
+        is_mutable = (get_origin(type_) or type_) is list
 
         def structure(value: Any, _: Any) -> Any:
             if not isinstance(value, list):
@@ -127,7 +129,7 @@ class Structurer:
                     faults.extend(error.below(index))
             if failed:
                 raise Faults(faults)
-            return tuple(items)
+            return items if is_mutable else tuple(items)
 
         return structure
 
@@ -242,6 +244,9 @@ class Structurer:
 
     def _class(self, kinds: tuple[str, ...], name: str, base: type) -> type:
         """The config class that a component's name stands for."""
+        known = self._classes.get((kinds, name))
+        if known is not None:
+            return known
         try:
             entry = self._registry.find(kinds, name)
         except PluginError as error:
@@ -254,6 +259,7 @@ class Structurer:
             message = f"{entry.qualified} is no config of {_a(entry.kind)}"
             hint = f"this is a fault of {entry.distribution} {entry.version}"
             raise Faults((Fault(path=("type",), message=message, hint=hint),))
+        self._classes[kinds, name] = cls
         return cls
 
     def _unknown(self, kinds: tuple[str, ...], name: str, error: PluginError) -> Fault:

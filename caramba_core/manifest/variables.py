@@ -187,9 +187,7 @@ class Scope:
             except _Unresolved:
                 return Gap(node.span)
             return Scalar(value, node.span, (*node.notes, f"{node.value} is {value} here"), dynamic=False)
-        start = part.start + len(part.text) - len(part.text.lstrip())
-        span = _inside(node, start, start + len(name))
-        value_node = self._value(name, span)
+        value_node = self._value(name, _place_of(node, part, name))
         if isinstance(value_node, Gap):
             return value_node
         self._budget.spend(value_node.size, node.span)
@@ -200,7 +198,7 @@ class Scope:
         name = only_name(part.text)
         if name is None:
             return str(self._integer(node, part))
-        span = _inside(node, part.start, part.start + len(part.text))
+        span = _place_of(node, part, name)
         value = self._value(name, span)
         if isinstance(value, Gap):
             raise _Unresolved
@@ -279,6 +277,12 @@ class Scope:
             value = Gap(span)
         self._values[name] = value
         return value
+
+
+def _place_of(node: Scalar, part: Part, name: str) -> Span:
+    """Where the name stands that is all of an expression."""
+    start = part.start + len(part.text) - len(part.text.lstrip())
+    return _inside(node, start, start + len(name))
 
 
 def _inside(node: Scalar, start: int, end: int) -> Span:

@@ -11,6 +11,8 @@ import pytest
 from caramba_core.plugins.metadata import Entry, Plugin
 from caramba_core.plugins.registry import Registry
 
+from .workspace import Workspace
+
 HERE = Path(__file__).parent
 MODULE = "caramba_example_components"
 EXAMPLE = "caramba-plugin-example"
@@ -65,3 +67,8 @@ def example_plugins(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Te
     for user in ("compose", "presets", "load"):
         monkeypatch.setattr(f"caramba_core.manifest.{user}.registry", lambda: registry)
     return registry
+
+
+@pytest.fixture
+def workspace(example_plugins: Registry, tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)

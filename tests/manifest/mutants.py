@@ -1,4 +1,4 @@
-"""Presets, their leaves and keys as an independent reader (ruamel.yaml's composer) sees them, and ways to spoil them."""
+"""Presets, their leaves and keys as an independent reader (ruamel.yaml's composer) sees them; ways to spoil them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from caramba_core.manifest.presets import find_source
 from caramba_core.plugins.registry import registry
-
 
 
 def preset_text(name: str) -> str:
@@ -60,7 +59,7 @@ def _walk(node: Node, path: tuple[str | int, ...], *, keys: bool) -> Iterator[Wr
     elif isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):
             yield from _walk(item, (*path, index), keys=keys)
-    elif not keys:
+    elif isinstance(node, ScalarNode) and not keys:
         yield _written(node, path)
 
 

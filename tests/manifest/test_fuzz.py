@@ -25,7 +25,19 @@ KEYS = {text: keys(text) for text in TEXTS}
 
 SNIPPETS = (
     *"{}[]:,-#&*!|>'\"%@`~?$\\\t\n ",
-    *("${", "}", "${n_layers}", "${d_model // 2}", "$${", "<<: *a", "&a ", "*a", "!!python/name:os.system", "---\n", "...\n"),
+    *(
+        "${",
+        "}",
+        "${n_layers}",
+        "${d_model // 2}",
+        "$${",
+        "<<: *a",
+        "&a ",
+        "*a",
+        "!!python/name:os.system",
+        "---\n",
+        "...\n",
+    ),
     *("null", "true", "no", "1e400", "-1", "0", "2.5", ".nan", "0x1F", "9" * 30, "[]", "{}", "[1, 2]", "{a: 1}", "'x'"),
     *("type: dba", "extends: x2", "include: m.yml", "extends: m.yml", "matrix: {v_dim: [1, 2]}", "vars: {sem_dim: 0}"),
     *("\x00", "\x85", "\u2028", "\ufeff", "\U0001f600", "é", "\x1b[31m", "\r"),
@@ -118,7 +130,9 @@ def test_mutated_command_lines(tmp_path: Path, text: str, data: st.DataObject) -
     (tmp_path / "m.yml").write_text(text, encoding="utf-8")
     leaf = data.draw(st.sampled_from(LEAVES[text]))
     path = [str(part) for part in leaf.path]
-    path = data.draw(st.one_of(st.just(path), st.just(path[:-1]), st.permutations(path), st.lists(st.text(max_size=5), max_size=3)))
+    path = data.draw(
+        st.one_of(st.just(path), st.just(path[:-1]), st.permutations(path), st.lists(st.text(max_size=5), max_size=3))
+    )
     outcome(tmp_path / "m.yml", (f"{'.'.join(path)}={data.draw(VALUES)}",))
 
 

@@ -62,7 +62,11 @@ def test_a_value_from_the_command_line_is_reported_as_such(name: str, tmp_path: 
     text = preset_text(name)
     (tmp_path / "m.yml").write_text(text, encoding="utf-8")
     for leaf in leaves(text):
-        if leaf.path[0] == "requires" or leaf.path[-1] == "extends" or (leaf.path[0] == "groups" and "vars" in leaf.path):
+        if (
+            leaf.path[0] == "requires"
+            or leaf.path[-1] == "extends"
+            or (leaf.path[0] == "groups" and "vars" in leaf.path)
+        ):
             continue  # these say what the tree is made of, and are gone when a --set reaches it
         override = f"{dotted(leaf.path)}={WRONG}"
         assert {p.file for p in problems(tmp_path / "m.yml", override)} == {f"--set {override}"}

@@ -1,0 +1,191 @@
+"""From bytes to a tree: what YAML 1.2 and JSON mean, and files that are none."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caramba_core.errors import ManifestError
+from caramba_core.manifest import dump, load_manifest
+from caramba_core.manifest.json_text import read_json
+from caramba_core.manifest.problem import Problem
+from caramba_core.manifest.source import MAX_BYTES, Source
+from caramba_core.manifest.tree import Budget, plain
+from caramba_core.manifest.yaml_text import read_yaml
+
+from .workspace import SMALL, Workspace
+
+
+def yaml(text: str) -> Any:
+    problems: list[Problem] = []
+    data = plain(read_yaml(Source(name="m.yml", text=text), problems, Budget()))
+    assert not problems, problems
+    return data
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("no", "no"), ("on", "on"), ("Yes", "Yes"), ("y", "y"), ("true", True), ("False", False), ("tRue", "tRue"),
+        ("null", None), ("~", None), ("", None), ("Null", None), ("nULL", "nULL"),
+        ("010", 10), ("0o17", 15), ("0x1F", 31), ("+7", 7), ("-0", 0), ("0b11", "0b11"),
+        ("1_000", "1_000"), ("1,5", "1,5"),
+        ("1e-4", 1e-4), ("5.", 5.0), (".5", 0.5), ("1.0E+3", 1000.0), ("1e", "1e"), (".", "."),
+        ("-", "-"), ("1e3", 1000.0),
+        ("2024-01-01", "2024-01-01"), ("12:30", "12:30"), ("=", "="), (".inf", float("inf")), ("-.Inf", float("-inf")),
+        ("inf", "inf"), ("nan", "nan"), ("9223372036854775807", 2**63 - 1), ("'5'", "5"), ('"\\u00e9"', "é"),
+        ("!!str 5", "5"),
+        ("! 5", "5"), ("!!int 5", 5), ("!!float 5.0", 5.0), ("|\n  a\n  b\n", "a\nb\n"), (">\n  a\n  b\n", "a b\n"),
+    ],
+)  # fmt: skip
+def test_what_a_word_means(word: str, value: object) -> None:
+    found = yaml(f"- {word}\n" if word != "-" else '- "-"')
+    assert found == [value]
+    assert type(found[0]) is type(value)
+
+
+def test_merge_keys() -> None:
+    text = "a: &a {x: 1, y: 2}\nb: &b {y: 3, z: 4}\nc: {<<: [*a, *b], x: 0}\nd: {y: 9, <<: *a}\n'<<': plain\n"
+    data = yaml(text)
+    assert data["c"] == {"y": 2, "z": 4, "x": 0}
+    assert data["d"] == {"x": 1, "y": 9}
+    assert data["<<"] == "plain"
+
+
+def test_an_anchor_may_be_given_again() -> None:
+    assert yaml("- &a 1\n- *a\n- &a 2\n- *a\n") == [1, 1, 2, 2]
+
+
+def test_yaml_1_2_may_say_so() -> None:
+    assert yaml("# about\n%YAML 1.2\n---\na: 1\n") == {"a": 1}
+    assert yaml("# 100 %\na: 1\n...\n") == {"a": 1}
+
+
+@given(
+    st.recursive(
+        st.one_of(
+            st.none(),
+            st.booleans(),
+            st.integers(-(2**63) + 1, 2**63 - 1),
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.text(),
+        ),
+        lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(), inner, max_size=4)),
+        max_leaves=12,
+    )
+)
+def test_json_is_read_as_json_does(data: Any) -> None:
+    if "\0" in (text := json.dumps(data, indent=2)) or "\\u0000" in text or "\\ud" in text:
+        return
+    problems: list[Problem] = []
+    assert plain(read_json(Source(name="m.json", text=text), problems, Budget())) == data
+    assert not problems
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1),
+        st.recursive(
+            st.one_of(
+                st.none(), st.booleans(), st.integers(-(2**63) + 1, 2**63 - 1), st.floats(allow_nan=False), st.text()
+            ),
+            lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(), inner, max_size=4)),
+            max_leaves=12,
+        ),
+    )
+)
+def test_what_is_written_reads_the_same(data: dict[str, Any]) -> None:
+    text = dump(data)
+    if any(not (c.isprintable() or c == "\n") for c in text) or "\\u0000" in text or "\\ud" in text:
+        return
+    assert (yaml(text) or {}) == data
+
+
+def test_json_has_places_too(workspace: Workspace) -> None:
+    data = json.dumps(workspace.load(SMALL).document, indent="\t")
+    spoilt = data.replace('"n_heads": 4', '"n_heads": "four"')
+    (problem,) = workspace.report(spoilt, name="m.json")
+    line = next(i for i, text in enumerate(spoilt.split("\n"), start=1) if "four" in text)
+    assert problem.startswith(f"{line}:{spoilt.split(chr(10))[line - 1].index('four')} ")
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def message(file: Path) -> str:
+    started = time.monotonic()
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(file)
+    assert time.monotonic() - started < 5  # it comes back at all: a FIFO would wait for ever
+    (problem,) = caught.value.problems
+    assert problem.file == str(file)
+    assert problem.line is None
+    return problem.message
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert message(tmp_path / "m.yml") == "there is no such file"
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "m.yml").mkdir()
+    assert message(tmp_path / "m.yml") == "this is a folder"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.yml")
+    assert message(tmp_path / "m.yml") == "this is not a regular file"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    (tmp_path / "m.yml").write_text(SMALL)
+    (tmp_path / "m.yml").chmod(0)
+    assert message(tmp_path / "m.yml") == "this file may not be read"
+
+
+def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.yml").write_text(SMALL)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert message(tmp_path / "m.yml") == "this file may not be read"
+
+
+def test_a_file_of_10_mb(tmp_path: Path) -> None:
+    (tmp_path / "m.yml").write_bytes(b"a: 1\n" * 2_000_000)
+    assert message(tmp_path / "m.yml") == "this file is too large for a manifest: 9.5 MiB"
+
+
+def test_a_file_of_just_the_size(tmp_path: Path) -> None:
+    (tmp_path / "m.yml").write_text(f"version: 1\nname: {'x' * (MAX_BYTES - 20)}\n")
+    with pytest.raises(ManifestError, match="not of the right form"):
+        load_manifest(tmp_path / "m.yml")
+
+
+def test_a_name_with_another_suffix(tmp_path: Path) -> None:
+    (tmp_path / "m.txt").write_text(SMALL)
+    assert message(tmp_path / "m.txt") == "this is not a manifest's file name"
+
+
+def test_a_name_with_a_nul(tmp_path: Path) -> None:
+    assert message(tmp_path / "a\0b.yml").startswith("this file cannot be read")
+
+
+def test_byte_order_mark_and_line_ends(workspace: Workspace) -> None:
+    for end in ("\r\n", "\r"):
+        (workspace.folder / "m.yml").write_bytes(b"\xef\xbb\xbf" + SMALL.replace("\n", end).encode())
+        assert load_manifest(workspace.folder / "m.yml").manifest.name == "small"
+    assert workspace.report(SMALL.replace("n_heads: 4", "n_heads: x").replace("\n", "\r")) == [
+        "16:38 model.topology.layers.0.layers.0.layers.1.n_heads: expected an integer, found the string 'x'"
+    ]
