@@ -235,6 +235,8 @@ def _looks_like(path: Path) -> str:
         return ": it is a git-LFS pointer, not the file itself (git lfs pull fetches it)"
     if start.lstrip()[:1] == b"<":
         return ": it is a web page, not a checkpoint (was it saved from a browser?)"
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        return ": it is a zip archive or a pickle, as torch.save writes them"
     return ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,3 +102,23 @@ def all_in_64_bits(model_type: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
             yield
         finally:
             torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def _written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    write_oracle(folder / "one", "llama")
+    write_oracle(folder / "shards", "llama", shards=True)
+    return folder
+
+
+@pytest.fixture
+def folder(_written: Path, tmp_path: Path) -> Path:
+    """A small Llama in one file, to be damaged."""
+    return Path(shutil.copytree(_written / "one", tmp_path / "model"))
+
+
+@pytest.fixture
+def sharded(_written: Path, tmp_path: Path) -> Path:
+    """The same model in shards."""
+    return Path(shutil.copytree(_written / "shards", tmp_path / "sharded"))

@@ -166,22 +166,23 @@ def _windows(fields: Fields, family: Family, layers: int) -> list[int | None]:
     """How far back the tokens of each block see, themselves included; ``None``: everything."""
     if family.window == "never":
         return []
-    if "sliding_window" in fields.values and fields.values["sliding_window"] is None:
-        return [None] * layers  # null says that there is none; the default stands for a missing key alone
-    window = fields.integer("sliding_window")
+    window: int | None = None
+    if "sliding_window" not in fields.values or fields.values["sliding_window"] is not None:
+        window = fields.integer("sliding_window")  # null says that there is none; a missing key means the default
     if family.window == "always":
         return [window] * layers
     kinds = fields.get("layer_types")
     if kinds is None:
-        first = fields.integer("max_window_layers") if fields.values.get("max_window_layers") != 0 else 0
-        switched_on = fields.flag("use_sliding_window")
-        return [window if switched_on and index >= first else None for index in range(layers)]
-    if not isinstance(kinds, list) or len(kinds) != layers or {*kinds} - {"full_attention", "sliding_attention"}:
+        first = 0 if fields.values.get("max_window_layers") == 0 else fields.integer("max_window_layers")
+        sliding = [fields.flag("use_sliding_window") and index >= first for index in range(layers)]
+    elif isinstance(kinds, list) and len(kinds) == layers and {*kinds} <= {"full_attention", "sliding_attention"}:
+        sliding = [kind == "sliding_attention" for kind in kinds]
+        if any(sliding) and (window is None or not fields.flag("use_sliding_window")):
+            fields.problems.append("layer_types asks for sliding_attention, and there is no sliding window")
+    else:
         fields.problems.append(f"layer_types is {kinds!r}, not full_attention or sliding_attention for {layers} layers")
         return []
-    if "sliding_attention" in kinds and not fields.flag("use_sliding_window"):
-        fields.problems.append("layer_types asks for sliding_attention, and use_sliding_window is false")
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    return [window if slides else None for slides in sliding]
 
 
 # ------------------------------------------------------------------------------------------------ rotary positions
