@@ -13,6 +13,7 @@ from caramba_plugins_standard.linear import Linear
 from caramba_plugins_standard.norm_modules import rms_norm
 from caramba_plugins_standard.norms import LayerNorm, RMSNorm
 from caramba_plugins_standard.swiglu import SwiGLU
+from caramba_plugins_standard.swiglu_module import gated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -143,6 +144,15 @@ def test_rms_norm_refuses_second_derivatives() -> None:
     x, weight = torch.randn(2, 4, requires_grad=True), torch.ones(4, requires_grad=True)
     with pytest.raises(NotImplementedError, match="second derivative"):
         torch.autograd.grad(rms_norm(x, weight, 1e-5).sum(), x, create_graph=True)
+
+
+def test_gating_has_a_gradient_and_refuses_a_second() -> None:
+    gate, up = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    torch.testing.assert_close(gated(gate, up), gate * torch.sigmoid(gate) * up)
+    assert torch.autograd.gradcheck(gated, (gate, up))
+    (first,) = torch.autograd.grad(gated(gate, up).sum(), gate, create_graph=True)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        first.sum().backward()
 
 
 def test_dropout_scales_what_it_keeps_and_rests_in_evaluation() -> None:

@@ -36,6 +36,6 @@ class SwiGLU(Layer):
         return weights
 
     def cost(self, width: int, shape: Shape) -> Cost:
-        """Three products; the input, gate, activated gate, up and their product stay."""
+        """Three products; the input, gate, up and the gated product stay."""
         rows = shape.rows
-        return Cost.product(rows, width, 3 * self.d_ff, saved=rows * (width + 4 * self.d_ff))
+        return Cost.product(rows, width, 3 * self.d_ff, saved=rows * (width + 3 * self.d_ff))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -9,7 +12,7 @@ from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
 from caramba_plugins_standard.swiglu import SwiGLU
 
-__all__ = ["SwiGLUModule"]
+__all__ = ["SwiGLUModule", "gated"]
 
 
 class SwiGLUModule(ComponentModule):
@@ -31,4 +34,26 @@ class SwiGLUModule(ComponentModule):
         """``[B, T, D] -> [B, T, D]``."""
         gate = F.linear(x, self.gate_proj, self.gate_bias)
         up = F.linear(x, self.up_proj, self.up_bias)
-        return F.linear(F.silu(gate) * up, self.down_proj, self.down_bias)
+        return F.linear(gated(gate, up), self.down_proj, self.down_bias)
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """``silu(gate) * up``."""
+    if torch.compiler.is_compiling():  # the compiler makes one kernel of it, and chooses what to keep
+        return F.silu(gate) * up
+    product: Tensor = _Gated.apply(gate, up)  # type: ignore[no-untyped-call]
+    return product
+
+
+class _Gated(torch.autograd.Function):
+    """Without a copy of the activated gate, which is computed again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient * up, gate), F.silu(gate).mul_(gradient)
