@@ -56,4 +56,5 @@ def located(loaded: Loaded, faults: Sequence[Fault]) -> tuple[Problem, ...]:
     for fault in faults:
         problem = loaded.problem_at(fault.path, fault.message, expected=fault.expected, hint=fault.hint)
         once.setdefault((problem.file, problem.line, problem.column, problem.message), problem)
-    return tuple(sorted(once.values(), key=lambda p: (p.file != next(iter(once))[0], p.file, p.line or 0, p.column or 0)))
+    order = {problem.file: index for index, problem in reversed(list(enumerate(once.values())))}
+    return tuple(sorted(once.values(), key=lambda p: (order[p.file], p.line or 0, p.column or 0)))

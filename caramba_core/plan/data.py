@@ -6,10 +6,10 @@
     teacher                 null, or source, dtype, local, reason, and where it is local parameters, weight_bytes, cache
     runs                    id, mode, what trains, tokens, operations, memory (bytes by purpose, and their total)
 
-``operations_per_token`` are floating-point operations of matrix products, a multiply-add counted as two: ``forward`` as
-``torch.utils.flop_counter`` counts, ``forward_causal`` only the pairs that a causal mask keeps, ``training`` forward and
-backward with every weight training, ``decoding`` one more token behind ``context`` cached ones.  Bodies of a topology
-that are alike stand once in ``scopes``, with the ``names`` of all.
+``operations_per_token`` are floating-point operations of matrix products, a multiply-add counted as two: ``forward``
+as ``torch.utils.flop_counter`` counts, ``forward_causal`` only the pairs that a causal mask keeps, ``training`` forward
+and backward with every weight training, ``decoding`` one more token behind ``context`` cached ones.  Bodies of a
+topology that are alike stand once in ``scopes``, with the ``names`` of all.
 """
 
 from __future__ import annotations

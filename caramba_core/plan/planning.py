@@ -139,7 +139,7 @@ def _check_patterns(loaded: Loaded, groups: tuple[tuple[Group, Graph], ...]) -> 
                         Fault(
                             path=(*group_path(loaded, group), "runs", index, "train", "trains", place),
                             message=f"{pattern!r} matches no node of the model",
-                            expected=f"a pattern of node names: {', '.join(_roles(names))}, blocks.[0-7].attention, ...",
+                            expected=f"a pattern of node names such as {', '.join(_roles(names))}",
                         )
                     )
     if faults:

@@ -181,7 +181,9 @@ def _totals(plan: Plan) -> Table:
             teacher += f" is not on this machine ({plan.teacher.reason}): its size is not known"
         else:
             figures = plan.teacher_model.total
-            teacher += f": {figures.parameters:,} parameters, {bytes_in_words(figures.weight_bytes)} in {plan.teacher.dtype}"
+            teacher += (
+                f": {figures.parameters:,} parameters, {bytes_in_words(figures.weight_bytes)} in {plan.teacher.dtype}"
+            )
         table.add_row("teacher", teacher)
     return table
 

@@ -18,7 +18,7 @@ from caramba_core.plan.nodes import ModelPlan, NodePlan, plan_model
 from caramba_core.plan.teacher import TeacherPlan
 from caramba_core.plugins.registry import registry
 
-__all__ = ["Memory", "RunPlan", "Stage", "backward_operations", "plan_runs", "saved_values"]
+__all__ = ["Memory", "RunPlan", "Stage", "backward_operations", "plan_runs", "saved_bytes"]
 
 
 @attrs.frozen(kw_only=True)
@@ -205,17 +205,17 @@ def _training(known: Memory, model: ModelPlan, train: Train, trained: Collection
                     state += optimizer.state_values() * size + optimizer.state_scalars() * ITEM_BYTES["float32"]
                     if train.dtype != "float32" and len(weight.shape) > 1:
                         cast += weight.numel * ITEM_BYTES[train.dtype]
-    item, saved = ITEM_BYTES[train.dtype], saved_values(model, trained)
+    saved = saved_bytes(model, trained, train.dtype)
     kept = sum(saved) if train.strategy.whole_model else max(saved, default=0)
     rows = train.batch_size * train.context
     return attrs.evolve(
         known,
         gradients=gradients,
         optimizer=state,
-        activations=kept * train.batch_size * item,
+        activations=kept * train.batch_size,
         cast=cast,
         logits=train.strategy.logit_values(rows, model.graph.vocab_size) * 4,
-        working=max(saved, default=0) * train.batch_size * item,
+        working=max(saved, default=0) * train.batch_size,
     )
 
 
@@ -243,9 +243,19 @@ def _trained(model: ModelPlan, patterns: Sequence[str]) -> frozenset[str]:
     return frozenset(name for name in names if any(matches(name, pattern) for pattern in patterns))
 
 
-def saved_values(model: ModelPlan, trained: Collection[str]) -> list[int]:
-    """Values that each node keeps for the backward pass of one sequence, from the first node that trains on."""
-    return [node.own.saved for node, flows, trains in _gradients(model, trained) if flows or trains]
+def saved_bytes(model: ModelPlan, trained: Collection[str], dtype: str) -> list[int]:
+    """Bytes that each node keeps for the backward pass of one sequence, from the first node that trains on.
+
+    Under autocast (``dtype`` bfloat16 or float16) nodes with matrices compute in that type, norms and the like in the
+    type of the residual stream, which is the embedder's.  Frozen nodes keep a little less than is counted here.
+    """
+    stream = _train_dtype(model.dtype) if model.graph.embedder.name in trained else model.dtype
+    kept = []
+    for node, flows, trains in _gradients(model, trained):
+        if flows or trains:
+            matrices = any(len(weight.shape) > 1 for weight in node.weights.values()) or node.node is model.graph.head
+            kept.append(node.own.saved * ITEM_BYTES[dtype if matrices else stream])
+    return kept
 
 
 def backward_operations(model: ModelPlan, trained: Collection[str]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from caramba_core.component import Attention
+from caramba_core.component import Layer
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph
 from caramba_core.loading import fetch_source, find_loader
@@ -77,6 +77,6 @@ def _graph(model: Mapping[str, Any], origin: str) -> Graph:
         raise InputError(f"{origin} describes a model that cannot be:\n{error}") from None
 
 
-def _same(a: Attention, b: Attention) -> bool:
+def _same(a: Layer, b: Layer) -> bool:
     """Whether two attentions differ in their name at most."""
     return type(a) is type(b) and attrs.evolve(a, name=None) == attrs.evolve(b, name=None)  # type: ignore[misc]

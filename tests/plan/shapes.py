@@ -38,7 +38,11 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
         "layers": [residual(DBA), residual(MLP)],
         "each": {"attention.sem_dim": [2, 4, 6], "mlp.d_ff": [8, 16, 8]},
     },
-    "nested_twice": {"type": "nested", "repeat": 2, "layers": [{"type": "nested", "repeat": 2, "layers": [residual(GQA)]}]},
+    "nested_twice": {
+        "type": "nested",
+        "repeat": 2,
+        "layers": [{"type": "nested", "repeat": 2, "layers": [residual(GQA)]}],
+    },
     "parallel_sum": {"type": "parallel", "layers": [GQA, chain({"type": "rms_norm"}, MLP)]},
     "parallel_mean": {"type": "parallel", "combine": "mean", "layers": [GQA, MLP]},
     "parallel_concatenate": {

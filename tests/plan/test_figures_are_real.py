@@ -33,7 +33,9 @@ def check_tensors(graph: Graph, plan: ModelPlan, device: str) -> None:
     held = [*parameters.values(), *buffers.values()]
     assert plan.total.weight_bytes == sum(t.numel() * t.element_size() for t in held)
     named = {
-        local_name(f"{node.node.name}.{name}"): weight.shape for node in plan.walk() for name, weight in node.weights.items()
+        local_name(f"{node.node.name}.{name}"): weight.shape
+        for node in plan.walk()
+        for name, weight in node.weights.items()
     }
     assert named == {name: tuple(t.shape) for name, t in (parameters | buffers).items()}
 

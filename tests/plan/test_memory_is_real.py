@@ -37,7 +37,15 @@ model:
           - type: residual
             layers:
               - rms_norm
-              - {type: dba, n_heads: 4, n_kv_heads: 2, head_dim: 6, rope: {theta: 100.0}, sem_dim: 10, geo_dim: 8, v_dim: 7, o_bias: true}
+              - type: dba
+                n_heads: 4
+                n_kv_heads: 2
+                head_dim: 6
+                rope: {theta: 100.0}
+                sem_dim: 10
+                geo_dim: 8
+                v_dim: 7
+                o_bias: true
           - {type: residual, layers: [rms_norm, {type: swiglu, d_ff: 32}]}
       - rms_norm
 groups:
@@ -46,11 +54,25 @@ groups:
     data: {train: train.npy, heldout: heldout.npy}
     runs:
       - {id: convert, mode: convert}
-      - {id: attention, mode: train, steps: 3, train: {strategy: upcycle.global, trains: [attention], lr: 1e-3, batch_size: 2, context: 9}}
-      - {id: rest, mode: train, steps: 3, train: {strategy: upcycle.global, trains: [norm, mlp], lr: 1e-3, optimizer: OPTIMIZER}}
+      - id: attention
+        mode: train
+        steps: 3
+        train: {strategy: upcycle.global, trains: [attention], lr: 1e-3, batch_size: 2, context: 9}
+      - id: rest
+        mode: train
+        steps: 3
+        train: {strategy: upcycle.global, trains: [norm, mlp], lr: 1e-3, optimizer: OPTIMIZER}
       - {id: measure, mode: eval}
-      - {id: again, mode: train, steps: 3, from: convert, train: {strategy: upcycle.global, trains: ["*"], lr: 1e-3}}
-      - {id: scratch, mode: train, steps: 3, from: convert, train: {strategy: pretrain, trains: ["blocks.1.*"], lr: 1e-3}}
+      - id: again
+        mode: train
+        steps: 3
+        from: convert
+        train: {strategy: upcycle.global, trains: ["*"], lr: 1e-3}
+      - id: scratch
+        mode: train
+        steps: 3
+        from: convert
+        train: {strategy: pretrain, trains: ["blocks.1.*"], lr: 1e-3}
 """
 
 
