@@ -17,6 +17,7 @@ from caramba_core.plugins.registry import registry
 from caramba_core.run.context import RunContext
 from caramba_core.run.loop import TrainingLoop
 from caramba_core.run.measuring import Perplexities
+from caramba_core.run.reporter import short_count
 
 __all__ = ["Evaluate", "Generate", "Mode", "Results", "Train"]
 
@@ -58,10 +59,11 @@ class Train:
         total = sum(parameter.numel() for parameter in context.student.parameters())
         context.reporter.stage(
             f"train {run.id}",
-            f"{', '.join(run.train.trains)}: {trained / 1e6:.1f}M of {total / 1e6:.1f}M parameters train, "
+            f"{', '.join(run.train.trains)}: {short_count(trained)} of {short_count(total)} parameters train, "
             f"{run.steps} steps of {loop.tokens_a_step:,} tokens on {context.device.type}",
         )
         if settings.compile:
+            torch.compiler.reset()  # graphs of an earlier run of this process count against dynamo's limit
             context.student.compile_blocks()
             if settings.strategy.needs_teacher:
                 context.teacher.compile_blocks()

@@ -8,7 +8,7 @@ from typing import Any
 
 from caramba_core.manifest import Loaded
 from caramba_core.manifest.schema import Group
-from caramba_core.run.reporter import Reporter
+from caramba_core.run.reporter import Reporter, short_count
 
 __all__ = ["closing_table", "written_manifest"]
 
@@ -33,16 +33,16 @@ def closing_table(reporter: Reporter, title: str, summaries: list[dict[str, Any]
         measured = "end" in summary.get("perplexity", {})
         rows.append(
             [
-                f"{summary['run']} ({summary['mode']})",
+                summary["run"],
                 _perplexity(summary, "end") if measured else "",
                 f"{summary['perplexity_ratio']['end']:.3f}" if "perplexity_ratio" in summary else "",
                 _bytes(summary.get("cache_bytes_per_token", {}).get("student")),
-                f"{summary['parameters'] / 1e6:.1f}M" if "parameters" in summary else "",
-                f"{summary.get('tokens', 0) or summary.get('calibration_tokens', 0):,}",
+                short_count(summary["parameters"]) if "parameters" in summary else "",
+                short_count(summary.get("tokens", 0) or summary.get("calibration_tokens", 0)),
                 f"{summary['seconds']:.0f} s",
             ]
         )
-    columns = ["", "perplexity", "ratio to teacher", "cached bytes a token", "parameters", "tokens", "time"]
+    columns = ["", "perplexity", "ratio", "cache B/token", "parameters", "tokens", "time"]
     reporter.table(title, columns, rows)
     reporter.line(f"artifacts: {folder}/")
 

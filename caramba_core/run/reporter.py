@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Bar", "Reporter"]
+__all__ = ["Bar", "Reporter", "short_count"]
 
 
 class _TokenSpeed(ProgressColumn):
@@ -71,7 +71,15 @@ class Reporter:
         """A table; the first column is text, the others numbers."""
         table = Table(title=title, title_justify="left", title_style="bold")
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right")
+            table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
+
+
+def short_count(count: int) -> str:
+    """A count as people write it: 940, 16.4k, 134.5M, 1.2B."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= limit:
+            return f"{count / limit:.1f}{unit}"
+    return str(count)

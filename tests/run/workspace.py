@@ -14,7 +14,7 @@ VOCABULARY, WIDTH, LAYERS, HEADS, GROUPS, HIDDEN = 64, 32, 3, 4, 2, 48
 MANIFEST = """\
 version: 1
 name: small
-vars: {layers: 3, sem: 4, geo: 8, values: 10, lr: 3.0e-3, steps: 6, trains: [attention, norm]}
+vars: {layers: 3, sem: 4, geo: 8, values: 10, lr: 1.0e-3, steps: 6, trains: [attention, norm]}
 model:
   type: transformer
   tied_embeddings: true
@@ -57,7 +57,7 @@ def make_workspace(folder: Path, *, seed: int = 0) -> Path:
         return torch.randn(shape, generator=generator) * scale
 
     head = WIDTH // HEADS
-    tensors = {"model.embed_tokens.weight": drawn(VOCABULARY, WIDTH, scale=1.0), "model.norm.weight": torch.ones(WIDTH)}
+    tensors = {"model.embed_tokens.weight": drawn(VOCABULARY, WIDTH), "model.norm.weight": torch.ones(WIDTH)}
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}"
         tensors |= {
