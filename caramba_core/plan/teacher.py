@@ -66,7 +66,8 @@ def _local(source: str, folder: Path) -> tuple[Path | None, str]:
     if address["scheme"] not in {entry.name for entry in plugins.entries("source")}:
         return None, f"no installed plugin fetches from {address['scheme']}://"
     fetcher: Any = plugins.load(plugins.find(("source",), address["scheme"]))
-    found: Path | None = fetcher.cached(address["location"])
+    look = getattr(fetcher, "cached", None)  # a source that cannot tell has to be fetched first
+    found: Path | None = None if look is None else look(address["location"])
     return found, "" if found is not None else "it has not been fetched yet"
 
 
