@@ -121,9 +121,10 @@ def run_started(context: RunContext) -> None:
 
 @hookspec
 def model_built(context: RunContext, model: LanguageModel) -> None:
-    """The student is built and filled, before the strategy prepares and before an optimizer exists.
+    """The student of a training run stands ready, before its first step.
 
-    May change weights in place and ``requires_grad``; must not replace modules (the plan describes them).
+    Its weights and its strategy are in place.  May look and may register what watches gradients; must not replace
+    modules or change what trains, which the plan describes and the optimizer holds already.
     """
 
 
@@ -132,13 +133,13 @@ def step_finished(context: RunContext, step: int, metrics: Mapping[str, float]) 
     """Steps were taken; ``step`` is the number of optimizer steps so far.
 
     Runs where the run logs, with the numbers that it logs (``loss``, ``lr``, ...), which are synchronized already.  May
-    ask for an early end with ``context.request_stop(reason)``: the run then ends as if its last step had been reached.
+    ask for an early end with ``context.request_stop(reason)``: the run then stops behind this step, with a checkpoint.
     """
 
 
 @hookspec
 def evaluated(context: RunContext, step: int, results: Mapping[str, float]) -> None:
-    """Held-out tokens were measured after ``step`` steps.
+    """Held-out tokens were measured after ``step`` steps; ``results`` has a number for each model that was.
 
     May ask for an early end with ``context.request_stop(reason)``.
     """
@@ -156,4 +157,4 @@ def run_finished(context: RunContext, summary: Mapping[str, Any]) -> None:
 
 @hookspec
 def run_failed(context: RunContext, error: BaseException) -> None:
-    """A run ends with an error, an interrupt included; what was published stays.  Runs before the error is reported."""
+    """A run ends with an error; what was published stays.  Runs before the error is reported, not for an interrupt."""

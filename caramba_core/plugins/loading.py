@@ -11,9 +11,9 @@ from typing import Any
 from caramba_core.errors import PluginError
 from caramba_core.plugins.metadata import CORE, Entry, Plugin, normalized
 
-__all__ = ["import_entry"]
+__all__ = ["BASES", "import_entry"]
 
-_BASES = {
+BASES = {
     "layer": "caramba_core.component:Layer",
     "attention": "caramba_core.component:Attention",
     "embedder": "caramba_core.component:Embedder",
@@ -89,7 +89,7 @@ def _check_kind(entry: Entry, found: Any) -> None:
             expected="a pathlib.Path of a manifest that the distribution carries",
             hint=f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author",
         )
-    base_path = _BASES.get(entry.kind)
+    base_path = BASES.get(entry.kind)
     if base_path is None:
         return
     module, _, name = base_path.partition(":")

@@ -17,7 +17,9 @@ IN_FLOAT32 = {"decoding_tolerance": 1e-6}
 DBA: dict[str, Any] = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 16}
 
 
-def _case(type_: str, name: str = "", *, width: int = 32, tokens: int = 12, case: dict[str, Any] | None = None, **fields: Any) -> Case:
+def _case(
+    type_: str, name: str = "", *, width: int = 32, tokens: int = 12, case: dict[str, Any] | None = None, **fields: Any
+) -> Case:
     """A case of an installed attention by its name in a manifest."""
     config = registry().load(registry().find(("attention",), type_))(**fields)
     full = f"{type_} {name}".strip()
@@ -31,18 +33,31 @@ CASES: tuple[Case, ...] = (
     _case("gqa", "bias, norms", **GROUPS, qkv_bias=True, o_bias=True, qk_norm_eps=1e-6),
     _case("dba", "shared", **DBA, sem_dim=12, geo_dim=16, v_dim=20, rope=ROPE, o_bias=True),
     _case(
-        *("dba", "per head"),
-        **{**DBA, "k_layout": "per_head", "v_layout": "per_head", "q_bias": True, "k_bias": True, "v_bias": True},
-        **{"sem_dim": 8, "geo_dim": 8, "v_dim": 16, "rope": ROPE},
+        "dba",
+        "per head",
+        **DBA,
+        sem_dim=8,
+        geo_dim=8,
+        v_dim=16,
+        rope=ROPE,
+        k_layout="per_head",
+        v_layout="per_head",
+        q_bias=True,
+        k_bias=True,
+        v_bias=True,
     ),
     _case("dba", "semantic only", **DBA, sem_dim=8, geo_dim=0, v_dim=16),
     _case("dba", "rotary only", **DBA, sem_dim=0, geo_dim=32, v_dim=32, rope=ROPE),
     _case("mla", n_heads=4, n_kv_heads=2, head_dim=8, rank=16, rope_dim=4, rope=ROPE),
-    _case("mla", "norm, bias", n_heads=4, head_dim=8, rank=12, rope_dim=0, latent_norm_eps=1e-6, q_bias=True, o_bias=True),
+    _case(
+        "mla", "norm, bias", n_heads=4, head_dim=8, rank=12, rope_dim=0, latent_norm_eps=1e-6, q_bias=True, o_bias=True
+    ),
     _case("sliding_window", **GROUPS, window=4, sinks=2),
     _case("sliding_window", "no sinks", **GROUPS, window=5, sinks=0, qkv_bias=True, o_bias=True),
     _case("sliding_window", "positions in the cache", **GROUPS, window=4, sinks=2, sink_positions="cache"),
     _case("linear_attention", **GROUPS, features=6, window=4, sinks=2, case=IN_FLOAT32),
-    _case("linear_attention", "state alone", **{**GROUPS, "rope": None}, features=6, window=0, sinks=0, case=IN_FLOAT32),
+    _case(
+        "linear_attention", "state alone", **{**GROUPS, "rope": None}, features=6, window=0, sinks=0, case=IN_FLOAT32
+    ),
     _case("alibi", n_heads=4, case={"bad_widths": (30,)}),
 )

@@ -57,7 +57,11 @@ def steps_of(site: Site) -> list[dict[str, float]]:
 
 
 def install(site: Site, name: str, text: str, **components: dict[str, str]) -> None:
-    site.add(f"caramba-plugin-{name}", entries={"caramba": {name: f"made_{name}"}, **components}, modules={f"made_{name}": text})
+    site.add(
+        f"caramba-plugin-{name}",
+        entries={"caramba": {name: f"made_{name}"}, **components},
+        modules={f"made_{name}": text},
+    )
 
 
 def test_tracker(made: Site) -> None:
@@ -106,7 +110,9 @@ def test_learning_rate_finder(made: Site) -> None:
 
 
 def test_a_tracker_that_fails_does_not_end_the_run(made: Site) -> None:
-    fails = "from caramba_core.hookspecs import hookimpl\n@hookimpl\ndef step_finished(step): raise OSError('no network')\n"
+    fails = (
+        "from caramba_core.hookspecs import hookimpl\n@hookimpl\ndef step_finished(step): raise OSError('no network')\n"
+    )
     install(made, "fails", fails)
     ran = run(made)
     assert len(steps_of(made)) == 12

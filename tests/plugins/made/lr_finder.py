@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from caramba_core.component import component, option
@@ -58,7 +59,7 @@ def step_finished(context: RunContext, metrics: Mapping[str, float]) -> None:
     lowest = min(loss for _, loss in seen)
     if metrics["loss"] > TOO_HIGH * lowest:
         context.request_stop(f"the loss explodes at a learning rate of {metrics['lr']:.1e}")
-    falls = [(later[1] - sooner[1], later[0]) for sooner, later in zip(seen, seen[1:], strict=False)]
+    falls = [(later[1] - sooner[1], later[0]) for sooner, later in pairwise(seen)]
     if falls:
         found = {"suggested_lr": min(falls)[1], "steps": len(seen)}
         (context.directory.path / "lr_finder.json").write_text(json.dumps(found) + "\n", encoding="utf-8")

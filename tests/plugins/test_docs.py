@@ -1,0 +1,127 @@
+"""The page for authors: complete, up to date, and its tutorial works as it stands."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from bench.plugins_docs import PAGE, refreshed
+from caramba_core import hookspecs
+from caramba_core.kinds import KINDS
+from caramba_core.plugins import API_VERSION
+from caramba_core.plugins.manager import TRACE_VARIABLE
+from caramba_core.plugins.switches import DISABLE_VARIABLE
+from tests.plugins.site import Site
+from tests.plugins.test_scaffold import install
+
+EXAMPLE = PAGE.parents[1] / "plugins" / "caramba_plugin_example"
+FILE = re.compile(r"```(?:toml|python)\n# (caramba-plugin-falling/\S+)\n(.*?)```", re.DOTALL)
+
+
+def files() -> dict[str, str]:
+    """The tutorial's files, as a reader would copy them."""
+    return dict(FILE.findall(PAGE.read_text()))
+
+
+def test_generated_parts_are_up_to_date() -> None:
+    page = PAGE.read_text()
+    assert page == refreshed(page), "run: python bench/plugins_docs.py --write"
+
+
+def test_every_hook_and_every_argument_is_documented() -> None:
+    page = PAGE.read_text()
+    for name, function in vars(hookspecs).items():
+        if hasattr(function, "caramba_spec"):
+            assert f"### `{name}({', '.join(inspect.signature(function).parameters)})`" in page
+            assert (inspect.getdoc(function) or "").strip(), name
+
+
+def test_every_kind_is_documented() -> None:
+    for kind in KINDS.values():
+        assert f"| {kind.name} | `{kind.group}` | {kind.gives} |" in PAGE.read_text()
+
+
+def test_the_version_of_the_api_is_documented() -> None:
+    assert f"now **{API_VERSION}**" in PAGE.read_text()
+
+
+def test_links_lead_somewhere() -> None:
+    page = PAGE.read_text()
+    anchors = {
+        re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)", page, re.M)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", page):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif "://" not in target:
+            assert (PAGE.parent / target).exists(), target
+
+
+def test_the_tutorial_is_short() -> None:
+    lines = sum(text.count("\n") for name, text in files().items() if "/tests/" not in name)
+    assert lines < 80
+    assert f"an attention in {lines} lines" in PAGE.read_text()
+
+
+@pytest.mark.slow
+def test_the_tutorial_works(site: Site, tmp_path: Path) -> None:
+    for name, text in files().items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    folder = tmp_path / "caramba-plugin-falling"
+    environment = install(site, folder)
+    assert "attention   falling" in site.caramba("plugins", "list", environment=environment).out
+    ran = site.run("-m", "pytest", "-q", "-p", "no:cacheprovider", environment=environment, cwd=folder)
+    assert ran.code == 0, ran.out
+    assert " passed" in ran.out
+
+
+PUBLIC = {
+    "caramba_core",
+    *(
+        f"caramba_core.{name}"
+        for name in (
+            *("component", "errors", "graph", "hookspecs", "kinds", "loading", "rope", "training", "transplant"),
+            *("nn.build", "nn.cache", "nn.frame", "nn.language_model", "nn.module", "nn.rotary", "run.context"),
+            *("testing", "testing.hooks", "testing.loaders", "testing.strategies"),
+        )
+    ),
+}
+
+
+def imports(text: str) -> set[tuple[str, str]]:
+    """``(module, name)`` of everything that a file imports from the core."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0].startswith("caramba_core"):
+            found.update((node.module, alias.name) for alias in node.names)
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("caramba_core") for alias in node.names)
+    return found
+
+
+def test_the_example_the_tutorial_and_the_scaffolds_use_public_names_only() -> None:
+    templates = PAGE.parents[1] / "caramba_core" / "plugins" / "templates"
+    texts = [file.read_text() for file in EXAMPLE.rglob("*.py")]
+    texts += [text for name, text in files().items() if name.endswith(".py")]
+    texts += [re.sub(r"\$\{(\w+)\}", r"\1", file.read_text()) for file in templates.rglob("*.py.template")]
+    used = set().union(*map(imports, texts))
+    assert used
+    for module, name in used:
+        assert module in PUBLIC, f"{module} is not public"
+        assert name in import_module(module).__all__, f"{module}.{name} is not public"
+    page = PAGE.read_text()
+    for module in PUBLIC - {"caramba_core"}:
+        short = module.removeprefix("caramba_core.")
+        assert f"`{short}`" in page or f"`{module}" in page, module
+
+
+def test_environment_variables_are_documented() -> None:
+    assert DISABLE_VARIABLE in PAGE.read_text()
+    assert f"{TRACE_VARIABLE}=1" in PAGE.read_text()
