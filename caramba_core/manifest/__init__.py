@@ -15,11 +15,12 @@ _HOMES: Final = {
     "Problem": "problem",
     "dump": "writing",
     "load_manifest": "load",
-    "structure_model": "load",
+    "structure_model": "model",
 }
 
 if TYPE_CHECKING:
-    from caramba_core.manifest.load import Loaded, load_manifest, structure_model
+    from caramba_core.manifest.load import Loaded, load_manifest
+    from caramba_core.manifest.model import structure_model
     from caramba_core.manifest.problem import Problem
     from caramba_core.manifest.writing import dump
 

@@ -7,7 +7,7 @@ Everything works on the located tree; each step adds what it finds wrong to one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -17,12 +17,13 @@ from caramba_core.errors import ManifestError
 from caramba_core.manifest.compose import Composer, check_requires
 from caramba_core.manifest.faults import Fault, Faults
 from caramba_core.manifest.groups import expand_groups
+from caramba_core.manifest.model import structure_model
 from caramba_core.manifest.names import nearest
 from caramba_core.manifest.overrides import apply, override_name, parse
 from caramba_core.manifest.presets import find_source, is_file_name
 from caramba_core.manifest.problem import Path, Problem
 from caramba_core.manifest.rules import rule_faults, teacher_faults
-from caramba_core.manifest.schema import Manifest, Model
+from caramba_core.manifest.schema import Manifest
 from caramba_core.manifest.source import Broken
 from caramba_core.manifest.structure import Structurer
 from caramba_core.manifest.tree import (
@@ -38,6 +39,7 @@ from caramba_core.manifest.tree import (
     map_of,
     merge,
     plain,
+    replaced_at,
 )
 from caramba_core.manifest.variables import Mentions, Scope, declared
 from caramba_core.plugins.registry import registry
@@ -78,43 +80,26 @@ class Loaded:
         return _problem(self.tree, Fault(path=path, message=message, expected=expected, hint=hint))
 
 
-def load_manifest(source: str | FilePath, *, overrides: Sequence[str] = ()) -> Loaded:
+def load_manifest(source: str | FilePath, *, overrides: Sequence[str] = (), fetch: bool = False) -> Loaded:
     """Read a manifest's file, or the preset of that name.
 
-    ``overrides`` are texts ``path=value`` as ``--set`` takes them.  Raises :class:`ManifestError` with every problem.
+    ``overrides`` are texts ``path=value`` as ``--set`` takes them.  A teacher that a model is taken from
+    (``model: {from: teacher}``) must be on this machine, or is brought here with ``fetch``.  Raises
+    :class:`ManifestError` with every problem.
     """
     problems: list[Problem] = []
     composer = Composer(problems, Budget())
     try:
-        return _load(source, overrides, composer)
+        return _load(source, overrides, composer, fetch=fetch)
     except Broken as broken:
         problems.append(broken.problem)
     raise ManifestError(_in_order(problems, composer, overrides))
 
 
-def structure_model(model: Mapping[str, Any], *, origin: str = "model") -> Model:
-    """A typed model from plain data in the words of a manifest; ``origin`` names it in problems."""
-    try:
-        return Structurer(registry()).structure(dict(model), Model)
-    except Faults as error:
-        problems = [
-            Problem(
-                file=origin,
-                path=("model", *fault.path),
-                message=fault.message,
-                found=fault.found,
-                expected=fault.expected,
-                hint=fault.hint,
-            )
-            for fault in error.faults
-        ]
-        raise ManifestError(tuple(problems)) from None
-
-
 # ------------------------------------------------------------------------------------------------ the steps
 
 
-def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer) -> Loaded:
+def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer, *, fetch: bool) -> Loaded:
     problems, budget, mentions = composer.problems, composer.budget, Mentions()
     text, folder = _main_source(source)
     changes = parse(overrides, problems, budget)
@@ -126,7 +111,7 @@ def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer) 
         problems.extend(check_requires(root.entries["requires"].value))
     root = expand_groups(root, composer.inherited, problems=problems, budget=budget, mentions=mentions)
     root = apply(root, [change for change in changes if change.of_groups], problems)
-    tree = _resolved(root, problems, budget, mentions)
+    tree = _with_teachers(_resolved(root, problems, budget, mentions), folder, problems, fetch=fetch)
     if tree.depth > MAX_DEPTH:
         raise Broken(
             tree.head.problem(f"lists and mappings nest more than {MAX_DEPTH} deep once variables are filled in")
@@ -220,6 +205,31 @@ def _resolved_group(
         entries["model"] = Entry(group.head, Gap(group.head))
     named = {"name": entries["name"], **entries} if "name" in entries else entries
     return map_of(named, group.span, head=group.head, notes=group.notes)
+
+
+def _with_teachers(tree: Map, folder: FilePath, problems: list[Problem], *, fetch: bool) -> Map:
+    """The manifest with the models that are taken from teachers spelled out; its own is taken from the first's."""
+    groups = tree.entries["groups"].value if "groups" in tree.entries else None
+    places: list[tuple[Path, Node | None]] = [
+        (("groups", index), group.entries["teacher"].value if "teacher" in group.entries else None)
+        for index, group in enumerate(groups.items if isinstance(groups, List) else ())
+        if isinstance(group, Map)
+    ]
+    places.append(((), places[0][1] if places else None))
+    teachers = None
+    for path, teacher in places:
+        model = find(tree, (*path, "model"))
+        if model.missing or not (isinstance(model.node, Map) and "from" in model.node.entries):
+            continue
+        from caramba_core.manifest.inherit import inherit
+        from caramba_core.manifest.teacher import Teachers
+
+        teachers = teachers or Teachers(folder, fetch=fetch)
+        spelled_out = inherit(model.node, teacher, teachers, (*path, "model"), problems)
+        changed = replaced_at(tree, (*path, "model"), spelled_out)
+        assert isinstance(changed, Map)
+        tree = changed
+    return tree
 
 
 def _structured(data: dict[str, Any]) -> tuple[Manifest | None, list[Fault]]:

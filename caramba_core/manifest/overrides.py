@@ -41,7 +41,7 @@ def parse(texts: Sequence[str], problems: list[Problem], budget: Budget) -> list
     """The overrides of a command line; what cannot be read goes to ``problems``."""
     overrides = []
     for text in texts:
-        source = Source(name=override_name(text), text=text, command_line=True)
+        source = Source(name=override_name(text), text=text, placeless=True)
         try:
             overrides.append(_parse(source, problems, budget))
         except Broken as broken:
@@ -74,7 +74,7 @@ def _parse(source: Source, problems: list[Problem], budget: Budget) -> Override:
             Span(source, index, index + 1).problem("there is no value behind the =", hint="write null for none")
         )
     # Spaces in place of the path keep offsets into the value equal to offsets into the whole.
-    shifted = Source(name=source.name, text=" " * (index + 1) + value_text, command_line=True)
+    shifted = Source(name=source.name, text=" " * (index + 1) + value_text, placeless=True)
     return Override(tuple(parts), read_yaml(shifted, problems, budget))
 
 

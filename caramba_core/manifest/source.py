@@ -40,14 +40,15 @@ class Broken(Exception):  # noqa: N818 - never leaves this package
 class Source:
     """A text under the name that messages use for it.
 
-    ``file`` is ``None`` for a text that is not a file; ``command_line`` marks a ``--set``, whose name says it all.
-    ``notes`` tell how the text came in (``extended at m.yml:2:10``); every problem in it repeats them.
+    ``file`` is ``None`` for a text that is not a file; ``placeless`` marks what has no lines, and whose name says it
+    all (a ``--set``, a key of a teacher's configuration).  ``notes`` tell how the text came in (``extended at
+    m.yml:2:10``); every problem in it repeats them.
     """
 
     name: str
     text: str
     file: FilePath | None = None
-    command_line: bool = False
+    placeless: bool = False
     notes: tuple[str, ...] = ()
 
     @cached_property
@@ -77,7 +78,7 @@ class Span:
     @property
     def place(self) -> str:
         """``file:line:column``."""
-        if self.source.command_line:
+        if self.source.placeless:
             return self.source.name
         line, column = self.source.place(self.start)
         return f"{self.source.name}:{line}:{column}"
@@ -99,14 +100,14 @@ class Span:
         return Problem(
             file=self.source.name,
             message=message,
-            line=None if self.source.command_line else line,
+            line=None if self.source.placeless else line,
             column=column,
             end_column=max(column + 1, end if last == line else len(text) + 1),
             path=path,
             found=found,
             expected=expected,
             hint=hint,
-            excerpt=None if self.source.command_line else text,
+            excerpt=None if self.source.placeless else text,
             notes=(*notes, *self.source.notes),
         )
 

@@ -6,22 +6,20 @@ is wrong is collected, with the path where it is.
 
 from __future__ import annotations
 
-import keyword
 import operator
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Final, TypeVar, cast, get_args, get_origin
 
 import attrs
 from cattrs import Converter
 from cattrs.errors import StructureHandlerNotFoundError
 
-from caramba_core.component import Attention, Embedder, Head, Layer, Router, Topology
 from caramba_core.errors import InvalidValue, PluginError
-from caramba_core.kinds import KINDS, LAYER_KINDS
+from caramba_core.kinds import KINDS
+from caramba_core.manifest.configs import OPEN, Shape, argument, article, of_invalid, shape_of
 from caramba_core.manifest.faults import Fault, Faults
-from caramba_core.manifest.names import listing, nearest, suggestion
-from caramba_core.manifest.schema import Group, Manifest
+from caramba_core.manifest.names import nearest, suggestion
 from caramba_core.manifest.tree import GAP
 from caramba_core.manifest.values import (
     PLAIN,
@@ -36,40 +34,13 @@ from caramba_core.manifest.values import (
     words,
 )
 from caramba_core.plugins.registry import Registry
-from caramba_core.training import Dataset, Optimizer, Schedule, Strategy
 
-__all__ = ["OPEN", "Structurer", "key_of"]
+__all__ = ["Structurer"]
 
 _T = TypeVar("_T")
 
-OPEN: Final[dict[type, tuple[str, ...]]] = {
-    Layer: LAYER_KINDS,
-    Attention: ("attention",),
-    Embedder: ("embedder",),
-    Head: ("head",),
-    Topology: ("topology",),
-    Router: ("router",),
-    Dataset: ("dataset",),
-    Optimizer: ("optimizer",),
-    Schedule: ("schedule",),
-    Strategy: ("strategy",),
-}
-"""Base classes that stand for any component of these kinds; the component says which by its ``type:``."""
-
-_RESOLVED: Final[dict[type, tuple[str, ...]]] = {
-    Manifest: ("vars", "extends"),
-    Group: ("vars", "matrix", "extends"),
-}
-"""Keys that are gone when structuring begins, but that a misspelt key may have meant."""
-
 _BY_SUFFIX: Final = {".npy": "tokens", ".txt": "text"}
 """Datasets that a bare file name means."""
-
-
-def key_of(attribute: str) -> str:
-    """A field's key in a manifest: ``from_`` is written ``from``."""
-    bare = attribute.removesuffix("_")
-    return bare if keyword.iskeyword(bare) else attribute
 
 
 class Structurer:
@@ -96,6 +67,13 @@ class Structurer:
     def structure(self, value: Any, type_: type[_T]) -> _T:
         """The config of a type; raises :class:`~caramba_core.manifest.faults.Faults`."""
         return cast(_T, self._hook(type_)(value, type_))
+
+    def fields_of(self, name: object, base: type) -> frozenset[str]:
+        """The keys that a component of a name has; none where there is no such component."""
+        try:
+            return frozenset(shape_of(self._class(OPEN[base], str(name), base)).fields)
+        except Faults:
+            return frozenset()
 
     def _hook(self, type_: Any) -> Hook:
         try:
@@ -178,7 +156,7 @@ class Structurer:
     # ------------------------------------------------------------------------------------------------ configs
 
     def _config(self, cls: Any) -> Hook:
-        shape = _Shape(cls)
+        shape = Shape(cls)
 
         def structure(value: Any, _: Any) -> Any:
             if not isinstance(value, dict):
@@ -187,7 +165,7 @@ class Structurer:
 
         return structure
 
-    def _make(self, shape: _Shape, value: dict[str, Any], label: str, skip: Mapping[str, Any]) -> Any:
+    def _make(self, shape: Shape, value: dict[str, Any], label: str, skip: Mapping[str, Any]) -> Any:
         """A config from a mapping, its keys in ``skip`` left out."""
         known = self._made.get((id(value), shape.cls))
         if known is not None:
@@ -202,14 +180,14 @@ class Structurer:
         self._made[id(value), shape.cls] = (value, made)
         return made
 
-    def _made_anew(self, shape: _Shape, value: dict[str, Any], label: str, skip: Mapping[str, Any]) -> Any:
+    def _made_anew(self, shape: Shape, value: dict[str, Any], label: str, skip: Mapping[str, Any]) -> Any:
         faults = list(shape.key_faults(value, label, skip))
         failed = bool(faults)
         fields: dict[str, Any] = {}
         for key, (attribute, type_) in shape.fields.items():
             if key in value:
                 try:
-                    fields[_argument(attribute)] = self._hook(type_)(value[key], type_)
+                    fields[argument(attribute)] = self._hook(type_)(value[key], type_)
                 except Faults as error:
                     failed = True
                     faults.extend(_with_default_hint(error.below(key), attribute, value[key]))
@@ -219,13 +197,13 @@ class Structurer:
         try:
             return shape.cls(**fields)
         except InvalidValue as error:
-            raise Faults((_of_invalid(error),)) from None
+            raise Faults((of_invalid(error),)) from None
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise Faults((Fault(message=f"{label} cannot be made of these values: {error}"),)) from None
 
     def _component(self, base: Any) -> Hook:
         kinds = OPEN[base]
-        what = _a(" or ".join(kinds))
+        what = article(" or ".join(kinds))
 
         def structure(value: Any, _: Any) -> Any:
             if isinstance(value, str):
@@ -238,7 +216,7 @@ class Structurer:
             if not isinstance(name, str):
                 raise Faults(misfit(name, f"the name of {what}").below("type"))
             cls = self._class(kinds, name, base)
-            return self._make(_shape_of(cls), value, name, {"type": name})
+            return self._make(shape_of(cls), value, name, {"type": name})
 
         return structure
 
@@ -256,7 +234,7 @@ class Structurer:
         except PluginError as error:
             raise Faults((Fault(path=("type",), message=error.message, hint=error.hint),)) from None
         if not (isinstance(cls, type) and attrs.has(cls) and issubclass(cls, base)):
-            message = f"{entry.qualified} is no config of {_a(entry.kind)}"
+            message = f"{entry.qualified} is no config of {article(entry.kind)}"
             hint = f"this is a fault of {entry.distribution} {entry.version}"
             raise Faults((Fault(path=("type",), message=message, hint=hint),))
         self._classes[kinds, name] = cls
@@ -274,112 +252,9 @@ class Structurer:
             kind for kind in KINDS if kind not in kinds and any(e.name == name for e in self._registry.entries(kind))
         ]
         if elsewhere and not near:
-            hint = f"{name} is {_a(elsewhere[0])}, which cannot stand here"
+            hint = f"{name} is {article(elsewhere[0])}, which cannot stand here"
         expected = None if near else error.expected
         return Fault(path=("type",), message=f"{error.message}{suggestion(near)}", expected=expected, hint=hint)
-
-
-# ------------------------------------------------------------------------------------------------ one class
-
-
-@attrs.frozen(eq=False)
-class _Shape:
-    """The fields of a config class by their keys in a manifest."""
-
-    cls: Any
-    fields: dict[str, tuple[attrs.Attribute[Any], Any]] = attrs.field(init=False)
-
-    @fields.default
-    def _read(self) -> dict[str, tuple[attrs.Attribute[Any], Any]]:
-        try:
-            types = get_type_hints(self.cls)
-        except NameError as error:
-            raise PluginError(
-                f"a field of {self.cls.__module__}.{self.cls.__qualname__} has a type that cannot be found: {error}",
-                hint="types of fields must be imported where the config is defined, not only for type checking",
-            ) from None
-        return {key_of(a.name): (a, types[a.name]) for a in attrs.fields(self.cls) if a.init}
-
-    def key_faults(self, value: dict[str, Any], label: str, skip: Mapping[str, Any]) -> list[Fault]:
-        """Unknown and missing keys; a misspelt key that is missing is one fault, not two."""
-        missing = [key for key, (a, _) in self.fields.items() if a.default is attrs.NOTHING and key not in value]
-        absent = [key for key in (*self.fields, *_RESOLVED.get(self.cls, ())) if key not in value]
-        faults = []
-        for key in value:
-            if key in self.fields or key in skip:
-                continue
-            near = nearest(key, (*absent, "include"), preferred=missing)
-            if near and near[0] in ("extends", "include"):
-                missing.clear()  # it would have brought them
-            if near and near[0] in missing:
-                missing.remove(near[0])
-            if near and near[0] in absent:
-                absent.remove(near[0])
-            faults.append(
-                Fault(
-                    path=(key,),
-                    at="key",
-                    message=f"unknown key {key!r}{f' of {label}' if skip else ''}{suggestion(near)}",
-                    expected=None if near else f"one of {listing(absent)}" if absent else None,
-                    hint=None if near else self._elsewhere(key),
-                )
-            )
-        faults.extend(
-            Fault(message=f"missing key {key!r}{f' of {label}' if skip else ''}", expected=self._help(key))
-            for key in missing
-        )
-        return faults
-
-    def _help(self, key: str) -> str:
-        attribute, type_ = self.fields[key]
-        meaning = attribute.metadata.get("help")
-        return f"{key}: {_type_words(type_)}{f' ({meaning})' if meaning else ''}"
-
-    def _elsewhere(self, key: str) -> str | None:
-        """Where an unknown key would be known: one mapping further down."""
-        places = [
-            f"{outer}:"
-            for outer, (_, type_) in self.fields.items()
-            for option in members(type_)
-            if attrs.has(option) and option not in OPEN and key in _shape_of(option).fields
-        ]
-        return f"{key} belongs under {' or '.join(places)}" if places else None
-
-    def rule_faults(self, values: Mapping[str, Any]) -> list[Fault]:
-        """Every field whose own rules (ranges, choices) its value breaks."""
-        faults = []
-        for attribute, _ in self.fields.values():
-            name = _argument(attribute)
-            if name in values and attribute.validator is not None and attribute.converter is None:
-                try:
-                    attribute.validator(None, attribute, values[name])
-                except InvalidValue as error:
-                    faults.append(_of_invalid(error))
-                except ValueError as error:
-                    faults.append(
-                        Fault(path=(key_of(attribute.name),), message=str(error.args[0] if error.args else error))
-                    )
-        return faults
-
-
-_SHAPES: Final[dict[type, _Shape]] = {}
-
-
-def _shape_of(cls: type) -> _Shape:
-    if cls not in _SHAPES:
-        _SHAPES[cls] = _Shape(cls)
-    return _SHAPES[cls]
-
-
-def _argument(attribute: attrs.Attribute[Any]) -> str:
-    """The name of a field in the call of its class."""
-    assert attribute.alias is not None
-    return attribute.alias
-
-
-def _of_invalid(error: InvalidValue) -> Fault:
-    path = () if error.field is None else (key_of(error.field), *error.within)
-    return Fault(path=path, message=error.message, expected=error.expected, hint=error.hint)
 
 
 def _with_default_hint(faults: Any, attribute: attrs.Attribute[Any], value: Any) -> list[Fault]:
@@ -412,17 +287,3 @@ def _same_shape(value: Any, type_: Any) -> bool:
     if isinstance(value, list):
         return is_list(type_)
     return False
-
-
-def _type_words(type_: Any) -> str:
-    names = []
-    for option in members(type_):
-        if option in OPEN:
-            names.append(_a(" or ".join(OPEN[option])))
-        elif option is not type(None):
-            names.append(words(option))
-    return " or ".join(names)
-
-
-def _a(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

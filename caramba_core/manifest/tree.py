@@ -32,6 +32,7 @@ __all__ = [
     "merge",
     "noted",
     "plain",
+    "replaced_at",
 ]
 
 MAX_DEPTH: Final = 64
@@ -205,6 +206,23 @@ def find(root: Node, path: Path) -> Found:
             return Found(node, key, tuple(dict.fromkeys(notes)), path[depth:])
         notes.extend(node.notes)
     return Found(node, key, tuple(dict.fromkeys(notes)), ())
+
+
+def replaced_at(root: Node, path: Path, new: Node) -> Node:
+    """The tree with another node at a path; the last key may be a new one."""
+    if not path:
+        return new
+    part, rest = path[0], path[1:]
+    if isinstance(root, List):
+        assert isinstance(part, int)
+        items = list(root.items)
+        items[part] = replaced_at(items[part], rest, new)
+        return list_of(items, root.span, head=root.head, notes=root.notes)
+    assert isinstance(root, Map) and isinstance(part, str)
+    below = root.entries.get(part)
+    inner = new if below is None else replaced_at(below.value, rest, new)
+    entry = Entry(new.span if below is None else below.key, inner)
+    return map_of({**root.entries, part: entry}, root.span, head=root.head, notes=root.notes)
 
 
 @attrs.define

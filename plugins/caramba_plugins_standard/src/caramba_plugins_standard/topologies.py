@@ -55,7 +55,8 @@ class Nested(Topology):
     """A named group of layers, repeated with weights of its own each time.
 
     ``each`` gives single fields other values a repetition: ``{attention.sem_dim: [8, 8, 16]}`` sets the field
-    ``sem_dim`` of the node ``attention`` of every repetition in turn.
+    ``sem_dim`` of the node ``attention`` of every repetition in turn.  Where repetitions differ by more than fields,
+    ``variants`` holds other layers, and ``order: [0, 1, 0]`` gives the second repetition the first of them.
     """
 
     role: ClassVar[str] = "blocks"
@@ -68,8 +69,17 @@ class Nested(Topology):
         factory=dict, help="values by repetition: NODE.FIELD to a list with one value a repetition"
     )
 
+    variants: tuple[tuple[Layer, ...], ...] = option(
+        default=(), help="other layers that repetitions may have instead of layers"
+    )
+    order: tuple[int, ...] = option(
+        default=(), help="by repetition: 0 for layers, k for the k-th of variants; all have layers if not given"
+    )
+
     def __attrs_post_init__(self) -> None:
-        _need_layers(self.layers)
+        for layers in (self.layers, *self.variants):
+            _need_layers(layers)
+        self._check_order()
         for path, values in self.each.items():
             if len(values) != self.repeat:
                 raise InvalidValue("each", f"{path} has {len(values)} values", expected=f"{self.repeat} values")
@@ -80,8 +90,24 @@ class Nested(Topology):
         """One chain a repetition, named by its index."""
         return tuple(Body(layers=self._repetition(index), name=str(index)) for index in range(self.repeat))
 
+    def _check_order(self) -> None:
+        if self.order and len(self.order) != self.repeat:
+            raise InvalidValue("order", f"has {len(self.order)} values", expected=f"{self.repeat} values")
+        for index, which in enumerate(self.order):
+            if not 0 <= which <= len(self.variants):
+                raise InvalidValue(
+                    "order", f"there is no variant {which}", expected=f"0 to {len(self.variants)}", within=(index,)
+                )
+        for which in range(1, len(self.variants) + 1):
+            if which not in self.order:
+                raise InvalidValue(
+                    "variants", "no repetition has this variant", expected=f"{which} in order", within=(which - 1,)
+                )
+
     def _repetition(self, index: int) -> tuple[Layer, ...]:
-        return spread(self.layers, {path: values[index] for path, values in self.each.items()})
+        choices = (self.layers, *self.variants)
+        layers = choices[self.order[index]] if self.order else self.layers
+        return spread(layers, {path: values[index] for path, values in self.each.items()})
 
 
 @component

@@ -1,0 +1,85 @@
+"""The teacher's model as a tree: what ``model: {from: teacher}`` stands for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any, Final
+
+import attrs
+
+from caramba_core.errors import InputError
+from caramba_core.graph import Graph
+from caramba_core.loading import fetch_source, find_loader
+from caramba_core.manifest.model import structure_model
+from caramba_core.manifest.problem import dotted
+from caramba_core.manifest.source import Source, Span
+from caramba_core.manifest.tree import Entry, Map, Node, Scalar, list_of, map_of
+from caramba_core.plugins.registry import registry
+
+__all__ = ["TeacherModel", "Teachers"]
+
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+
+
+@attrs.frozen(eq=False)
+class TeacherModel:
+    """The model of a checkpoint: its tree, in which every value knows its key, and its graph."""
+
+    tree: Map
+    graph: Graph
+
+
+@attrs.define
+class Teachers:
+    """Opens the checkpoints that models are taken from, each once.
+
+    ``folder`` is what relative names are relative to.  With ``fetch`` a checkpoint that is not on this machine is
+    fetched; without, it is an :class:`InputError`.
+    """
+
+    folder: FilePath
+    fetch: bool = False
+    _models: dict[str, TeacherModel] = attrs.field(factory=dict)
+
+    def model(self, source: str) -> TeacherModel:
+        """The model of a teacher; raises :class:`CarambaError` where it cannot be read."""
+        known = self._models.get(source)
+        if known is None:
+            known = self._models[source] = self._open(source)
+        return known
+
+    def _open(self, source: str) -> TeacherModel:
+        from caramba_core.lowering import lower
+
+        checkpoint = find_loader(self._local(source))
+        data = checkpoint.model()
+        tree = _located(data, str(checkpoint.path), ())
+        assert isinstance(tree, Map)
+        return TeacherModel(tree, lower(structure_model(data, origin=str(checkpoint.path))))
+
+    def _local(self, source: str) -> FilePath:
+        """Where the checkpoint is on this machine."""
+        address = _SCHEME.fullmatch(source)
+        plugins = registry()
+        if address is None or self.fetch or address[1] not in {entry.name for entry in plugins.entries("source")}:
+            return fetch_source(source, self.folder).path
+        fetcher: Any = plugins.load(plugins.find(("source",), address[1]))
+        path: FilePath | None = fetcher.cached(address[2])
+        if path is None:
+            raise InputError(
+                f"the model is taken from the teacher {source}, which is not on this machine",
+                hint="caramba run fetches it",
+            )
+        return path
+
+
+def _located(value: Any, origin: str, path: tuple[str | int, ...]) -> Node:
+    """A tree whose places are keys of the teacher's configuration."""
+    span = Span(Source(name=f"{origin}, key {dotted(path)}" if path else origin, text="", placeless=True), 0, 0)
+    if isinstance(value, Mapping):
+        return map_of({key: Entry(span, _located(item, origin, (*path, key))) for key, item in value.items()}, span)
+    if isinstance(value, list | tuple):
+        return list_of((_located(item, origin, (*path, index)) for index, item in enumerate(value)), span)
+    return Scalar(value, span, dynamic=False)
