@@ -215,9 +215,9 @@ def _with_teachers(tree: Map, folder: FilePath, problems: list[Problem], *, fetc
         for index, group in enumerate(groups.items if isinstance(groups, List) else ())
         if isinstance(group, Map)
     ]
-    places.append(((), places[0][1] if places else None))
+    first = places[0][1] if places else None
     teachers = None
-    for path, teacher in places:
+    for path, teacher in [((), first), *places]:
         model = find(tree, (*path, "model"))
         if model.missing or not (isinstance(model.node, Map) and "from" in model.node.entries):
             continue
