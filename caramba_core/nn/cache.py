@@ -38,13 +38,16 @@ class LayerCache:
 
     def reserve(self, capacity: int) -> None:
         """Make room for ``capacity`` tokens in all."""
-        for name, entry in self.spec.items():
-            old = self.tensors[name]
-            wanted = capacity if entry.window is None else min(capacity, entry.window)
-            if entry.per_token and old.shape[1] < wanted:
-                new = torch.zeros((self.batch, wanted, *entry.shape), dtype=old.dtype, device=old.device)
-                new[:, : old.shape[1]] = old
-                self.tensors[name] = new
+        for name in self.spec:
+            self._reserve(name, capacity)
+
+    def _reserve(self, name: str, capacity: int) -> None:
+        entry, old = self.spec[name], self.tensors[name]
+        wanted = capacity if entry.window is None else min(capacity, entry.window)
+        if entry.per_token and old.shape[1] < wanted:
+            new = torch.zeros((self.batch, wanted, *entry.shape), dtype=old.dtype, device=old.device)
+            new[:, : old.shape[1]] = old
+            self.tensors[name] = new
 
     def extend(self, **new: Tensor) -> dict[str, Tensor]:
         """Append tokens ``[B, T, *shape]`` to every per-token entry; what they may see, ``[B, S, *shape]`` each.
@@ -62,7 +65,7 @@ class LayerCache:
         held = self.length if window is None else min(self.length, window)
         room = self.tensors[name].shape[1]
         if room < held + tokens:
-            self.reserve(max(held + tokens, 2 * room, _SMALLEST_CAPACITY))
+            self._reserve(name, max(held + tokens, 2 * room, _SMALLEST_CAPACITY))
         tensor = self.tensors[name]
         if window is None or held + tokens <= window:
             tensor[:, held : held + tokens] = values
