@@ -118,7 +118,7 @@ def test_list_run_uninstall(wheels: list[Path], tmp_path: Path) -> None:
     environment.pip("uninstall", "--yes", "caramba-plugin-example")
     ran = environment.caramba("run", "tiny.yml", "--output", "again")
     assert ran.code == 2
-    assert "tiny.yml:9:53" in ran.err
+    assert "tiny.yml:10:60" in ran.err
     assert "there is no layer or attention or topology 'alibi'" in ran.said
     assert not (tmp_path / "again").exists()
     (tmp_path / "tiny.yml").write_text("requires: [caramba-plugin-example]" + MANIFEST)

@@ -10,23 +10,92 @@ from typing import Final
 __all__ = ["CATALOGUE"]
 
 CATALOGUE: Final[dict[str, dict[str, str]]] = {
+    "layer": {
+        "dropout": "caramba-plugins-standard",
+        "layer_norm": "caramba-plugins-standard",
+        "linear": "caramba-plugins-standard",
+        "rms_norm": "caramba-plugins-standard",
+        "swiglu": "caramba-plugins-standard",
+    },
     "attention": {
         "dba": "caramba-plugins-dba",
         "gqa": "caramba-plugins-standard",
+        "linear_attention": "caramba-plugins-linear",
         "mha": "caramba-plugins-standard",
+        "mla": "caramba-plugins-mla",
+        "sliding_window": "caramba-plugins-sliding-window",
+    },
+    "embedder": {
+        "token": "caramba-plugins-standard",
+    },
+    "head": {
+        "linear": "caramba-plugins-standard",
+    },
+    "topology": {
+        "branching": "caramba-plugins-standard",
+        "cyclic": "caramba-plugins-standard",
+        "nested": "caramba-plugins-standard",
+        "parallel": "caramba-plugins-standard",
+        "recurrent": "caramba-plugins-standard",
+        "residual": "caramba-plugins-standard",
+        "sequential": "caramba-plugins-standard",
+        "stacked": "caramba-plugins-standard",
+    },
+    "router": {
+        "softmax": "caramba-plugins-standard",
+        "top_k": "caramba-plugins-standard",
+    },
+    "transplant": {
+        "gqa_to_dba": "caramba-plugins-dba",
+        "gqa_to_linear_attention": "caramba-plugins-linear",
+        "gqa_to_mla": "caramba-plugins-mla",
+        "gqa_to_sliding_window": "caramba-plugins-sliding-window",
+        "mha_to_linear_attention": "caramba-plugins-linear",
+        "mha_to_mla": "caramba-plugins-mla",
+        "mha_to_sliding_window": "caramba-plugins-sliding-window",
+    },
+    "moment": {
+        "attended_key": "caramba-plugins-upcycle",
+        "attended_value": "caramba-plugins-upcycle",
+        "distance": "caramba-plugins-upcycle",
+        "key": "caramba-plugins-upcycle",
+        "key_value": "caramba-plugins-mla",
+        "query": "caramba-plugins-upcycle",
+        "sequences": "caramba-plugins-linear",
     },
     "loader": {
         "gguf": "caramba-plugins-llama",
         "huggingface": "caramba-plugins-llama",
     },
-    "mode": {"convert": "caramba-plugins-upcycle"},
-    "preset": {
-        "llama32_1b_dba": "caramba-plugins-dba",
-        "smollm2_135m_dba": "caramba-plugins-dba",
+    "source": {
+        "hf": "caramba-plugins-llama",
+    },
+    "dataset": {
+        "text": "caramba-plugins-standard",
+        "tokens": "caramba-plugins-standard",
+    },
+    "mode": {
+        "convert": "caramba-plugins-upcycle",
     },
     "strategy": {
+        "pretrain": "caramba-plugins-standard",
         "upcycle.blockwise": "caramba-plugins-upcycle",
         "upcycle.global": "caramba-plugins-upcycle",
     },
-    "transplant": {"gqa_to_dba": "caramba-plugins-dba"},
+    "optimizer": {
+        "adamw": "caramba-plugins-standard",
+        "sgd": "caramba-plugins-standard",
+    },
+    "schedule": {
+        "constant": "caramba-plugins-standard",
+        "cosine": "caramba-plugins-standard",
+        "linear": "caramba-plugins-standard",
+    },
+    "preset": {
+        "llama32_1b_dba": "caramba-plugins-dba",
+        "smollm2_135m_dba": "caramba-plugins-dba",
+        "smollm2_135m_linear_attention": "caramba-plugins-linear",
+        "smollm2_135m_mla": "caramba-plugins-mla",
+        "smollm2_135m_sliding_window": "caramba-plugins-sliding-window",
+    },
 }

@@ -1,0 +1,22 @@
+"""The catalogue of who supplies what names every component of this repository's plugins."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from caramba_plugins_standard.catalogue import CATALOGUE
+
+from caramba_core.kinds import KINDS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_catalogue_is_complete() -> None:
+    declared: dict[str, dict[str, str]] = {}
+    for file in (*ROOT.glob("caramba_plugins_*/pyproject.toml"), *ROOT.glob("plugins/caramba_plugins_*/pyproject.toml")):
+        project = tomllib.loads(file.read_text())["project"]
+        for kind in KINDS:
+            for name in project.get("entry-points", {}).get(f"caramba.{kind}", {}):
+                declared.setdefault(kind, {})[name] = project["name"]
+    assert declared == CATALOGUE
