@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_catalogue_is_complete() -> None:
     declared: dict[str, dict[str, str]] = {}
-    for file in (*ROOT.glob("caramba_plugins_*/pyproject.toml"), *ROOT.glob("plugins/caramba_plugins_*/pyproject.toml")):
+    files = (*ROOT.glob("caramba_plugins_*/pyproject.toml"), *ROOT.glob("plugins/caramba_plugins_*/pyproject.toml"))
+    for file in files:
         project = tomllib.loads(file.read_text())["project"]
         for kind in KINDS:
             for name in project.get("entry-points", {}).get(f"caramba.{kind}", {}):

@@ -97,7 +97,7 @@ PUBLIC = {
 
 def imports(text: str) -> set[tuple[str, str]]:
     """``(module, name)`` of everything that a file imports from the core."""
-    found = set()
+    found: set[tuple[str, str]] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0].startswith("caramba_core"):
             found.update((node.module, alias.name) for alias in node.names)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
+from caramba_core.cli import COMMANDS
 from tests.plugins.site import Site
 
 COMMAND = """
@@ -131,6 +133,12 @@ def test_the_originals_spelling_of_run(made: Site) -> None:
         ran = made.caramba(*arguments)
         assert ran.code == 2
         assert "nowhere.yml" in ran.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_table_exists(command: str) -> None:
+    module, _, name = COMMANDS[command].target.partition(":")
+    assert hasattr(import_module(module), name)
 
 
 def test_both_module_names_run_it(made: Site) -> None:
