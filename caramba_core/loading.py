@@ -136,6 +136,11 @@ class Source(Protocol):
         """Bring what stands behind ``scheme://`` here; :class:`~caramba_core.errors.InputError` says why not."""
         ...
 
+    @classmethod
+    def cached(cls, location: str) -> Path | None:
+        """Where it already is on this machine, complete; ``None`` if it is not.  Light, and never the network."""
+        ...
+
 
 # ------------------------------------------------------------------------------------------------ finding them
 

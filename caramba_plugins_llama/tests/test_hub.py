@@ -131,7 +131,9 @@ def test_offline_reads_the_cache(hub: LocalHub, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         Hub.fetch("org/other")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert Hub.cached("org/model") is None
     online = Hub.fetch("org/model")
+    assert Hub.cached("org/model") == online.path
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.down = True
     for location in ("org/model", f"org/model@{COMMIT}"):

@@ -63,6 +63,16 @@ class Hub:
         pinned = attrs.evolve(address, revision=commit)
         return Fetched(path=path, pinned=str(pinned))
 
+    @classmethod
+    def cached(cls, location: str) -> Path | None:
+        """Where a repository's checkpoint lies if all of it was fetched before; the network is not asked."""
+        address = _parse(location)
+        try:
+            _, has, get = _offline(address)
+            return _collect(address, has, get)
+        except InputError:
+            return None
+
 
 def _parse(location: str) -> _Address:
     found = _ADDRESS.fullmatch(location)

@@ -1,0 +1,192 @@
+"""Tokenizers: of a folder and of GGUF metadata, the same text to the same ids, and one identity for both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from caramba_plugins_llama.gguf_tokenizer import rebuild
+from caramba_plugins_llama.hf_folder import HuggingFaceFolder
+from caramba_plugins_llama.tokenizer import HuggingFaceTokenizer, read_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from caramba_core.errors import InputError
+
+TEXT = (
+    "In 1984 there were 12,345 cats; it's naïve café 日本 🎉\n\n  def f(x):\n\treturn x — we'll see, they'd say. "
+    "The thing that the other thing then thought. IT'S\r\n\r\n   end  "
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>"]
+REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+WORDS = {"llama-bpe": rf"{LETTERS}|\p{{N}}{{1,3}}|{REST}", "qwen2": rf"{LETTERS}|\p{{N}}|{REST}"}
+
+
+def trained(pre: str) -> Tokenizer:
+    """A tokenizer trained on the text, as Hugging Face builds this kind; specials stand beside the vocabulary."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
+    if pre == "smollm":
+        steps: list[Any] = [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    elif pre == "gpt-2":
+        steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    else:
+        split = pre_tokenizers.Split(Regex(WORDS[pre]), "isolated")
+        steps = [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT * 3], trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", pair=None, special_tokens=[("<|im_start|>", tokenizer.token_to_id("<|im_start|>"))]
+    )
+    return tokenizer
+
+
+def metadata(tokenizer: Tokenizer, pre: str) -> dict[str, Any]:
+    """What GGUF keeps of a tokenizer."""
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if token in SPECIAL else 1 for token in tokens],
+        "tokenizer.ggml.merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
+    }
+
+
+@pytest.fixture(params=["smollm", "gpt-2", "llama-bpe", "qwen2"])
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[HuggingFaceTokenizer, HuggingFaceTokenizer]:
+    original = trained(request.param)
+    original.save(str(tmp_path / "tokenizer.json"))
+    rebuilt = rebuild(metadata(original, request.param), tmp_path)
+    return read_tokenizer(tmp_path / "tokenizer.json", "<|im_start|>"), HuggingFaceTokenizer(rebuilt, 331)
+
+
+def test_rebuilt_from_metadata(pair: tuple[HuggingFaceTokenizer, HuggingFaceTokenizer]) -> None:
+    original, rebuilt = pair
+    assert original.identity == rebuilt.identity
+    assert original.vocab_size == rebuilt.vocab_size
+    assert original.end_of_text == rebuilt.end_of_text == original.backend.token_to_id("<|endoftext|>")
+    for text in (TEXT, TEXT * 2 + SPECIAL[1] + "x", SPECIAL[0], "", " ", "e\u0301"):
+        assert original.encode(text) == rebuilt.encode(text)
+        assert rebuilt.decode(rebuilt.encode(text)) == original.decode(original.encode(text))
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=60))
+def test_any_text_comes_back(text: str) -> None:
+    tokenizer = HuggingFaceTokenizer(_smollm(), None)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def _smollm(cache: dict[str, Tokenizer] = {}) -> Tokenizer:  # noqa: B006  trained once
+    if not cache:
+        cache["smollm"] = trained("smollm")
+    return cache["smollm"]
+
+
+def test_identity_sees_what_changes_ids_and_nothing_else(tmp_path: Path) -> None:
+    base = trained("smollm")
+    identity = HuggingFaceTokenizer(base, None).identity
+
+    def same(change: Any) -> bool:
+        other = Tokenizer.from_str(base.to_str())
+        change(other)
+        return HuggingFaceTokenizer(other, None).identity == identity
+
+    byte_level = pre_tokenizers.ByteLevel
+    assert same(lambda t: setattr(t, "post_processor", processors.ByteLevel()))
+    assert same(lambda t: setattr(t, "decoder", decoders.Fuse()))
+    assert same(lambda t: t.enable_truncation(3))
+    assert not same(lambda t: setattr(t, "pre_tokenizer", byte_level(add_prefix_space=False)))
+    assert not same(lambda t: setattr(t, "pre_tokenizer", byte_level(add_prefix_space=True)))
+    assert not same(lambda t: setattr(t, "normalizer", normalizers.Lowercase()))
+    assert not same(lambda t: t.add_tokens(["thing"]))
+    assert not same(lambda t: t.add_special_tokens(["<x>"]))
+    assert same(lambda t: None)
+
+
+def test_truncation_and_padding_of_a_file_are_not_applied(tmp_path: Path) -> None:
+    tokenizer = trained("smollm")
+    expected = tokenizer.encode(TEXT, add_special_tokens=False).ids
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=500)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert read_tokenizer(tmp_path / "tokenizer.json", None).encode(TEXT) == expected
+
+
+def test_sentence_piece(tmp_path: Path) -> None:
+    """Scores decide which merge comes first; bytes stand in for what has no token."""
+    pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((f"<0x{byte:02X}>", 6) for byte in range(256))]
+    words = ["▁", "t", "h", "e", "n", "he", "th", "the", "▁the", "en", "then", "▁then"]
+    tokens = [*(token for token, _ in pieces), *words]
+    data = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [*(kind for _, kind in pieces), *(1 for _ in words)],
+        "tokenizer.ggml.scores": [0.0] * len(pieces)
+        + [-100.0, -99.0, -98.0, -97.0, -96.0, -5.0, -1.0, -2.0, -3.0, -9.0, -4.0, -3.5],
+    }
+    tokenizer = HuggingFaceTokenizer(rebuild(data, tmp_path), 2)
+    assert [tokens[i] for i in tokenizer.encode("the then")] == ["▁the", "▁then"]
+    assert [tokens[i] for i in tokenizer.encode("hen")] == ["▁", "he", "n"]
+    assert [tokens[i] for i in tokenizer.encode("thé")] == ["▁", "th", "<0xC3>", "<0xA9>"]
+    assert tokenizer.decode(tokenizer.encode("the thé  then")) == "the thé  then"
+    assert tokenizer.end_of_text == 2
+    data["tokenizer.ggml.add_space_prefix"] = False
+    assert [tokens[i] for i in HuggingFaceTokenizer(rebuild(data, tmp_path), 2).encode("hen")] == ["he", "n"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer.ggml.model": "bert"}, "of kind 'bert'"),
+        ({"tokenizer.ggml.pre": "tekken"}, "by the rule 'tekken'"),
+        ({"tokenizer.ggml.tokens": []}, "has no tokens"),
+        ({"tokenizer.ggml.tokens": ["a", "b", "a"]}, "the token 'a' twice"),
+        ({"tokenizer.ggml.merges": None}, "has no merges"),
+        ({"tokenizer.ggml.merges": ["a b c"]}, "merge 0 .* does not join"),
+        ({"tokenizer.ggml.merges": ["a zz"]}, "merge 0 .* does not join"),
+        ({"tokenizer.ggml.model": "llama"}, "no score for each token"),
+    ],
+)
+def test_metadata_that_makes_no_tokenizer(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        rebuild({**metadata(_smollm(), "smollm"), **change}, tmp_path)
+
+
+def test_end_of_text_of_a_folder(tmp_path: Path) -> None:
+    tokenizer = trained("gpt-2")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    plain = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    for config, settings_, expected in (
+        ({"eos_token_id": 1}, None, 1),
+        ({"eos_token_id": [1, 0]}, None, 1),
+        ({"eos_token_id": 1}, {"eos_token": "a"}, 0),
+        ({}, {"eos_token": {"content": "b"}}, 1),
+        ({}, None, None),
+    ):
+        plain.save(str(tmp_path / "tokenizer.json"))
+        path = tmp_path / "tokenizer_config.json"
+        path.unlink(missing_ok=True)
+        if settings_ is not None:
+            path.write_text(json.dumps(settings_))
+        found = HuggingFaceFolder(tmp_path, tmp_path, config, {}).tokenizer()
+        assert found is not None
+        assert found.end_of_text == expected
+    (tmp_path / "tokenizer.json").unlink()
+    assert HuggingFaceFolder(tmp_path, tmp_path, {}, {}).tokenizer() is None
