@@ -14,10 +14,32 @@ The kit is a pytest plugin that comes with ``caramba-core``.  A test file of a p
         component_check()
 
 Each case is run through every check that applies to its kind; ``pytest -k causality`` runs one of them, and
-``docs/plugins.md`` lists all.  This module is light; the checks import torch.
+``docs/plugins.md`` lists all.  The names below are imported on first use, and torch with the first check.
 """
 
-from caramba_core.testing.case import Case, CheckFailed
-from caramba_core.testing.components import TinyAttention, TinyChain, TinyEmbedder, TinyHead, TinyLinear
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "Case": "case",
+    "CheckFailed": "case",
+    "TinyAttention": "components",
+    "TinyChain": "components",
+    "TinyEmbedder": "components",
+    "TinyHead": "components",
+    "TinyLinear": "components",
+}
 
 __all__ = ["Case", "CheckFailed", "TinyAttention", "TinyChain", "TinyEmbedder", "TinyHead", "TinyLinear"]
+
+if TYPE_CHECKING:
+    from caramba_core.testing.case import Case, CheckFailed
+    from caramba_core.testing.components import TinyAttention, TinyChain, TinyEmbedder, TinyHead, TinyLinear
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"caramba_core.testing.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'caramba_core.testing' has no attribute {name!r}")
