@@ -1,0 +1,41 @@
+"""The collector of whole sequences.
+
+Axes: N sequences, H query heads, G key/value heads, T tokens, d width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from caramba_core.component import Attention
+from caramba_core.transplant import Moment, Probe
+from caramba_plugins_linear.moments import SequenceMoments
+
+__all__ = ["SequenceCollector"]
+
+
+class SequenceCollector:
+    """Keeps what :class:`~caramba_plugins_linear.moments.SequenceMoments` names; shorter sequences than the first are
+    left out.
+    """
+
+    def __init__(self, config: Moment, source: Attention, width: int) -> None:
+        assert isinstance(config, SequenceMoments)
+        self._count = config.count
+        self._query: list[Tensor] = []
+        self._key: list[Tensor] = []
+
+    def update(self, probe: Probe) -> None:
+        """Take one batch in, until there are enough."""
+        room = self._count - sum(len(query) for query in self._query)
+        if room > 0 and (not self._query or self._query[0].shape[2] == probe.query.shape[2]):
+            self._query.append(probe.query[:room].float().cpu())
+            self._key.append(probe.key[:room].float().cpu())
+
+    def result(self) -> Mapping[str, Tensor]:
+        """``query`` and ``key``, on the CPU."""
+        assert self._query, "a moment of nothing: no batch was seen"
+        return {"query": torch.cat(self._query), "key": torch.cat(self._key)}
