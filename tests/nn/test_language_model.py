@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from caramba_plugins_standard.fans import Branching, Parallel
 from caramba_plugins_standard.norms import RMSNorm
+from caramba_plugins_standard.routers import TopKRouter
 from caramba_plugins_standard.topologies import Cyclic, Nested, Recurrent, Residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -246,3 +248,26 @@ def test_repeated_applications_compile_once(model_of: Make, block: Callable[...,
     model.compile_blocks(backend=counter)
     torch.testing.assert_close(model(tokens), expected)
     assert counter.frame_count == 1
+
+
+def test_topologies_inside_a_block_compile_with_it(
+    model_of: Make, block: Callable[..., tuple[Layer, ...]], attention: Callable[..., Layer]
+) -> None:
+    torch._dynamo.reset()
+    inner = (
+        Recurrent(times=2, layers=block(), inject=True),
+        Cyclic(times=3, layers=(Residual(layers=(RMSNorm(), attention())), Residual(layers=(RMSNorm(), attention())))),
+        Parallel(layers=(attention(), RMSNorm()), combine="concatenate"),
+        Branching(layers=(attention(), RMSNorm()), router=TopKRouter(k=1, init_std=1.0)),
+    )
+    model = model_of(Nested(name="blocks", repeat=2, layers=inner))
+    tokens = torch.randint(97, (2, 9))
+    expected = model(tokens)
+    wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
+    counter = CompileCounter()
+    model.compile_blocks(backend=counter)
+    found = model(tokens)
+    got = torch.autograd.grad(found.square().sum(), list(model.parameters()))
+    assert counter.frame_count == 1
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(got, wanted)
