@@ -9,6 +9,7 @@ import torch
 from caramba_plugins_linear.attention import LinearAttention
 from caramba_plugins_linear.module import LinearAttentionModule
 from caramba_plugins_linear.start.clusters import k_means
+from caramba_plugins_linear.start.maps import _mean_turn, _metric, _turned
 from caramba_plugins_linear.transplant import GQAToLinear
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.gqa_module import GroupedQueryAttentionModule
@@ -17,6 +18,7 @@ from torch import Tensor
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.nn.build import load_object
 from caramba_core.nn.frame import Frame
+from caramba_core.nn.rotary import cos_sin, rotate_reference
 from caramba_core.rope import Rope
 
 WIDTH = 24
@@ -147,3 +149,24 @@ def test_refuses_what_it_cannot_start(source: dict[str, Any], target: dict[str, 
     with pytest.raises(InvalidValue) as caught:
         GQAToLinear().check(given, wanted, WIDTH)
     assert caught.value.field == field
+
+
+@torch.no_grad()
+def test_maps_turn_the_way_that_tokens_do() -> None:
+    """Far attention at one distance alone: a slot weighs what the score at that distance is."""
+    config = LinearAttention(**SIZES, features=5)
+    generator = torch.Generator().manual_seed(9)
+    query = torch.randn(1, 2, 20, 6, generator=generator, dtype=torch.float64)
+    key = torch.randn(6, generator=generator, dtype=torch.float64)
+    attention = torch.zeros(1, 2, 20, 20, dtype=torch.float64)
+    attention[:, :, torch.arange(5, 20), torch.arange(15)] = 0.3
+    turn = _mean_turn(config, attention)
+    weights = _turned(key, turn)  # [m, d]
+    found = torch.einsum("nmtd,md->nmt", query, weights)
+    frequencies = torch.tensor(SIZES["rope"].frequencies(6), dtype=torch.float64)
+    cos, sin = cos_sin(frequencies, torch.tensor([5]))
+    wanted = (rotate_reference(query.flatten(0, 2)[:, None, None], cos, sin).flatten(1) * key).sum(1)
+    torch.testing.assert_close(found.flatten(), wanted, rtol=0, atol=1e-12)
+    metric = _metric(config, query, turn)
+    expected = found.square().mean() * config.multiplier**2
+    torch.testing.assert_close(key @ metric @ key, expected, rtol=0, atol=1e-12)
