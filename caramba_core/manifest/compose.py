@@ -13,11 +13,11 @@ from typing import Final
 import attrs
 
 from caramba_core.errors import PluginError
-from caramba_core.manifest.json_text import read_json
 from caramba_core.manifest.presets import find_source, is_file_name
 from caramba_core.manifest.problem import Problem, shown
+from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.source import Broken, Source, Span
-from caramba_core.manifest.tree import Budget, Entry, Gap, List, Map, Node, Scalar, list_of, map_of, merge, plain
+from caramba_core.manifest.tree import Entry, Gap, List, Map, Node, Scalar, list_of, map_of, merge, plain
 from caramba_core.manifest.yaml_text import read_yaml
 from caramba_core.plugins.registry import registry
 
@@ -27,11 +27,13 @@ _MOST_TEXTS: Final = 32
 """Manifests that one may be made of."""
 
 
-def read(source: Source, problems: list[Problem], budget: Budget) -> Node:
+def read(source: Source, reading: Reading) -> Node:
     """The tree of one text, by its file's suffix."""
     if source.file is not None and source.file.suffix.lower() == ".json":
-        return read_json(source, problems, budget)
-    return read_yaml(source, problems, budget)
+        from caramba_core.manifest.json_text import read_json
+
+        return read_json(source, reading)
+    return read_yaml(source, reading)
 
 
 def check_requires(node: Node) -> list[Problem]:
@@ -52,8 +54,7 @@ def check_requires(node: Node) -> list[Problem]:
 class Composer:
     """Reads a manifest and everything that it is made of."""
 
-    problems: list[Problem]
-    budget: Budget
+    reading: Reading
     sources: list[Source] = attrs.field(factory=list)
     inherited: dict[str, Node] = attrs.field(factory=dict)
     """Groups by name of the manifests that are extended: a group may extend them."""
@@ -66,13 +67,13 @@ class Composer:
 
     def _root(self, source: Source, chain: tuple[Source, ...]) -> Map:
         self.sources.append(source)
-        node = read(source, self.problems, self.budget)
+        node = read(source, self.reading)
         if not isinstance(node, Map):
             raise Broken(_not_a_mapping(node, source))
         requires = node.entries.get("requires")
         unmet = check_requires(requires.value) if requires is not None else []
         if unmet:
-            self.problems.extend(unmet[1:])
+            self.reading.problems.extend(unmet[1:])
             raise Broken(unmet[0])
         included = self._includes(node, (*chain, source))
         assert isinstance(included, Map)
@@ -126,12 +127,12 @@ class Composer:
             if text is None:
                 return Gap(span)
             self.sources.append(text)
-            other = self._includes(read(text, self.problems, self.budget), (*chain, text))
+            other = self._includes(read(text, self.reading), (*chain, text))
             base = other if base is None else merge(base, other)
         if base is None:
             return own
         if own.entries and not isinstance(base, Map):
-            self.problems.append(
+            self.reading.problems.append(
                 entry.key.problem(f"only a mapping can be extended, {base.span.source.name} holds {shown(plain(base))}")
             )
         return merge(base, own) if own.entries else base
@@ -148,7 +149,7 @@ class Composer:
             self.complete = False
             if not isinstance(item, Gap):
                 found = shown(plain(item))
-                self.problems.append(
+                self.reading.problems.append(
                     item.span.problem(
                         f"expected a file name or a preset's name, found {found}",
                         path=(key,),
@@ -164,13 +165,13 @@ class Composer:
         try:
             text = find_source(name, folder, span)
         except Broken as broken:
-            self.problems.append(broken.problem)
+            self.reading.problems.append(broken.problem)
             self.complete = False
             return None
         circle = [other.name for other in chain if _same(other, text)]
         if circle:
             names = " -> ".join([*(other.name for other in chain), text.name])
-            self.problems.append(span.problem(f"the manifests {names} go round in a circle"))
+            self.reading.problems.append(span.problem(f"the manifests {names} go round in a circle"))
             self.complete = False
             return None
         if len(self.sources) >= _MOST_TEXTS:

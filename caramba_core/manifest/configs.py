@@ -40,6 +40,10 @@ _RESOLVED: Final[dict[type, tuple[str, ...]]] = {
 """Keys that are gone when structuring begins, but that a misspelt key may have meant."""
 
 
+_MOST_UNKNOWN: Final = 30
+"""Unknown keys of one mapping that are reported one by one."""
+
+
 def key_of(attribute: str) -> str:
     """A field's key in a manifest: ``from_`` is written ``from``."""
     bare = attribute.removesuffix("_")
@@ -69,9 +73,8 @@ class Shape:
         missing = [key for key, (a, _) in self.fields.items() if a.default is attrs.NOTHING and key not in value]
         absent = [key for key in (*self.fields, *_RESOLVED.get(self.cls, ())) if key not in value]
         faults = []
-        for key in value:
-            if key in self.fields or key in skip:
-                continue
+        unknown = [key for key in value if key not in self.fields and key not in skip]
+        for key in unknown[:_MOST_UNKNOWN]:
             near = nearest(key, (*absent, "include"), preferred=missing)
             if near and near[0] in ("extends", "include"):
                 missing.clear()  # it would have brought them
@@ -88,6 +91,9 @@ class Shape:
                     hint=None if near else self._elsewhere(key),
                 )
             )
+        if len(unknown) > _MOST_UNKNOWN:
+            more = f"and {len(unknown) - _MOST_UNKNOWN} unknown keys more"
+            faults.append(Fault(path=(unknown[_MOST_UNKNOWN],), at="key", message=more))
         faults.extend(
             Fault(message=f"missing key {key!r}{f' of {label}' if skip else ''}", expected=self._help(key))
             for key in missing

@@ -11,7 +11,8 @@ import attrs
 
 from caramba_core.manifest.names import listing, nearest, suggestion
 from caramba_core.manifest.problem import Path, Problem, shown
-from caramba_core.manifest.tree import Budget, Entry, Gap, List, Map, Node, Scalar, list_of, map_of, merge, noted, plain
+from caramba_core.manifest.reading import Reading
+from caramba_core.manifest.tree import Entry, Gap, List, Map, Node, Scalar, list_of, map_of, merge, noted, plain
 from caramba_core.manifest.variables import Mentions, Scope, declared
 
 __all__ = ["expand_groups"]
@@ -22,20 +23,19 @@ _MOST: Final = 256
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._]+")
 
 
-def expand_groups(
-    root: Map, inherited: Mapping[str, Node], *, problems: list[Problem], budget: Budget, mentions: Mentions
-) -> Map:
+def expand_groups(root: Map, inherited: Mapping[str, Node], *, reading: Reading, mentions: Mentions) -> Map:
     """The manifest with every group spelled out: no ``extends`` and no ``matrix`` left, ``vars`` still in place."""
     entry = root.entries.get("groups")
     if entry is None or not isinstance(entry.value, List):
         return root
+    problems = reading.problems
     expansion = _Expansion(entry.value, inherited, problems)
     variables = declared(root.entries["vars"].value, [], ()) if "vars" in root.entries else {}
     groups: list[Node] = []
     for index, item in enumerate(entry.value.items):
         group = expansion.extended(item, ("groups", index), ())
         if isinstance(group, Map) and "matrix" in group.entries:
-            groups.extend(_matrix(group, ("groups", index), variables, problems, budget, mentions))
+            groups.extend(_matrix(group, ("groups", index), variables, reading, mentions))
         else:
             groups.append(group)
         if len(groups) > _MOST:
@@ -107,12 +107,11 @@ class _Expansion:
         return merge(_replaced(below, {**taken, "name": None}), own)
 
 
-def _matrix(
-    group: Map, path: Path, variables: Mapping[str, Entry], problems: list[Problem], budget: Budget, mentions: Mentions
-) -> list[Node]:
+def _matrix(group: Map, path: Path, variables: Mapping[str, Entry], reading: Reading, mentions: Mentions) -> list[Node]:
     """One group for each combination of the values that ``matrix:`` gives its variables."""
+    problems = reading.problems
     own = declared(group.entries["vars"].value, [], ()) if "vars" in group.entries else {}
-    scope = Scope({**variables, **own}, problems=problems, budget=budget, mentions=mentions)
+    scope = Scope({**variables, **own}, reading=reading, mentions=mentions)
     axes: list[tuple[str, Entry, tuple[Node, ...]]] = []
     axis_path = (*path, "matrix")
     for name, entry in declared(group.entries["matrix"].value, problems, axis_path).items():

@@ -6,10 +6,10 @@ import re
 from json import JSONDecodeError, JSONDecoder
 from typing import Final
 
-from caramba_core.manifest.problem import Problem
+from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.scalars import BadScalarError, resolve_scalar
 from caramba_core.manifest.source import Broken, Source, Span
-from caramba_core.manifest.tree import MAX_DEPTH, Budget, Entry, Gap, Node, Scalar, list_of, map_of
+from caramba_core.manifest.tree import MAX_DEPTH, Entry, Gap, Node, Scalar, list_of, map_of
 
 __all__ = ["read_json"]
 
@@ -21,9 +21,9 @@ _WORDS: Final[dict[str, bool | None]] = {"null": None, "true": True, "false": Fa
 _NO_VALUE: Final = re.compile("[\x00\ud800-\udfff]")
 
 
-def read_json(source: Source, problems: list[Problem], budget: Budget) -> Node:
+def read_json(source: Source, reading: Reading) -> Node:
     """The tree of a JSON text; as :func:`~caramba_core.manifest.yaml_text.read_yaml`."""
-    reader = _Reader(source, problems, budget)
+    reader = _Reader(source, reading)
     index = reader.space(0)
     if index == len(source.text):
         return Scalar(None, Span(source, 0, 0))
@@ -35,11 +35,11 @@ def read_json(source: Source, problems: list[Problem], budget: Budget) -> Node:
 
 
 class _Reader:
-    def __init__(self, source: Source, problems: list[Problem], budget: Budget) -> None:
+    def __init__(self, source: Source, reading: Reading) -> None:
         self.source = source
         self.text = source.text
-        self.problems = problems
-        self.budget = budget
+        self.problems = reading.problems
+        self.budget = reading.written
 
     def space(self, index: int) -> int:
         match = _SPACE.match(self.text, index)

@@ -22,13 +22,13 @@ from caramba_core.manifest.names import nearest
 from caramba_core.manifest.overrides import apply, override_name, parse
 from caramba_core.manifest.presets import find_source, is_file_name
 from caramba_core.manifest.problem import Path, Problem
+from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.rules import rule_faults, teacher_faults
 from caramba_core.manifest.schema import Manifest
 from caramba_core.manifest.source import Broken
 from caramba_core.manifest.structure import Structurer
 from caramba_core.manifest.tree import (
     MAX_DEPTH,
-    Budget,
     Entry,
     Gap,
     List,
@@ -87,31 +87,31 @@ def load_manifest(source: str | FilePath, *, overrides: Sequence[str] = (), fetc
     (``model: {from: teacher}``) must be on this machine, or is brought here with ``fetch``.  Raises
     :class:`ManifestError` with every problem.
     """
-    problems: list[Problem] = []
-    composer = Composer(problems, Budget())
+    composer = Composer(Reading())
     try:
         return _load(source, overrides, composer, fetch=fetch)
     except Broken as broken:
-        problems.append(broken.problem)
-    raise ManifestError(_in_order(problems, composer, overrides))
+        composer.reading.problems.insert(0, broken.problem)
+    raise ManifestError(_in_order(composer, overrides))
 
 
 # ------------------------------------------------------------------------------------------------ the steps
 
 
 def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer, *, fetch: bool) -> Loaded:
-    problems, budget, mentions = composer.problems, composer.budget, Mentions()
+    reading, mentions = composer.reading, Mentions()
+    problems = reading.problems
     text, folder = _main_source(source)
-    changes = parse(overrides, problems, budget)
+    changes = parse(overrides, reading)
     root = composer.compose(text)
     if not composer.complete:
-        raise ManifestError(_in_order(problems, composer, overrides))
+        raise ManifestError(_in_order(composer, overrides))
     root = apply(root, [change for change in changes if not change.of_groups], problems)
     if any(change.parts[0][0] == "requires" for change in changes):
         problems.extend(check_requires(root.entries["requires"].value))
-    root = expand_groups(root, composer.inherited, problems=problems, budget=budget, mentions=mentions)
+    root = expand_groups(root, composer.inherited, reading=reading, mentions=mentions)
     root = apply(root, [change for change in changes if change.of_groups], problems)
-    tree = _with_teachers(_resolved(root, problems, budget, mentions), folder, problems, fetch=fetch)
+    tree = _with_teachers(_resolved(root, reading, mentions), folder, problems, fetch=fetch)
     if tree.depth > MAX_DEPTH:
         raise Broken(
             tree.head.problem(f"lists and mappings nest more than {MAX_DEPTH} deep once variables are filled in")
@@ -120,7 +120,7 @@ def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer, 
     problems.extend(_problem(tree, fault) for fault in faults)
     if problems or manifest is None:
         assert problems, "a manifest that cannot be made has a problem"
-        raise ManifestError(_in_order(problems, composer, overrides))
+        raise ManifestError(_in_order(composer, overrides))
     return Loaded(manifest=manifest, folder=folder, tree=tree)
 
 
@@ -143,11 +143,11 @@ def _main_source(source: str | FilePath) -> tuple[Any, FilePath]:
         raise
 
 
-def _resolved(root: Map, problems: list[Problem], budget: Budget, mentions: Mentions) -> Map:
+def _resolved(root: Map, reading: Reading, mentions: Mentions) -> Map:
     """The manifest with variables filled in: one model for itself, and one for each group."""
     vars_entry = root.entries.get("vars")
-    variables = declared(None if vars_entry is None else vars_entry.value, problems, ("vars",))
-    base = Scope(variables, problems=problems, budget=budget, mentions=mentions)
+    variables = declared(None if vars_entry is None else vars_entry.value, reading.problems, ("vars",))
+    base = Scope(variables, reading=reading, mentions=mentions)
     entries = {
         key: Entry(entry.key, base.resolve(entry.value))
         for key, entry in root.entries.items()
@@ -159,8 +159,7 @@ def _resolved(root: Map, problems: list[Problem], budget: Budget, mentions: Ment
         if isinstance(value, List):
             model = root.entries.get("model")
             items = [
-                _resolved_group(item, index, model, base, problems, budget, mentions)
-                for index, item in enumerate(value.items)
+                _resolved_group(item, index, model, base, reading, mentions) for index, item in enumerate(value.items)
             ]
             value = list_of(items, value.span, head=value.head, notes=value.notes)
         else:
@@ -170,7 +169,7 @@ def _resolved(root: Map, problems: list[Problem], budget: Budget, mentions: Ment
         base.resolve(entry.value)
     misspelt = any(nearest(key, ["vars"]) for key in root.entries if key != "vars")
     if isinstance(vars_entry.value, Map) if vars_entry is not None else not misspelt:
-        problems.extend(mentions.problems(variables))
+        reading.problems.extend(mentions.problems(variables))
     return map_of(entries, root.span, head=root.head, notes=root.notes)
 
 
@@ -179,18 +178,17 @@ def _resolved_group(
     index: int,
     model: Entry | None,
     base: Scope,
-    problems: list[Problem],
-    budget: Budget,
+    reading: Reading,
     mentions: Mentions,
 ) -> Node:
     if not isinstance(group, Map):
         return base.resolve(group)
     path: Path = ("groups", index, "vars")
-    own = declared(group.entries["vars"].value, problems, path) if "vars" in group.entries else {}
+    own = declared(group.entries["vars"].value, reading.problems, path) if "vars" in group.entries else {}
     for name, entry in own.items():
         if name not in base.variables:
             mentions.miss(name, entry.key, setting=True)
-    scope = Scope({**base.variables, **own}, problems=problems, budget=budget, mentions=mentions) if own else base
+    scope = Scope({**base.variables, **own}, reading=reading, mentions=mentions) if own else base
     entries = {
         key: Entry(entry.key, scope.resolve(entry.value)) for key, entry in group.entries.items() if key != "vars"
     }
@@ -199,7 +197,7 @@ def _resolved_group(
         merged = merge(model.value, own_model.value)
         entries["model"] = Entry(own_model.key, scope.resolve(merged))
     elif model is not None:
-        budget.spend(model.value.size if own else 1, model.key)
+        reading.expanded.spend(model.value.size if own else 1, model.key)
         entries["model"] = Entry(model.key, scope.resolve(model.value))
     elif own_model is None:  # the manifest's missing model is reported once, for the manifest
         entries["model"] = Entry(group.head, Gap(group.head))
@@ -259,14 +257,18 @@ def _problem(tree: Map, fault: Fault) -> Problem:
     )
 
 
-def _in_order(problems: Sequence[Problem], composer: Composer, overrides: Sequence[str]) -> tuple[Problem, ...]:
+def _in_order(composer: Composer, overrides: Sequence[str]) -> tuple[Problem, ...]:
     """Problems in the order of the file, then of the files that it is made of, then of the command line; each once."""
     names = dict.fromkeys([*(source.name for source in composer.sources), *map(override_name, overrides)])
     order = {name: index for index, name in enumerate(names)}
     once: dict[tuple[str, int | None, int | None, str], Problem] = {}
+    problems = composer.reading.problems
     for problem in problems:
         once.setdefault((problem.file, problem.line, problem.column, problem.message), problem)
-    return tuple(sorted(once.values(), key=lambda p: (order.get(p.file, len(order)), p.line or 0, p.column or 0)))
+    ordered = sorted(once.values(), key=lambda p: (order.get(p.file, len(order)), p.line or 0, p.column or 0))
+    if problems.left_out:
+        ordered.append(Problem(file=ordered[0].file, message=f"and {problems.left_out} problems more"))
+    return tuple(ordered)
 
 
 def _escaped(value: Any) -> Any:

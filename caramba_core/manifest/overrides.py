@@ -10,8 +10,9 @@ import attrs
 
 from caramba_core.manifest.names import listing, nearest, suggestion
 from caramba_core.manifest.problem import Path, Problem, dotted, shown
+from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.source import Broken, Source, Span, check_characters
-from caramba_core.manifest.tree import Budget, Entry, Gap, List, Map, Node, Scalar, list_of, map_of, plain
+from caramba_core.manifest.tree import Entry, Gap, List, Map, Node, Scalar, list_of, map_of, plain
 from caramba_core.manifest.yaml_text import read_yaml
 
 __all__ = ["Override", "apply", "override_name", "parse"]
@@ -37,19 +38,19 @@ def override_name(text: str) -> str:
     return f"--set {text}"
 
 
-def parse(texts: Sequence[str], problems: list[Problem], budget: Budget) -> list[Override]:
-    """The overrides of a command line; what cannot be read goes to ``problems``."""
+def parse(texts: Sequence[str], reading: Reading) -> list[Override]:
+    """The overrides of a command line; what cannot be read is noted as a problem."""
     overrides = []
     for text in texts:
         source = Source(name=override_name(text), text=text, placeless=True)
         try:
-            overrides.append(_parse(source, problems, budget))
+            overrides.append(_parse(source, reading))
         except Broken as broken:
-            problems.append(broken.problem)
+            reading.problems.append(broken.problem)
     return overrides
 
 
-def _parse(source: Source, problems: list[Problem], budget: Budget) -> Override:
+def _parse(source: Source, reading: Reading) -> Override:
     check_characters(source)
     parts: list[tuple[str, Span]] = []
     index = 0
@@ -75,7 +76,7 @@ def _parse(source: Source, problems: list[Problem], budget: Budget) -> Override:
         )
     # Spaces in place of the path keep offsets into the value equal to offsets into the whole.
     shifted = Source(name=source.name, text=" " * (index + 1) + value_text, placeless=True)
-    return Override(tuple(parts), read_yaml(shifted, problems, budget))
+    return Override(tuple(parts), read_yaml(shifted, reading))
 
 
 def apply(root: Map, overrides: Sequence[Override], problems: list[Problem]) -> Map:

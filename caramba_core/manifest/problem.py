@@ -32,7 +32,7 @@ class Problem:
 
     ``line``, ``column`` and ``end_column`` count from 1 in code points; ``line`` is ``None`` where a place has none (a
     file that cannot be read, a value given with ``--set``).  ``end_column`` is the column behind the last one marked.
-    ``excerpt`` is the source line as it stands in the file.
+    ``excerpt`` is the source line as it stands in the file, from ``excerpt_column`` on where it is very long.
     """
 
     file: str
@@ -45,6 +45,7 @@ class Problem:
     expected: str | None = None
     hint: str | None = None
     excerpt: str | None = None
+    excerpt_column: int = 1
     notes: tuple[str, ...] = ()
 
     @property
@@ -63,7 +64,9 @@ class Problem:
         number = "" if self.line is None else str(self.line)
         gutter = " " * max(5, len(number) + 1)
         if self.excerpt is not None and self.column is not None:
-            text, start, length = _cut(self.excerpt, self.column, self.end_column or self.column + 1)
+            shift = self.excerpt_column - 1
+            end = (self.end_column or self.column + 1) - shift
+            text, start, length = _cut(self.excerpt, self.column - shift, end)
             lines.append(f"{number:>{len(gutter)}} | {text}".rstrip())
             lines.append(f"{gutter} | {' ' * start}{'^' * length}")
         expected = None if self.expected is not None and self.expected in self.message else self.expected

@@ -23,6 +23,9 @@ MAX_BYTES: Final = 1 << 20
 SUFFIXES: Final = (".yml", ".yaml", ".json")
 """What a manifest's file name may end in."""
 
+_LONG_LINE: Final = 400
+"""Characters of a source line that a problem keeps."""
+
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _NO_TEXT: Final = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What YAML 1.2 does not allow unescaped."""
@@ -96,6 +99,8 @@ class Span:
         """A problem that points here."""
         line, column = self.source.place(self.start)
         text = self.source.line(line)
+        first = 0 if len(text) <= _LONG_LINE else max(0, column - 1 - _LONG_LINE // 2)
+        last_shown = first + _LONG_LINE
         last, end = self.source.place(max(self.start, self.end))
         return Problem(
             file=self.source.name,
@@ -107,7 +112,8 @@ class Span:
             found=found,
             expected=expected,
             hint=hint,
-            excerpt=None if self.source.placeless else text,
+            excerpt=None if self.source.placeless else text[first:last_shown],
+            excerpt_column=first + 1,
             notes=(*notes, *self.source.notes),
         )
 

@@ -12,13 +12,11 @@ from typing import Any, Final, TypeAlias
 import attrs
 
 from caramba_core.manifest.problem import Path
-from caramba_core.manifest.source import Broken, Span
+from caramba_core.manifest.source import Span
 
 __all__ = [
     "GAP",
     "MAX_DEPTH",
-    "MAX_NODES",
-    "Budget",
     "Entry",
     "Found",
     "Gap",
@@ -37,9 +35,6 @@ __all__ = [
 
 MAX_DEPTH: Final = 64
 """How deep lists and mappings may nest."""
-
-MAX_NODES: Final = 100_000
-"""Values that a manifest may have once everything is expanded."""
 
 
 @attrs.frozen(slots=True, eq=False)
@@ -223,21 +218,3 @@ def replaced_at(root: Node, path: Path, new: Node) -> Node:
     inner = new if below is None else replaced_at(below.value, rest, new)
     entry = Entry(new.span if below is None else below.key, inner)
     return map_of({**root.entries, part: entry}, root.span, head=root.head, notes=root.notes)
-
-
-@attrs.define
-class Budget:
-    """Bounds what aliases, merges, variables and groups may expand to."""
-
-    left: int = MAX_NODES
-
-    def spend(self, size: int, span: Span) -> None:
-        """Take ``size`` values; raises :class:`~caramba_core.manifest.source.Broken` where that is too many."""
-        self.left -= size
-        if self.left < 0:
-            raise Broken(
-                span.problem(
-                    f"the manifest expands to more than {MAX_NODES} values here",
-                    hint="write layers that are alike once, with repeat:",
-                )
-            )

@@ -10,10 +10,10 @@ import attrs
 from caramba_core.manifest.expressions import NAME, ExpressionError, Part, evaluate, only_name, split
 from caramba_core.manifest.names import listing, nearest, suggestion
 from caramba_core.manifest.problem import Problem, shown
+from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.source import Span
 from caramba_core.manifest.tree import (
     MAX_DEPTH,
-    Budget,
     Entry,
     Gap,
     List,
@@ -30,6 +30,9 @@ __all__ = ["Mentions", "Scope", "declared"]
 
 _DEEPEST: Final = 24
 """How long a chain of variables that refer to one another may be."""
+
+_MOST_PLACES: Final = 20
+"""Places of one unknown name that are reported."""
 
 _LONGEST: Final = 10_000
 """Characters of a string that is put together from variables."""
@@ -71,7 +74,7 @@ class Mentions:
                 )
                 continue
             near = nearest(name, variables)
-            for span, setting in places.values():
+            for span, setting in list(places.values())[:_MOST_PLACES]:
                 found.append(
                     _unknown(name, span, near, near[:1] if near and near[0] in unused else (), variables, setting)
                 )
@@ -128,12 +131,10 @@ class Scope:
     made from it.
     """
 
-    def __init__(
-        self, variables: Mapping[str, Entry], *, problems: list[Problem], budget: Budget, mentions: Mentions
-    ) -> None:
+    def __init__(self, variables: Mapping[str, Entry], *, reading: Reading, mentions: Mentions) -> None:
         self.variables = variables
-        self._problems = problems
-        self._budget = budget
+        self._problems = reading.problems
+        self._budget = reading.expanded
         self._mentions = mentions
         self._values: dict[str, Node] = {}
         self._active: list[str] = []
@@ -162,6 +163,13 @@ class Scope:
 
     def _text(self, node: Scalar) -> Node:
         assert isinstance(node.value, str)
+        if len(node.value) > _LONGEST:
+            self._problems.append(
+                node.span.problem(
+                    f"a text with variables has at most {_LONGEST} characters, this one {len(node.value)}"
+                )
+            )
+            return Gap(node.span)
         try:
             parts = split(node.value)
             if len(parts) == 1 and parts[0].expression:

@@ -23,13 +23,13 @@ from ruamel.yaml.events import (
 )
 
 from caramba_core.manifest.names import nearest, suggestion
-from caramba_core.manifest.problem import Problem, shown
+from caramba_core.manifest.problem import shown
+from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.scalars import BadScalarError, resolve_scalar
 from caramba_core.manifest.source import Broken, Source, Span
 from caramba_core.manifest.syntax import explain
 from caramba_core.manifest.tree import (
     MAX_DEPTH,
-    Budget,
     Entry,
     Gap,
     List,
@@ -54,13 +54,13 @@ _HEAD: Final = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n|%[^\n]*\n)*")
 _NO_VALUE: Final = re.compile("[\x00\ud800-\udfff]")
 
 
-def read_yaml(source: Source, problems: list[Problem], budget: Budget) -> Node:
+def read_yaml(source: Source, reading: Reading) -> Node:
     """The tree of a YAML text.
 
-    What can be skipped (a duplicate key, a foreign tag) goes to ``problems`` and leaves a gap; raises
+    What can be skipped (a duplicate key, a foreign tag) is noted as a problem and leaves a gap; raises
     :class:`~caramba_core.manifest.source.Broken` where reading cannot go on.
     """
-    return _Builder(source, problems, budget).build()
+    return _Builder(source, reading).build()
 
 
 @attrs.define
@@ -89,10 +89,10 @@ def _head(text: str) -> int:
 
 
 class _Builder:
-    def __init__(self, source: Source, problems: list[Problem], budget: Budget) -> None:
+    def __init__(self, source: Source, reading: Reading) -> None:
         self.source = source
-        self.problems = problems
-        self.budget = budget
+        self.problems = reading.problems
+        self.budget = reading.written
         self.anchors: dict[str, Node] = {}
         self.open: list[_Open] = []
         self.root: Node | None = None

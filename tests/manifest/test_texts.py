@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from caramba_core.errors import ManifestError
 from caramba_core.manifest import dump, load_manifest
 from caramba_core.manifest.json_text import read_json
-from caramba_core.manifest.problem import Problem
+from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.source import MAX_BYTES, Source
-from caramba_core.manifest.tree import Budget, plain
+from caramba_core.manifest.tree import plain
 from caramba_core.manifest.yaml_text import read_yaml
 
 from .workspace import SMALL, Workspace
 
 
 def yaml(text: str) -> Any:
-    problems: list[Problem] = []
-    data = plain(read_yaml(Source(name="m.yml", text=text), problems, Budget()))
-    assert not problems, problems
+    reading = Reading()
+    data = plain(read_yaml(Source(name="m.yml", text=text), reading))
+    assert not reading.problems
     return data
 
 
@@ -84,9 +84,9 @@ def test_yaml_1_2_may_say_so() -> None:
 def test_json_is_read_as_json_does(data: Any) -> None:
     if "\0" in (text := json.dumps(data, indent=2)) or "\\u0000" in text or "\\ud" in text:
         return
-    problems: list[Problem] = []
-    assert plain(read_json(Source(name="m.json", text=text), problems, Budget())) == data
-    assert not problems
+    reading = Reading()
+    assert plain(read_json(Source(name="m.json", text=text), reading)) == data
+    assert not reading.problems
 
 
 @given(
