@@ -1,0 +1,86 @@
+"""Attentions at equal cached bytes, measured: perplexity ratios after conversion and after distillation, as JSON lines.
+
+    python bench/attentions.py DATA [--group G ...] [--set path=value ...] [--minutes N] [--output DIR]
+
+DATA is a folder with the weights that ``bench/attentions.yml`` names, ``train.npy``, ``heldout.npy`` and
+``heldout_moby.npy``.  Runs that stopped (``--minutes``) go on when the command is given again; lines of finished runs
+are printed anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from recipe import EVALUATION, facts, ratios, say, texts
+
+from caramba_core.nn.cache import Cache
+from caramba_core.nn.language_model import LanguageModel
+from caramba_core.run.evaluation import Measurement, measure
+from caramba_core.run.experiment import Choice, Experiment
+from caramba_core.run.reporter import Reporter
+
+MANIFEST = Path(__file__).with_suffix(".yml").resolve()
+GROUPS = ("dba", "mla", "sliding_window", "linear_attention")
+
+
+def cache_bytes(model: LanguageModel) -> dict[str, int]:
+    """Bytes of a bfloat16 cache of one sequence, counted from allocated tensors, by the length of the text."""
+    return {
+        str(length): Cache(model.graph, batch=1, dtype=torch.bfloat16, capacity=length).bytes
+        for length in (256, 1024, 4096)
+    }
+
+
+def main() -> None:
+    """Convert and distil with each attention, one after the other."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--group", action="append")
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--output", type=Path, default=Path("runs"))
+    arguments = parser.parse_args()
+    output = arguments.output.resolve()
+    os.chdir(arguments.data)
+    began = time.monotonic()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    say(event="start", device=device, torch=torch.__version__, overrides=arguments.overrides)
+    data = texts(Path())
+    teacher: dict[str, Measurement] = {}
+    for group in arguments.group or GROUPS:
+        minutes = None if arguments.minutes is None else arguments.minutes - (time.monotonic() - began) / 60
+        choice = Choice(group=group, output=output, resume=True, minutes=minutes)
+        experiment = Experiment(str(MANIFEST), arguments.overrides, choice, Reporter())
+        left = experiment.unfinished()
+        experiment.check(left)
+        finished = experiment.run(left)
+        for run in experiment.groups[0].runs:
+            context = experiment.finished_context(experiment.groups[0], run)
+            if context is None:
+                continue
+            if not teacher:
+                teacher = {name: measure(context.teacher, tokens, EVALUATION) for name, tokens in data.items()}
+                perplexity = {name: round(one.perplexity, 4) for name, one in teacher.items()}
+                say(event="teacher", perplexity=perplexity, cache_bytes=cache_bytes(context.teacher))
+            ratio = ratios(context.student, teacher, data)
+            say(
+                event="run",
+                group=group,
+                run=run.id,
+                ratio=ratio,
+                parameters=sum(parameter.numel() for parameter in context.student.parameters()),
+                cache_bytes=cache_bytes(context.student),
+                **facts(context),
+            )
+        if not finished:
+            say(event="stopped", group=group)
+            sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
