@@ -73,24 +73,30 @@ class _Rules:
                 yield from self._continued(index, j, run)
                 yield from self._mode(group, run, path, (*path, "runs", j))
 
+    def _registered(self, kind: str, name: str, path: Path, *more: str) -> Iterator[Fault]:
+        """A name that no installed plugin gives this kind; ``more`` are names that mean something else."""
+        if name in more:
+            return
+        try:
+            self.registry.find((kind,), name)
+        except PluginError as error:
+            known = [*more, *(entry.name for entry in self.registry.entries(kind))]
+            near = () if self.registry.supplier((kind,), name) else nearest(name, known)
+            yield Fault(
+                path=path,
+                message=f"there is no {kind} {name!r}{suggestion(near)}",
+                expected=None if near else f"one of {listing(known)}",
+                hint=None if near else error.hint,
+            )
+
     def _mode(self, group: dict[str, Any], run: dict[str, Any], path: Path, run_path: Path) -> Iterator[Fault]:
-        mode = run.get("mode")
+        start, mode = run.get("start"), run.get("mode")
+        if isinstance(start, dict) and isinstance(start.get("transplant"), str):
+            place = (*run_path, "start", "transplant")
+            yield from self._registered("transplant", start["transplant"], place, "auto")
         if not isinstance(mode, str):
             return
-        known = [entry.name for entry in self.registry.entries("mode")]
-        try:
-            self.registry.find(("mode",), mode)
-        except PluginError as error:
-            supplier = self.registry.supplier(("mode",), mode)
-            near = () if supplier else nearest(mode, known)
-            hint = None if near else error.hint
-            yield Fault(
-                path=(*run_path, "mode"),
-                message=f"there is no mode {mode!r}{suggestion(near)}",
-                expected=None if near else f"one of {listing(known)}",
-                hint=hint,
-            )
-            return
+        yield from self._registered("mode", mode, (*run_path, "mode"))
         needs = _NEEDS.get(mode, ())
         places = {"run": (run, run_path), "data": (_inside(group, "data"), (*path, "data"))}
         lacking = []
