@@ -185,9 +185,11 @@ class _Planner:
     def _type(self, config: type) -> str:
         """The name under which a config's class is registered."""
         if config not in self._types:
-            names = (registry().name_of(kind, config) for kind in _NODE_KINDS)
-            known = [name for name in names if name != config.__qualname__]
-            self._types[config] = known[0] if known else config.__qualname__
+            value = f"{config.__module__}:{config.__qualname__}"
+            entries = (entry for kind in _NODE_KINDS for entry in registry().entries(kind))
+            names = [entry.name for entry in entries if entry.value == value]
+            own = [name for name in names if name.replace("_", "") == config.__name__.lower()]
+            self._types[config] = (own or names or [config.__qualname__])[0]
         return self._types[config]
 
     def _liken(self, described: object) -> int:

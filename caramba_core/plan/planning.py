@@ -52,6 +52,20 @@ class Plan:
         """The plan as plain data: what ``plan.json`` holds (:mod:`caramba_core.plan.data`)."""
         return plan_data(self)
 
+    def facts(self) -> tuple[str, ...]:
+        """What the plan says of the teacher, in words."""
+        if self.teacher is None:
+            return ()
+        if self.teacher_model is None:
+            return (f"teacher {self.teacher.source} is not on this machine",)
+        ours, theirs = self.model.total.context_bytes, self.teacher_model.total.context_bytes
+        if not ours or not theirs:
+            return ()
+        if ours == theirs:
+            return ("a cache as large as the teacher's",)
+        compared = f"{theirs / ours:.2f} times smaller" if ours < theirs else f"{ours / theirs:.2f} times larger"
+        return (f"a cache {compared} than the teacher's {self.teacher_model.total.cache_bytes:,} bytes a token",)
+
     def line(self) -> str:
         """The plan in one line."""
         total = self.model.total

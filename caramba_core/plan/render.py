@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from caramba_core.plan.planning import Plan
 
-__all__ = ["index_ranges", "model_table", "render", "shows"]
+__all__ = ["Row", "index_ranges", "model_rows", "model_table", "render", "shows"]
 
 _CHAIN = "caramba_core.nn.sequence:chain"
 _WIDE = 120
@@ -41,7 +41,9 @@ def render(plan: Plan, console: Console, *, full: bool = False) -> None:
 
 
 @attrs.frozen
-class _Row:
+class Row:
+    """One line of the tree; ``guide`` are the lines that lead to it, ``times`` how often it is there."""
+
     guide: str
     label: str
     type: str
@@ -63,7 +65,7 @@ def model_table(model: ModelPlan, *, full: bool = False, weights: bool = True) -
     table.add_column("cached bytes\na token", justify="right", no_wrap=True)
     if weights:
         table.add_column("weights", style="dim", overflow="fold")
-    for row in _rows(model, full):
+    for row in model_rows(model, full=full):
         figures = row.figures
         label = Text(row.guide, style="dim") + Text(row.label, style="italic dim" if row.group else "")
         if row.times > 1:
@@ -80,26 +82,27 @@ def model_table(model: ModelPlan, *, full: bool = False, weights: bool = True) -
     return table
 
 
-def _rows(model: ModelPlan, full: bool) -> Iterator[_Row]:
-    yield _Row("", "model", "", "", model.total)
+def model_rows(model: ModelPlan, *, full: bool = False) -> Iterator[Row]:
+    """The lines of the tree; ``full`` spells repeated bodies out."""
+    yield Row("", "model", "", "", model.total)
     yield from _chain(model.roots, "", full)
 
 
-def _chain(nodes: Sequence[NodePlan], guide: str, full: bool) -> Iterator[_Row]:
+def _chain(nodes: Sequence[NodePlan], guide: str, full: bool) -> Iterator[Row]:
     shown = list(_unfolded(nodes))
     for index, node in enumerate(shown):
         last = index == len(shown) - 1
         yield from _node(node, guide + ("└─ " if last else "├─ "), guide + ("   " if last else "│  "), full)
 
 
-def _node(node: NodePlan, guide: str, below: str, full: bool) -> Iterator[_Row]:
+def _node(node: NodePlan, guide: str, below: str, full: bool) -> Iterator[Row]:
     width_in, width_out = node.node.width_in, node.node.width_out
     width = f"{width_in:,}" if width_in == width_out else f"{width_in:,} -> {width_out:,}"
     label = node.local or f"({node.type})"
     kind = node.type if node.local else ""
     if isinstance(node.node.config, Head) and node.node.config.tied:
         kind += ", tied"
-    yield _Row(guide, label, kind, width, node.total, _weights(node.weights), group=not node.local)
+    yield Row(guide, label, kind, width, node.total, _weights(node.weights), group=not node.local)
     if len(node.scopes) == 1 and node.scopes[0].local == (node.local or node.scopes[0].local):
         yield from _chain(node.scopes[0].nodes, below, full)
         return
@@ -109,10 +112,10 @@ def _node(node: NodePlan, guide: str, below: str, full: bool) -> Iterator[_Row]:
         yield from _scope(scopes, first, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  "), full)
 
 
-def _scope(scopes: Sequence[ScopePlan], first: ScopePlan, guide: str, below: str, full: bool) -> Iterator[_Row]:
+def _scope(scopes: Sequence[ScopePlan], first: ScopePlan, guide: str, below: str, full: bool) -> Iterator[Row]:
     label = index_ranges([scope.local for scope in scopes])
     kind = f"applied {first.applications} times" if first.applications > 1 else ""
-    yield _Row(guide, label, kind, "", first.total, times=len(scopes))
+    yield Row(guide, label, kind, "", first.total, times=len(scopes))
     yield from _chain(first.nodes, below, full)
 
 
@@ -192,12 +195,7 @@ def _cache_line(plan: Plan) -> str:
     total = plan.model.total
     words = f"{_cache_words(total) or 0} bytes a token in {plan.model.dtype}, "
     words += f"{bytes_in_words(total.context_bytes)} at {plan.model.context:,} tokens"
-    if plan.teacher_model is not None and total.context_bytes:
-        theirs = plan.teacher_model.total
-        ratio = theirs.context_bytes / total.context_bytes
-        compared = f"{ratio:.2f} times smaller than" if ratio >= 1 else f"{1 / ratio:.2f} times larger than"
-        words += f"; {compared if ratio != 1 else 'as large as'} the teacher's {theirs.cache_bytes:,}"
-    return words
+    return "; ".join((words, *plan.facts())) if plan.teacher_model is not None else words
 
 
 def _runs_table(plan: Plan) -> Table:
