@@ -42,7 +42,7 @@ def closing_table(reporter: Reporter, title: str, summaries: list[dict[str, Any]
                 f"{summary['seconds']:.0f} s",
             ]
         )
-    columns = ["", "perplexity", "ratio", "cache B/token", "parameters", "tokens", "time"]
+    columns = ["", "perplexity", "ratio", "cache B/token", "params", "tokens", "time"]
     reporter.table(title, columns, rows)
     reporter.line(f"artifacts: {folder}/")
 
