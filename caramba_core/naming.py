@@ -12,14 +12,15 @@ __all__ = ["RESERVED", "Names", "name_fault"]
 
 RESERVED: Final = frozenset(
     """
-    T_destination add_module apply bfloat16 bodies body buffers call_super_init children compile compile_blocks config
-    cpu cuda double dump_patches embedder eval extra_repr float forward generate get_buffer get_extra_state
-    get_parameter get_submodule graph half head head_weight hidden ipu load_state_dict logits modules mtia named_buffers
-    named_children named_modules named_parameters new_cache parameters register_backward_hook register_buffer
-    register_forward_hook register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook
-    register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter
-    register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ run set_extra_state set_submodule
-    share_memory site state_dict tap tapped to to_empty train training type width wiring wiring_names xpu zero_grad
+    T_destination add_module apply bfloat16 bodies body_named buffers call_super_init children compile compile_blocks
+    config cpu cuda double dump_patches embedder eval extra_repr float forward generate get_buffer get_extra_state
+    get_parameter get_submodule graph half head head_weight hidden ipu load_state_dict logits modules mtia
+    named_buffers named_children named_modules named_parameters new_cache parameters register_backward_hook
+    register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
+    register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook
+    register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ run
+    set_extra_state set_submodule share_memory site state_dict tap tapped to to_empty train training type width wiring
+    wiring_names xpu zero_grad
     """.split()  # noqa: SIM905 - a hundred quotes would hide the names
 )
 """Names that the modules of a built model use themselves."""

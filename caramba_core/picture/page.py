@@ -14,13 +14,13 @@ __all__ = ["page"]
 
 _STYLE = """
 body { font: 15px/1.5 "Helvetica Neue", Helvetica, Arial, sans-serif; color: #212529; }
-body { margin: 0 auto; max-width: 1060px; }
+body { margin: 0 auto; max-width: 1060px; padding: 0 16px; }
 svg { max-width: 100%; height: auto; display: block; margin: auto; }
 table { border-collapse: collapse; width: 100%; margin: 0 0 3rem; font-size: 13px; }
 th { text-align: left; color: #6c757d; font-weight: 500; }
 th, td { padding: 3px 10px 3px 0; border-bottom: 1px solid #e9ecef; vertical-align: top; }
 td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-td.w { color: #6c757d; } td:first-child { white-space: pre; } .t { color: #3b5bdb; } .g { color: #868e96; }
+td.w { color: #6c757d; } td:first-child { white-space: pre; } .t { color: #3b5bdb; } .g { color: #adb5bd; font-family: monospace; }
 """
 _COLUMNS = ("node", "type", "width", "parameters", "operations a token", "cached bytes a token", "state", "weights")
 _NUMERIC = range(2, 7)
