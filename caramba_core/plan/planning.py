@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from caramba_core.errors import ManifestError
-from caramba_core.graph import Graph, matches
+from caramba_core.graph import Graph, local_name, matches
 from caramba_core.lowered import group_path, located, lower_all, lower_group
 from caramba_core.lowering import Fault
+from caramba_core.manifest.names import listing, nearest, suggestion
 from caramba_core.manifest.schema import Group
 from caramba_core.plan.data import plan_data
 from caramba_core.plan.figures import bytes_in_words, count_in_words
@@ -149,15 +150,20 @@ def _check_patterns(loaded: Loaded, groups: tuple[tuple[Group, Graph], ...]) -> 
         for index, run in enumerate(group.runs):
             for place, pattern in enumerate(() if run.train is None else run.train.trains):
                 if not any(matches(name, pattern) for name in names):
-                    faults.append(
-                        Fault(
-                            path=(*group_path(loaded, group), "runs", index, "train", "trains", place),
-                            message=f"{pattern!r} matches no node of the model",
-                            expected=f"a pattern of node names such as {', '.join(_roles(names))}",
-                        )
-                    )
+                    path = (*group_path(loaded, group), "runs", index, "train", "trains", place)
+                    faults.append(_unmatched(path, pattern, names))
     if faults:
         raise ManifestError(located(loaded, faults))
+
+
+def _unmatched(path: tuple[str | int, ...], pattern: str, names: list[str]) -> Fault:
+    roles = _roles(names)
+    near = nearest(local_name(pattern), [*roles, *map(local_name, names)])
+    return Fault(
+        path=path,
+        message=f"{pattern!r} matches no node of the model{suggestion(near)}",
+        expected=None if near else f"a pattern of node names such as {listing(roles)}, blocks.[0-7].attention",
+    )
 
 
 def _roles(names: list[str]) -> list[str]:

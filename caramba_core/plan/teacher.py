@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from caramba_core.component import Layer
-from caramba_core.errors import InputError
+from caramba_core.errors import InputError, PluginError
 from caramba_core.graph import Graph
 from caramba_core.loading import fetch_source, find_loader
 from caramba_core.lowering import LoweringError, lower
@@ -67,7 +67,10 @@ def _local(source: str, folder: Path) -> tuple[Path | None, str]:
         return None, f"no installed plugin fetches from {address['scheme']}://"
     fetcher: Any = plugins.load(plugins.find(("source",), address["scheme"]))
     look = getattr(fetcher, "cached", None)  # a source that cannot tell has to be fetched first
-    found: Path | None = None if look is None else look(address["location"])
+    try:
+        found: Path | None = None if look is None else look(address["location"])
+    except PluginError as error:  # its library is missing, which a run would need and a plan does not
+        return None, error.message
     return found, "" if found is not None else "it has not been fetched yet"
 
 
