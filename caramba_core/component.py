@@ -1,9 +1,9 @@
 """What a component is: a typed config that says, as data, what it holds and what it costs.
 
-A component is two things: a frozen ``attrs`` config (this module; light, never imports torch) and the torch module that
-the config names in ``builds``.  The config declares its weights once, as shapes; the plan sums them without torch and the
-builder creates exactly these parameters.  A plugin registers the config under its short name in the entry-point group of
-its kind (see :mod:`caramba_core.kinds`).
+A component is two things: a frozen ``attrs`` config (this module; light, never imports torch) and the torch module
+that the config names in ``builds``.  The config declares its weights once, as shapes; the plan sums them without torch
+and the builder creates exactly these parameters.  A plugin registers the config under its short name in the entry-point
+group of its kind (see :mod:`caramba_core.kinds`).
 
 Axes used throughout caramba:
 
@@ -75,8 +75,8 @@ class Given:
 class Weight:
     """One tensor that a component owns.
 
-    ``shape`` is ``[out, in]`` for projections, as in torch and in Hugging Face checkpoints.  ``trainable=False`` declares
-    a buffer that is stored in checkpoints (DBA's kept rotary frequencies).  ``dtype`` pins the storage type ("float32",
+    ``shape`` is ``[out, in]`` for projections, as in torch and in Hugging Face checkpoints.  ``trainable=False``
+    declares a buffer that is stored in checkpoints (DBA's kept rotary frequencies).  ``dtype`` pins the storage type ("float32",
     "int64"); ``None`` follows the model's.
     """
 
@@ -366,7 +366,7 @@ class Topology(Layer):
     flow: ClassVar[Literal["chain", "fan"]] = "chain"
     inline: ClassVar[str | None] = None
     separable: ClassVar[bool] = False
-    """Whether running the bodies one after the other is all that the node does, so that calibration may stop between."""
+    """Whether running the bodies in turn is all that the node does, so that calibration may stop between them."""
 
     def bodies(self) -> Sequence[Body]:
         """The chains that this node runs, in order."""

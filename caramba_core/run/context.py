@@ -72,6 +72,8 @@ class GroupContext:
             self.tokens("train")
         if train is not None:
             trained_nodes(self.graph, train.trains)
+            if train.evaluate_every is not None:
+                self.tokens("heldout")
             if train.strategy.needs_teacher and self.source is None:
                 raise InputError(
                     f"run {run.id}: its strategy learns from a teacher, and group {self.group.name} has none"

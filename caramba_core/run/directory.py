@@ -39,7 +39,7 @@ class State:
 
 
 class RunDirectory:
-    """One run's folder, held by at most one process at a time (a lock file, freed by the system when a process dies)."""
+    """One run's folder, held by at most one process at a time (a lock, freed when the process dies)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

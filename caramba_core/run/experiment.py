@@ -85,10 +85,7 @@ class Experiment:
 
     def run(self, left: Sequence[tuple[Group, Run]]) -> bool:
         """Do the runs; whether all of them came to their end (a time limit or a signal may stop one midway)."""
-        for group, run in left:
-            if not self._one(group, run):
-                return False
-        return True
+        return all(self._one(group, run) for group, run in left)
 
     def summaries(self) -> dict[str, list[dict[str, Any]]]:
         """The results of the chosen groups' finished runs, by group, in the order of the manifest."""

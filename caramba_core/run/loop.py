@@ -16,6 +16,8 @@ from caramba_core.manifest.schema import Train
 from caramba_core.run.batches import Windows
 from caramba_core.run.checkpoint import load_random, read_state, restore_optimizer, save_checkpoint
 from caramba_core.run.context import RunContext
+from caramba_core.run.device import autocast_dtype
+from caramba_core.run.evaluation import measure
 from caramba_core.run.reporter import Bar
 from caramba_core.training import StepResult, StrategyRunner
 
@@ -93,6 +95,8 @@ class TrainingLoop:
             self._one_step(bar)
             if self.context.deadline is not None and time.monotonic() >= self.context.deadline:
                 self.context.request_stop("the time limit of this call was reached")
+            if self.settings.evaluate_every is not None and self.step % self.settings.evaluate_every == 0:
+                self._evaluate()
             if every is not None and self.step % every == 0 and self.step < self.steps:
                 self.save()
         self._settle(bar)
@@ -146,6 +150,17 @@ class TrainingLoop:
         self._settle(bar)
         self._pending = numbers
         bar.advance(self.tokens_a_step)
+
+    def _evaluate(self) -> None:
+        """Measure the student on the held-out tokens in the middle of training."""
+        context = self.context
+        self._settle(None)
+        self.model.eval()
+        tokens, dtype = context.shared.tokens("heldout"), autocast_dtype(context.dtype_name)
+        results = {"perplexity": measure(self.model, tokens, context.evaluation, autocast=dtype).perplexity}
+        self.model.train()
+        context.directory.append_metrics({"step": self.step, **results})
+        context.hooks.evaluated(context=context, step=self.step, results=results)
 
     def _settle(self, bar: Bar | None) -> None:
         """Read, check and record the numbers of the previous step."""

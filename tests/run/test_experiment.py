@@ -77,6 +77,20 @@ def test_training_lowers_the_divergence_from_the_teacher(manifest: Path) -> None
     assert sum(last) < 0.9 * sum(first)
 
 
+def test_evaluation_in_the_middle_changes_nothing_but_the_record(manifest: Path) -> None:
+    assert run(manifest) == 0
+    plain = weights(folder_of(manifest, "finetune"))
+    measured = ("--set", "groups.0.runs.1.train.evaluate_every=3", "--output", str(manifest.parent / "measured"))
+    assert caramba("run", manifest, *measured) == 0
+    folder = manifest.parent / "measured" / "small" / "half" / "finetune"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "perplexity" in line] == [3, 6]
+    assert lines[-1]["perplexity"] == pytest.approx(
+        json.loads((folder / "summary.json").read_text())["perplexity"]["end"]
+    )
+    assert all(torch.equal(plain[name], tensor) for name, tensor in weights(folder).items())
+
+
 def test_what_is_frozen_stays_what_it_was(manifest: Path) -> None:
     assert run(manifest) == 0
     before, after = weights(folder_of(manifest, "convert")), weights(folder_of(manifest, "finetune"))

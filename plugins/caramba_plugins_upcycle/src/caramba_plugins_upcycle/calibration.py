@@ -108,7 +108,7 @@ class Calibration:
         path = site.name.removeprefix(f"{ROOT}.")
         teacher: Any = self.teacher.get_submodule(
             path
-        )  # its seam has probe(), the student's mix(): no types of torch's
+        )  # has probe(), the student mix()
         student: Any = self.student.get_submodule(path)
         width = site.student.width_in
         transplant = self.transplants[site.name]
