@@ -85,7 +85,7 @@ class _Writer:
         """A manifest: the typed one, with what reading resolves."""
         schema = self._fields(Manifest, partial=partial, resolved=("model", "groups"))
         schema["properties"] |= {
-            "vars": _described({"type": "object"}, "values that ${name} stands for"),
+            "vars": _described({"type": ["object", "null"]}, "values that ${name} stands for"),
             "extends": _described(_NAMES, "manifests or presets that this one is laid on"),
             "model": _described(self._model(partial=partial), "the model"),
             "groups": _described({"type": "array", "items": self._group(partial=partial)}, "collections of runs"),
@@ -97,7 +97,7 @@ class _Writer:
     def _group(self, *, partial: bool) -> Schema:
         """A group; one that extends another, or is laid on another manifest's, may leave out what that one gives."""
         more = {
-            "vars": _described({"type": "object"}, "variables of this group, over the manifest's"),
+            "vars": _described({"type": ["object", "null"]}, "variables of this group, over the manifest's"),
             "extends": _described({"type": "string"}, "another group that this one is laid on"),
             "matrix": _described({"type": "object"}, "lists of values: one group for each combination"),
             "model": _described(self._model(partial=True), "what differs from the manifest's model in this group"),
@@ -157,7 +157,8 @@ class _Writer:
         if words:
             described["description"] = f"{words} ({unit})" if unit else words
         if attribute.default is not attrs.NOTHING and _is_json(attribute.default):
-            described["default"] = attribute.default
+            default = attribute.default
+            described["default"] = list(default) if isinstance(default, tuple) else default
         return described
 
     # ------------------------------------------------------------------------------------------------ types
