@@ -156,7 +156,9 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(item, (*path, key))
 
 
-VALUES = st.sampled_from([None, True, -1, 0, 3, 2.5, "", "x", "${n_layers}", "rms_norm", [], {}, {"type": "rms_norm"}, [1]])
+VALUES = st.sampled_from(
+    [None, True, -1, 0, 3, 2.5, "", "x", "${n_layers}", "rms_norm", [], {}, {"type": "rms_norm"}, [1]]
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
