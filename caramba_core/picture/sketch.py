@@ -233,11 +233,27 @@ def _reuse(applications: int) -> str:
 
 
 def _build(scope: ScopePlan) -> object:
-    """What must be equal for bodies to be drawn as one: names and types, not sizes."""
-    return (
-        scope.applications,
-        *((node.local, node.type, tuple(_build(s) for s in node.scopes)) for node in scope.nodes),
+    """What must be equal for bodies to be drawn as one: names, types and manners, not sizes."""
+    inside = (
+        (node.local, node.type, _manner(node.node.config), tuple(_build(inner) for inner in node.scopes))
+        for node in scope.nodes
     )
+    return (scope.applications, *inside)
+
+
+def _manner(config: Layer) -> tuple[str, ...]:
+    """The fields of a component that are no sizes: a window or none, one layout or another."""
+    manners = []
+    for attribute in attrs.fields(cast(Any, type(config))):
+        value = getattr(config, attribute.name)
+        is_size = isinstance(value, int | float) and not isinstance(value, bool)
+        if attribute.name != "name" and not is_size and not _holds_layers(value):
+            manners.append(f"{attribute.name} {value!r}")
+    return tuple(manners)
+
+
+def _holds_layers(value: object) -> bool:
+    return isinstance(value, Layer) or (isinstance(value, tuple) and any(map(_holds_layers, value)))
 
 
 # ------------------------------------------------------------------------------------------------ cards

@@ -28,6 +28,7 @@ MODELS: dict[str, list[dict[str, Any]]] = {
     "each": [nested(3, residual(NORM, DBA), each={"attention.sem_dim": [2, 4, 6]})],
     "hybrid": [nested(6, NORM, GQA, variants=[[NORM, WINDOW, MLP]], order=[0, 0, 0, 1, 1, 0])],
     "alternating": [nested(20, NORM, GQA, variants=[[NORM, MLP]], order=[0, 1] * 10)],
+    "windows": [nested(4, NORM, GQA, variants=[[NORM, WINDOW]], order=[0, 1, 1, 0])],
     "named": [stacked(residual(NORM, GQA), name="first"), residual(MLP, name="second")],
     "fan": [{"type": "parallel", "combine": "concatenate", "layers": [residual(NORM, GQA), linear(10), NORM, MLP]}],
     "fan in fan": [
@@ -99,6 +100,12 @@ def test_blocks_of_other_make_stand_apart_in_order() -> None:
     many = [element.text or "" for element in texts(svg(sketch_of("alternating")))]
     assert "10 \u00d7" in many
     assert any("in the order of the numbers" in text for text in many)
+
+
+def test_a_window_is_no_size() -> None:
+    written = [element.text or "" for element in texts(svg(sketch_of("windows")))]
+    assert [text for text in written if text.startswith("blocks.")] == ["blocks.0", "blocks.1\u20132", "blocks.3"]
+    assert sum("of the last 16 tokens" in text for text in written) == 1
 
 
 def boxes_of(box: Box) -> list[Box]:
