@@ -20,7 +20,9 @@ table { border-collapse: collapse; width: 100%; margin: 0 0 3rem; font-size: 13p
 th { text-align: left; color: #6c757d; font-weight: 500; }
 th, td { padding: 3px 10px 3px 0; border-bottom: 1px solid #e9ecef; vertical-align: top; }
 td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-td.w { color: #6c757d; } td:first-child { white-space: pre; } .t { color: #3b5bdb; } .g { color: #adb5bd; font-family: monospace; }
+td.w { color: #6c757d; } td:first-child { white-space: pre; }
+.t { color: #3b5bdb; }
+.g { color: #adb5bd; font-family: monospace; }
 """
 _COLUMNS = ("node", "type", "width", "parameters", "operations a token", "cached bytes a token", "state", "weights")
 _NUMERIC = range(2, 7)
