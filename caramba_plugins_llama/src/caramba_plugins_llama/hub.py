@@ -8,7 +8,9 @@ is never part of a message.
 from __future__ import annotations
 
 import errno
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,11 +69,20 @@ class Hub:
     def cached(cls, location: str) -> Path | None:
         """Where a repository's checkpoint lies if all of it was fetched before; the network is not asked."""
         address = _parse(location)
+        if "huggingface_hub" not in sys.modules and not _kept(address.repository).is_dir():
+            return None  # a quarter of a second sooner than the library would say so
         try:
             _, has, get = _offline(address)
             return _collect(address, has, get)
         except InputError:
             return None
+
+
+def _kept(repository: str) -> Path:
+    """Where the library keeps a repository, by the environment variables that it documents."""
+    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME', '~/.cache')}/huggingface"
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
+    return Path(os.path.expandvars(cache)).expanduser() / f"models--{repository.replace('/', '--')}"
 
 
 def _parse(location: str) -> _Address:
