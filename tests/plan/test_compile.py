@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -233,7 +234,7 @@ def test_unknown_group(manifest: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 # ------------------------------------------------------------------------------------------------ imports
 
-HEAVY = ("torch", "numpy", "safetensors", "gguf", "tokenizers")
+HEAVY = ("torch", "numpy", "safetensors", "gguf", "huggingface_hub", "tokenizers")
 PROBE = """
 import sys
 from caramba_core.cli import main
@@ -263,5 +264,6 @@ def test_no_torch_no_numpy(arguments: list[str], manifest: Path, teacher: Path) 
     """In a fresh interpreter; the teacher is local, so that its headers are read as well."""
     filled = [str(manifest) if argument == "MANIFEST" else argument for argument in arguments]
     command = [sys.executable, "-c", PROBE.format(heavy=HEAVY), *filled]
-    done = subprocess.run(command, cwd=manifest.parent, capture_output=True, text=True, check=False)
+    elsewhere = {**os.environ, "HF_HUB_CACHE": str(manifest.parent)}
+    done = subprocess.run(command, cwd=manifest.parent, env=elsewhere, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
