@@ -167,8 +167,11 @@ def _resolved(root: Map, reading: Reading, mentions: Mentions) -> Map:
         entries["groups"] = Entry(groups.key, value)
     for entry in variables.values():  # a variable that nothing uses is checked all the same
         base.resolve(entry.value)
-    misspelt = any(nearest(key, ["vars"]) for key in root.entries if key != "vars")
-    if isinstance(vars_entry.value, Map) if vars_entry is not None else not misspelt:
+    if vars_entry is None:
+        readable = not any(nearest(key, ["vars"]) for key in root.entries)
+    else:
+        readable = isinstance(vars_entry.value, Map) or plain(vars_entry.value) is None
+    if readable:  # else every variable is unknown, for a reason that is reported
         reading.problems.extend(mentions.problems(variables))
     return map_of(entries, root.span, head=root.head, notes=root.notes)
 

@@ -19,7 +19,7 @@ from caramba_core.plugins.registry import Registry
 
 __all__ = ["rule_faults", "teacher_faults"]
 
-_NEEDS: Final[dict[str, tuple[Path, ...]]] = {
+_NEEDS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "convert": (("teacher",), ("data", "train")),
     "train": (("run", "steps"), ("run", "train"), ("data", "train")),
     "eval": (("data", "heldout"),),
@@ -92,8 +92,8 @@ class _Rules:
     def _mode(self, group: dict[str, Any], run: dict[str, Any], path: Path, run_path: Path) -> Iterator[Fault]:
         start, mode = run.get("start"), run.get("mode")
         if isinstance(start, dict) and isinstance(start.get("transplant"), str):
-            place = (*run_path, "start", "transplant")
-            yield from self._registered("transplant", start["transplant"], place, "auto")
+            start_path = (*run_path, "start", "transplant")
+            yield from self._registered("transplant", start["transplant"], start_path, "auto")
         if not isinstance(mode, str):
             return
         yield from self._registered("mode", mode, (*run_path, "mode"))

@@ -32,12 +32,14 @@ def problems(file: Path) -> tuple[Problem, ...]:
 
 
 def check(problem: Problem, typo: str, right: str) -> None:
-    """The right name comes first, unless the letter that tells it from another one is the misspelt one."""
+    """The right name comes first, unless the letter that tells it from another name is the misspelt one."""
     found = SUGGESTED.search(problem.message)
     suggested = [] if found is None else re.findall(r"'([^']+)'", found[1])
     assert right in suggested, f"{right} as {typo!r}: {problem.render()}"
     before = suggested[: suggested.index(right)]
-    assert all(one_letter_apart(right, other) for other in before), f"{right} as {typo!r}: {problem.render()}"
+    assert all(one_letter_apart(right, other) or one_letter_apart(typo, other) for other in before), (
+        f"{right} as {typo!r}: {problem.render()}"
+    )
 
 
 def one_letter_apart(a: str, b: str) -> bool:
