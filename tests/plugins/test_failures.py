@@ -39,6 +39,8 @@ def command(fault: str, format: Annotated[str, typer.Option()] = "text"):
     if fault == "bug":
         raise ZeroDivisionError("a bug")
     if fault == "interrupt":
+        # A shell that starts its jobs in the background has them ignore this signal, and children inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
         signal.pause()
     if fault == "terminate":
