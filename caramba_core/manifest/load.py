@@ -107,7 +107,7 @@ def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer, 
     if not composer.complete:
         raise ManifestError(_in_order(composer, overrides))
     root = apply(root, [change for change in changes if not change.of_groups], problems)
-    if any(change.parts[0][0] == "requires" for change in changes):
+    if any(change.parts[0][0] == "requires" for change in changes) and "requires" in root.entries:
         problems.extend(check_requires(root.entries["requires"].value))
     root = expand_groups(root, composer.inherited, reading=reading, mentions=mentions)
     root = apply(root, [change for change in changes if change.of_groups], problems)

@@ -13,6 +13,7 @@ from caramba_core.manifest.problem import Path, Problem, dotted, shown
 from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.source import Broken, Source, Span, check_characters
 from caramba_core.manifest.tree import Entry, Gap, List, Map, Node, Scalar, list_of, map_of, plain
+from caramba_core.manifest.variables import known_variables
 from caramba_core.manifest.yaml_text import read_yaml
 
 __all__ = ["Override", "apply", "override_name", "parse"]
@@ -113,7 +114,7 @@ def _set(node: Node, override: Override, depth: int, path: Path) -> Node:
         raise Broken(
             span.problem(
                 f"unknown variable {name!r}{suggestion(near)}",
-                expected=None if near else f"one of the manifest's vars: {listing(node.entries)}",
+                expected=None if near else known_variables(node.entries),
             )
         )
     inner = map_of({}, span) if below is None else below.value

@@ -26,7 +26,7 @@ from caramba_core.manifest.tree import (
     plain,
 )
 
-__all__ = ["Mentions", "Scope", "declared"]
+__all__ = ["Mentions", "Scope", "declared", "known_variables"]
 
 _DEEPEST: Final = 24
 """How long a chain of variables that refer to one another may be."""
@@ -92,8 +92,15 @@ def _unknown(
         )
     return span.problem(
         f"unknown variable {name!r}{suggestion(near)}",
-        expected=None if near else f"one of the manifest's vars: {listing(variables)}",
+        expected=None if near else known_variables(variables),
         hint=hint,
+    )
+
+
+def known_variables(variables: Mapping[str, Entry]) -> str:
+    """What to expect in place of a name that is none of these."""
+    return (
+        f"one of the manifest's vars: {listing(variables)}" if variables else "a name that vars: declares; it has none"
     )
 
 
