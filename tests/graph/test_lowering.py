@@ -33,6 +33,15 @@ def test_widths_flow() -> None:
     assert widths["model.head"] == (10, 40)
 
 
+def test_widths_flow_from_body_to_body() -> None:
+    nodes = graph_of(nested(3, NORM, linear(10), NORM)).nodes()
+    assert [nodes[f"model.blocks.{index}.norm"].width_in for index in range(3)] == [24, 10, 10]
+    assert nodes["model.blocks"].width_out == nodes["model.head"].width_in == 10
+    branches = graph_of({"type": "parallel", "layers": [linear(10), linear(10)]}).nodes()
+    assert branches["model.parallel.1.linear"].width_in == 24
+    assert branches["model.parallel"].width_out == 10
+
+
 def test_the_head_is_filled_in() -> None:
     head = graph_of(NORM, tied=True).head.config
     assert isinstance(head, Head)

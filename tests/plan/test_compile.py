@@ -135,6 +135,14 @@ def _leaf_parameters(nodes: list[dict[str, Any]]) -> list[int]:
     return found
 
 
+def test_the_context_is_that_of_the_longest_run(manifest: Path) -> None:
+    text = manifest.read_text()
+    run = "      - {id: long, mode: eval, eval: {context: 48}}\n"
+    manifest.write_text(text.replace("  - {name: b,", f"{run}  - {{name: b,"))
+    assert [plan.model.context for plan in plan_manifest(load_manifest(manifest))] == [48, 48]
+    assert plan_manifest(load_manifest(manifest), context=7)[0].model.context == 7
+
+
 def test_format_json_is_the_same(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert caramba("compile", manifest, "--json") == 0
     first = capsys.readouterr().out

@@ -49,8 +49,20 @@ def check_cache(graph: Graph, plan: ModelPlan) -> None:
     assert plan.total.context_bytes == held(plan.context)
     assert plan.total.cache_bytes == held(1) - held(0)
     assert plan.total.state_bytes == held(0)
+    assert plan.total.cache_values == sum(layer_values(graph))
     batch = Cache(graph, batch=3, dtype=dtype, device="meta", capacity=plan.context).bytes
     assert batch == 3 * plan.total.context_bytes
+
+
+def layer_values(graph: Graph) -> list[int]:
+    """Values a token of every tensor that a cache holds for a token, one application after the other."""
+    cache = Cache(graph, batch=1, dtype=torch.float32, device="meta", capacity=1)
+    layers = [
+        cache.layer(name, application)
+        for name, node in graph.attentions().items()
+        for application in range(node.applications)
+    ]
+    return [layer.tensors[name].numel() for layer in layers for name, entry in layer.spec.items() if entry.per_token]
 
 
 def counted(graph: Graph, tokens: int, *, backward: bool) -> int:
