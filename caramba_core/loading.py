@@ -96,8 +96,8 @@ class Checkpoint(Protocol):
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that has a name in the graph once, as ``(that name, values on the CPU)``.
 
-        Streams: one tensor is in memory at a time.  Raises :class:`~caramba_core.errors.InputError` where a tensor is
-        damaged.
+        Streams: the loader keeps none of them.  The caller may keep one, unchanged until it asks for the next; no two
+        share memory.  Raises :class:`~caramba_core.errors.InputError` where a tensor is damaged.
         """
         ...
 

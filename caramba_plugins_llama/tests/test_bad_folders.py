@@ -374,6 +374,16 @@ def test_pickled_weights_are_read_where_they_are_named(folder: Path) -> None:
     assert str(folder / "pytorch_model.bin") in str(error)
 
 
+def test_pickled_tensors_that_share_memory_become_two(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    torch.save(tensors, folder / "pytorch_model.bin")
+    model = read_model(folder / "pytorch_model.bin")
+    with torch.no_grad():
+        model.head.weight.zero_()
+    assert model.embedder.weight.abs().sum() > 0
+
+
 def test_pickled_shards(folder: Path) -> None:
     expected = read_model(folder).state_dict()
     tensors = load_file(folder / "model.safetensors")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from caramba_plugins_llama.gguf_file import GgufFile
 from caramba_plugins_llama.gguf_header import GgufTensor, read_header
-from caramba_plugins_llama.gguf_values import read_tensor, rows_apart
+from caramba_plugins_llama.gguf_values import rows_apart, values_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -151,7 +151,7 @@ def test_rows_a_few_at_a_time_are_rows_all_at_once(tmp_path: Path, kind: str, mo
     raw = np.random.default_rng(0).integers(0, 100, (rows, columns // block * size), dtype=np.uint8)
     (tmp_path / "raw").write_bytes(b"123" + raw.tobytes())
     entry = GgufTensor(name="w", shape=(rows, columns), dtype=kind, offset=3, bytes=raw.size)
-    found = read_tensor(tmp_path / "raw", entry)
+    ((_, found),) = values_of(tmp_path / "raw", [entry])
     expected = torch.from_numpy(gguf.quants.dequantize(raw, quantized))
     assert torch.equal(found.nan_to_num(), expected.nan_to_num())
 

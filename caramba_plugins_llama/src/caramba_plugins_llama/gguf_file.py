@@ -95,13 +95,11 @@ class GgufFile:
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor once, dequantized to float32 (F16 and BF16 stay), in the row order of Hugging Face."""
-        from caramba_plugins_llama.gguf_values import read_tensor, rows_apart
+        from caramba_plugins_llama.gguf_values import rows_apart, values_of
 
-        for tensor in self.header.tensors.values():
-            name = _graph_name(tensor.name)
-            if name is None:
-                continue
-            values = read_tensor(self.path, tensor)
+        wanted = [tensor for tensor in self.header.tensors.values() if _graph_name(tensor.name) is not None]
+        for tensor, values in values_of(self.path, wanted):
+            name = str(_graph_name(tensor.name))
             if self.architecture.adjacent_pairs and name.endswith(_TURNED):
                 values = rows_apart(values, self._heads(name, tensor))
             yield name, values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -10,20 +11,24 @@ from torch import Tensor
 
 from caramba_core.errors import PluginError
 from caramba_plugins_llama.gguf_header import GgufTensor
-from caramba_plugins_llama.raw_values import read_raw
+from caramba_plugins_llama.mapped_file import MappedFile
 
-__all__ = ["read_tensor", "rows_apart"]
+__all__ = ["rows_apart", "values_of"]
 
 _PLAIN: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CHUNK: Final = 1 << 20
 """Values dequantized at a time: the library makes several float32 copies of them."""
 
 
-def read_tensor(path: Path, tensor: GgufTensor) -> Tensor:
-    """The values, in the stored type if that is a floating-point one, else in float32."""
-    if tensor.dtype in _PLAIN:
-        return read_raw(path, tensor.offset, tensor.shape, _PLAIN[tensor.dtype], tensor.name)
-    return _dequantized(path, tensor)
+def values_of(path: Path, tensors: Iterable[GgufTensor]) -> Iterator[tuple[GgufTensor, Tensor]]:
+    """The values of tensors: mapped, in the stored type if that is a floating-point one; else in float32."""
+    file = MappedFile(path)
+    for tensor in tensors:
+        if tensor.dtype in _PLAIN:
+            yield tensor, file.tensor(tensor.offset, tensor.shape, _PLAIN[tensor.dtype], tensor.name)
+        else:
+            yield tensor, _dequantized(file, tensor)
+        file.release(tensor.offset, tensor.bytes)
 
 
 def rows_apart(values: Tensor, heads: int) -> Tensor:
@@ -34,12 +39,12 @@ def rows_apart(values: Tensor, heads: int) -> Tensor:
     return values.view(heads, -1, 2, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
 
 
-def _dequantized(path: Path, tensor: GgufTensor) -> Tensor:
+def _dequantized(file: MappedFile, tensor: GgufTensor) -> Tensor:
     try:
         import gguf
     except ImportError as error:
         raise PluginError(
-            f"{path}: {tensor.dtype} weights are read with the library gguf, which is not installed",
+            f"{file.path}: {tensor.dtype} weights are read with the library gguf, which is not installed",
             hint="pip install 'caramba-plugins-llama[gguf]'",
         ) from error
     import numpy as np
@@ -49,7 +54,7 @@ def _dequantized(path: Path, tensor: GgufTensor) -> Tensor:
     values = torch.empty(tensor.shape, dtype=torch.float32)
     flat = values.view(-1, columns).numpy()
     rows = len(flat)
-    raw = read_raw(path, tensor.offset, (rows, tensor.bytes // rows), torch.uint8, tensor.name).numpy()
+    raw = file.tensor(tensor.offset, (rows, tensor.bytes // rows), torch.uint8, tensor.name).numpy()
     step = max(1, _CHUNK // columns)
     with np.errstate(over="ignore", invalid="ignore"):  # infinite scales are found, and named, when a model is filled
         for first in range(0, rows, step):

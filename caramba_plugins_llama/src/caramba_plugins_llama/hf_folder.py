@@ -12,7 +12,7 @@ from caramba_plugins_llama.configuration import model_of
 from caramba_plugins_llama.families import graph_name
 from caramba_plugins_llama.inside import inside
 from caramba_plugins_llama.json_file import read_object
-from caramba_plugins_llama.safetensors_file import SafetensorsEntry, looks_like_safetensors, read_header, read_values
+from caramba_plugins_llama.safetensors_file import SafetensorsEntry, looks_like_safetensors, read_header, values_of
 
 if TYPE_CHECKING:
     import torch
@@ -87,12 +87,14 @@ class HuggingFaceFolder:
         """Every tensor that the graph needs once, in the stored type."""
         if self._pickled:
             for tensors in self._pickles():
+                shared: set[int] = set()
                 for key, values in tensors.items():
                     if (name := self._name(key)) is not None:
-                        yield name, values
-        for entry in self._entries:
-            if (name := self._name(entry.key)) is not None:
-                yield name, read_values(entry)
+                        storage = values.untyped_storage().data_ptr()
+                        yield name, values.clone() if storage in shared else values
+                        shared.add(storage)
+        for entry, values in values_of(entry for entry in self._entries if self._name(entry.key) is not None):
+            yield str(self._name(entry.key)), values
 
     def tokenizer(self) -> Tokenizer | None:
         """``tokenizer.json``, where there is one."""

@@ -1,12 +1,12 @@
 """One safetensors file: its header, checked against the file before it is believed, and its values.
 
-Read here rather than by the library: plans need shapes without torch, and values that are read (not mapped) into one
-tensor at a time keep the memory of loading at the model's own.
+Read here rather than by the library: plans need shapes without torch, and every number of the header is held against
+the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -18,7 +18,7 @@ from caramba_plugins_llama.json_file import parse_object
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SafetensorsEntry", "looks_like_safetensors", "read_header", "read_values"]
+__all__ = ["SafetensorsEntry", "looks_like_safetensors", "read_header", "values_of"]
 
 _LARGEST_HEADER: Final = 100_000_000
 """Bytes; the bound of the format itself."""
@@ -94,14 +94,19 @@ def read_header(path: Path) -> tuple[SafetensorsEntry, ...]:
     return tuple(entries)
 
 
-def read_values(entry: SafetensorsEntry) -> Tensor:
-    """The values of one tensor, on the CPU, in the stored type."""
+def values_of(entries: Iterable[SafetensorsEntry]) -> Iterator[tuple[SafetensorsEntry, Tensor]]:
+    """The values of tensors of one file or several, mapped, in the stored type."""
     import torch
 
-    from caramba_plugins_llama.raw_values import read_raw
+    from caramba_plugins_llama.mapped_file import MappedFile
 
-    dtype = getattr(torch, _TYPES[entry.dtype][1])
-    return read_raw(entry.path, entry.first, entry.shape, dtype, entry.key)
+    file: MappedFile | None = None
+    for entry in entries:
+        if file is None or file.path != entry.path:
+            file = MappedFile(entry.path)
+        dtype = getattr(torch, _TYPES[entry.dtype][1])
+        yield entry, file.tensor(entry.first, entry.shape, dtype, entry.key)
+        file.release(entry.first, entry.last - entry.first)
 
 
 def _entry(path: Path, key: str, value: Any, base: int) -> tuple[str, SafetensorsEntry | None]:

@@ -1,0 +1,96 @@
+"""Loading holds the model and little else, whatever the type and size of the file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from .conftest import read_model, write_oracle
+
+MB = 1_000_000
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+import caramba_plugins_llama.mapped_file, caramba_plugins_standard.gqa_module
+from caramba_core.loading import find_loader
+from caramba_core.lowering import lower
+from caramba_core.manifest import structure_model
+from caramba_core.nn.build import build
+from caramba_core.nn.filling import load_weights
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+torch.set_num_threads(1)
+checkpoint = find_loader(Path(sys.argv[1]))
+graph = lower(structure_model(checkpoint.model(), origin="test"))
+before = resident("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+model = build(graph, dtype=getattr(torch, sys.argv[2]))
+load_weights(model, checkpoint)
+sizes = [p.numel() * p.element_size() for p in model.parameters()]
+print(json.dumps([resident("VmHWM") - before, sum(sizes)]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is measured through /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_peak_memory(tmp_path: Path, dtype: str) -> None:
+    write_oracle(
+        tmp_path, "llama", vocab_size=24000, hidden_size=660, intermediate_size=2000, num_hidden_layers=6, shards=False
+    )
+    file = (tmp_path / "model.safetensors").stat().st_size
+    assert file > 150 * MB, "smaller than what a loader that holds everything twice would be caught at"
+    largest = 24000 * 660 * 4
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), dtype], capture_output=True, text=True, check=True
+    )
+    peak, model = json.loads(done.stdout)
+    assert peak < (0 if dtype == "float32" else model) + largest + 40 * MB
+
+
+def test_the_file_is_not_changed_by_its_model(folder: Path) -> None:
+    """Same type and device: the parameters are the file's own pages, privately."""
+    before = (folder / "model.safetensors").read_bytes()
+    model = read_model(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert all(parameter.abs().sum() > 0 for parameter in model.parameters())
+
+
+def test_a_file_replaced_by_another_leaves_the_model_as_it_was(folder: Path, tmp_path: Path) -> None:
+    model = read_model(folder)
+    expected = {name: tensor.clone() for name, tensor in read_model(folder).state_dict().items()}
+    (tmp_path / "new").write_bytes(b"something else")
+    (tmp_path / "new").replace(folder / "model.safetensors")
+    assert all(torch.equal(expected[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_unaligned_tensors(folder: Path) -> None:
+    """A header may have any length, so data may start anywhere."""
+    expected = read_model(folder, torch.float64).float().state_dict()  # memory of its own: the file is written to
+    content = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    (folder / "model.safetensors").write_bytes(
+        (length + 1).to_bytes(8, "little") + content[8 : 8 + length] + b" " + content[8 + length :]
+    )
+    found = read_model(folder).state_dict()
+    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types(folder: Path, dtype: torch.dtype) -> None:
+    expected = read_model(folder).state_dict()
+    for name, tensor in read_model(folder, dtype).state_dict().items():
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, expected[name].to(dtype))
