@@ -10,7 +10,7 @@ from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_core.nn.cache import LayerCache
 from caramba_core.rope import Rope
 
-from .conversion import convert, filled, frame, inputs
+from dba_conversion import convert, filled, frame, inputs
 
 WIDTH = 48
 SHAPES = {"mha": (4, 4, 8), "gqa": (6, 2, 12), "mqa": (3, 1, 16)}

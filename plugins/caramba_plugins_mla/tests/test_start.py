@@ -15,7 +15,7 @@ from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_core.errors import InvalidValue
 from caramba_core.rope import Rope
 
-from .conversion import WIDTH, convert, frame, inputs, moments, teacher
+from mla_conversion import WIDTH, convert, frame, inputs, moments, teacher
 
 SHAPES = {"mha": (4, 4, 8), "gqa": (6, 2, 12), "mqa": (3, 1, 16)}
 ROPES = {
