@@ -5,6 +5,7 @@ from __future__ import annotations
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph
 from caramba_core.loading import open_source
+from caramba_core.lowered import lower_group
 from caramba_core.lowering import lower
 from caramba_core.manifest import Loaded, structure_model
 from caramba_core.manifest.schema import Group
@@ -16,7 +17,7 @@ __all__ = ["open_group"]
 
 def open_group(loaded: Loaded, group: Group) -> GroupContext:
     """The group's shared context: its graph is lowered, the teacher's headers are read."""
-    graph = lower(group.model)
+    graph = lower_group(loaded, group)
     hooks().graph_lowered(graph=graph)
     return GroupContext(loaded=loaded, group=group, graph=graph, teacher=_teacher(loaded, group))
 
