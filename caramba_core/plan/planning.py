@@ -72,7 +72,7 @@ class Plan:
         total = self.model.total
         words = [
             f"{count_in_words(total.parameters)} parameters",
-            f"{total.cache_bytes:,} cached bytes a token in {self.model.dtype}",
+            f"{bytes_in_words(total.context_bytes)} cached at {self.model.context:,} tokens in {self.model.dtype}",
         ]
         if self.runs:
             most = max(run.memory.total for run in self.runs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Row", "index_ranges", "model_rows", "model_table", "render", "shows"]
 
 _CHAIN = "caramba_core.nn.sequence:chain"
+_ENDLESS = 10_000
+_NARROW = 100
+"""Columns of a terminal below which widths are shown of outputs alone."""
 _WIDE = 120
 """Columns of a terminal from which on the shapes of weights have room beside the figures."""
 
@@ -31,10 +34,11 @@ _WIDE = 120
 def render(plan: Plan, console: Console, *, full: bool = False) -> None:
     """Print a plan."""
     console.print(Text(plan.title, style="bold"))
-    console.print(model_table(plan.model, full=full, weights=full or console.width >= _WIDE))
+    weights = full or console.width >= _WIDE
+    console.print(model_table(plan.model, full=full, weights=weights, narrow=console.width < _NARROW))
     console.print(_totals(plan))
     if plan.runs:
-        console.print(_runs_table(plan))
+        console.print(_runs_table(plan, console))
 
 
 # ------------------------------------------------------------------------------------------------ the model
@@ -54,9 +58,9 @@ class Row:
     group: bool = False
 
 
-def model_table(model: ModelPlan, *, full: bool = False, weights: bool = True) -> Table:
+def model_table(model: ModelPlan, *, full: bool = False, weights: bool = True, narrow: bool = False) -> Table:
     """The tree with widths, parameters, operations and cache of each node; repeated bodies once, with their count."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
+    table = Table(box=None, padding=(0, 1 if narrow else 2, 0, 0), header_style="dim", expand=False)
     table.add_column("node", no_wrap=True)
     table.add_column("type", no_wrap=True, style="cyan")
     table.add_column("width", justify="right", no_wrap=True)
@@ -73,7 +77,7 @@ def model_table(model: ModelPlan, *, full: bool = False, weights: bool = True) -
         table.add_row(
             label,
             row.type,
-            row.width,
+            row.width.rpartition("-> ")[2] if narrow else row.width,
             count_in_words(figures.parameters) if figures.parameters else "",
             count_in_words(figures.operations / model.context) if figures.operations else "",
             _cache_words(figures),
@@ -193,19 +197,17 @@ def _totals(plan: Plan) -> Table:
 
 def _cache_line(plan: Plan) -> str:
     total = plan.model.total
-    words = f"{_cache_words(total) or 0} bytes a token in {plan.model.dtype}, "
-    words += f"{bytes_in_words(total.context_bytes)} at {plan.model.context:,} tokens"
+    words = f"{_cache_words(total) or 0} bytes a token in {plan.model.dtype}"
+    if total.context_bytes < total.state_bytes + plan.model.context * total.cache_bytes:
+        words += " until windows are full"
+    words += f", {bytes_in_words(total.context_bytes)} at {plan.model.context:,} tokens"
     return "; ".join((words, *plan.facts())) if plan.teacher_model is not None else words
 
 
-def _runs_table(plan: Plan) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), pad_edge=False)
-    table.add_column("run")
-    table.add_column("trains")
-    table.add_column("shape", no_wrap=True)
-    columns = ("weights", "teacher", "gradients", "optimizer", "saved*", "logits*", "total*")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+def _runs_table(plan: Plan, console: Console) -> Table:
+    """Memory by purpose: a run a row, or where that is too wide a run a column."""
+    heads = ("run", "trains", "shape", "weights", "teacher", "gradients", "optimizer", "saved*", "logits*", "total*")
+    rows = []
     for run in plan.runs:
         memory = run.memory
         numbers = (
@@ -217,11 +219,24 @@ def _runs_table(plan: Plan) -> Table:
             memory.logits,
             memory.total,
         )
-        table.add_row(run.id, _trains(run), _shape(run), *map(_bytes_cell, numbers))
+        rows.append((run.id, _trains(run), _shape(run), *map(_bytes_cell, numbers)))
+    table = _table(heads, rows, right=range(3, len(heads)))
+    if console.measure(table, options=console.options.update(width=_ENDLESS)).maximum > console.width:
+        first, *others = zip(heads, *rows, strict=True)
+        table = _table(first, others, right=range(1, len(first)))
     table.caption = "* estimates: what the pass saves and works with; an allocator's own overhead comes on top"
     if plan.teacher is not None and plan.teacher_model is None:
         table.caption += "\nthe teacher's memory, and what the student shares with it, is not counted"
     table.caption_justify = "left"
+    return table
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), pad_edge=False)
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="right" if index in right else "left")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
