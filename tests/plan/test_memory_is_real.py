@@ -10,17 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from caramba_core.graph import ROOT
+from caramba_core.graph import ROOT, local_name
 from caramba_core.lowered import lower_group
 from caramba_core.manifest import load_manifest
-from caramba_core.manifest.schema import Group
+from caramba_core.manifest.schema import Group, Teacher
 from caramba_core.nn.build import build
+from caramba_core.plan import plan_group
 from caramba_core.plan.nodes import plan_model
 from caramba_core.plan.runs import Memory, Stage, plan_runs
 from caramba_core.plan.teacher import TeacherPlan
 from caramba_core.run.student import assemble, trained_nodes
 
-from .shapes import DBA, GQA, MLP, chain, graph_of, residual
+from .shapes import DBA, GQA, MLP, chain, graph_of, presets, residual
 
 MANIFEST = """
 version: 1
@@ -144,6 +145,40 @@ def test_memory_of_a_group(tmp_path: Path, dtype: str, optimizer: str) -> None:
         }
 
 
+@pytest.mark.parametrize("preset", presets())
+def test_memory_of_presets(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At full size on the meta device, with a teacher that is not there: everything is the student's own."""
+
+    def absent(teacher: Teacher, folder: Path) -> TeacherPlan:
+        return TeacherPlan(source=teacher.source, dtype=teacher.dtype, reason="this test says so")
+
+    monkeypatch.setattr("caramba_core.plan.planning.plan_teacher", absent)
+    loaded = load_manifest(preset)
+    for group in loaded.manifest.groups:
+        assert group.teacher is not None
+        graph = lower_group(loaded, group)
+        dtype = getattr(torch, group.teacher.dtype)
+        for run, plan in zip(group.runs, plan_group(loaded, group).runs, strict=True):
+            student = build(graph, device="meta", dtype=dtype).requires_grad_(False)
+            trained = trained_nodes(graph, run.train.trains) if run.train is not None else frozenset()
+            for name in trained:
+                module = student.get_submodule(local_name(name))
+                for key, parameter in list(module.named_parameters(recurse=False)):
+                    wide = parameter.float() if dtype in (torch.bfloat16, torch.float16) else parameter
+                    module.register_parameter(key, nn.Parameter(wide.detach()))
+            gradients, state = trained_state(student, run.train, trained)
+            tensors = tensors_of(student)
+            found = attrs.evolve(
+                plan.memory,
+                weights=sum(t.numel() * t.element_size() for t in tensors),
+                shared=0,
+                teacher=None,
+                gradients=gradients,
+                optimizer=state,
+            )
+            assert plan.memory == found, (group.name, run.id)
+
+
 def trained_state(student: nn.Module, train: Any, trained: frozenset[str]) -> tuple[int, int]:
     """Bytes of gradients and optimizer state after one step."""
     if train is None:
@@ -154,7 +189,7 @@ def trained_state(student: nn.Module, train: Any, trained: frozenset[str]) -> tu
     optimizer = (train.optimizer or AdamW()).create([{"params": parameters}], train.lr)
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
-    gradients = held([p.grad for p in parameters if p.grad is not None])
+    gradients = sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
     optimizer.step()
     state = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
     return gradients, sum(t.numel() * t.element_size() for t in state)
