@@ -16,7 +16,7 @@ from .models import GQA, MLP, NORM, faults_of, graph_of, linear, model_of, neste
 def at(model: Any, path: tuple[str | int, ...]) -> Any:
     """What stands at a path of a model; the path begins with ``model``."""
     for part in path[1:]:
-        model = model[part] if isinstance(model, dict | list) else None
+        model = model[part]
     return model
 
 

@@ -72,7 +72,7 @@ def counted(graph: Graph, tokens: int, *, backward: bool) -> int:
         logits = model(ids)
         if backward:
             logits.sum().backward()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def check_operations(graph: Graph, plan: ModelPlan) -> None:
