@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator
+from typing import Final
 
 import attrs
 
 from caramba_core.component import Attention, Embedder, Layer
 
-__all__ = ["ROOT", "Graph", "Node", "local_name", "matches"]
+__all__ = ["MAX_NODES", "ROOT", "Graph", "Node", "local_name", "matches"]
 
-ROOT = "model"
+MAX_NODES: Final = 20_000
+"""Nodes that a model may have once its repetitions are spelled out."""
+
+ROOT: Final = "model"
 """First part of every node's name."""
 
 

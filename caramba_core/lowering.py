@@ -7,21 +7,18 @@ has the width and the one that cannot take it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import attrs
 
-from caramba_core.component import Body, Embedder, Head, Layer, Topology
+from caramba_core.component import Body, Embedder, Head, Layer, Topology, evolve
 from caramba_core.errors import CarambaError, InvalidValue
-from caramba_core.graph import ROOT, Graph, Node, Scope
+from caramba_core.graph import MAX_NODES, ROOT, Graph, Node, Scope
 from caramba_core.manifest.schema import Model
 from caramba_core.naming import Names, name_fault
 from caramba_core.plugins.registry import registry
 
-__all__ = ["MAX_NODES", "Fault", "LoweringError", "lower"]
-
-MAX_NODES: Final = 20_000
-"""Nodes that a model may have once its repetitions are spelled out."""
+__all__ = ["Fault", "LoweringError", "lower"]
 
 Path = tuple[str | int, ...]
 
@@ -78,6 +75,8 @@ class _Lowering:
     def __init__(self) -> None:
         self._faults: dict[tuple[Path, str], Fault] = {}
         self._count = 0
+        self._around: list[tuple[int, Path]] = []
+        """The topologies around the node at hand: how many bodies each has, and where it was written."""
 
     def model(self, model: Model, path: Path) -> Graph:
         """Embedder, layers and head."""
@@ -120,7 +119,7 @@ class _Lowering:
             expected = f"{vocabulary}, as the embedder" if tied else f"at least {vocabulary}, the embedder's vocabulary"
             self._fault((*path_head, "vocab_size"), f"the head has {wanted} logits", expected=expected)
             wanted = vocabulary
-        config: Head = attrs.evolve(cast(Any, given), vocab_size=wanted, tied=tied)
+        config = evolve(given, vocab_size=wanted, tied=tied)
         if tied:
             self._tie(path, embedder, flow)
         width = self._width_of(config, path_head, flow)
@@ -155,14 +154,7 @@ class _Lowering:
     def _layer(
         self, config: Layer, path: Path, scope: str, names: Names, flow: _Flow, applications: int
     ) -> tuple[Node, _Flow]:
-        self._count += 1
-        if self._count > MAX_NODES:
-            self._fault(
-                path,
-                f"the model has more than {MAX_NODES:,} nodes once its repetitions are spelled out",
-                hint="lower the repeat: of this component or of one around it",
-            )
-            raise _TooManyError
+        self._spend(1, path)
         inline = isinstance(config, Topology) and config.inline is not None and config.name is None
         name = scope if inline else f"{scope}.{self._local(config, path, names)}"
         if isinstance(config, Topology):
@@ -173,12 +165,26 @@ class _Lowering:
         )
         return node, _Flow(width, name, path)
 
+    def _spend(self, nodes: int, path: Path, *, ahead: int = 0) -> None:
+        """Count nodes; ``ahead`` are those that will follow at least."""
+        self._count += nodes
+        if self._count + ahead > MAX_NODES:
+            _, most = max(self._around, default=(0, path), key=lambda around: around[0])
+            self._fault(
+                most,
+                f"the model has more than {MAX_NODES:,} nodes once its repetitions are spelled out",
+                hint="lower the repeat: of this component or of one around it",
+            )
+            raise _TooManyError
+
     def _topology(
         self, config: Topology, path: Path, name: str, enclosing: Names | None, flow: _Flow, applications: int
     ) -> tuple[Node, _Flow]:
         """``enclosing`` are the names of the scope that an inline topology without a name leaves its layers in."""
         self._check(config, path, flow, name)
         bodies = config.bodies()
+        self._around.append((len(bodies), path))
+        self._spend(0, path, ahead=len(bodies))
         if config.inline is not None:
             assert len(bodies) == 1, f"{name}: an inline topology has one body"
         scopes: list[Scope] = []
@@ -195,6 +201,7 @@ class _Lowering:
                 nodes.append(node)
             scopes.append(Scope(name=scope, nodes=tuple(nodes), applications=body.applications))
             ends.append(current)
+        self._around.pop()
         end = self._join(config, path, name, flow, ends)
         node = Node(
             name=name,

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from caramba_core.component import Head, Layer
-from caramba_core.lowering import MAX_NODES, LoweringError, lower
+from caramba_core.errors import ManifestError
+from caramba_core.graph import MAX_NODES
+from caramba_core.lowering import LoweringError, lower
 from caramba_core.manifest import structure_model
 
 from .models import GQA, MLP, NORM, faults_of, graph_of, linear, model_of, nested, residual, stacked
@@ -165,6 +167,10 @@ def test_the_node_budget() -> None:
     assert f"more than {MAX_NODES:,} nodes" in fault.message
     assert fault.hint is not None
     assert "repeat" in fault.hint
+    (fault,) = faults_of(nested(20_000, NORM, MLP, name="many"))
+    assert fault.path == ("model", "topology", "layers", 0)
+    with pytest.raises(ManifestError, match="is above 20000"):
+        graph_of(nested(10**9, NORM))
 
 
 def test_work_grows_with_the_number_of_layers_alone(monkeypatch: pytest.MonkeyPatch) -> None:

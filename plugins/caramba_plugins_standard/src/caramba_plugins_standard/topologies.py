@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from caramba_core.component import Body, Layer, Topology, component, option
 from caramba_core.errors import InvalidValue
+from caramba_core.graph import MAX_NODES
 from caramba_plugins_standard.each import spread
 
 __all__ = ["Cyclic", "Nested", "Recurrent", "Residual", "Stacked"]
@@ -64,7 +65,7 @@ class Nested(Topology):
     separable: ClassVar[bool] = True
 
     layers: tuple[Layer, ...] = option(help="the layers of one repetition, in order")
-    repeat: int = option(default=1, help="how many repetitions follow one another", minimum=1)
+    repeat: int = option(default=1, help="how many repetitions follow one another", minimum=1, maximum=MAX_NODES)
     each: Mapping[str, tuple[Any, ...]] = option(
         factory=dict, help="values by repetition: NODE.FIELD to a list with one value a repetition"
     )
