@@ -7,7 +7,7 @@ hands their results to :meth:`Transplant.start`, which returns every declared we
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -16,9 +16,9 @@ import attrs
 from caramba_core.component import Attention, Component, component
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-__all__ = ["Collector", "Moment", "Probe", "Started", "Transplant"]
+__all__ = ["Collector", "Example", "Moment", "Probe", "Started", "Transplant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,18 @@ class Probe:
     mixed: Tensor
     output: Tensor
     positions: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Calibration windows at one attention of both models, which run side by side.
+
+    ``probe`` is what the source did on its own inputs; ``x`` ``[B, T, D]`` is what the target reads at the same place,
+    behind everything that was converted before it.
+    """
+
+    probe: Probe
+    x: Tensor
 
 
 class Collector(Protocol):
@@ -91,3 +103,18 @@ class Transplant(Component):
     ) -> Started:
         """The target's weights from the source's ``weights`` (float32) and the collected ``moments``."""
         raise NotImplementedError(f"{type(self).__name__} does not define start")
+
+    def refine(
+        self,
+        source: Attention,
+        weights: Mapping[str, Tensor],
+        target: Attention,
+        module: nn.Module,
+        examples: Sequence[Example],
+    ) -> Mapping[str, Any]:
+        """Improve the target's ``module``, which holds the start, on calibration tokens; numbers for the record.
+
+        Comes before the output projection is refitted.  Each look at an
+        example runs its probe anew, so that few are held at once.  No gradient step; a transplant that has nothing to do here does not define it.
+        """
+        return {}

@@ -86,6 +86,9 @@ class Start:
     inputs: Literal["teacher", "student"] = option(
         default="teacher", help="whose hidden states the moments are taken on"
     )
+    refine: bool = option(
+        default=False, help="let the transplant improve its start by least squares on the calibration tokens"
+    )
     refit: bool = option(default=True, help="refit the output projections by least squares, layer by layer")
     ridge: float = option(
         default=1e-3, help="ridge of the refit, relative to the mean of the Gram diagonal", minimum=0.0

@@ -6,11 +6,10 @@ import pytest
 import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_standard.gqa import GroupedQueryAttention
+from dba_conversion import convert, filled, frame, inputs
 
 from caramba_core.nn.cache import LayerCache
 from caramba_core.rope import Rope
-
-from dba_conversion import convert, filled, frame, inputs
 
 WIDTH = 48
 SHAPES = {"mha": (4, 4, 8), "gqa": (6, 2, 12), "mqa": (3, 1, 16)}

@@ -36,6 +36,11 @@ class DecoupledBottleneckModule(ComponentModule):
     v_proj: Tensor
     v_up_proj: Tensor
     o_proj: Tensor
+    q_geo_bias: Tensor
+    q_sem_bias: Tensor
+    k_geo_bias: Tensor
+    v_bias: Tensor
+    o_bias: Tensor
 
     def __init__(self, config: DecoupledBottleneckAttention, width: int) -> None:
         super().__init__(config, width)
@@ -49,7 +54,7 @@ class DecoupledBottleneckModule(ComponentModule):
 
     def mix(self, x: Tensor, frame: Frame) -> Tensor:
         """What the output projection reads: ``[B, T, D] -> [B, T, H * v_width]``."""
-        queries, keys = self._queries_and_keys(x, frame.positions)
+        queries, keys = self.queries_and_keys(x, frame.positions)
         values = F.linear(x, self.v_proj)
         if self.config.v_layout == "per_head":
             values = self._groups(values)
@@ -66,7 +71,7 @@ class DecoupledBottleneckModule(ComponentModule):
         tensor: Tensor | None = getattr(self, name, None)
         return tensor
 
-    def _queries_and_keys(self, x: Tensor, positions: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def queries_and_keys(self, x: Tensor, positions: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Queries ``[B, G, m, T, w]`` and keys as they are cached, both by the name of the cached key.
 
         ``k_geo``: rotated, keys ``[B, T, G, 2n]``; ``k_sem``: keys ``[B, T, c]`` or ``[B, T, G, c]``.
@@ -115,6 +120,25 @@ class DecoupledBottleneckModule(ComponentModule):
         )
         return y.transpose(1, 2)[..., : config.v_width].flatten(2)
 
+    def probabilities(self, x: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """Spelled out, for measuring: the attention of the tokens ``rows`` ``[N]`` of ``x``: ``[B, H, N, T]``."""
+        queries, keys = self.queries_and_keys(x, positions)
+        scores = self._scores({name: query[..., rows, :] for name, query in queries.items()}, keys)
+        ahead = torch.arange(x.shape[1], device=x.device) > rows[:, None]
+        return scores.masked_fill(ahead, -torch.inf).softmax(dim=-1).flatten(1, 2)
+
+    def _scores(self, queries: Mapping[str, Tensor], keys: Mapping[str, Tensor]) -> Tensor:
+        """``[B, G, m, T, S]`` of queries with keys as they are cached; at least float32."""
+        products = []
+        for name, query in queries.items():
+            key = keys[name]
+            if key.dim() == 3:  # one latent [B, S, c] for all heads
+                products.append((query.flatten(1, 3) @ key.transpose(1, 2)).view(*query.shape[:-1], -1))
+            else:  # [B, S, G, w]
+                products.append((query.flatten(2, 3) @ key.permute(0, 2, 3, 1)).view(*query.shape[:-1], -1))
+        scores = products[0] if len(products) == 1 else products[0] + products[1]
+        return scores.to(torch.promote_types(scores.dtype, torch.float32)) * self.config.multiplier
+
     def _absorbed(self, queries: Mapping[str, Tensor], cached: Mapping[str, Tensor], before: int) -> Tensor:
         """Attention to a compressed cache of ``before`` earlier tokens and this pass's, which is never expanded.
 
@@ -123,18 +147,10 @@ class DecoupledBottleneckModule(ComponentModule):
         """
         config = self.config
         groups = config.n_kv_heads
-        products = []
-        for name, query in queries.items():
-            key = cached[name]
-            if key.dim() == 3:  # one latent [B, S, c] for all heads
-                products.append((query.flatten(1, 3) @ key.transpose(1, 2)).view(*query.shape[:-1], -1))
-            else:  # [B, S, G, w]
-                products.append((query.flatten(2, 3) @ key.permute(0, 2, 3, 1)).view(*query.shape[:-1], -1))
-        scores = torch.stack(products).sum(0) if len(products) > 1 else products[0]  # [B, G, m, T, S]
+        scores = self._scores(queries, cached)
         ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(before + 1)
-        wide = scores.to(torch.promote_types(scores.dtype, torch.float32)) * config.multiplier
         value = cached["v"]
-        probabilities = wide.masked_fill(ahead, -torch.inf).softmax(dim=-1).to(value.dtype)
+        probabilities = scores.masked_fill(ahead, -torch.inf).softmax(dim=-1).to(value.dtype)
         if config.v_layout == "latent":  # [B, S, r]
             latent = (probabilities.flatten(1, 3) @ value).view(*scores.shape[:-1], -1)
             y = latent @ self.v_up_proj.view(groups, 1, config.head_dim, -1).transpose(-1, -2)

@@ -5,25 +5,37 @@ The mathematics stands in ``docs/dba.md`` and, a function a step, in :mod:`caram
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from caramba_core.component import Attention, component
+from caramba_core.component import Attention, component, option
 from caramba_core.errors import InvalidValue
-from caramba_core.transplant import Moment, Started, Transplant
+from caramba_core.transplant import Example, Moment, Started, Transplant
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 __all__ = ["GQAToDBA"]
 
 
 @component
 class GQAToDBA(Transplant):
-    """Rotary pairs by their importance, query-aware semantic keys, attention-weighted values."""
+    """Rotary pairs by their importance, query-aware semantic keys, attention-weighted values; then least squares."""
 
-    name: ClassVar[str] = "gqa_to_dba"
+    refits: str = option(
+        default="qkqv",
+        help="projections refitted in turn on calibration tokens: q queries, k keys, v values",
+    )
+    rows: int = option(default=4096, help="calibration queries that a refit looks at", unit="tokens", minimum=1)
+    logit_ridge: float = option(default=0.5, help="pull of queries and keys towards their closed form", above=0.0)
+    value_ridge: float = option(default=0.03, help="pull of values towards their closed form", above=0.0)
+    value_rounds: int = option(default=2, help="alternations between the value latent and what reads it", minimum=1)
+    iterations: int = option(default=6, help="conjugate-gradient steps of a refit", minimum=1)
+
+    def __attrs_post_init__(self) -> None:
+        if set(self.refits) - set("qkv"):
+            raise InvalidValue("refits", f"{self.refits!r} has other letters than q, k and v")
 
     def check(self, source: Attention, target: Attention, width: int) -> None:
         """Raise :class:`InvalidValue` with the reason where this pair cannot be converted."""
@@ -37,6 +49,9 @@ class GQAToDBA(Transplant):
             raise InvalidValue("geo_dim", "the source has no rotary embedding", expected="0")
         if rope is not None and target.rope is not None and target.rope != rope:
             raise InvalidValue("rope", f"{target.rope} differs from the source's", expected=str(rope))
+        for field in ("qk_norm_eps", "window"):
+            if getattr(source, field, None) is not None:
+                raise InvalidValue(None, f"the source has {field}, for which there is no start of DBA")
         room = target.n_kv_heads * (target.head_dim - 2 * target.pairs)
         if target.sem_dim > room:
             raise InvalidValue(
@@ -72,6 +87,21 @@ class GQAToDBA(Transplant):
 
         assert isinstance(target, DecoupledBottleneckAttention)
         return start(source, weights, target, width, moments)
+
+    def refine(
+        self,
+        source: Attention,
+        weights: Mapping[str, Tensor],
+        target: Attention,
+        module: nn.Module,
+        examples: Sequence[Example],
+    ) -> Mapping[str, Any]:
+        """Queries, keys and values by least squares; the remaining error of each step."""
+        from caramba_plugins_dba.module import DecoupledBottleneckModule
+        from caramba_plugins_dba.refine import refine
+
+        assert isinstance(module, DecoupledBottleneckModule)
+        return refine(self, weights, module, examples)
 
 
 def source_multiplier(source: Attention) -> float:

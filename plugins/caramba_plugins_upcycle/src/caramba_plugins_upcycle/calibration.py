@@ -7,8 +7,8 @@ have passed through everything converted and refitted so far.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
 
 import attrs
 import torch
@@ -23,7 +23,7 @@ from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plugins.registry import Registry, registry
 from caramba_core.run.student import Site
-from caramba_core.transplant import Collector, Moment, Transplant
+from caramba_core.transplant import Collector, Example, Moment, Transplant
 from caramba_plugins_upcycle.refit import Refit
 from caramba_plugins_upcycle.stages import Stage, input_of, stages
 
@@ -57,6 +57,29 @@ class _Batch:
     frame: Frame
     teacher: Tensor
     student: Tensor
+
+
+@attrs.frozen(eq=False)
+class _Examples(Sequence[Example]):
+    """Calibration windows at one site; each look at one probes the teacher anew, so that few are held at a time."""
+
+    teacher: Any
+    teacher_inputs: list[Tensor]
+    student_inputs: list[Tensor]
+    frames: list[Frame]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        probe = self.teacher.probe(self.teacher_inputs[index], self.frames[index])
+        return Example(probe=probe, x=self.student_inputs[index])
 
 
 class Calibration:
@@ -115,6 +138,7 @@ class Calibration:
         collectors = {
             name: _collector(moment, source, width) for name, moment in transplant.moments(source, target).items()
         }
+        teacher_inputs: list[Tensor] = []
         inputs: list[Tensor] = []
         outputs: list[Tensor] = []
         for batch in states:
@@ -123,6 +147,7 @@ class Calibration:
             student_x = teacher_x if same else input_of(student, new, batch.student, batch.frame)
             probe = teacher.probe(teacher_x, batch.frame)
             outputs.append(probe.output)
+            teacher_inputs.append(teacher_x)
             inputs.append(student_x)
             if self.settings.inputs == "student" and not same:
                 probe = teacher.probe(student_x, batch.frame)
@@ -133,8 +158,12 @@ class Calibration:
         started = transplant.start(source, weights, target, width, moments)
         _fill(site.name, student, started.weights)
         report: dict[str, Any] = {"start": dict(started.report)}
+        frames = [batch.frame for batch in states]
+        if self.settings.refine:
+            examples = _Examples(teacher, teacher_inputs, inputs, frames)
+            report["refine"] = dict(transplant.refine(source, weights, target, student, examples))
         if self.settings.refit:
-            report["refit"] = self._refit(student, inputs, outputs, [batch.frame for batch in states])
+            report["refit"] = self._refit(student, inputs, outputs, frames)
         return report
 
     def _refit(

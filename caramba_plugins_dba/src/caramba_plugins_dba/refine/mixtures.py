@@ -1,0 +1,196 @@
+"""The value latent by least squares on the teacher's output.
+
+The closed form of the start weighs each head by itself and reads the latent through the teacher's output projection.
+Here the output is ``sum_h O_h U_g(h) N ybar_h``: ``ybar_h`` is what the student's attention makes of all heads' values,
+``N`` ``[r, V]`` makes the latent of them, ``U_g`` ``[d, r]`` expands it for a key/value head, ``O_h`` ``[D, d]`` is the
+output projection.  With two of the three fixed the third is a linear regression; they are solved in turn, with a ridge
+towards where they start.  Heads that repeat or cancel each other are seen through their joint second moment.
+
+Axes: B batch, T tokens, N sampled queries, H query heads, G key/value heads, m = H/G, d head width, r width of the
+latent, D width of the residual stream, V = G d values of all heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caramba_core.transplant import Example
+from caramba_plugins_dba.module import DecoupledBottleneckModule
+from caramba_plugins_dba.refine.conjugate import conjugate_gradient, eigen
+
+__all__ = ["ValueFit"]
+
+
+class ValueFit:
+    """Moments of one module's mixtures, centred; :meth:`solve` refits and writes the module's values and output."""
+
+    def __init__(
+        self,
+        module: DecoupledBottleneckModule,
+        weights: Mapping[str, Tensor],
+        examples: Iterable[Example],
+        *,
+        queries: int,
+        seed: int = 0,
+    ) -> None:
+        config = module.config
+        assert config.v_layout == "latent"
+        self.module = module
+        self.weights = weights
+        self.heads, self.groups, self.values = config.n_heads, config.n_kv_heads, config.n_kv_heads * config.head_dim
+        self.device = torch.device("cpu") if module.o_proj.device.type == "mps" else module.o_proj.device
+        size = self.heads * self.values
+        gathered = torch.zeros(
+            size + module.width + 1, size + module.width + 1, dtype=torch.float64, device=self.device
+        )
+        generator = torch.Generator().manual_seed(seed)
+        for example in examples:
+            rows = torch.randperm(example.x.shape[1], generator=generator)[:queries].sort().values.to(example.x.device)
+            mixed = self._mixed(example, rows).flatten(2)
+            both = torch.cat([mixed, example.probe.output[:, rows], torch.ones_like(mixed[..., :1])], dim=-1)
+            both = both.flatten(0, 1).to(self.device, torch.float64)
+            gathered += both.T @ both
+        gathered /= gathered[-1, -1].clone()
+        mean = gathered[-1, :-1]
+        centred = gathered[:-1, :-1] - torch.outer(mean, mean)
+        self.mixed_mean, self.output_mean = mean[:size], mean[size:]
+        self.spread, self.wanted = centred[:size, :size], centred[size:, :size]  # [H V, H V], [D, H V]
+        self.energy = float(centred[size:, size:].diagonal().sum())
+
+    def _mixed(self, example: Example, rows: Tensor) -> Tensor:
+        """What the module's attention makes of all of the teacher's values: ``[B, N, H, V]``."""
+        x = example.x
+        bias = self.weights["v_bias"].to(x) if "v_bias" in self.weights else None
+        values = F.linear(x, self.weights["v_proj"].to(x), bias)
+        share = self.module.probabilities(x, example.probe.positions, rows)
+        return (share @ values.unsqueeze(1)).transpose(1, 2)
+
+    def solve(self, *, rounds: int, iterations: int, ridge: float) -> dict[str, float]:
+        """Alternate; returns the missed share of the output's variance before and after."""
+        module = self.module
+        teacher = self.weights["v_proj"].to(self.device, torch.float64)
+        down = torch.linalg.lstsq(teacher.T, module.v_proj.to(self.device, torch.float64).T).solution.T
+        up = module.v_up_proj.to(self.device, torch.float64).view(self.groups, -1, len(down))
+        out = module.o_proj.to(self.device, torch.float64).view(module.width, self.heads, -1).transpose(0, 1)
+        before = self._missed(out, up, down)
+        for _ in range(rounds):
+            out = self._fit_out(out, up, down, ridge)
+            down = self._fit_down(out, up, down, ridge, iterations)
+            up = self._fit_up(out, up, down, ridge, iterations)
+        out = self._fit_out(out, up, down, ridge)
+        self._write(out, up, down)
+        return {"before": before, "after": self._missed(out, up, down)}
+
+    def _each(self, up: Tensor) -> Tensor:
+        """The expansion that each query head reads: ``[H, d, r]``."""
+        return up.repeat_interleave(self.heads // self.groups, dim=0)
+
+    def _whole(self, out: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        """What the output reads of every head's mixture: ``[D, H V]``."""
+        return (out @ self._each(up) @ down).transpose(0, 1).flatten(1)
+
+    def _by_head(self, whole: Tensor) -> Tensor:
+        """``[D, H V] -> [H, D, V]``."""
+        return whole.view(len(whole), self.heads, self.values).transpose(0, 1)
+
+    def _missed(self, out: Tensor, up: Tensor, down: Tensor) -> float:
+        """Variance of what the output misses, over the output's."""
+        whole = self._whole(out, up, down)
+        return (self.energy + float((whole * (whole @ self.spread - 2 * self.wanted)).sum())) / self.energy
+
+    def _own(self) -> Tensor:
+        """Second moment of one head's mixture, averaged over heads: ``[V, V]``."""
+        blocks = self.spread.view(self.heads, self.values, self.heads, self.values)
+        return blocks.diagonal(dim1=0, dim2=2).mean(-1)
+
+    def _fit_out(self, out: Tensor, up: Tensor, down: Tensor, ridge: float) -> Tensor:
+        """Regression of the output on what all heads read."""
+        width = out.shape[-1]
+        reads = self._each(up) @ down  # [H, d, V]
+        blocks = self.spread.view(self.heads, self.values, self.heads, self.values)
+        second = torch.einsum("hdu,hugv,gev->hdge", reads, blocks, reads).reshape(self.heads * width, -1)
+        cross = (self._by_head(self.wanted) @ reads.transpose(1, 2)).transpose(0, 1).flatten(1)  # [D, H d]
+        strength = ridge * second.diagonal().mean()
+        eye = torch.eye(len(second), dtype=second.dtype, device=second.device)
+        start = out.transpose(0, 1).flatten(1)
+        solved: Tensor = torch.linalg.solve(second + strength * eye, (cross + strength * start).T).T
+        return solved.view(-1, self.heads, width).transpose(0, 1)
+
+    def _fit_down(self, out: Tensor, up: Tensor, down: Tensor, ridge: float, iterations: int) -> Tensor:
+        """What makes the latent."""
+        reads = out @ self._each(up)  # [H, D, r]
+
+        def pulled(whole: Tensor) -> Tensor:
+            total: Tensor = torch.einsum("hdr,hdv->rv", reads, self._by_head(whole))
+            return total
+
+        rows = (reads.transpose(1, 2) @ reads).sum(0)
+        return self._descend(
+            lambda guess: self._whole(out, up, guess), pulled, down, rows, self._own(), ridge, iterations
+        )
+
+    def _fit_up(self, out: Tensor, up: Tensor, down: Tensor, ridge: float, iterations: int) -> Tensor:
+        """What expands the latent."""
+
+        def pulled(whole: Tensor) -> Tensor:
+            each = out.transpose(1, 2) @ self._by_head(whole) @ down.T
+            return each.view(self.groups, -1, *each.shape[1:]).sum(1)
+
+        rows = (out.transpose(1, 2) @ out).view(self.groups, -1, out.shape[-1], out.shape[-1]).sum(1)
+        columns = down @ self._own() @ down.T
+        joined = self._descend(
+            lambda guess: self._whole(out, guess.view_as(up), down),
+            lambda whole: pulled(whole).flatten(0, 1),
+            up.flatten(0, 1),
+            torch.block_diag(*rows),  # type: ignore[no-untyped-call]
+            columns,
+            ridge,
+            iterations,
+        )
+        return joined.view_as(up)
+
+    def _descend(
+        self,
+        whole: Callable[[Tensor], Tensor],
+        pulled: Callable[[Tensor], Tensor],
+        start: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        ridge: float,
+        iterations: int,
+    ) -> Tensor:
+        """One factor by conjugate gradients; the system is about the Kronecker product of ``rows`` and ``columns``."""
+        row_values, row_vectors = eigen(rows)
+        column_values, column_vectors = eigen(columns)
+        scale = row_values[:, None] * column_values
+        strength = ridge * scale.mean()
+
+        def precondition(residual: Tensor) -> Tensor:
+            return row_vectors @ (row_vectors.T @ residual @ column_vectors / (scale + strength)) @ column_vectors.T
+
+        return conjugate_gradient(
+            lambda guess: pulled(whole(guess) @ self.spread) + strength * guess,
+            pulled(self.wanted) + strength * start,
+            start,
+            precondition,
+            iterations=iterations,
+        )
+
+    def _write(self, out: Tensor, up: Tensor, down: Tensor) -> None:
+        """Weights, and the bias that puts the output's mean right."""
+        module, config = self.module, self.module.config
+        module.v_proj.copy_(down @ self.weights["v_proj"].to(down))
+        module.v_up_proj.copy_(up.flatten(0, 1))
+        module.o_proj.copy_(out.transpose(0, 1).flatten(1))
+        whole = self._whole(out, up, down)
+        offset = self.output_mean - whole @ self.mixed_mean
+        if "v_bias" in self.weights:
+            offset = offset + whole @ self.weights["v_bias"].to(down).repeat(self.heads)
+        if config.v_bias:
+            module.v_bias.zero_()
+        if config.o_bias:
+            module.o_bias.copy_(offset)

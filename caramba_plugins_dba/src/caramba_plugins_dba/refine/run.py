@@ -1,0 +1,46 @@
+"""The refits of one attention, in the order that the transplant's ``refits`` spells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from caramba_core.transplant import Example
+from caramba_plugins_dba.module import DecoupledBottleneckModule
+from caramba_plugins_dba.refine.logits import LogitFit
+from caramba_plugins_dba.refine.mixtures import ValueFit
+
+if TYPE_CHECKING:
+    from caramba_plugins_dba.transplant import GQAToDBA
+
+__all__ = ["refine"]
+
+
+@torch.no_grad()
+def refine(
+    settings: GQAToDBA, weights: Mapping[str, Tensor], module: DecoupledBottleneckModule, examples: Sequence[Example]
+) -> dict[str, Any]:
+    """Refit what the module's sizes made lose something; exact starts stay as they are."""
+    config = module.config
+    report: dict[str, Any] = {}
+    queries = -(-settings.rows // (len(examples) * examples[0].x.shape[0]))
+    lossy_keys = 2 * config.pairs < config.head_dim
+    lossy_values = config.v_dim < config.n_kv_heads * config.head_dim
+    logits = [step for step in settings.refits if step in "qk"]
+    if lossy_keys and logits:
+        fit = LogitFit(module, examples, queries=queries)
+        errors = [fit.error()]
+        for step in logits:
+            (fit.queries if step == "q" else fit.keys)(ridge=settings.logit_ridge, iterations=settings.iterations)
+            errors.append(fit.error())
+        report["logits"] = errors
+        del fit
+    if lossy_values and config.v_layout == "latent" and "v" in settings.refits:
+        values = ValueFit(module, weights, examples, queries=queries)
+        report["values"] = values.solve(
+            rounds=settings.value_rounds, iterations=settings.iterations, ridge=settings.value_ridge
+        )
+    return report
