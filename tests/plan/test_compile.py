@@ -13,8 +13,9 @@ import pytest
 
 from caramba_core.cli import main
 from caramba_core.errors import ManifestError
+from caramba_core.hookspecs import Section
 from caramba_core.manifest import load_manifest
-from caramba_core.plan import plan_group, plan_manifest
+from caramba_core.plan import Plan, plan_group, plan_manifest
 
 MANIFEST = """\
 version: 1
@@ -174,6 +175,27 @@ def test_a_manifest_without_groups(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "bare" not in capsys.readouterr().out
     (plan,) = plan_manifest(load_manifest(path))
     assert (plan.group, plan.runs, plan.title) == (None, (), "small")
+
+
+def test_tables_of_plugins(manifest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What plugins add stands behind each plan, and only where a plan is shown."""
+    asked: list[str] = []
+
+    class Relay:
+        def plan_sections(self, plan: Plan) -> list[list[Section]]:
+            asked.append(plan.title)
+            rows = (("norm", 1234, None), ("mlp", 5, 0.5))
+            return [[Section(title="Energy", columns=("node", "joules", "share"), rows=rows)]]
+
+    monkeypatch.setattr("caramba_core.plan.sections.hooks", Relay)
+    assert caramba("compile", manifest) == 0
+    assert asked == []
+    capsys.readouterr()
+    assert caramba("compile", manifest, "--print-plan") == 0
+    assert asked == ["small/a", "small/b"]
+    shown = capsys.readouterr().out
+    assert shown.count("Energy") == 2
+    assert "1,234" in shown
 
 
 # ------------------------------------------------------------------------------------------------ teachers
