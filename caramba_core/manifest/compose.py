@@ -76,7 +76,10 @@ class Composer:
             self.reading.problems.extend(unmet[1:])
             raise Broken(unmet[0])
         included = self._includes(node, (*chain, source))
-        assert isinstance(included, Map)
+        if isinstance(included, Gap):  # a file was not found, which is reported
+            return map_of({}, node.span)
+        if not isinstance(included, Map):
+            raise Broken(_not_a_mapping(included, source))
         return self._extends(included, (*chain, source))
 
     # ------------------------------------------------------------------------------------------------ extends
