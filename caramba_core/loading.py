@@ -105,6 +105,10 @@ class Checkpoint(Protocol):
         """The tokenizer that the checkpoint carries, if any."""
         ...
 
+    def companions(self) -> Mapping[str, str]:
+        """Files that a Hugging Face folder holds beside weights, by name: ``config.json``, tokenizer, settings."""
+        ...
+
 
 class Loader(Protocol):
     """The class that an entry of ``caramba.loader`` names."""

@@ -44,7 +44,7 @@ def load_weights(
     filled: set[str] = set()
     with torch.no_grad():
         for name, values in checkpoint.tensors():
-            fault = _fault(values)
+            fault = _fault(values, targets[name])
             if fault is not None:
                 broken.append(f"{keys[name]} {fault} (fills {ROOT}.{name})")
             elif not broken:
@@ -100,10 +100,13 @@ def _misfits(
     return problems
 
 
-def _fault(values: Tensor) -> str | None:
+def _fault(values: Tensor, target: Tensor) -> str | None:
     """What is wrong with the values of a tensor, if anything."""
+    if values.is_floating_point() != target.is_floating_point():
+        wanted = "floating-point" if target.is_floating_point() else "whole"
+        return f"holds {str(values.dtype).removeprefix('torch.')}, not {wanted} numbers"
     if not values.is_floating_point():
-        return f"holds {str(values.dtype).removeprefix('torch.')}, not floating-point numbers"
+        return None
     if all(bool(bound.isfinite()) for part in torch.split(values.reshape(-1), _PART) for bound in torch.aminmax(part)):
         return None  # one pass without a copy: NaN is a bound of whatever holds one
     nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())

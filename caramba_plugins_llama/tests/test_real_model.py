@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from caramba_plugins_llama.families import hugging_face_key
+from caramba_plugins_llama.export import StandardExporter
 from caramba_plugins_llama.gguf_file import GgufFile
 
 from caramba_core.nn.language_model import LanguageModel
@@ -52,7 +52,8 @@ def oracle(path: Path, model: LanguageModel) -> Any:
     config = transformers.LlamaConfig(**{**GgufFile.open(path).config, "rope_parameters": {"rope_theta": 100000.0}})
     with quiet():
         oracle = transformers.LlamaForCausalLM(config).eval()
-        state = {hugging_face_key(name): tensor for name, tensor in model.state_dict().items()}
+        folder = StandardExporter.describe(model.graph, {}, {})
+        state = {folder.key(name): tensor for name, tensor in model.state_dict().items()}
         missing, unexpected = oracle.load_state_dict(state, strict=False)
     assert (missing, unexpected) == (["lm_head.weight"], [])
     oracle.tie_weights()

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import attrs
 
-__all__ = ["ARCHITECTURES", "FAMILIES", "REFUSED", "Architecture", "Family", "graph_name", "hugging_face_key"]
+__all__ = ["ARCHITECTURES", "FAMILIES", "REFUSED", "Architecture", "Family", "graph_name", "hugging_face_keys"]
 
 
 @attrs.frozen(kw_only=True)
@@ -127,9 +127,6 @@ _BLOCK: Final = {
 _IGNORED: Final = ("self_attn.rotary_emb.inv_freq",)
 """Old checkpoints store rotary frequencies; they follow from the configuration."""
 
-_KEYS: Final = {name: key for key, name in _OUTSIDE.items()}
-_BLOCK_KEYS: Final = {name: key for key, name in _BLOCK.items()}
-
 
 def graph_name(key: str, *, tied: bool) -> str | None:
     """The parameter that a Hugging Face tensor fills; ``None`` where none needs it, the key where none is known."""
@@ -145,15 +142,10 @@ def graph_name(key: str, *, tied: bool) -> str | None:
     return f"blocks.{int(head)}.{_BLOCK[rest]}" if rest in _BLOCK else key
 
 
-def hugging_face_key(name: str) -> str | None:
-    """The Hugging Face tensor that a parameter of the graph is written as, where there is one."""
-    if name in _KEYS:
-        return _KEYS[name]
-    scope, _, rest = name.partition(".")
-    index, _, parameter = rest.partition(".")
-    if scope == "blocks" and index.isdecimal() and parameter in _BLOCK_KEYS:
-        return f"model.layers.{index}.{_BLOCK_KEYS[parameter]}"
-    return None
+def hugging_face_keys() -> dict[str, str]:
+    """The Hugging Face tensor that each parameter of the graph is written as; ``{}`` stands for a block's number."""
+    blocks = {f"blocks.{{}}.{name}": f"model.layers.{{}}.{key}" for key, name in _BLOCK.items()}
+    return {**{name: key for key, name in _OUTSIDE.items()}, **blocks}
 
 
 # ------------------------------------------------------------------------------------------------ GGUF's names

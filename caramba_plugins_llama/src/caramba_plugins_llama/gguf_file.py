@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from caramba_plugins_llama.configuration import model_of
 from caramba_plugins_llama.families import ARCHITECTURES, Architecture
 from caramba_plugins_llama.gguf_header import MAGIC, GgufHeader, GgufTensor, read_header
 from caramba_plugins_llama.gguf_metadata import configuration
+from caramba_plugins_llama.tokenizer import HuggingFaceTokenizer, tokenizer_files
 
 if TYPE_CHECKING:
     import torch
@@ -109,10 +111,17 @@ class GgufFile:
         if "tokenizer.ggml.model" not in self.header.metadata:
             return None
         from caramba_plugins_llama.gguf_tokenizer import rebuild
-        from caramba_plugins_llama.tokenizer import HuggingFaceTokenizer
 
         metadata = self.header.metadata
         return HuggingFaceTokenizer(rebuild(metadata, self.path), metadata.get("tokenizer.ggml.eos_token_id"))
+
+    def companions(self) -> Mapping[str, str]:
+        """The configuration and, from the metadata, the tokenizer and settings of generation."""
+        files = {"config.json": json.dumps(dict(self.config), indent=2) + "\n"}
+        tokenizer = self.tokenizer()
+        if isinstance(tokenizer, HuggingFaceTokenizer):
+            files |= tokenizer_files(tokenizer, self.header.metadata)
+        return files
 
     def _heads(self, name: str, tensor: GgufTensor) -> int:
         key = "num_attention_heads" if ".q_" in name else "num_key_value_heads"

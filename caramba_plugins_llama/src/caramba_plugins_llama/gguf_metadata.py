@@ -58,6 +58,9 @@ def configuration(path: Path, header: GgufHeader, model_type: str) -> dict[str, 
             f"{path}: {metadata[f'{prefix}rope.dimension_count']} of {width} dimensions of a head are rotated",
             expected="whole heads",
         )
+    for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        if f"tokenizer.ggml.{key}_token_id" in metadata:
+            config[f"{role}_token_id"] = metadata[f"tokenizer.ggml.{key}_token_id"]
     config["rope_scaling"] = _scaling(path, header, prefix, config, width)
     return config
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +23,14 @@ __all__ = ["HuggingFaceFolder"]
 
 _WEIGHTS: Final = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_COMPANIONS: Final = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 _PICKLE_SUFFIXES: Final = (".bin", ".pth", ".pt")
 
 
@@ -70,7 +80,12 @@ class HuggingFaceFolder:
         return cls(path, folder, config, shards)
 
     def model(self) -> Mapping[str, Any]:
-        """The model inside, in the words of a manifest."""
+        """The model inside, in the words of a manifest; a folder that caramba exported may hold them itself."""
+        if self._described is not None:
+            model = self._described.get("model")
+            if not isinstance(model, Mapping):
+                raise InputError(f"{self.folder / 'config.json'}: caramba.model is no mapping")
+            return model
         return model_of(self.config, str(self.folder / "config.json"))
 
     def layout(self) -> tuple[Stored, ...]:
@@ -109,8 +124,29 @@ class HuggingFaceFolder:
         end = end[0] if isinstance(end, list) and end else end
         return read_tokenizer(inside(self.folder, "tokenizer.json"), end if isinstance(end, (int, str)) else None)
 
+    def companions(self) -> Mapping[str, str]:
+        """The configuration, tokenizer and settings of generation, as they are."""
+        there = [name for name in _COMPANIONS if (self.folder / name).is_file()]
+        return {name: inside(self.folder, name).read_text(encoding="utf-8") for name in there}
+
+    @property
+    def _described(self) -> Mapping[str, Any] | None:
+        """What caramba wrote into the configuration of a model that no family of Hugging Face expresses."""
+        described = self.config.get("caramba")
+        return described if isinstance(described, Mapping) else None
+
     def _name(self, key: str) -> str | None:
+        if self._described is not None:
+            return self._names.get(key, self._names.get(_numbered(key), key)).replace("{}", _number(key))
         return graph_name(key, tied=self.config.get("tie_word_embeddings") is True)
+
+    @cached_property
+    def _names(self) -> Mapping[str, str]:
+        """Keys of an exported folder to names in the graph, ``{}`` for the number of a block."""
+        keys = self._described.get("keys") if self._described is not None else None
+        if not isinstance(keys, Mapping) or not all(isinstance(key, str) for key in keys.values()):
+            raise InputError(f"{self.folder / 'config.json'}: caramba.keys is no mapping of names to keys")
+        return {key: name for name, key in keys.items()}
 
     def _stored(self, key: str, shape: tuple[int, ...], dtype: str) -> Stored:
         return Stored(key=key, name=self._name(key), shape=shape, dtype=dtype)
@@ -122,6 +158,16 @@ class HuggingFaceFolder:
             tensors = load_pickled(path)
             _compare(path, keys, tensors)
             yield tensors
+
+
+def _number(key: str) -> str:
+    """The first number in a dotted key."""
+    return next((part for part in key.split(".") if part.isdecimal()), "")
+
+
+def _numbered(key: str) -> str:
+    """A dotted key with ``{}`` for its first number."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "{}", key, count=1)
 
 
 def _weights(folder: Path) -> Path:

@@ -14,10 +14,13 @@ from caramba_core.errors import InputError, PluginError
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["HuggingFaceTokenizer", "library", "read_tokenizer"]
+__all__ = ["HuggingFaceTokenizer", "library", "read_tokenizer", "tokenizer_files"]
 
 _WITHOUT_EFFECT: Final = frozenset({"trim_offsets"})
 _DEFAULTS: Final[tuple[Any, ...]] = (None, False, "", [], 0.0)
+_ROLES: Final = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+"""Hugging Face's word for a special token to GGUF's."""
+
 _SEPARATORS: Final = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 """What pretraining put between documents; a chat model's end-of-sequence token is often the end of a turn instead."""
 
@@ -82,6 +85,24 @@ def read_tokenizer(path: Path, end_of_sequence: int | str | None) -> HuggingFace
     backend.no_padding()
     end = backend.token_to_id(end_of_sequence) if isinstance(end_of_sequence, str) else end_of_sequence
     return HuggingFaceTokenizer(backend, end)
+
+
+def tokenizer_files(tokenizer: HuggingFaceTokenizer, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The files by which a Hugging Face folder holds a tokenizer that came from GGUF ``metadata``."""
+    ids = {role: metadata.get(f"tokenizer.ggml.{key}_token_id") for role, key in _ROLES.items()}
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **{f"{role}_token": tokenizer.backend.id_to_token(id_) for role, id_ in ids.items() if id_ is not None},
+    }
+    if "tokenizer.chat_template" in metadata:
+        settings["chat_template"] = metadata["tokenizer.chat_template"]
+    special = {f"{role}_token_id": id_ for role, id_ in ids.items() if id_ is not None and role != "unk"}
+    return {
+        "tokenizer.json": tokenizer.backend.to_str(pretty=True) + "\n",
+        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+        "generation_config.json": json.dumps(special, indent=2) + "\n",
+    }
 
 
 def _canonical(tokenizer: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,151 @@
+"""Writing models for other programs: what an exporter plugin gives, and the shape of model that most of them write.
+
+An exporter is registered in ``caramba.exporter`` as a light class, under the name of the attention that it knows, and
+ships with that attention.  It says what a Hugging Face folder of the model holds; the core writes the folder, and reads
+it back before it is published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import attrs
+
+from caramba_core.component import Layer, Topology
+from caramba_core.errors import CarambaError
+from caramba_core.graph import Graph, Node
+from caramba_core.plugins.registry import registry
+
+__all__ = ["Block", "Decoder", "ExportError", "Exporter", "Folder", "Part", "decoder_of"]
+
+_CHAIN: Final = "caramba_core.nn.sequence:chain"
+
+
+class ExportError(CarambaError):
+    """A model that an exporter cannot express; the message says why."""
+
+
+@attrs.frozen(kw_only=True)
+class Folder:
+    """What the folder of an exported model holds beside its weights.
+
+    ``config`` is the content of ``config.json``; ``keys`` says under which key each parameter of the graph (without
+    ``model.``) is written, with ``{}`` for the number of a block (``blocks.{}.mlp.up_proj``); ``files`` are further
+    files by name; ``usage`` is how a Python program loads the model.
+    """
+
+    config: Mapping[str, Any]
+    keys: Mapping[str, str]
+    files: Mapping[str, str] = attrs.field(factory=dict)
+    usage: str
+
+    def key(self, name: str) -> str:
+        """The key of a parameter."""
+        if name in self.keys:
+            return self.keys[name]
+        scope, _, rest = name.partition(".")
+        index, _, local = rest.partition(".")
+        return self.keys[f"{scope}.{{}}.{local}"].replace("{}", index)
+
+
+class Exporter(Protocol):
+    """The class that an entry of ``caramba.exporter`` names."""
+
+    @classmethod
+    def describe(cls, graph: Graph, model: Mapping[str, Any], origin: Mapping[str, Any]) -> Folder:
+        """The folder of a model; raises :class:`ExportError` with the reason where it cannot be expressed.
+
+        ``model`` is the manifest's ``model:`` that the graph came from.  ``origin`` is the configuration, in the words
+        of ``config.json``, of the checkpoint that the model started from: what a graph does not know (token ids with a
+        meaning, the longest context) comes from there; empty if there was none.
+        """
+        ...
+
+
+# ------------------------------------------------------------------------------------------------ the usual shape
+
+
+@attrs.frozen(kw_only=True)
+class Part:
+    """A component in its place: ``type`` is its short name, ``config`` its fields."""
+
+    node: Node
+    type: str
+    config: Any
+
+
+@attrs.frozen(kw_only=True)
+class Block:
+    """``x + attention(norm(x))``, then ``x + mlp(norm_2(x))``."""
+
+    norm: Part
+    attention: Part
+    norm_2: Part
+    mlp: Part
+
+
+@attrs.frozen(kw_only=True)
+class Decoder:
+    """A decoder whose blocks are all of that shape, and are named ``blocks.0``, ``blocks.1``, ..."""
+
+    embedder: Part
+    blocks: tuple[Block, ...]
+    norm: Part
+    head: Part
+    tied: bool
+
+
+def decoder_of(graph: Graph) -> Decoder:
+    """The parts of a decoder; :class:`ExportError` where a model has another shape, saying where."""
+    top = list(_chain((graph.topology,)))
+    if len(top) != 2 or top[0].name != "model.blocks" or _type(top[0]) != "nested" or top[1].name != "model.norm":
+        found = ", ".join(node.name for node in top)
+        raise ExportError(f"the model is made of {found}", expected="nested blocks, named blocks, then a norm")
+    blocks = []
+    for scope in top[0].scopes:
+        layers = [_residual(node) for node in _chain(scope.nodes)]
+        names = [[part.node.name.removeprefix(f"{scope.name}.") for part in parts] for parts in layers]
+        if names != [["norm", "attention"], ["norm_2", "mlp"]]:
+            raise ExportError(
+                f"{scope.name} is made of {names}",
+                expected="a residual of norm and attention, then one of norm and mlp",
+            )
+        (norm, attention), (norm_2, mlp) = layers
+        blocks.append(Block(norm=norm, attention=attention, norm_2=norm_2, mlp=mlp))
+    return Decoder(
+        embedder=_part(graph.embedder),
+        blocks=tuple(blocks),
+        norm=_part(top[1]),
+        head=_part(graph.head),
+        tied=graph.tied_embeddings,
+    )
+
+
+def _chain(nodes: Sequence[Node]) -> Iterator[Node]:
+    """The nodes of a chain, lists of layers within it unfolded."""
+    for node in nodes:
+        if node.inline and isinstance(node.config, Topology) and node.config.inline == _CHAIN:
+            yield from _chain(node.scopes[0].nodes)
+        else:
+            yield node
+
+
+def _residual(node: Node) -> list[Part]:
+    if not node.inline or _type(node) != "residual":
+        raise ExportError(f"{node.name} is {_type(node)}", expected="residuals alone in a block")
+    return [_part(inner) for inner in _chain(node.scopes[0].nodes)]
+
+
+def _part(node: Node) -> Part:
+    return Part(node=node, type=_type(node), config=node.config)
+
+
+def _type(node: Node) -> str:
+    """The short name of a node's component."""
+    assert isinstance(node.config, Layer)
+    for kind in ("topology", "layer", "attention", "embedder", "head"):
+        name = registry().name_of(kind, type(node.config))
+        if name != type(node.config).__qualname__:
+            return name
+    return type(node.config).__qualname__

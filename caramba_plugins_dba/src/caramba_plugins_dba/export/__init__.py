@@ -1,0 +1,1 @@
+"""DBA models as folders that transformers loads with their own modeling file."""

@@ -1,0 +1,149 @@
+"""Models with DBA, in all blocks or in some, as folders that transformers loads with remote code allowed (light)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any, Final
+
+import attrs
+
+from caramba_core.exporting import Decoder, ExportError, Folder, Part, decoder_of
+from caramba_core.graph import Graph
+from caramba_core.rope import Rope
+
+__all__ = ["DBAExporter"]
+
+_FILE: Final = "modeling_caramba_dba.py"
+
+_USAGE: Final = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)
+"""
+
+_OUTSIDE: Final = {
+    "embedder.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+}
+_BLOCK: Final = {
+    "norm.weight": "input_layernorm.weight",
+    "norm_2.weight": "post_attention_layernorm.weight",
+    **{f"mlp.{name}_proj": f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")},
+    **{f"mlp.{name}_bias": f"mlp.{name}_proj.bias" for name in ("gate", "up", "down")},
+    **{
+        f"attention.{name}_proj": f"self_attn.{name}_proj.weight"
+        for name in ("q", "k", "v", "o", "q_geo", "k_geo", "q_sem", "k_sem", "v_up")
+    },
+    **{f"attention.{name}_bias": f"self_attn.{name}_proj.bias" for name in ("q", "k", "o", "q_geo", "k_geo", "q_sem")},
+    "attention.pairs": "self_attn.pairs",
+}
+_VALUE_BIAS: Final = {"dba": "self_attn.v_bias", "gqa": "self_attn.v_proj.bias"}
+"""DBA's stands behind the cache, an ordinary attention's in the projection."""
+
+_DBA: Final = (
+    "n_heads n_kv_heads head_dim sem_dim geo_dim v_dim k_layout v_layout q_bias k_bias v_bias o_bias".split()  # noqa: SIM905
+)
+_GQA: Final = ("n_heads", "n_kv_heads", "head_dim", "qkv_bias", "o_bias")
+_EXPRESSED: Final = {
+    "dba": {*_DBA, "rope", "scale", "name"},
+    "gqa": {*_GQA, "rope", "scale", "name", "init_std", "window", "qk_norm_eps"},
+}
+"""Fields that the modeling file knows; an attention that has learned more is refused until the file has too."""
+
+_SPECIAL: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class DBAExporter:
+    """Writes decoders in which every attention is DBA or plain grouped-query attention, at least one of them DBA."""
+
+    @classmethod
+    def describe(cls, graph: Graph, model: Mapping[str, Any], origin: Mapping[str, Any]) -> Folder:
+        """The folder of such a decoder."""
+        decoder = decoder_of(graph)
+        _require_types(decoder)
+        settings = [_attention(block.attention) for block in decoder.blocks]
+        attentions: list[dict[str, Any]] = []
+        for one in settings:
+            if one not in attentions:
+                attentions.append(one)
+        keys = _keys(decoder)
+        block = decoder.blocks[0]
+        config = {
+            "architectures": ["CarambaDBAForCausalLM"],
+            "model_type": "caramba_dba",
+            "auto_map": {
+                "AutoConfig": f"{_FILE.removesuffix('.py')}.CarambaDBAConfig",
+                "AutoModelForCausalLM": f"{_FILE.removesuffix('.py')}.CarambaDBAForCausalLM",
+            },
+            "vocab_size": decoder.embedder.config.vocab_size,
+            "hidden_size": decoder.embedder.config.d_model,
+            "intermediate_size": block.mlp.config.d_ff,
+            "num_hidden_layers": len(decoder.blocks),
+            "num_attention_heads": block.attention.config.n_heads,
+            "num_key_value_heads": block.attention.config.n_kv_heads,
+            "head_dim": block.attention.config.head_dim,
+            "rms_norm_eps": block.norm.config.eps,
+            "mlp_bias": block.mlp.config.bias,
+            "tie_word_embeddings": decoder.tied,
+            "max_position_embeddings": origin.get("max_position_embeddings"),
+            **{key: origin.get(key) for key in _SPECIAL},
+            "attentions": attentions,
+            "attention_of_layer": [attentions.index(one) for one in settings],
+            "caramba": {"model": dict(model), "keys": keys},
+        }
+        source = files("caramba_plugins_dba.export").joinpath(_FILE).read_text(encoding="utf-8")
+        return Folder(config=config, keys=keys, files={_FILE: source}, usage=_USAGE)
+
+
+def _require_types(decoder: Decoder) -> None:
+    first = decoder.blocks[0]
+    for index, block in enumerate(decoder.blocks):
+        wanted = ((block.norm, "rms_norm"), (block.norm_2, "rms_norm"), (block.mlp, "swiglu"))
+        for part, name in wanted:
+            if part.type != name:
+                raise ExportError(f"{part.node.name} is {part.type}", expected=name)
+        if (block.norm.config.eps, block.norm_2.config.eps) != (decoder.norm.config.eps,) * 2:
+            raise ExportError(f"the norms of block {index} add another eps than the last norm")
+        if (block.mlp.config.d_ff, block.mlp.config.bias) != (first.mlp.config.d_ff, first.mlp.config.bias):
+            raise ExportError(f"blocks 0 and {index} differ in their mlp", expected="blocks that are alike")
+    if decoder.norm.type != "rms_norm" or decoder.embedder.type != "token" or decoder.head.type != "linear":
+        raise ExportError("the model needs a token embedder, an rms_norm at the end and a linear head")
+    if all(block.attention.type != "dba" for block in decoder.blocks):
+        raise ExportError("none of its attentions is dba")
+
+
+def _attention(part: Part) -> dict[str, Any]:
+    """What ``config.json`` says of an attention: every number that its computation needs."""
+    kind = "gqa" if part.type == "mha" else part.type
+    config = part.config
+    if kind not in _EXPRESSED:
+        raise ExportError(f"{part.node.name} is {part.type}", expected="dba, gqa or mha")
+    unknown = {field.name for field in attrs.fields(type(config))} - _EXPRESSED[kind]
+    if unknown:
+        raise ExportError(f"{part.node.name} has fields that {_FILE} does not know: {', '.join(sorted(unknown))}")
+    if kind == "gqa" and (config.window is not None or config.qk_norm_eps is not None):
+        raise ExportError(
+            f"{part.node.name} has a window or norms of queries and keys", expected="plain gqa beside dba"
+        )
+    rope: Rope | None = config.rope
+    if rope is not None and rope.scaling == "dynamic":
+        raise ExportError(f"{part.node.name} has dynamic rope scaling, whose frequencies are not fixed")
+    return {
+        "type": kind,
+        **{name: getattr(config, name) for name in (_DBA if kind == "dba" else _GQA)},
+        "scale": config.multiplier,
+        "frequencies": [] if rope is None else rope.frequencies(config.head_dim),
+        "frequency_scaling": 1.0 if rope is None else rope.attention_scaling,
+    }
+
+
+def _keys(decoder: Decoder) -> dict[str, str]:
+    """The key of every parameter; ``{}`` stands for the number of a block where all blocks agree."""
+    keys = {**_OUTSIDE, **{f"blocks.{{}}.{name}": f"model.layers.{{}}.{key}" for name, key in _BLOCK.items()}}
+    for index, block in enumerate(decoder.blocks):
+        kind = "dba" if block.attention.type == "dba" else "gqa"
+        keys[f"blocks.{index}.attention.v_bias"] = f"model.layers.{index}.{_VALUE_BIAS[kind]}"
+    return keys
