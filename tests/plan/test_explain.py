@@ -29,7 +29,7 @@ def test_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_as_data(capsys: pytest.CaptureFixture[str]) -> None:
-    (explanation,) = json.loads(shown(capsys, "dba", "--json"))
+    (explanation,) = json.loads(shown(capsys, "attention.dba", "--json"))
     fields = {field["name"]: field for field in explanation["fields"]}
     assert fields["sem_dim"] == {
         "name": "sem_dim",
