@@ -1,0 +1,312 @@
+"""Exported DBA models in transformers: the same logits, the same continuation, the plan's cache; back bit for bit."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from caramba_plugins_dba.attention import DecoupledBottleneckAttention
+from caramba_plugins_dba.export import exporter
+from caramba_plugins_standard.gqa import GroupedQueryAttention
+from torch import Tensor
+
+from caramba_core.errors import InputError
+from caramba_core.loading import find_loader
+from caramba_core.lowering import lower
+from caramba_core.manifest import structure_model
+from caramba_core.nn.build import build
+from caramba_core.nn.filling import load_weights
+from caramba_core.nn.frame import Frame
+from caramba_core.nn.language_model import LanguageModel
+from caramba_core.run.checkpoint import save_checkpoint
+from caramba_core.run.directory import RunDirectory
+from caramba_core.run.export import export
+
+VOCABULARY, WIDTH = 61, 24
+GQA: dict[str, Any] = {"type": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rope": {"theta": 500.0}}
+DBA: dict[str, Any] = {**GQA, "type": "dba", "sem_dim": 6, "geo_dim": 8, "v_dim": 10}
+LLAMA3 = {
+    "theta": 100.0,
+    "scaling": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {"theta": 50.0, "scaling": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+BIASES = {"q_bias": True, "k_bias": True, "v_bias": True, "o_bias": True}
+
+ATTENTIONS: dict[str, dict[str, Any]] = {
+    "shared latents": DBA,
+    "offsets": {**DBA, **BIASES},
+    "keys a head": {**DBA, "k_layout": "per_head"},
+    "values a head": {**DBA, "v_layout": "per_head"},
+    "everything a head": {**DBA, "k_layout": "per_head", "v_layout": "per_head", **BIASES},
+    "semantic alone": {**DBA, "geo_dim": 0, "rope": None},
+    "rotary alone": {**DBA, "sem_dim": 0},
+    "semantic a head alone": {**DBA, "geo_dim": 0, "rope": None, "k_layout": "per_head"},
+    "one group": {**DBA, "n_kv_heads": 1},
+    "a head each": {**DBA, "n_kv_heads": 4, "v_layout": "per_head", "v_dim": 12},
+    "scale": {**DBA, "scale": 0.2},
+    "llama3": {**DBA, "rope": LLAMA3},
+    "yarn": {**DBA, "rope": YARN},
+    "wide values": {**DBA, "v_dim": 30},
+}
+
+
+@pytest.fixture(autouse=True)
+def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Remote code is copied into a folder of this test, and forgotten afterwards."""
+    dynamic = importlib.import_module("transformers.dynamic_module_utils")
+    logging = importlib.import_module("transformers.utils.logging")
+    logging.disable_progress_bar()
+    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+
+
+def model_of(first: dict[str, Any], second: dict[str, Any] | None = None, *, tied: bool = True) -> dict[str, Any]:
+    """The ``model:`` of a decoder of three blocks; with ``second``, the middle one has that attention."""
+    norm = {"type": "rms_norm", "eps": 1e-5}
+    mlp = {"type": "residual", "layers": [norm, {"type": "swiglu", "d_ff": 40}]}
+
+    def block(attention: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"type": "residual", "layers": [norm, attention]}, mlp]
+
+    nested: dict[str, Any] = {"type": "nested", "name": "blocks", "repeat": 3, "layers": block(first)}
+    if second is not None:
+        nested |= {"variants": [block(second)], "order": [0, 1, 0]}
+    return {
+        "type": "transformer",
+        "tied_embeddings": tied,
+        "embedder": {"type": "token", "vocab_size": VOCABULARY, "d_model": WIDTH},
+        "topology": {"type": "stacked", "layers": [nested, norm]},
+    }
+
+
+def make_run(folder: Path, model: dict[str, Any]) -> LanguageModel:
+    """A run's folder as a finished run leaves it, with a random model; that model."""
+    built = build(lower(structure_model(model)), seed=7)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in built.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.mul_(8.0).add_(noise * 0.1) if "norm" not in name else parameter.add_(noise * 0.1)
+        for name, buffer in built.named_buffers():
+            if name.endswith(".pairs"):
+                buffer.copy_(torch.stack([torch.randperm(4, generator=generator)[: buffer.shape[1]] for _ in buffer]))
+    folder.mkdir(parents=True)
+    runs = [{"id": "r", "mode": "eval"}]
+    group = {"name": "g", "data": {"heldout": "heldout.npy"}, "runs": runs}
+    manifest = {"version": 1, "name": "n", "model": model, "groups": [group]}
+    (folder / "manifest.yml").write_text(json.dumps(manifest))
+    save_checkpoint(RunDirectory(folder).checkpoint(1), model=built, optimizer=None, state={})
+    return built.requires_grad_(False).eval()
+
+
+def theirs(folder: Path, **options: Any) -> Any:
+    transformers = importlib.import_module("transformers")
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options).eval()
+
+
+def random_tokens(count: int, *, batch: int = 2, seed: int = 1) -> Tensor:
+    return torch.randint(0, VOCABULARY, (batch, count), generator=torch.Generator().manual_seed(seed))
+
+
+def continued(model: Any, prompt: Tensor, count: int, **options: Any) -> Any:
+    return model.generate(
+        prompt,
+        max_new_tokens=count,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_logits_continuation_and_cache(tmp_path: Path, name: str) -> None:
+    mine = make_run(tmp_path / "run", model_of(ATTENTIONS[name], tied=name != "offsets"))
+    assert export(tmp_path / "run", tmp_path / "out").exporter == "dba"
+    other = theirs(tmp_path / "out")
+    tokens = random_tokens(40)
+    with torch.no_grad():
+        expected = mine(tokens)
+        assert expected.abs().max() > 0.5
+        torch.testing.assert_close(other(tokens).logits, expected, rtol=0, atol=1e-5)
+    prompt = tokens[:, :6]
+    found = continued(other, prompt, 30)
+    assert torch.equal(found.sequences, mine.generate(prompt, 30))
+
+    cache = mine.new_cache(2, capacity=35)
+    stored = sum(tensor.numel() for layer in found.past_key_values.layers for tensor in (layer.keys, layer.values))
+    assert (
+        stored * 4
+        == cache.bytes
+        == 3 * 2 * 35 * 4 * sum(ATTENTIONS[name][part] for part in ("sem_dim", "geo_dim", "v_dim"))
+    )
+
+
+@pytest.mark.parametrize("name", ["shared latents", "everything a head", "yarn"])
+def test_back_into_caramba_bit_for_bit(tmp_path: Path, name: str) -> None:
+    mine = make_run(tmp_path / "run", model_of(ATTENTIONS[name]))
+    export(tmp_path / "run", tmp_path / "out")
+    theirs(tmp_path / "out").save_pretrained(tmp_path / "again")  # and through transformers' own hands
+    for folder in ("out", "again"):
+        checkpoint = find_loader(tmp_path / folder)
+        again = build(lower(structure_model(checkpoint.model())))
+        load_weights(again, checkpoint)
+        expected = mine.state_dict()
+        assert again.state_dict().keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in again.state_dict().items())
+        assert torch.equal(again(random_tokens(20)), mine(random_tokens(20)))
+
+
+def test_models_converted_in_part(tmp_path: Path) -> None:
+    """Some layers are DBA, others still ordinary attention, each with its own cache."""
+    plain = {**GQA, "qkv_bias": True, "o_bias": True}
+    mine = make_run(tmp_path / "run", model_of({**DBA, **BIASES}, plain))
+    export(tmp_path / "run", tmp_path / "out")
+    other = theirs(tmp_path / "out")
+    tokens = random_tokens(30)
+    with torch.no_grad():
+        torch.testing.assert_close(other(tokens).logits, mine(tokens), rtol=0, atol=1e-5)
+    found = continued(other, tokens[:, :4], 20)
+    assert torch.equal(found.sequences, mine.generate(tokens[:, :4], 20))
+    stored = sum(tensor.numel() for layer in found.past_key_values.layers for tensor in (layer.keys, layer.values))
+    assert stored == 2 * 23 * (24 + 32 + 24)
+    checkpoint = find_loader(tmp_path / "out")
+    again = build(lower(structure_model(checkpoint.model())))
+    load_weights(again, checkpoint)
+    assert torch.equal(again(tokens), mine(tokens))
+
+
+def test_padding_on_the_left_changes_nothing(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", model_of(DBA))
+    export(tmp_path / "run", tmp_path / "out")
+    other = theirs(tmp_path / "out")
+    short, long = random_tokens(5, batch=1), random_tokens(9, batch=1, seed=2)
+    padded = torch.cat([torch.cat([torch.zeros(1, 4, dtype=torch.int64), short], dim=1), long])
+    mask = torch.ones_like(padded)
+    mask[0, :4] = 0
+    both = continued(other, padded, 12, attention_mask=mask).sequences
+    assert torch.equal(both[0, 9:], continued(other, short, 12).sequences[0, 5:])
+    assert torch.equal(both[1, 9:], continued(other, long, 12).sequences[0, 9:])
+
+
+def test_several_tokens_at_a_time_behind_a_cache(tmp_path: Path) -> None:
+    mine = make_run(tmp_path / "run", model_of({**DBA, **BIASES}))
+    export(tmp_path / "run", tmp_path / "out")
+    other = theirs(tmp_path / "out")
+    tokens = random_tokens(21)
+    with torch.no_grad():
+        expected = mine(tokens)
+        past, parts = None, []
+        for part in tokens.split([7, 1, 5, 8], dim=1):
+            output = other(part, past_key_values=past, use_cache=True)
+            past = output.past_key_values
+            parts.append(output.logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=0, atol=1e-5)
+
+
+def test_beams_reorder_the_cache(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", model_of(DBA))
+    export(tmp_path / "run", tmp_path / "out")
+    other = theirs(tmp_path / "out")
+    prompt = random_tokens(6)
+    with_cache = continued(other, prompt, 12, num_beams=3).sequences
+    assert torch.equal(with_cache, continued(other, prompt, 12, num_beams=3, use_cache=False).sequences)
+
+
+def test_positions_far_out(tmp_path: Path) -> None:
+    mine = make_run(tmp_path / "run", model_of({**DBA, "rope": LLAMA3}))
+    export(tmp_path / "run", tmp_path / "out")
+    tokens, positions = random_tokens(9), torch.arange(5000, 5009)
+    with torch.no_grad():
+        found = theirs(tmp_path / "out")(tokens, position_ids=positions[None].expand(2, -1)).logits
+        torch.testing.assert_close(found, mine(tokens, Frame(positions=positions)), rtol=0, atol=1e-5)
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    mine = make_run(tmp_path / "run", model_of(DBA))
+    export(tmp_path / "run", tmp_path / "out", dtype="bfloat16")
+    other = theirs(tmp_path / "out", dtype="auto")
+    assert other.dtype == torch.bfloat16
+    assert other.model.layers[0].self_attn.pairs.dtype == torch.int64
+    tokens = random_tokens(12)
+    with torch.no_grad():
+        expected = mine.to(torch.bfloat16)(tokens)
+        assert (other(tokens).logits - expected).abs().max() <= 0.1 * expected.abs().max()
+
+
+def test_it_trains_in_transformers(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", model_of({**DBA, **BIASES}))
+    export(tmp_path / "run", tmp_path / "out")
+    other = theirs(tmp_path / "out").train()
+    tokens = random_tokens(12)
+    loss = other(tokens, labels=tokens).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(parameter.grad is not None for parameter in other.parameters())
+
+
+def test_the_folder_needs_nothing_of_caramba(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", model_of(DBA))
+    done = export(tmp_path / "run", tmp_path / "out")
+    assert set(done.files) == {"README.md", "config.json", "model.safetensors", "modeling_caramba_dba.py"}
+    source = (tmp_path / "out" / "modeling_caramba_dba.py").read_text()
+    imported = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))}
+    assert imported == {"__future__", "typing", "torch", "transformers"}
+    assert "trust_remote_code=True" in (tmp_path / "out" / "README.md").read_text()
+
+
+# ------------------------------------------------------------------------------------------------ what cannot be
+
+
+def test_every_field_of_the_attentions_is_known_to_the_modeling_file() -> None:
+    """An option that is added to an attention must be added to the export, or be refused there."""
+    for kind, config in (("dba", DecoupledBottleneckAttention), ("gqa", GroupedQueryAttention)):
+        assert {field.name for field in attrs.fields(config)} == exporter._EXPRESSED[kind]
+
+
+@pytest.mark.parametrize(
+    ("attention", "reason"),
+    [
+        (GQA, "none of its attentions is dba"),
+        ({**GQA, "window": 4}, "none of its attentions is dba|window"),
+    ],
+)
+def test_attentions_that_are_refused(tmp_path: Path, attention: dict[str, Any], reason: str) -> None:
+    with pytest.raises(exporter.ExportError, match=reason):
+        exporter.DBAExporter.describe(lower(structure_model(model_of(attention))), {}, {})
+
+
+def test_foreign_descriptions_build_nothing(tmp_path: Path) -> None:
+    """The model in ``config.json`` is read as a manifest's: unknown components, or a wrong map of keys, are errors."""
+    make_run(tmp_path / "run", model_of(DBA))
+    export(tmp_path / "run", tmp_path / "out")
+    path = tmp_path / "out" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "caramba": {**config["caramba"], "keys": {"norm.weight": 3}}}))
+    with pytest.raises(InputError, match=r"caramba\.keys is no mapping"):
+        find_loader(tmp_path / "out").layout()
+    path.write_text(json.dumps({**config, "caramba": {"keys": {}, "model": [1]}}))
+    with pytest.raises(InputError, match=r"caramba\.model is no mapping"):
+        find_loader(tmp_path / "out").model()
+    path.write_text(json.dumps({**config, "caramba": {**config["caramba"], "keys": {}}}))
+    checkpoint = find_loader(tmp_path / "out")
+    with pytest.raises(InputError, match="does not fit the model"):
+        load_weights(build(lower(structure_model(checkpoint.model()))), checkpoint)
