@@ -4,8 +4,8 @@
 
 Random weights, float32, on the CPU.  Both models do the same in turn; each line of JSON gives the medians in seconds
 and ``ratio``, transformers' time divided by caramba's (above 1: caramba is faster).  A training step is forward, mean
-cross entropy, backward and fused AdamW.  ``cpu_ratio`` compares processor time instead of wall time: with ``--threads 1``
-it holds on a busy machine too.
+cross entropy, backward and fused AdamW.  ``cpu_ratio`` compares processor time instead of wall time: with
+``--threads 1`` it holds on a busy machine too.
 """
 
 from __future__ import annotations
