@@ -43,7 +43,7 @@ class Experiment:
     """A manifest's groups and runs; :meth:`check` before :meth:`run`."""
 
     def __init__(self, source: str, overrides: Sequence[str], choice: Choice, reporter: Reporter) -> None:
-        self.loaded: Loaded = load_manifest(source, overrides=overrides)
+        self.loaded: Loaded = load_manifest(source, overrides=overrides, fetch=True)
         self.choice = choice
         self.reporter = reporter
         self.deadline = None if choice.minutes is None else time.monotonic() + 60 * choice.minutes
