@@ -6,7 +6,7 @@ The mathematics stands in ``docs/dba.md`` and, a function a step, in :mod:`caram
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from caramba_core.component import Attention, component, option
 from caramba_core.errors import InvalidValue
@@ -23,6 +23,9 @@ __all__ = ["GQAToDBA"]
 class GQAToDBA(Transplant):
     """Rotary pairs by their importance, query-aware semantic keys, attention-weighted values; then least squares."""
 
+    selection: Literal["rotation", "fold", "norm", "frequency"] = option(
+        default="rotation", help="what a rotary pair is kept for: the error without it, or (controls) energy, frequency"
+    )
     refits: str = option(
         default="qkqv",
         help="projections refitted in turn on calibration tokens: q queries, k keys, v values",
@@ -86,7 +89,7 @@ class GQAToDBA(Transplant):
         from caramba_plugins_dba.start import start
 
         assert isinstance(target, DecoupledBottleneckAttention)
-        return start(source, weights, target, width, moments)
+        return start(source, weights, target, width, moments, selection=self.selection)
 
     def refine(
         self,

@@ -29,11 +29,13 @@ def start(
     target: DecoupledBottleneckAttention,
     width: int,
     moments: Moments,
+    *,
+    selection: str = "rotation",
 ) -> Started:
     """The weights that ``target`` declares, in float64, and what each step left out."""
     teacher = {name: tensor.detach().cpu().double() for name, tensor in weights.items()}
     report: dict[str, Any] = {}
-    pairs = _choose_pairs(target, moments, report)
+    pairs = _choose_pairs(target, moments, selection, report)
     made = {
         **_geometric(target, teacher, pairs),
         **_semantic(target, teacher, moments, pairs, report),
@@ -44,13 +46,15 @@ def start(
     return Started(weights=made, report=report)
 
 
-def _choose_pairs(target: DecoupledBottleneckAttention, moments: Moments, report: dict[str, Any]) -> Tensor:
+def _choose_pairs(
+    target: DecoupledBottleneckAttention, moments: Moments, selection: str, report: dict[str, Any]
+) -> Tensor:
     if not target.pairs:
         return torch.zeros(target.n_kv_heads, 0, dtype=torch.int64)
     assert target.rope is not None
     frequencies = torch.tensor(target.rope.frequencies(target.head_dim), dtype=torch.float64)
     rho = rotation_mean(moments["distance"]["attention"], frequencies)
-    cost = importance(moments["query"]["second"], moments["key"]["second"], rho)
+    cost = importance(moments["query"]["second"], moments["key"]["second"], rho, by=selection)
     pairs = select(cost, target.pairs)
     report["pairs"] = pairs.tolist()
     report["rotation_lost"] = 1.0 - float(cost.gather(1, pairs).sum() / cost.sum())

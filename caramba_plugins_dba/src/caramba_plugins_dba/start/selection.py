@@ -25,18 +25,26 @@ def rotation_mean(attention: Tensor, frequencies: Tensor) -> Tensor:
     return attention.to(turned.dtype) @ turned
 
 
-def importance(query_second: Tensor, key_second: Tensor, rho: Tensor, *, fold: bool = False) -> Tensor:
+def importance(query_second: Tensor, key_second: Tensor, rho: Tensor, *, by: str = "rotation") -> Tensor:
     """What moving each pair to the semantic path costs, up to a constant: ``[G, P]``.
 
-    ``I_gp = sum_{h in g} E|q_hp|^2 E|k_gp|^2 2 (1 - Re rho_hp)``, with a fold ``(1 - |rho_hp|^2)`` in place of the last
-    factor.  ``query_second`` ``[H, d, d]``, ``key_second`` ``[G d, G d]``, ``rho`` complex ``[H, P]``.
+    ``I_gp = sum_{h in g} E|q_hp|^2 E|k_gp|^2 2 (1 - Re rho_hp)`` where the path without positions sees the pair as it
+    is (``rotation``), with ``1 - |rho_hp|^2`` as the last factor where the queries are turned by the mean rotation
+    (``fold``).  ``norm`` and ``frequency`` are controls: the energy alone, and the fastest pairs.  ``query_second``
+    ``[H, d, d]``, ``key_second`` ``[G d, G d]``, ``rho`` complex ``[H, P]``.
     """
     heads, width, _ = query_second.shape
     groups = key_second.shape[0] // width
     query = _pair_energy(query_second.diagonal(dim1=-2, dim2=-1))  # [H, P]
     key = _pair_energy(key_second.diagonal().view(groups, width))  # [G, P]
-    lost = 1.0 - rho.abs() ** 2 if fold else 2.0 * (1.0 - rho.real)
-    return (query * lost).view(groups, heads // groups, -1).sum(1) * key
+    lost = {
+        "rotation": 2.0 * (1.0 - rho.real),
+        "fold": 1.0 - rho.abs() ** 2,
+        "norm": torch.ones_like(query),
+    }
+    if by == "frequency":
+        return torch.arange(width // 2, 0, -1, dtype=query.dtype).expand(groups, -1)
+    return (query * lost[by]).view(groups, heads // groups, -1).sum(1) * key
 
 
 def select(cost: Tensor, count: int) -> Tensor:
