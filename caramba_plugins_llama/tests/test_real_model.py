@@ -13,9 +13,12 @@ import torch
 from caramba_plugins_llama.export import StandardExporter
 from caramba_plugins_llama.gguf_file import GgufFile
 
+from caramba_core.loading import find_loader
+from caramba_core.lowering import lower
+from caramba_core.manifest import load_manifest
 from caramba_core.nn.language_model import LanguageModel
 
-from .conftest import quiet, read_model
+from .conftest import graph_of, quiet, read_model
 
 pytestmark = pytest.mark.real_model
 
@@ -75,6 +78,15 @@ def test_tokens_are_those_of_smollm2(path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
     digits = tokenizer.encode("1984")
     assert [tokenizer.decode([token]) for token in digits] == list("1984")
+
+
+def test_the_preset_is_the_model_of_the_file(path: Path) -> None:
+    preset = load_manifest("smollm2_135m")
+    checkpoint = find_loader(path)
+    mine, theirs = lower(preset.manifest.model).nodes(), graph_of(checkpoint).nodes()
+    assert mine.keys() == theirs.keys()
+    for name, node in mine.items():
+        assert node.config == theirs[name].config, name
 
 
 def test_logits(model: LanguageModel, oracle: Any, tokens: torch.Tensor) -> None:
