@@ -103,7 +103,7 @@ def test_the_plan_in_a_terminal(manifest: Path, capsys: pytest.CaptureFixture[st
     assert "0-2  x 3" in shown
     assert shown.count("swiglu") == 1  # repeated blocks once
     assert "up_proj 64x24" in shown
-    assert "its size is not known" in shown
+    assert "its size is not known" in " ".join(shown.split())  # a long folder name moves the line's breaks
     assert caramba("compile", manifest, "--full", "--group", "b") == 0
     assert capsys.readouterr().out.count("swiglu") == 3
 

@@ -98,4 +98,8 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
         "smollm2_135m_mla": "caramba-plugins-mla",
         "smollm2_135m_sliding_window": "caramba-plugins-sliding-window",
     },
+    "exporter": {
+        "dba": "caramba-plugins-dba",
+        "standard": "caramba-plugins-llama",
+    },
 }
