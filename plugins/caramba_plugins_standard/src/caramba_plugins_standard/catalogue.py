@@ -92,6 +92,7 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
         "linear": "caramba-plugins-standard",
     },
     "preset": {
+        "smollm2_135m": "caramba-plugins-llama",
         "llama32_1b_dba": "caramba-plugins-dba",
         "smollm2_135m_dba": "caramba-plugins-dba",
         "smollm2_135m_linear_attention": "caramba-plugins-linear",
