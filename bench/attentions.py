@@ -21,7 +21,7 @@ from recipe import EVALUATION, facts, ratios, say, texts
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.evaluation import Measurement, measure
-from caramba_core.run.experiment import Choice, Experiment
+from caramba_core.run.experiment import Choice, Experiment, Request
 from caramba_core.run.reporter import Reporter
 
 MANIFEST = Path(__file__).with_suffix(".yml").resolve()
@@ -55,7 +55,7 @@ def main() -> None:
     for group in arguments.group or GROUPS:
         minutes = None if arguments.minutes is None else arguments.minutes - (time.monotonic() - began) / 60
         choice = Choice(group=group, output=output, resume=True, minutes=minutes)
-        experiment = Experiment(str(MANIFEST), arguments.overrides, choice, Reporter())
+        experiment = Experiment(Request.read(str(MANIFEST), arguments.overrides, choice), Reporter())
         left = experiment.unfinished()
         experiment.check(left)
         finished = experiment.run(left)

@@ -22,7 +22,7 @@ import torch
 from caramba_core.manifest.schema import Evaluation
 from caramba_core.run.context import RunContext
 from caramba_core.run.evaluation import Measurement, measure
-from caramba_core.run.experiment import Choice, Experiment
+from caramba_core.run.experiment import Choice, Experiment, Request
 from caramba_core.run.reporter import Reporter
 from caramba_core.training import Tokens
 
@@ -71,7 +71,7 @@ def main() -> None:
     for group in arguments.group or ["v192", "v336", "v96"]:
         minutes = None if arguments.minutes is None else arguments.minutes - (time.monotonic() - began) / 60
         choice = Choice(group=group, output=output, resume=True, minutes=minutes)
-        experiment = Experiment(manifest, arguments.overrides, choice, reporter)
+        experiment = Experiment(Request.read(manifest, arguments.overrides, choice), reporter)
         left = experiment.unfinished()
         experiment.check(left)
         finished = experiment.run(left)

@@ -75,14 +75,13 @@ class Start:
 
     transplant: str = option(default="auto", help="name of the transplant; auto finds it by the two attention types")
     tokens: int = option(default=32768, help="calibration tokens", unit="tokens", minimum=1)
-    context: int = option(default=1024, help="tokens a calibration window", unit="tokens", minimum=2)
-    batch_size: int = option(default=4, help="windows a calibration pass", minimum=1)
-    max_context: int | None = option(
-        default=None,
-        help="context length to prepare for; the calibration window if not given",
+    max_context: int = option(
+        default=1024,
+        help="tokens a calibration window: attention is measured up to this distance, so prepare for what you will serve",
         unit="tokens",
         minimum=2,
     )
+    batch_size: int = option(default=4, help="windows a calibration pass", minimum=1)
     inputs: Literal["teacher", "student"] = option(
         default="teacher", help="whose hidden states the moments are taken on"
     )
@@ -111,6 +110,9 @@ class Train:
     schedule: Schedule | None = option(default=None, help="cosine if not given")
     clip: float | None = option(default=1.0, help="largest norm of the gradient; null for no clipping", above=0.0)
     compile: bool = option(default=False, help="compile each repeated block with torch.compile")
+    cuda_graph: bool = option(
+        default=False, help="record a step once and replay it: faster where kernels are short; CUDA only"
+    )
     checkpoint_every: int | None = option(default=None, help="steps between checkpoints", unit="steps", minimum=1)
     evaluate_every: int | None = option(default=None, help="steps between evaluations", unit="steps", minimum=1)
 

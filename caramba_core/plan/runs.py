@@ -138,7 +138,7 @@ def _plan(
         memory = _training(known, model, train, trained)
     else:
         if run.mode == "convert" and run.start is not None:
-            batch, context = run.start.batch_size, run.start.context
+            batch, context = run.start.batch_size, run.start.max_context
         elif run.mode == "generate":
             batch, context = 1, run.max_new_tokens
         memory = _forward(known, stage.student(context), run.mode, batch, dtype)

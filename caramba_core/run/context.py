@@ -64,7 +64,12 @@ class GroupContext:
     def check(self, run: Run) -> None:
         """Raise for anything that would stop this run later: data, device, patterns, differences from the teacher."""
         train = run.train
-        pick_device(run.device if train is None else train.device)
+        device = pick_device(run.device if train is None else train.device)
+        if train is not None and train.cuda_graph and device.type != "cuda":
+            raise InputError(
+                f"run {run.id}: train.cuda_graph needs a CUDA device, and this one is {device.type}",
+                hint="leave cuda_graph out, or run where CUDA is",
+            )
         if self.group.data is not None and self.group.data.heldout is not None:
             settings = run.eval or self.group.eval or Evaluation()
             require_enough(self.tokens("heldout"), settings)
@@ -80,12 +85,6 @@ class GroupContext:
                 )
         if self.source is not None:
             _ = self.sites
-
-    def plan(self, run: Run) -> dict[str, Any]:
-        """The plan of a run, as data."""
-        from caramba_core.plan import plan_group
-
-        return plan_group(self.loaded, self.group).to_dict()
 
     def teacher(self, device: torch.device) -> LanguageModel:
         """The teacher on a device, loaded once, frozen."""
@@ -145,6 +144,7 @@ class RunContext:
         self.dtype_name: str = where.dtype
         self.resume_from: Path | None = None
         self.stop_reason: str | None = None
+        self.pause_reason: str | None = None
 
     @property
     def group(self) -> Group:
@@ -207,8 +207,12 @@ class RunContext:
         return {} if self.parent is None else read_state(self.parent)
 
     def request_stop(self, reason: str) -> None:
-        """End the run after the current step, with a checkpoint (early stopping, a signal, a time limit)."""
+        """End the run for good behind the current step: its result is what it has learned so far (early stopping)."""
         self.stop_reason = self.stop_reason or reason
+
+    def request_pause(self, reason: str) -> None:
+        """Leave the run unfinished behind the current step, with a checkpoint to resume from (a time limit)."""
+        self.pause_reason = self.pause_reason or reason
 
 
 def check_tokens(tokens: Tokens, graph: Graph, tokenizer: Tokenizer | None) -> Tokens:

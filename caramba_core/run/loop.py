@@ -16,6 +16,7 @@ from caramba_core.manifest.schema import Train
 from caramba_core.run.batches import Windows
 from caramba_core.run.checkpoint import load_random, read_state, restore_optimizer, save_checkpoint
 from caramba_core.run.context import RunContext
+from caramba_core.run.cuda_graph import CapturedStep
 from caramba_core.run.device import autocast_dtype
 from caramba_core.run.evaluation import measure
 from caramba_core.run.reporter import Bar
@@ -66,6 +67,7 @@ class TrainingLoop:
         self.tokens_a_step = settings.batch_size * settings.accumulate * settings.context
         self.windows = Windows(context.shared.tokens("train"), context=settings.context, seed=context.seed)
         self._pending: _Numbers | None = None
+        self._captured: CapturedStep | None = None
 
     def prepare(self) -> None:
         """Build strategy and optimizer; on resuming, put everything back to where it was."""
@@ -85,22 +87,27 @@ class TrainingLoop:
             state = read_state(context.resume_from)
             self.step = int(state["step"])
             self.seconds = float(state["seconds"])
+            if state["stop_reason"] is not None:  # stopped for good, and ended before its result was published
+                context.request_stop(state["stop_reason"])
             context.directory.rewind_metrics(self.step)
 
     def run(self, bar: Bar) -> None:
         """Train until the last step, or until something asks to stop; either way a checkpoint of the end exists."""
         every = self.settings.checkpoint_every
         self._began = time.perf_counter() - self.seconds
-        while self.step < self.steps and self.context.stop_reason is None:
+        while self.step < self.steps and self._goes_on():
             self._one_step(bar)
             if self.context.deadline is not None and time.monotonic() >= self.context.deadline:
-                self.context.request_stop("the time limit of this call was reached")
+                self.context.request_pause("the time limit of this call was reached")
             if self.settings.evaluate_every is not None and self.step % self.settings.evaluate_every == 0:
                 self._evaluate()
             if every is not None and self.step % every == 0 and self.step < self.steps:
                 self.save()
         self._settle(bar)
         self.save()
+
+    def _goes_on(self) -> bool:
+        return self.context.stop_reason is None and self.context.pause_reason is None
 
     def save(self) -> None:
         """Publish a checkpoint of the current step."""
@@ -123,6 +130,7 @@ class TrainingLoop:
             "samples": tokens // self.settings.context,
             "tokens": tokens,
             "seconds": self.seconds,
+            "stop_reason": self.context.stop_reason,
         }
 
     def _one_step(self, bar: Bar) -> None:
@@ -131,18 +139,20 @@ class TrainingLoop:
         lr = settings.lr * settings.schedule.factor(self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        results = []
-        for part in range(settings.accumulate):
-            first = (self.step * settings.accumulate + part) * settings.batch_size
-            tokens = self.windows.batch(first, settings.batch_size)
-            if device.type == "cuda":
-                tokens = tokens.pin_memory().to(device, non_blocking=True)
-            results.append(self.runner.step(tokens.to(device)))
-        if settings.accumulate > 1:
-            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], float(settings.accumulate))
+        size = settings.accumulate * settings.batch_size
+        tokens = self.windows.batch(self.step * size, size).view(settings.accumulate, settings.batch_size, -1)
+        if device.type == "cuda":
+            tokens = tokens.pin_memory()
+        tokens = tokens.to(device, non_blocking=True)
+        if settings.cuda_graph and self._captured is None:
+            self._captured = CapturedStep(self._gradients, tokens, self.parameters)
+        if self._captured is not None:
+            result = self._captured(tokens)
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+            result = self._gradients(tokens)
         norm = nn.utils.clip_grad_norm_(self.parameters, math.inf if settings.clip is None else settings.clip)
-        numbers = _Numbers.of(self.step + 1, lr, _mean(results), norm)
+        numbers = _Numbers.of(self.step + 1, lr, result, norm)
         if device.type != "cuda":  # nothing to wait for: refuse the step before it spoils the weights
             self._check(numbers.read(), numbers.step)
         self.optimizer.step()
@@ -150,6 +160,13 @@ class TrainingLoop:
         self._settle(bar)
         self._pending = numbers
         bar.advance(self.tokens_a_step)
+
+    def _gradients(self, tokens: Tensor) -> StepResult:
+        """Forward and backward of int64 ``[accumulate, B, T + 1]``; gradients are means over all of them."""
+        results = [self.runner.step(part) for part in tokens]
+        if len(results) > 1:
+            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], float(len(results)))
+        return _mean(results)
 
     def _evaluate(self) -> None:
         """Measure the student on the held-out tokens in the middle of training."""

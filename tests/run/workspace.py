@@ -39,7 +39,7 @@ groups:
     data: {train: train.npy, heldout: heldout.npy}
     eval: {windows: 4, context: 32}
     runs:
-      - {id: convert, mode: convert, seed: 3, start: {tokens: 512, context: 32}}
+      - {id: convert, mode: convert, seed: 3, start: {tokens: 512, max_context: 32}}
       - id: finetune
         mode: train
         seed: 3

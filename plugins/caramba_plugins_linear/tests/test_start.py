@@ -127,7 +127,7 @@ def test_k_means_finds_what_lies_apart_and_gives_the_same_twice() -> None:
 def test_calibration_needs_far_tokens() -> None:
     with pytest.raises(InputError, match="30 tokens") as caught:
         convert(teacher(), LinearAttention(**SIZES, features=5, window=26, sinks=4), inputs(1, 30, seed=8))
-    assert "start.context" in str(caught.value)
+    assert "start.max_context" in str(caught.value)
 
 
 @pytest.mark.parametrize(

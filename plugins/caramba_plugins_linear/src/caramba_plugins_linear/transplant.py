@@ -69,6 +69,6 @@ class GQAToLinear(Transplant):
             raise InputError(
                 f"calibration sequences of {tokens} tokens have none outside of sinks + window ({target.held})",
                 expected=f"sequences of more than {target.held} tokens, better twice as many",
-                hint="raise start.context, or lower the attention's window",
+                hint="raise start.max_context, or lower the attention's window",
             )
         return start(weights, target, width, moments["sequences"])

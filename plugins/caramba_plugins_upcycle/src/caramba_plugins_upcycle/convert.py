@@ -59,6 +59,7 @@ class Convert:
         entries = {
             "tokens": 0,
             "calibration_tokens": tokens,
+            "max_context": batches[0].shape[1],
             "convert_seconds": round(seconds, 3),
             "parameters": sum(parameter.numel() for parameter in context.student.parameters()),
         }
@@ -67,7 +68,7 @@ class Convert:
 
 def calibration_batches(context: RunContext, settings: Start) -> list[Tensor]:
     """Calibration windows int64 ``[B, T]`` on the run's device, the same for a seed whatever the batch size."""
-    length = min(settings.context, settings.tokens)
+    length = min(settings.max_context, settings.tokens)
     windows = Windows(context.shared.tokens("train"), context=length, seed=context.seed)
     count = max(1, settings.tokens // length)
     if count > windows.count:
