@@ -20,7 +20,9 @@ def test_without_cuda_it_is_refused_before_anything_is_written(
 ) -> None:
     manifest = make_workspace(tmp_path)
     manifest.write_text(manifest.read_text().replace("checkpoint_every: 2}", "checkpoint_every: 2, cuda_graph: true}"))
-    assert main(["run", str(manifest), "--output", str(tmp_path / "runs")]) == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(manifest), "--output", str(tmp_path / "runs")])
+    assert ended.value.code == 2
     assert "cuda_graph needs a CUDA device" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "runs").exists()
 
