@@ -153,9 +153,8 @@ def main() -> None:
     arguments = parser.parse_args()
     manifest, output = str(Path(arguments.manifest).resolve()), arguments.output.resolve()
     os.chdir(arguments.data)
-    experiment = Experiment(
-        manifest, arguments.overrides, Choice(group=arguments.group, output=output, resume=True), Reporter()
-    )
+    choice = Choice(group=arguments.group, output=output, resume=True)
+    experiment = Experiment(Request.read(manifest, arguments.overrides, choice), Reporter())
     group = experiment.groups[0]
     for run in group.runs:
         if arguments.run and run.id not in arguments.run:

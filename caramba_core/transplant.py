@@ -1,8 +1,9 @@
 """Starting one attention from another: the contract between calibration, moments and transplants.
 
 A transplant is registered in ``caramba.transplant`` as ``SOURCE_to_TARGET`` (short names of the two attentions).  The
-calibration runner probes the source attention on calibration tokens, feeds the moments that the transplant asked for, and
-hands their results to :meth:`Transplant.start`, which returns every declared weight of the target.  No gradient step.
+calibration runner probes the source attention on calibration tokens, feeds the moments that the transplant asked for,
+and hands their results to :meth:`Transplant.start`, which returns every declared weight of the target.  No gradient
+step.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from caramba_core.component import Attention, Component, component
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Collector", "Example", "Moment", "Probe", "Started", "Transplant"]
+__all__ = ["Collector", "Example", "Moment", "Probe", "SizeCurve", "Started", "Transplant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,8 @@ class Probe:
     """What a source attention did with one batch, in float32.
 
     ``x`` ``[B, T, D]``; ``query`` ``[B, H, T, d]`` and ``key`` ``[B, G, T, d]`` before rotation; ``value``
-    ``[B, G, T, d]``; ``probabilities`` ``[B, H, T, T]`` after the softmax (row t, column s); ``mixed`` ``[B, T, H * d]``
-    what the output projection reads; ``output`` ``[B, T, D]``; ``positions`` ``[T]``.
+    ``[B, G, T, d]``; ``probabilities`` ``[B, H, T, T]`` after the softmax (row t, column s); ``mixed``
+    ``[B, T, H * d]`` what the output projection reads; ``output`` ``[B, T, D]``; ``positions`` ``[T]``.
     """
 
     x: Tensor
@@ -80,6 +81,22 @@ class Started:
     report: Mapping[str, Any] = attrs.field(factory=dict)
 
 
+@attrs.frozen(kw_only=True)
+class SizeCurve:
+    """What one size of a target attention loses of the source's signal: for sharing a cache budget among layers.
+
+    ``sizes`` are candidates of ``field``, ascending, and ``lost`` the share of the signal (0 to 1) that each leaves
+    out.  ``alone`` is the target with every other size at its fullest, so that converting to it shows this loss by
+    itself; a loss that only shows on top of another's names that one in ``after``.
+    """
+
+    field: str
+    sizes: tuple[int, ...]
+    lost: tuple[float, ...]
+    alone: Attention
+    after: str | None = None
+
+
 @component
 class Transplant(Component):
     """From one attention type to another.  Subclasses are light; they import torch inside their methods."""
@@ -104,6 +121,16 @@ class Transplant(Component):
         """The target's weights from the source's ``weights`` (float32) and the collected ``moments``."""
         raise NotImplementedError(f"{type(self).__name__} does not define start")
 
+    def size_curves(
+        self,
+        source: Attention,
+        weights: Mapping[str, Tensor],
+        target: Attention,
+        moments: Mapping[str, Mapping[str, Tensor]],
+    ) -> Sequence[SizeCurve]:
+        """One curve for each size of the target that may differ by layer; empty where none may."""
+        return ()
+
     def refine(
         self,
         source: Attention,
@@ -114,7 +141,7 @@ class Transplant(Component):
     ) -> Mapping[str, Any]:
         """Improve the target's ``module``, which holds the start, on calibration tokens; numbers for the record.
 
-        Comes before the output projection is refitted.  Each look at an
-        example runs its probe anew, so that few are held at once.  No gradient step; a transplant that has nothing to do here does not define it.
+        Comes before the output projection is refitted.  Each look at an example runs its probe anew, so that few are
+        held at once.  No gradient step; a transplant that has nothing to do here does not define it.
         """
         return {}

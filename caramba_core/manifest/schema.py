@@ -89,6 +89,12 @@ class Start:
         default=False, help="let the transplant improve its start by least squares on the calibration tokens"
     )
     refit: bool = option(default=True, help="refit the output projections by least squares, layer by layer")
+    cache_budget: str | None = option(
+        default=None,
+        help="cached values a token, as a share of the teacher's, to be divided among layers (mode allocate)",
+        pattern=r"(0?\.\d+|1(\.0+)?)x",
+        form="a share of the teacher's, such as 0.5x",
+    )
     ridge: float = option(
         default=1e-3, help="ridge of the refit, relative to the mean of the Gram diagonal", minimum=0.0
     )

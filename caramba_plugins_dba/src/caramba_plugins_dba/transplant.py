@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from caramba_core.component import Attention, component, option
 from caramba_core.errors import InvalidValue
-from caramba_core.transplant import Example, Moment, Started, Transplant
+from caramba_core.transplant import Example, Moment, SizeCurve, Started, Transplant
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 
 if TYPE_CHECKING:
@@ -90,6 +90,21 @@ class GQAToDBA(Transplant):
 
         assert isinstance(target, DecoupledBottleneckAttention)
         return start(source, weights, target, width, moments, selection=self.selection)
+
+    def size_curves(
+        self,
+        source: Attention,
+        weights: Mapping[str, Tensor],
+        target: Attention,
+        moments: Mapping[str, Mapping[str, Tensor]],
+    ) -> Sequence[SizeCurve]:
+        """Pairs, semantic keys and values of shared latents; layouts a head have no sizes of their own by layer."""
+        from caramba_plugins_dba.start import size_curves
+
+        assert isinstance(target, DecoupledBottleneckAttention)
+        if (target.k_layout, target.v_layout) != ("shared", "latent") or not (target.sem_dim and target.pairs):
+            return ()
+        return size_curves(source, weights, target, moments, selection=self.selection)
 
     def refine(
         self,

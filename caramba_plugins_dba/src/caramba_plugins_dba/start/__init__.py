@@ -1,5 +1,6 @@
 """The start of DBA from a teacher's attention: selection of pairs, semantic keys, values."""
 
 from caramba_plugins_dba.start.assemble import start
+from caramba_plugins_dba.start.curves import size_curves
 
-__all__ = ["start"]
+__all__ = ["size_curves", "start"]

@@ -72,7 +72,7 @@ def _kept_dims(pairs: Tensor, head_dim: int) -> Tensor:
     return torch.cat([pairs, pairs + head_dim // 2], dim=-1)
 
 
-def _moved_dims(pairs: Tensor, head_dim: int) -> Tensor:
+def moved_dims(pairs: Tensor, head_dim: int) -> Tensor:
     """Dimensions of all other pairs, in the half layout too: ``[G, k]``."""
     half = head_dim // 2
     keep = torch.zeros(pairs.shape[0], half, dtype=torch.bool).scatter(1, pairs, value=True)
@@ -110,19 +110,12 @@ def _semantic(
     if not target.sem_dim:
         return {}
     groups, per_group, head_dim = target.n_kv_heads, target.n_heads // target.n_kv_heads, target.head_dim
-    dims = _moved_dims(pairs, head_dim)  # [G, k]
+    dims = moved_dims(pairs, head_dim)  # [G, k]
     moved = dims.shape[1]
     factor = 1.0 if target.rope is None else target.rope.attention_scaling
     query_rows = _rows(dims, head_dim, per_group)  # [H, k]
     key_rows = _rows(dims, head_dim, 1).flatten()  # [K]
-    second = moments["query"]["second"]
-    local = dims.repeat_interleave(per_group, dim=0)
-    gamma = torch.stack([second[h][local[h]][:, local[h]] for h in range(target.n_heads)])
-    gamma = gamma.view(groups, per_group, moved, moved).sum(1)  # [G, k, k]
-    mean = moments["key"]["mean"]
-    spread = moments["key"]["second"] - torch.outer(mean, mean)
-    spread = (spread + moments["attended_key"]["covariance"]) / 2
-    spread = spread[key_rows][:, key_rows]
+    gamma, spread = key_signal(target, moments, dims)
 
     if target.k_layout == "shared":
         down, up, lost = basis(block_diagonal(gamma.unbind()), spread, target.sem_dim)
@@ -147,6 +140,27 @@ def _semantic(
     return made
 
 
+def key_signal(target: DecoupledBottleneckAttention, moments: Moments, dims: Tensor) -> tuple[Tensor, Tensor]:
+    """What weighs an error of the moved keys ``[G, k, k]``, and their spread ``[K, K]``; ``dims`` ``[G, k]``."""
+    groups, per_group = target.n_kv_heads, target.n_heads // target.n_kv_heads
+    key_rows = _rows(dims, target.head_dim, 1).flatten()  # [K]
+    second = moments["query"]["second"]
+    local = dims.repeat_interleave(per_group, dim=0)
+    gamma = torch.stack([second[h][local[h]][:, local[h]] for h in range(target.n_heads)])
+    gamma = gamma.view(groups, per_group, *gamma.shape[1:]).sum(1)  # [G, k, k]
+    mean = moments["key"]["mean"]
+    spread = moments["key"]["second"] - torch.outer(mean, mean)
+    spread = (spread + moments["attended_key"]["covariance"]) / 2
+    return gamma, spread[key_rows][:, key_rows]
+
+
+def value_weighting(target: DecoupledBottleneckAttention, o_proj: Tensor) -> Tensor:
+    """What weighs an error of the mixed values, from the source's ``o_proj`` ``[D, H d]``: ``[G, d, d]``."""
+    groups, per_group, head_dim = target.n_kv_heads, target.n_heads // target.n_kv_heads, target.head_dim
+    by_head = o_proj.view(len(o_proj), target.n_heads, head_dim).permute(1, 0, 2)  # [H, D, d]
+    return (by_head.transpose(1, 2) @ by_head).view(groups, per_group, head_dim, head_dim).sum(1)
+
+
 def _values(
     target: DecoupledBottleneckAttention, teacher: Mapping[str, Tensor], moments: Moments, report: dict[str, Any]
 ) -> dict[str, Tensor]:
@@ -157,7 +171,7 @@ def _values(
     groups, per_group, head_dim = target.n_kv_heads, target.n_heads // target.n_kv_heads, target.head_dim
     width = teacher["o_proj"].shape[0]
     by_head = teacher["o_proj"].view(width, target.n_heads, head_dim).permute(1, 0, 2)  # [H, D, d]
-    omega = (by_head.transpose(1, 2) @ by_head).view(groups, per_group, head_dim, head_dim).sum(1)  # [G, d, d]
+    omega = value_weighting(target, teacher["o_proj"])
     mean, spread = moments["attended_value"]["mean"], moments["attended_value"]["second"]
     if target.v_bias or target.o_bias:
         spread = spread - torch.outer(mean, mean)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["basis", "block_diagonal", "roots"]
+__all__ = ["basis", "block_diagonal", "roots", "spectrum"]
 
 _RIDGE = 1e-6
 _SMALLEST_EIGENVALUE = 1e-7
@@ -47,6 +47,14 @@ def basis(weighting: Tensor, signal: Tensor, rank: int) -> tuple[Tensor, Tensor,
     positive = values.clamp_min(0)
     lost = 1.0 - float(positive[-rank:].sum() / positive.sum().clamp_min(torch.finfo(values.dtype).tiny))
     return down, up, max(lost, 0.0)
+
+
+def spectrum(weighting: Tensor, signal: Tensor) -> Tensor:
+    """What each direction of :func:`basis` carries of the weighed signal, largest first; sums to one: ``[n]``."""
+    root, _ = roots(weighting)
+    values = torch.linalg.eigvalsh(root @ signal @ root).clamp_min(0).flip(0)
+    shares: Tensor = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+    return shares
 
 
 def _signs(vectors: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
         "tokens": "caramba-plugins-standard",
     },
     "mode": {
+        "allocate": "caramba-plugins-upcycle",
         "convert": "caramba-plugins-upcycle",
     },
     "strategy": {

@@ -27,7 +27,7 @@ from caramba_core.transplant import Collector, Example, Moment, Transplant
 from caramba_plugins_upcycle.refit import Refit
 from caramba_plugins_upcycle.stages import Stage, input_of, stages
 
-__all__ = ["Calibration", "find_transplant"]
+__all__ = ["Calibration", "collector_of", "fill", "find_transplant"]
 
 
 def find_transplant(site: Site, wanted: str, plugins: Registry | None = None) -> Transplant:
@@ -129,14 +129,12 @@ class Calibration:
         assert isinstance(source, Attention)
         assert isinstance(target, Attention)
         path = site.name.removeprefix(f"{ROOT}.")
-        teacher: Any = self.teacher.get_submodule(
-            path
-        )  # has probe(), the student mix()
+        teacher: Any = self.teacher.get_submodule(path)  # has probe(), the student mix()
         student: Any = self.student.get_submodule(path)
         width = site.student.width_in
         transplant = self.transplants[site.name]
         collectors = {
-            name: _collector(moment, source, width) for name, moment in transplant.moments(source, target).items()
+            name: collector_of(moment, source, width) for name, moment in transplant.moments(source, target).items()
         }
         teacher_inputs: list[Tensor] = []
         inputs: list[Tensor] = []
@@ -156,7 +154,7 @@ class Calibration:
         weights = {name: tensor.detach().float() for name, tensor in teacher.state_dict().items()}
         moments = {name: collector.result() for name, collector in collectors.items()}
         started = transplant.start(source, weights, target, width, moments)
-        _fill(site.name, student, started.weights)
+        fill(site.name, student, started.weights)
         report: dict[str, Any] = {"start": dict(started.report)}
         frames = [batch.frame for batch in states]
         if self.settings.refine:
@@ -198,12 +196,14 @@ class Calibration:
             )
 
 
-def _collector(moment: Moment, source: Attention, width: int) -> Collector:
+def collector_of(moment: Moment, source: Attention, width: int) -> Collector:
+    """The collector that a moment's config names."""
     collector: Collector = load_object(moment.builds)(moment, source, width)
     return collector
 
 
-def _fill(name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def fill(name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy every weight of a start; :class:`NumericalStop` where one is not finite."""
     own = dict(module.state_dict(keep_vars=True))
     assert own.keys() == weights.keys(), f"{name}: a transplant must give exactly {sorted(own)}, not {sorted(weights)}"
     for key, value in weights.items():

@@ -30,6 +30,11 @@ class Convert:
                 f"run {context.run.id} has nothing to convert: the manifest's attentions are the teacher's own",
                 hint="change the attention in model.topology, or drop this run",
             )
+        if settings.cache_budget is not None:
+            raise InputError(
+                f"run {context.run.id}: start.cache_budget is divided by mode allocate, and this run converts",
+                hint="run mode allocate first, then convert the manifest that it writes",
+            )
         perplexities = Perplexities(context)
         perplexities.before(start_is_teacher=True)
         batches = calibration_batches(context, settings)
@@ -66,19 +71,22 @@ class Convert:
         return Results(entries={**entries, **perplexities.after()})
 
 
-def calibration_batches(context: RunContext, settings: Start) -> list[Tensor]:
-    """Calibration windows int64 ``[B, T]`` on the run's device, the same for a seed whatever the batch size."""
+def calibration_batches(context: RunContext, settings: Start, *, skip: int = 0) -> list[Tensor]:
+    """Calibration windows int64 ``[B, T]`` on the run's device, the same for a seed whatever the batch size.
+
+    ``skip`` leaves out so many windows at first: those that something else has seen.
+    """
     length = min(settings.max_context, settings.tokens)
     windows = Windows(context.shared.tokens("train"), context=length, seed=context.seed)
     count = max(1, settings.tokens // length)
-    if count > windows.count:
+    if skip + count > windows.count:
         raise InputError(
             f"{windows.tokens.origin} has {windows.count} windows of {length} tokens, too few to calibrate on",
-            expected=f"{count} windows for start.tokens: {settings.tokens}",
+            expected=f"{skip + count} windows for start.tokens: {settings.tokens}",
             hint="use fewer calibration tokens, or more text",
         )
     batches = []
-    for first in range(0, count, settings.batch_size):
-        size = min(settings.batch_size, count - first)
+    for first in range(skip, skip + count, settings.batch_size):
+        size = min(settings.batch_size, skip + count - first)
         batches.append(windows.batch(first, size)[:, :-1].to(context.device))
     return batches

@@ -1,0 +1,161 @@
+"""Mode ``allocate``: divide ``start.cache_budget`` among the layers and write the manifest that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from caramba_core.component import Attention, evolve
+from caramba_core.errors import InputError
+from caramba_core.manifest.schema import Start
+from caramba_core.run.context import RunContext
+from caramba_core.run.modes import Results
+from caramba_core.run.student import Site
+from caramba_plugins_upcycle.allocation.budget import allocate
+from caramba_plugins_upcycle.allocation.sensitivity import Sensitivity, measure_sensitivities
+from caramba_plugins_upcycle.convert import calibration_batches
+from caramba_plugins_upcycle.stages import stages
+
+__all__ = ["Allocate"]
+
+_MEASURED_TOKENS = 4096
+
+
+class Allocate:
+    """Registered as ``allocate`` in ``caramba.mode``."""
+
+    def run(self, context: RunContext) -> Results:
+        """Artifacts: ``allocation.json`` (every curve) and ``allocated.yml``, the group with its sizes by layer."""
+        settings = context.run.start or Start()
+        if settings.cache_budget is None:
+            raise InputError(f"run {context.run.id} needs a budget (key: start.cache_budget)", expected="such as 0.5x")
+        if not context.sites:
+            raise InputError(f"run {context.run.id} has nothing to allocate: the attentions are the teacher's own")
+        share = float(settings.cache_budget.removesuffix("x"))
+        budget = int(share * sum(_cached(site.teacher.config, site.teacher.width_in) for site in context.sites))
+        batches = calibration_batches(context, settings)
+        tokens = sum(batch.numel() for batch in batches)
+        windows = max(1, min(_MEASURED_TOKENS, tokens // 4) // batches[0].shape[1])
+        measured = calibration_batches(
+            context, evolve(settings, tokens=windows * batches[0].shape[1]), skip=sum(map(len, batches))
+        )
+        context.reporter.stage(
+            f"allocate {context.run.id}",
+            f"{budget:,} cached values a token for {len(context.sites)} attentions, by divergence on "
+            f"{sum(batch.numel() for batch in measured):,} tokens; nothing trains",
+        )
+        with context.reporter.bar(context.run.id, tokens * sum(1 for _ in stages(context.teacher))) as bar:
+            curves = measure_sensitivities(
+                teacher=context.teacher,
+                sites=context.sites,
+                settings=settings,
+                calibration=batches,
+                measured=measured,
+                progress=bar.advance,
+            )
+        try:
+            sizes, loss = allocate(curves, budget)
+        except ValueError as error:
+            raise InputError(f"start.cache_budget: {settings.cache_budget} is too small: {error}") from error
+        chosen = _by_site(curves, sizes)
+        context.directory.write_json(
+            "allocation.json",
+            {
+                "cache_budget": settings.cache_budget,
+                "cached_values": budget,
+                "predicted_divergence": loss,
+                "uniform_divergence": _uniform(curves, context.sites),
+                "sizes": chosen,
+                "curves": [attrs.asdict(curve) for curve in curves],
+            },
+        )
+        loaded = context.shared.loaded
+        document = _found_from_anywhere(loaded.resolved_group(context.group.name), loaded.folder)
+        context.directory.write_text("allocated.yml", _yaml(with_sizes(document, context.run.id, chosen)))
+        context.reporter.line(f"sizes by layer: {context.directory.path / 'allocated.yml'}")
+        return Results(entries={"calibration_tokens": tokens, "cached_values": sum(sizes)})
+
+
+def _cached(config: Any, width: int) -> int:
+    assert isinstance(config, Attention)
+    return sum(entry.values for entry in config.cache_spec(width).values() if entry.per_token)
+
+
+def _by_site(curves: Sequence[Sensitivity], sizes: Sequence[int]) -> dict[str, dict[str, int]]:
+    chosen: dict[str, dict[str, int]] = {}
+    for curve, size in zip(curves, sizes, strict=True):
+        chosen.setdefault(curve.site, {})[curve.field] = size
+    return chosen
+
+
+def _uniform(curves: Sequence[Sensitivity], sites: Sequence[Site]) -> float:
+    """What the manifest's own sizes are predicted to lose."""
+    own = {site.name: site.student.config for site in sites}
+    return sum(curve.losses[curve.sizes.index(getattr(own[curve.site], curve.field))] for curve in curves)
+
+
+def with_sizes(document: Mapping[str, Any], run: str, chosen: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """The manifest without the allocating run, its repeated blocks with sizes by repetition (``each``)."""
+    made: dict[str, Any] = _copied(document)
+    for group in made["groups"]:
+        group["runs"] = [each for each in group["runs"] if each["id"] != run]
+    holders = [node for model in _models(made) for node in _repeated(model, len(chosen))]
+    if not holders:
+        raise InputError(
+            "the sizes cannot be written: the attentions do not stand in one repeated block",
+            hint=f"the chosen sizes stand in allocation.json: {len(chosen)} layers",
+        )
+    fields = next(iter(chosen.values())).keys()
+    role = next(iter(chosen)).rpartition(".")[2]
+    for holder in holders:
+        each = {f"{role}.{field}": [sizes[field] for sizes in chosen.values()] for field in fields}
+        holder["each"] = {**holder.get("each", {}), **each}
+    return made
+
+
+def _found_from_anywhere(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The names of files below teachers and data as absolute paths: the new manifest lies in another folder."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: absolute(item) for key, item in value.items()}
+        return str(folder.resolve() / value) if isinstance(value, str) and (folder / value).exists() else value
+
+    groups = [
+        {key: absolute(value) if key in ("teacher", "data") else value for key, value in group.items()}
+        for group in document["groups"]
+    ]
+    return {**document, "groups": groups}
+
+
+def _models(document: Mapping[str, Any]) -> list[Any]:
+    groups = [group["model"] for group in document["groups"] if "model" in group]
+    return [document["model"], *groups] if "model" in document else groups
+
+
+def _repeated(node: Any, count: int) -> list[dict[str, Any]]:
+    """Every mapping below ``node`` that repeats its layers ``count`` times."""
+    if isinstance(node, list):
+        return [found for item in node for found in _repeated(item, count)]
+    if not isinstance(node, dict):
+        return []
+    here = [node] if node.get("repeat") == count else []
+    return here + [found for value in node.values() for found in _repeated(value, count)]
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _yaml(document: Mapping[str, Any]) -> str:
+    from ruamel.yaml import YAML
+
+    out = StringIO()
+    YAML(typ="safe", pure=True).dump(document, out)
+    return out.getvalue()

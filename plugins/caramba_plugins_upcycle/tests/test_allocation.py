@@ -1,0 +1,56 @@
+"""Dividing a budget of cached values: the arithmetic against every possibility."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from caramba_plugins_upcycle.allocation.budget import allocate
+from caramba_plugins_upcycle.allocation.sensitivity import Sensitivity
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def curve(field: str, sizes: list[int], losses: list[float]) -> Sensitivity:
+    return Sensitivity(site="model.attention", field=field, sizes=tuple(sizes), losses=tuple(losses))
+
+
+@st.composite
+def convex(draw: st.DrawFn) -> Sensitivity:
+    """Losses that fall ever more slowly, at equal steps of size one."""
+    count = draw(st.integers(1, 5))
+    falls = sorted(draw(st.lists(st.integers(0, 9), min_size=count - 1, max_size=count - 1)), reverse=True)
+    losses = [float(sum(falls[place:])) for place in range(count)]
+    return curve("v_dim", list(range(1, count + 1)), losses)
+
+
+@given(st.lists(convex(), min_size=1, max_size=4), st.integers(0, 8))
+def test_convex_curves_are_divided_as_well_as_can_be(curves: list[Sensitivity], more: int) -> None:
+    budget = len(curves) + more
+    sizes, loss = allocate(curves, budget)
+    assert sum(sizes) <= budget
+    assert loss == sum(c.losses[c.sizes.index(size)] for c, size in zip(curves, sizes, strict=True))
+    possible = itertools.product(*(range(len(c.sizes)) for c in curves))
+    best = min(
+        sum(c.losses[place] for c, place in zip(curves, places, strict=True))
+        for places in possible
+        if sum(c.sizes[place] for c, place in zip(curves, places, strict=True)) <= budget
+    )
+    assert loss == best
+
+
+def test_a_step_that_pays_only_with_the_next_is_taken_with_it() -> None:
+    late = curve("sem_dim", [1, 2, 3], [10.0, 10.0, 0.0])
+    steady = curve("v_dim", [1, 2, 3], [6.0, 4.0, 3.0])
+    assert allocate([late, steady], 4) == ([3, 1], 6.0)
+
+
+def test_sizes_that_cost_more_step_by_step_leave_room_for_smaller_steps() -> None:
+    pairs = curve("geo_dim", [6, 12], [9.0, 0.0])
+    values = curve("v_dim", [4, 8], [2.0, 1.0])
+    assert allocate([pairs, values], 14) == ([6, 8], 10.0)
+
+
+def test_too_small_a_budget_names_the_least() -> None:
+    with pytest.raises(ValueError, match="7 cached values are the least"):
+        allocate([curve("a", [3, 4], [1.0, 0.0]), curve("b", [4], [0.0])], 6)
