@@ -1,6 +1,7 @@
 """Attentions at equal cached bytes, measured: perplexity ratios after conversion and after distillation, as JSON lines.
 
-    python bench/attentions.py DATA [--group G ...] [--set path=value ...] [--minutes N] [--output DIR]
+    python bench/attentions.py DATA [--group G ...] [--run R] [--set path=value ...] [--minutes N] [--output DIR]
+                                    [--windows N]
 
 DATA is a folder with the weights that ``bench/attentions.yml`` names, ``train.npy``, ``heldout.npy`` and
 ``heldout_moby.npy``.  Runs that stopped (``--minutes``) go on when the command is given again; lines of finished runs
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from recipe import EVALUATION, facts, ratios, say, texts
+from recipe import evaluation, facts, ratios, say, texts
 
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel
@@ -41,6 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--group", action="append")
+    parser.add_argument("--run", help="one run of each group, such as convert")
+    parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--output", type=Path, default=Path("runs"))
@@ -50,11 +53,12 @@ def main() -> None:
     began = time.monotonic()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     say(event="start", device=device, torch=torch.__version__, overrides=arguments.overrides)
+    settings = evaluation(windows=arguments.windows)
     data = texts(Path())
     teacher: dict[str, Measurement] = {}
     for group in arguments.group or GROUPS:
         minutes = None if arguments.minutes is None else arguments.minutes - (time.monotonic() - began) / 60
-        choice = Choice(group=group, output=output, resume=True, minutes=minutes)
+        choice = Choice(group=group, run=arguments.run, output=output, resume=True, minutes=minutes)
         experiment = Experiment(Request.read(str(MANIFEST), arguments.overrides, choice), Reporter())
         left = experiment.unfinished()
         experiment.check(left)
@@ -64,10 +68,10 @@ def main() -> None:
             if context is None:
                 continue
             if not teacher:
-                teacher = {name: measure(context.teacher, tokens, EVALUATION) for name, tokens in data.items()}
+                teacher = {name: measure(context.teacher, tokens, settings) for name, tokens in data.items()}
                 perplexity = {name: round(one.perplexity, 4) for name, one in teacher.items()}
                 say(event="teacher", perplexity=perplexity, cache_bytes=cache_bytes(context.teacher))
-            ratio = ratios(context.student, teacher, data)
+            ratio = ratios(context.student, teacher, data, settings)
             say(
                 event="run",
                 group=group,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from caramba_core.loading import Tokenizer
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.experiment import Choice, Experiment
+from caramba_core.run.experiment import Choice, Experiment, Request
 from caramba_core.run.reporter import Reporter
 
 INTRODUCTION = (

@@ -12,7 +12,8 @@ An implementation takes only the arguments that it uses.  Implementations run in
 names, ``@hookimpl(tryfirst=True)`` and ``@hookimpl(trylast=True)`` before and after the others.  Hooks run at the
 boundaries of steps, never inside ``forward``, and get numbers that are on the CPU: none of them makes a device wait.
 
-Of several processes that train together, :data:`EVERY_PROCESS` hooks run in each, all others in the first one only.
+Of several processes that train together (``torchrun`` numbers them in the variable ``RANK``), :data:`EVERY_PROCESS`
+hooks run in each, all others in the first one only.
 
 An exception in a :data:`OBSERVERS` hook is reported once, that plugin's hook is not called again, and the run goes on:
 a tracker that lost its network must not end hours of training.  In every other hook it stops the command with exit code
@@ -36,13 +37,25 @@ if TYPE_CHECKING:
     from caramba_core.plan import Plan
     from caramba_core.run.context import RunContext
 
-__all__ = ["EVERY_PROCESS", "OBSERVERS", "PluginInfo", "Section", "hookimpl", "hookspec"]
+__all__ = [
+    "EVERY_PROCESS",
+    "OBSERVERS",
+    "SECTIONS",
+    "PluginInfo",
+    "Section",
+    "checked_sections",
+    "hookimpl",
+    "hookspec",
+]
 
 hookspec = pluggy.HookspecMarker("caramba")
 hookimpl = pluggy.HookimplMarker("caramba")
 
 EVERY_PROCESS: Final = frozenset({"caramba_plugin_info", "graph_lowered", "run_started", "model_built", "run_failed"})
-OBSERVERS: Final = frozenset({"step_finished", "evaluated", "checkpoint_saved", "run_finished", "run_failed"})
+OBSERVERS: Final = frozenset(
+    {"step_finished", "evaluated", "checkpoint_saved", "run_finished", "report_sections", "run_failed"}
+)
+SECTIONS: Final = frozenset({"plan_sections", "report_sections"})
 
 
 @attrs.frozen(kw_only=True)
@@ -60,11 +73,38 @@ class PluginInfo:
 
 @attrs.frozen(kw_only=True)
 class Section:
-    """A table that a plugin adds to a plan or a report: a title, column names, and rows of text and numbers."""
+    """A table that a plugin adds to a plan or a report: a title, column names, and rows of text and numbers.
+
+    Raises :class:`ValueError` for a row of another length than the columns and :class:`TypeError` for a cell that is
+    neither text nor a number nor ``None``.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str | int | float | None, ...], ...]
+
+    def __attrs_post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"the section {self.title!r} has {len(self.columns)} columns and a row of {len(row)}")
+            for cell in row:
+                if not isinstance(cell, str | int | float | None):
+                    raise TypeError(f"the section {self.title!r} has a cell that is a {type(cell).__name__}: {cell!r}")
+
+
+def checked_sections(result: Any) -> Sequence[Section]:
+    """What an implementation of ``plan_sections`` or ``report_sections`` gave, if it is a list of sections or nothing.
+
+    Raises :class:`TypeError` otherwise.
+    """
+    if result is None:
+        return ()
+    if not isinstance(result, list | tuple):
+        raise TypeError(f"it gives a {type(result).__name__}, not a list of caramba_core.hookspecs.Section")
+    for section in result:
+        if not isinstance(section, Section):
+            raise TypeError(f"a section is a {type(section).__name__}, not a caramba_core.hookspecs.Section")
+    return result
 
 
 # ------------------------------------------------------------------------------------------------ about the plugin
@@ -84,17 +124,19 @@ def caramba_plugin_info() -> PluginInfo:
 
 @hookspec
 def graph_lowered(graph: Graph) -> None:
-    """Look at a model's graph, once a group, before anything is planned or built; no torch is needed or imported.
+    """Look at a model's graph, once a group, before anything is planned or built.
 
+    Runs in every command that plans: ``compile``, ``graph``, and ``run`` with runs left to do.  Must not import torch.
     The graph is frozen; a hook may refuse it by raising :class:`~caramba_core.errors.CarambaError`.
     """
 
 
 @hookspec
 def plan_sections(plan: Plan) -> Sequence[Section]:
-    """Add tables to ``caramba compile --print-plan``, after the core's own.
+    """Add tables to a plan, after the core's own.
 
-    Runs only where a plan is shown; must not import torch.  The plan is frozen.
+    Runs only where a plan is shown or written: for ``caramba compile --print-plan``, for ``--json``, and for the
+    ``plan.json`` of a run, once for each before the run's folder is made.  Must not import torch.  The plan is frozen.
     """
     raise NotImplementedError
 
@@ -103,7 +145,8 @@ def plan_sections(plan: Plan) -> Sequence[Section]:
 def report_sections(summary: Mapping[str, Any]) -> Sequence[Section]:
     """Add tables to the report of a finished run, after the core's own.
 
-    ``summary`` is the content of the run's ``summary.json``; it is not changed.
+    Runs when a run has finished, for its ``report.json``, and for each finished run of the table that closes
+    ``caramba run``.  ``summary`` is the content of the run's ``summary.json``; changes to it have no effect.
     """
     raise NotImplementedError
 
@@ -133,15 +176,18 @@ def step_finished(context: RunContext, step: int, metrics: Mapping[str, float]) 
     """Steps were taken; ``step`` is the number of optimizer steps so far.
 
     Runs where the run logs, with the numbers that it logs (``loss``, ``lr``, ...), which are synchronized already.  May
-    ask for an early end with ``context.request_stop(reason)``: the run then stops behind this step, with a checkpoint.
+    ask for an early end with ``context.request_stop(reason)``: the run is then done behind this step, or the one after
+    (on CUDA numbers come a step late), with a last checkpoint, its measurement and its summary, as at its last step.
     """
 
 
 @hookspec
 def evaluated(context: RunContext, step: int, results: Mapping[str, float]) -> None:
-    """Held-out tokens were measured after ``step`` steps; ``results`` has a number for each model that was.
+    """Held-out tokens were measured after ``step`` optimizer steps of this run.
 
-    May ask for an early end with ``context.request_stop(reason)``.
+    ``results`` has one perplexity a call: ``perplexity_teacher`` and ``perplexity_start`` (step 0), ``perplexity`` of
+    the student amid the training, ``perplexity_end``.  What an earlier run measured already is not measured again.  May
+    ask for an early end with ``context.request_stop(reason)``, which changes nothing behind the last step.
     """
 
 
@@ -152,9 +198,12 @@ def checkpoint_saved(context: RunContext, path: Path) -> None:
 
 @hookspec
 def run_finished(context: RunContext, summary: Mapping[str, Any]) -> None:
-    """A run ended well and ``summary.json`` is published; changes to ``summary`` have no effect."""
+    """A run ended well: ``summary.json`` is published and meets ``verify:``.  Changes to ``summary`` have no effect."""
 
 
 @hookspec
 def run_failed(context: RunContext, error: BaseException) -> None:
-    """A run ends with an error; what was published stays.  Runs before the error is reported, not for an interrupt."""
+    """A run ends with an error, which is of the class CarambaError where its cause is known; what was published stays.
+
+    Runs before the error is reported; not for an interrupt, nor for a failure before ``run_started``.
+    """

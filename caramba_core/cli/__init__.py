@@ -174,8 +174,9 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``caramba`` with these arguments (the process's own by default) and exit."""
-    from caramba_core.cli.failures import guarded
+    from caramba_core.cli.failures import guarded, wants_json
 
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(_app)
-    sys.exit(guarded(lambda: command(args=given, prog_name="caramba"), given))
+    standalone = not wants_json(given)  # then click reports faults of the command line, as text
+    sys.exit(guarded(lambda: command(args=given, prog_name="caramba", standalone_mode=standalone), given))

@@ -26,7 +26,6 @@ def command(
     from caramba_core.errors import InputError
     from caramba_core.manifest import dump, load_manifest
     from caramba_core.plan import plan_manifest
-    from caramba_core.plugins.manager import hooks
 
     if format not in ("text", "json"):
         raise InputError(f"there is no format {format!r}", expected="text or json")
@@ -35,15 +34,15 @@ def command(
     if group is not None and group not in names:
         raise InputError(f"there is no group {group!r}", expected=", ".join(names) or "no --group: it has no groups")
     plans = plan_manifest(loaded, group=group, context=context)
-    for plan in plans:
-        hooks().graph_lowered(graph=plan.model.graph)
     if resolved:
         document = loaded.document if group is None else loaded.resolved_group(group)
         typer.echo(dump(document), nl=False)
     elif json or format == "json":
         from json import dumps
 
-        typer.echo(dumps([plan.to_dict() for plan in plans], indent=1))
+        from caramba_core.plan.sections import plan_document
+
+        typer.echo(dumps([plan_document(plan) for plan in plans], indent=1))
     elif print_plan or full:
         from caramba_core.plan.sections import show
 

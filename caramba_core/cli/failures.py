@@ -17,9 +17,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from caramba_core import __version__
-from caramba_core.errors import CarambaError, ManifestError, ResourceExhausted
+from caramba_core.errors import CarambaError, InputError, ManifestError, ResourceExhausted
 
-__all__ = ["Stopped", "guarded"]
+__all__ = ["Stopped", "guarded", "wants_json"]
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -36,7 +36,7 @@ def guarded(run: Callable[[], Any], arguments: Sequence[str]) -> int:
     """The exit code of ``run()``; whatever it raises is reported."""
     _stop_on_sigterm()
     try:
-        run()
+        code = run()
         sys.stdout.flush()
     except SystemExit as ended:
         return _flushed(ended.code)
@@ -50,13 +50,14 @@ def guarded(run: Callable[[], Any], arguments: Sequence[str]) -> int:
         _silence_stdout()
         return 141
     except BaseException as error:  # noqa: BLE001 - the last handler of the process
+        as_json = wants_json(arguments)
         known = _as_known(error)
         if known is None:
-            _report_crash(error, arguments)
+            _report_crash(error, arguments, as_json=as_json)
             return 1
-        _report(known, as_json=_wants_json(arguments))
+        _report(known, as_json=as_json)
         return known.exit_code
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _flushed(code: object) -> int:
@@ -89,6 +90,9 @@ def _as_known(error: BaseException) -> CarambaError | None:
     """The user's error behind an exception, if it is one."""
     if isinstance(error, CarambaError):
         return error
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:  # the command line itself, refused by click or by the copy of it in typer
+        return InputError(format_message(), hint="caramba --help, and --help behind each command")
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         where = f" while writing {error.filename}" if error.filename else ""
         return ResourceExhausted(f"no space left on the device{where}", hint="free some, or write elsewhere")
@@ -112,10 +116,11 @@ def _out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _wants_json(arguments: Sequence[str]) -> bool:
-    """Whether the command line asks for ``--format json``; the parse itself may be what failed."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    return any(one == "--format=json" or (one, two) == ("--format", "json") for one, two in pairs)
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether the command line asks for JSON: ``--json``, ``--format json``; the parse itself may be what failed."""
+    options = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    pairs = zip(options, [*options[1:], ""], strict=True)
+    return any(one in ("--json", "--format=json") or (one, two) == ("--format", "json") for one, two in pairs)
 
 
 def _report(error: CarambaError, *, as_json: bool) -> None:
@@ -170,8 +175,13 @@ def _at_fault(error: BaseException) -> str:
     return owners[-1] if owners else f"{CORE} {__version__}"
 
 
-def _report_crash(error: BaseException, arguments: Sequence[str]) -> None:
+def _report_crash(error: BaseException, arguments: Sequence[str], *, as_json: bool) -> None:
     """A fault of caramba's or a plugin's: what a report of it needs, then the traceback."""
+    if as_json:
+        message = f"internal error of {_at_fault(error)}: {type(error).__name__}: {error}"
+        hint = "please report it with the traceback on stderr"
+        data = {"error": "InternalError", "exit_code": 1, "message": message, "expected": None, "hint": hint}
+        print(json.dumps(data, indent=2))  # noqa: T201
     version = sys.version.split()[0]
     print(  # noqa: T201
         f"internal error: {type(error).__name__}: {error}\n"

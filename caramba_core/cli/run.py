@@ -18,24 +18,32 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="go on with runs that stopped midway")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, compute nothing")] = False,
     output: Annotated[Path, typer.Option(help="folder that takes the runs")] = Path("runs"),
-    minutes: Annotated[float | None, typer.Option(help="stop at a step boundary after this time, with a checkpoint")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="stop at a step boundary after this time, with a checkpoint")
+    ] = None,
 ) -> None:
     """Run a manifest: convert, train and measure, group by group."""
-    from caramba_core.run.experiment import Choice, Experiment
+    from caramba_core.run.records import report
     from caramba_core.run.reporter import Reporter
+    from caramba_core.run.request import Choice, Request
 
-    reporter = Reporter()
     choice = Choice(group=group, run=run, resume=resume, output=output, minutes=minutes)
-    experiment = Experiment(manifest, set_ or [], choice, reporter)
-    left = experiment.unfinished()
+    request = Request.read(manifest, set_ or [], choice)
+    reporter = Reporter()
+    left = request.unfinished()
     if not left:
         reporter.line("done already: every run has its result")
-        experiment.report()
+        report(request, reporter)
+        request.verify()
         return
+    request.check(left)
+    from caramba_core.run.experiment import Experiment  # torch comes with it: nothing that can be wrong above waits
+
+    experiment = Experiment(request, reporter)
     experiment.check(left)
     if dry_run:
         names = ", ".join(f"{group.name}/{run.id}" for group, run in left)
         reporter.line(f"everything that can be checked before computing is in order: {names}")
         return
     experiment.run(left)
-    experiment.report()
+    report(request, reporter)

@@ -17,6 +17,7 @@ from caramba_core.plan.figures import bytes_in_words, count_in_words
 from caramba_core.plan.nodes import ModelPlan, plan_model
 from caramba_core.plan.runs import RunPlan, Stage, plan_runs
 from caramba_core.plan.teacher import TeacherPlan, plan_teacher
+from caramba_core.plugins.manager import hooks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,16 +104,19 @@ def plan_group(loaded: Loaded, group: Group, *, context: int | None = None) -> P
 def plan_manifest(loaded: Loaded, *, group: str | None = None, context: int | None = None) -> tuple[Plan, ...]:
     """The plans of all groups (of one, if named); of the manifest's own model where it has none.
 
-    Raises as :func:`plan_group` does, for the problems of all groups together.
+    Raises as :func:`plan_group` does, for the problems of all groups together.  Plugins see each chosen graph first.
     """
     own, graphs = lower_all(loaded)
     groups = loaded.manifest.groups
     _check_patterns(loaded, tuple((g, graphs[g.name]) for g in groups))
     if not groups:
+        hooks().graph_lowered(graph=own)
         model = plan_model(own, context=context or _CONTEXT)
         name = loaded.manifest.name
         return (Plan(name=name, group=None, model=model, teacher=None, teacher_model=None, runs=()),)
     chosen = [g for g in groups if group is None or g.name == group]
+    for g in chosen:
+        hooks().graph_lowered(graph=graphs[g.name])
     return tuple(_plan(loaded, g, graphs[g.name], context) for g in chosen)
 
 

@@ -43,8 +43,8 @@ class Perplexities:
         else:
             self._measure("start", lambda: context.student)
 
-    def after(self) -> dict[str, Any]:
-        """Measure the end; what the summary says of all of them."""
+    def after(self, *, step: int = 0) -> dict[str, Any]:
+        """Measure the end, reached after ``step`` steps; what the summary says of all of them."""
         context = self.context
         entries: dict[str, Any] = {"cache_bytes_per_token": self._cache_bytes()}
         if not self.measured:
@@ -53,7 +53,7 @@ class Perplexities:
         if unchanged:
             self.measured["end"] = self.measured["start"]
         else:
-            self._measure("end", lambda: context.student, fresh=True)
+            self._measure("end", lambda: context.student, step=step, fresh=True)
         entries["perplexity"] = {name: m.perplexity for name, m in self.measured.items()}
         entries["perplexity_standard_error"] = {name: m.standard_error for name, m in self.measured.items()}
         entries["scored_tokens"] = self.measured["end"].tokens
@@ -65,7 +65,7 @@ class Perplexities:
         entries["log_perplexity_change"] = {"mean": change, "paired_standard_error": error}
         return entries
 
-    def _measure(self, name: str, model: Any, *, fresh: bool = False) -> None:
+    def _measure(self, name: str, model: Any, *, step: int = 0, fresh: bool = False) -> None:
         path = self.folder / f"{name}.npy"
         if path.exists() and not fresh:
             self.measured[name] = Measurement.load(path)
@@ -79,7 +79,7 @@ class Perplexities:
             )
             bar.note(f"{result.perplexity:.3f}")
         self._keep(name, result)
-        context.hooks.evaluated(context=context, step=0, results={f"perplexity_{name}": result.perplexity})
+        context.hooks.evaluated(context=context, step=step, results={f"perplexity_{name}": result.perplexity})
 
     def _keep(self, name: str, result: Measurement) -> None:
         self.folder.mkdir(exist_ok=True)

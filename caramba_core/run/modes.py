@@ -70,16 +70,19 @@ class Train:
         all_tokens = run.steps * loop.tokens_a_step
         with context.reporter.bar(run.id, all_tokens, done=loop.step * loop.tokens_a_step) as bar:
             loop.run(bar)
-        if loop.step < run.steps:
+        if loop.step < run.steps and context.stop_reason is None:
             return Results(done=False)
-        entries = {
-            "tokens": all_tokens,
-            "steps": run.steps,
+        entries: dict[str, Any] = {
+            "tokens": loop.step * loop.tokens_a_step,
+            "steps": loop.step,
             "train_seconds": round(loop.seconds, 3),
             "trained_parameters": trained,
             "parameters": total,
         }
-        return Results(entries={**entries, **perplexities.after()})
+        if loop.step < run.steps:
+            context.reporter.line(f"{run.id} ended at step {loop.step} of {run.steps}: {context.stop_reason}")
+            entries["stop_reason"] = context.stop_reason
+        return Results(entries={**entries, **perplexities.after(step=loop.step)})
 
 
 class Evaluate:

@@ -9,7 +9,6 @@ from caramba_core.lowered import lower_group
 from caramba_core.lowering import lower
 from caramba_core.manifest import Loaded, structure_model
 from caramba_core.manifest.schema import Group
-from caramba_core.plugins.manager import hooks
 from caramba_core.run.context import GroupContext, TeacherSource
 
 __all__ = ["open_group"]
@@ -18,7 +17,6 @@ __all__ = ["open_group"]
 def open_group(loaded: Loaded, group: Group) -> GroupContext:
     """The group's shared context: its graph is lowered, the teacher's headers are read."""
     graph = lower_group(loaded, group)
-    hooks().graph_lowered(graph=graph)
     return GroupContext(loaded=loaded, group=group, graph=graph, teacher=_teacher(loaded, group))
 
 

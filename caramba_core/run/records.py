@@ -8,9 +8,12 @@ from typing import Any
 
 from caramba_core.manifest import Loaded
 from caramba_core.manifest.schema import Group
+from caramba_core.plan.sections import section_data, section_table
+from caramba_core.plugins.manager import hooks
 from caramba_core.run.reporter import Reporter, short_count
+from caramba_core.run.request import Request
 
-__all__ = ["closing_table", "written_manifest"]
+__all__ = ["closing_table", "report", "report_sections", "written_manifest"]
 
 
 def written_manifest(loaded: Loaded, group: Group) -> str:
@@ -20,6 +23,22 @@ def written_manifest(loaded: Loaded, group: Group) -> str:
     out = StringIO()
     YAML(typ="safe", pure=True).dump(loaded.resolved_group(group.name), out)
     return out.getvalue()
+
+
+def report(request: Request, reporter: Reporter) -> None:
+    """The closing table of each chosen group, then the tables that plugins add for its runs."""
+    for group, summaries in request.summaries().items():
+        if summaries:
+            closing_table(reporter, f"{request.loaded.manifest.name} / {group}", summaries, request.root / group)
+        for summary in summaries:
+            for sections in hooks().report_sections(summary=summary):
+                for section in sections:
+                    reporter.console.print(section_table(section, of=summary["run"]))
+
+
+def report_sections(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tables that plugins add to the report of a run, as ``report.json`` holds them."""
+    return [section_data(section) for sections in hooks().report_sections(summary=summary) for section in sections]
 
 
 def closing_table(reporter: Reporter, title: str, summaries: list[dict[str, Any]], folder: Path) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pluggy
 
-from caramba_core.hookspecs import Section
+from caramba_core.hookspecs import checked_sections
 from caramba_core.plugins.manager import registered_alone
 from caramba_core.run.context import RunContext
 from caramba_core.testing.case import CheckFailed
@@ -39,7 +38,10 @@ def play_run(module: ModuleType, folder: Path, *, losses: Iterable[float] = (3.0
     summary = {"name": "kit", "group": "kit", "run": "small", "perplexity": {"start": 4.0, "end": 2.0}, "seconds": 1.0}
     hook.run_finished(context=context, summary=summary)
     for sections in hook.report_sections(summary=summary):
-        _check_sections(sections)
+        try:
+            checked_sections(sections)
+        except TypeError as error:
+            raise CheckFailed(f"report_sections: {error}") from error
     return context
 
 
@@ -58,13 +60,3 @@ def _begin(module: ModuleType, folder: Path) -> tuple[pluggy.HookRelay, RunConte
     hook.run_started(context=context)
     hook.model_built(context=context, model=context.student)
     return hook, context
-
-
-def _check_sections(sections: Any) -> None:
-    for section in sections:
-        if not isinstance(section, Section):
-            raise CheckFailed(f"a section is a {type(section).__name__}, not a caramba_core.hookspecs.Section")
-        if any(len(row) != len(section.columns) for row in section.rows):
-            raise CheckFailed(
-                f"the section {section.title!r} has rows of another length than its {len(section.columns)} columns"
-            )

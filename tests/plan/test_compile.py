@@ -115,7 +115,7 @@ def test_the_plan_as_data(manifest: Path, capsys: pytest.CaptureFixture[str]) ->
     plan = plans[0]
     loaded = load_manifest(manifest)
     planned = plan_group(loaded, loaded.manifest.groups[0], context=8)
-    assert plan == json.loads(json.dumps(planned.to_dict()))
+    assert plan == json.loads(json.dumps({**planned.to_dict(), "sections": []}))
     assert plan["model"]["parameters"] == planned.model.total.parameters
     assert plan["context"] == 8
     assert plan["teacher"]["local"] is False

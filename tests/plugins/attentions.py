@@ -48,6 +48,14 @@ CASES: tuple[Case, ...] = (
     ),
     _case("dba", "semantic only", **DBA, sem_dim=8, geo_dim=0, v_dim=16),
     _case("dba", "rotary only", **DBA, sem_dim=0, geo_dim=32, v_dim=32, rope=ROPE),
+    _case(
+        "dba",
+        "gate, temperature, window",
+        **{**DBA, "sem_dim": 12, "geo_dim": 16, "v_dim": 20, "rope": ROPE},
+        **{"gate": "dynamic", "temperature": True, "window": 5},
+    ),
+    _case("dba", "null", **DBA, sem_dim=12, geo_dim=16, v_dim=20, rope=ROPE, null=True, gate="static", v_bias=True),
+    _case("dba", "tied", **DBA, sem_dim=12, geo_dim=16, v_dim=20, rope=ROPE, tied_semantic=True),
     _case("mla", n_heads=4, n_kv_heads=2, head_dim=8, rank=16, rope_dim=4, rope=ROPE),
     _case(
         "mla", "norm, bias", n_heads=4, head_dim=8, rank=12, rope_dim=0, latent_norm_eps=1e-6, q_bias=True, o_bias=True

@@ -111,6 +111,40 @@ def test_errors_as_data(made: Site) -> None:
         }
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compile", "nowhere.yml", "--json"),
+        ("compile", "--format", "json"),
+        ("compile", "nowhere.yml", "--json", "--nonsense"),
+        ("explain", "nothing_at_all", "--json"),
+        ("plugins", "list", "--json", "--no-plugin", "nobody"),
+        ("presets", "list", "--json", "surplus"),
+        ("nonsense", "--json"),
+    ],
+    ids=" ".join,
+)
+def test_whoever_asks_for_data_gets_errors_as_data(made: Site, arguments: tuple[str, ...]) -> None:
+    ran = made.caramba(*arguments)
+    assert ran.code == 2
+    data = json.loads(ran.out)
+    assert data["exit_code"] == 2
+    assert data["message"]
+    assert ran.err == ""
+    text = made.caramba(*(word for word in arguments if word not in ("--json", "--format", "json")))
+    assert text.out == ""
+    assert text.err
+
+
+def test_a_crash_as_data(made: Site) -> None:
+    ran = made.caramba("fail", "bug", "--format=json")
+    assert ran.code == 1
+    data = json.loads(ran.out)
+    assert (data["error"], data["exit_code"]) == ("InternalError", 1)
+    assert data["message"] == "internal error of caramba-plugin-fail 1.0: ZeroDivisionError: a bug"
+    assert "Traceback" in ran.err
+
+
 def test_usage_errors(made: Site) -> None:
     for arguments in (("fail",), ("fail", "user", "--nonsense"), ("nonsense",), ("--nonsense",)):
         assert made.caramba(*arguments).code == 2

@@ -128,7 +128,7 @@ def test_faults_of_hooks_come_out(tmp_path: Path) -> None:
         play_run(module(step_finished=lambda loss: None), tmp_path / "c")
     with pytest.raises(CheckFailed, match="is a str, not a"):
         play_run(module(report_sections=lambda summary: ["text"]), tmp_path / "d")
-    with pytest.raises(CheckFailed, match="rows of another length"):
+    with pytest.raises(ValueError, match="has 0 columns and a row of 1"):
         play_run(module(report_sections=lambda summary: [Section(title="t", columns=(), rows=((1,),))]), tmp_path / "e")
 
 
