@@ -12,6 +12,7 @@ from torch import Tensor
 
 from caramba_core.component import Attention
 from caramba_core.nn.build import load_object
+from caramba_core.nn.cache import LayerCache
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
 from caramba_core.transplant import Started
@@ -70,3 +71,29 @@ def convert(
         for name, weight in started.weights.items():
             getattr(module, name).copy_(weight)
     return module, started
+
+
+class _OneLayer:
+    """A cache of one layer."""
+
+    def __init__(self, layer: LayerCache) -> None:
+        self._layer = layer
+
+    def layer(self, site: str, application: int = 0) -> LayerCache:
+        return self._layer
+
+
+def cached(
+    module: ComponentModule, x: Tensor, chunks: tuple[int, ...], layer: LayerCache | None = None
+) -> tuple[Tensor, LayerCache]:
+    """What the module gives for ``x`` in chunks through a cache, which may hold earlier tokens."""
+    assert isinstance(module.config, Attention)
+    layer = layer or LayerCache(module.config.cache_spec(module.width), len(x), x.dtype, x.device)
+    done, parts = 0, []
+    for size in chunks:
+        part = x[:, done : done + size]
+        positions = torch.arange(layer.length, layer.length + size)
+        parts.append(module(part, Frame(positions=positions, cache=_OneLayer(layer))))  # type: ignore[arg-type]
+        done += size
+        layer.length += size
+    return torch.cat(parts, dim=1), layer

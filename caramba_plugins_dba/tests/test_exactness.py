@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
+from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from dba_conversion import convert, filled, frame, inputs
 
-from caramba_core.nn.cache import LayerCache
+from caramba_core.errors import InvalidValue
 from caramba_core.rope import Rope
 
 WIDTH = 48
@@ -77,46 +78,47 @@ def test_no_rotation_and_no_pairs_is_the_teacher(shape: str, k_layout: str, opti
     assert started.report["semantic_lost"] == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("k_layout", ["shared", "per_head"])
-@pytest.mark.parametrize("v_layout", ["latent", "per_head"])
-@pytest.mark.parametrize("chunks", [(7, 1, 1), (1,) * 9, (4, 5)], ids=str)
-def test_decoding_from_the_compressed_cache_is_the_full_pass(
-    k_layout: str, v_layout: str, chunks: tuple[int, ...]
-) -> None:
-    source = teacher("gqa", ROPES["default"])
-    config = student(
-        source, 3, k_layout=k_layout, v_layout=v_layout, sem_dim=4, v_dim=6, q_bias=True, k_bias=True, v_bias=True
-    )
-    module = filled(config, WIDTH, seed=7)
-    x = inputs(2, 9, WIDTH, seed=8)
-    full = module.mix(x, frame(x))
-
-    layer = LayerCache(config.cache_spec(WIDTH), 2, torch.float64, torch.device("cpu"))
-    done, parts = 0, []
-    for size in chunks:
-        part = x[:, done : done + size]
-        part_frame = frame(part, first=done)
-        parts.append(module.mix(part, _Cached.frame(part_frame, layer)))
-        done += size
-        layer.length = done
-    torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=0, atol=1e-12)
-    assert layer.bytes >= done * 2 * 8 * (config.sem_dim + config.geo_dim + config.v_dim)
+OPTIONS: dict[str, dict[str, object]] = {
+    "static gate": {"gate": "static"},
+    "dynamic gate": {"gate": "dynamic"},
+    "temperature": {"temperature": True},
+    "all three": {"gate": "dynamic", "temperature": True, "window": 7},
+    "window": {"window": 7},
+}
 
 
-class _Cached:
-    """A cache of one layer."""
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_start_where_they_change_nothing(option: str) -> None:
+    options = OPTIONS[option]
+    source = teacher("gqa", ROPES["default"], **{k: v for k, v in options.items() if k == "window"})
+    module = filled(source, WIDTH, seed=1)
+    x = inputs(2, 33, WIDTH, seed=2)
+    plain, _ = convert(module, source, student(source, 4, sem_dim=4, v_dim=20, window=source.window), x)
+    converted, _ = convert(module, source, student(source, 4, sem_dim=4, v_dim=20, **options), x)
+    fresh = inputs(3, 41, WIDTH, seed=3)
+    torch.testing.assert_close(converted(fresh, frame(fresh)), plain(fresh, frame(fresh)), rtol=0, atol=1e-12)
 
-    def __init__(self, layer: LayerCache) -> None:
-        self._layer = layer
 
-    @classmethod
-    def frame(cls, base: object, layer: LayerCache) -> object:
-        from dataclasses import replace
+@pytest.mark.parametrize("rope", ["default", "yarn"])
+def test_a_window_is_kept(rope: str) -> None:
+    source = teacher("gqa", ROPES[rope], window=6)
+    module = filled(source, WIDTH, seed=1)
+    x = inputs(2, 33, WIDTH, seed=2)
+    converted, _ = convert(module, source, student(source, source.head_dim // 2, window=6), x)
+    fresh = inputs(3, 41, WIDTH, seed=3)
+    torch.testing.assert_close(converted(fresh, frame(fresh)), module(fresh, frame(fresh)), rtol=0, atol=1e-12)
 
-        return replace(base, cache=cls(layer))  # type: ignore[type-var]
 
-    def layer(self, site: str, application: int = 0) -> LayerCache:
-        return self._layer
+@pytest.mark.parametrize(
+    ("field", "value", "source_window"),
+    [("null", True, None), ("tied_semantic", True, None), ("window", 5, None), ("window", None, 5), ("window", 5, 6)],
+)
+def test_options_without_a_start_are_refused(field: str, value: object, source_window: int | None) -> None:
+    source = teacher("gqa", ROPES["default"], window=source_window)
+    target = student(source, 3, **{"window": source_window, field: value})
+    with pytest.raises(InvalidValue) as caught:
+        GQAToDBA().check(source, target, WIDTH)
+    assert caught.value.field == field
 
 
 def test_shifted_positions_change_nothing() -> None:

@@ -276,10 +276,28 @@ def test_the_folder_needs_nothing_of_caramba(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ what cannot be
 
 
-def test_every_field_of_the_attentions_is_known_to_the_modeling_file() -> None:
-    """An option that is added to an attention must be added to the export, or be refused there."""
-    for kind, config in (("dba", DecoupledBottleneckAttention), ("gqa", GroupedQueryAttention)):
-        assert {field.name for field in attrs.fields(config)} == exporter._EXPRESSED[kind]
+BEYOND: dict[str, Any] = {
+    "gate": "static",
+    "temperature": True,
+    "tied_semantic": True,
+    "null": True,
+    "window": 5,
+}
+"""Options that the modeling file does not know."""
+
+
+def test_every_field_of_the_attentions_is_expressed_or_refused() -> None:
+    """An option that is added to an attention must be added to the export, or here."""
+    assert {field.name for field in attrs.fields(GroupedQueryAttention)} == exporter._EXPRESSED["gqa"]
+    fields = {field.name for field in attrs.fields(DecoupledBottleneckAttention)}
+    assert fields == exporter._EXPRESSED["dba"] | set(BEYOND)
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_options_that_the_modeling_file_does_not_know_are_refused_by_name(name: str) -> None:
+    model = model_of({**DBA, name: BEYOND[name]}, DBA)
+    with pytest.raises(exporter.ExportError, match=rf"blocks\.0\.attention has {name}: {BEYOND[name]}"):
+        exporter.DBAExporter.describe(lower(structure_model(model)), {}, {})
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,9 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "dba_per_head": {**DBA, "sem_dim": 10, "v_dim": 8, "k_layout": "per_head", "v_layout": "per_head"},
     "dba_semantic": {**DBA, "geo_dim": 0},
     "dba_rotary": {**DBA, "sem_dim": 0},
+    "dba_gate_window": {**DBA, "gate": "dynamic", "temperature": True, "window": 8},
+    "dba_null": {**DBA, "null": True, "v_bias": True},
+    "dba_tied": {**DBA, "tied_semantic": True, "gate": "static"},
 }
 
 

@@ -47,6 +47,16 @@ class DecoupledBottleneckAttention(Attention):
     )
     v_bias: bool = option(default=False, help="add a bias to the values, behind the cache")
     o_bias: bool = option(default=False, help="add a bias to the output")
+    gate: Literal["none", "static", "dynamic"] = option(
+        default="none",
+        help="a learned balance of both paths a head: fixed, or read from the token; starts at one to one",
+    )
+    temperature: bool = option(default=False, help="a learned factor of the scores a head; starts at one")
+    tied_semantic: bool = option(default=False, help="semantic queries are the token's own semantic keys")
+    null: bool = option(default=False, help="a learned key and value that every token may attend to besides")
+    window: int | None = option(
+        default=None, help="tokens that a token sees, itself included; all if not given", unit="tokens", minimum=1
+    )
 
     def __attrs_post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
@@ -75,6 +85,10 @@ class DecoupledBottleneckAttention(Attention):
             raise InvalidValue("rope", "dynamic scaling has no fixed frequencies to choose pairs from")
         if self.k_layout == "per_head" and self.sem_dim % self.n_kv_heads:
             raise InvalidValue("sem_dim", f"{self.sem_dim} is no multiple of n_kv_heads ({self.n_kv_heads})")
+        if self.gate != "none" and not (self.sem_dim and self.geo_dim):
+            raise InvalidValue("gate", "there is one path only", expected="none, or sem_dim and geo_dim above 0")
+        if self.tied_semantic and not self.sem_dim:
+            raise InvalidValue("tied_semantic", "there are no semantic keys", expected="false, or sem_dim above 0")
         if self.v_layout == "per_head" and self.v_dim % self.n_kv_heads:
             raise InvalidValue("v_dim", f"{self.v_dim} is no multiple of n_kv_heads ({self.n_kv_heads})")
 
@@ -101,7 +115,7 @@ class DecoupledBottleneckAttention(Attention):
     @property
     def fused_width(self) -> int:
         """Width of queries, keys and values in the fused call: flash kernels want one width, a multiple of 8."""
-        return -(-max(2 * self.pairs + self.sem_width, self.v_width) // 8) * 8
+        return -(-max(2 * self.pairs + self.sem_width + int(self.null), self.v_width) // 8) * 8
 
     def weights(self, width: int) -> Mapping[str, Weight]:
         """``*_geo_*`` are of the rotary path, ``*_sem_*`` of the semantic one; ``pairs`` are the kept rotary pairs."""
@@ -114,7 +128,8 @@ class DecoupledBottleneckAttention(Attention):
                 shape=(groups, self.pairs), init=Given(values=self._spread_pairs()), trainable=False, dtype="int64"
             )
         if self.sem_dim:
-            declared["q_sem_proj"] = Weight(shape=(heads * self.sem_width, width))
+            if not self.tied_semantic:
+                declared["q_sem_proj"] = Weight(shape=(heads * self.sem_width, width))
             declared["k_sem_proj"] = Weight(shape=(self.sem_dim, width))
         declared["v_proj"] = Weight(shape=(self.v_dim, width))
         if self.v_layout == "latent":
@@ -123,7 +138,7 @@ class DecoupledBottleneckAttention(Attention):
         zeros = Constant(0.0)
         if self.q_bias and self.pairs:
             declared["q_geo_bias"] = Weight(shape=(heads * rotary,), init=zeros)
-        if self.q_bias and self.sem_dim:
+        if self.q_bias and self.sem_dim and not self.tied_semantic:
             declared["q_sem_bias"] = Weight(shape=(heads * self.sem_width,), init=zeros)
         if self.k_bias and self.pairs:
             declared["k_geo_bias"] = Weight(shape=(groups * rotary,), init=zeros)
@@ -131,6 +146,23 @@ class DecoupledBottleneckAttention(Attention):
             declared["v_bias"] = Weight(shape=(groups * self.v_width,), init=zeros)
         if self.o_bias:
             declared["o_bias"] = Weight(shape=(width,), init=zeros)
+        return {**declared, **self._option_weights(width)}
+
+    def _option_weights(self, width: int) -> dict[str, Weight]:
+        """Gates and temperatures are zero where they change nothing."""
+        zeros, groups = Constant(0.0), self.n_kv_heads
+        declared: dict[str, Weight] = {}
+        if self.gate == "static":
+            declared["gate"] = Weight(shape=(self.n_heads,), init=zeros)
+        if self.gate == "dynamic":
+            declared["gate_proj"] = Weight(shape=(self.n_heads, width), init=zeros)
+        if self.temperature:
+            declared["temperature"] = Weight(shape=(self.n_heads,), init=zeros)
+        if self.null:
+            if self.sem_dim:
+                declared["null_key"] = Weight(shape=(groups * self.sem_width,), init=zeros)
+            declared["null_bias"] = Weight(shape=(self.n_heads,), init=zeros)
+            declared["null_value"] = Weight(shape=(groups * self.v_width,), init=zeros)
         return declared
 
     def _spread_pairs(self) -> tuple[int, ...]:
@@ -143,10 +175,12 @@ class DecoupledBottleneckAttention(Attention):
         groups = self.n_kv_heads
         spec: dict[str, CacheEntry] = {}
         if self.pairs:
-            spec["k_geo"] = CacheEntry(shape=(groups, 2 * self.pairs))
+            spec["k_geo"] = CacheEntry(shape=(groups, 2 * self.pairs), window=self.window)
         if self.sem_dim:
-            spec["k_sem"] = CacheEntry(shape=(self.sem_dim,) if self.k_layout == "shared" else (groups, self.sem_width))
-        spec["v"] = CacheEntry(shape=(self.v_dim,) if self.v_layout == "latent" else (groups, self.v_width))
+            shape = (self.sem_dim,) if self.k_layout == "shared" else (groups, self.sem_width)
+            spec["k_sem"] = CacheEntry(shape=shape, window=self.window)
+        shape = (self.v_dim,) if self.v_layout == "latent" else (groups, self.v_width)
+        spec["v"] = CacheEntry(shape=shape, window=self.window)
         return spec
 
     def cost(self, width: int, shape: Shape) -> Cost:
@@ -160,15 +194,20 @@ class DecoupledBottleneckAttention(Attention):
                     total += Cost.product(rows * self.n_heads, inputs, self.head_dim)
                 else:
                     total += Cost.product(rows, inputs, outputs)
+        context = shape.context if self.window is None else min(shape.context, self.window - 1 + shape.tokens)
+        pairs, seen = shape.rows * context, shape.causal_pairs(self.window)
         if shape.context > shape.tokens:
             read = self.v_dim if self.v_layout == "latent" else self.v_width
             per_pair = 2 * self.n_heads * (2 * self.pairs + self.sem_width + read)
         else:
-            per_pair = 2 * self.n_heads * 2 * self.fused_width
+            per_pair = 4 * self.n_heads * self.fused_width
+            if self.null:  # a token in front of the others
+                pairs += shape.batch * (2 * shape.tokens + 1)
+                seen += shape.rows + shape.batch
         heads = self.n_heads + self.n_kv_heads  # queries and mixed values of the one, keys and values of the other
         per_token = 2 * heads * self.fused_width + self.n_heads
         return total + Cost(
-            operations=shape.rows * shape.context * per_pair,
-            causal_operations=shape.causal_pairs() * per_pair,
+            operations=pairs * per_pair,
+            causal_operations=seen * per_pair,
             saved=rows * (per_token + (self.v_dim if self.v_layout == "latent" else 0)),
         )

@@ -6,6 +6,7 @@ key/value head, n kept rotary pairs, c width of one head's semantic query, r wid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -41,9 +42,16 @@ class DecoupledBottleneckModule(ComponentModule):
     k_geo_bias: Tensor
     v_bias: Tensor
     o_bias: Tensor
+    gate: Tensor
+    gate_proj: Tensor
+    temperature: Tensor
+    null_key: Tensor
+    null_bias: Tensor
+    null_value: Tensor
 
     def __init__(self, config: DecoupledBottleneckAttention, width: int) -> None:
         super().__init__(config, width)
+        self.per_group = config.n_heads // config.n_kv_heads
         if config.pairs:
             assert config.rope is not None
             self.rotary = Rotary(config.rope, config.head_dim)
@@ -65,11 +73,13 @@ class DecoupledBottleneckModule(ComponentModule):
         cached = layer.extend(v=values, **keys)
         if before == 0:
             return self._fused(queries, keys, values)
-        return self._absorbed(queries, cached, before)
+        return self._absorbed(queries, cached)
 
     def _optional(self, name: str) -> Tensor | None:
         tensor: Tensor | None = getattr(self, name, None)
         return tensor
+
+    # ------------------------------------------------------------------------------------------------ projections
 
     def queries_and_keys(self, x: Tensor, positions: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Queries ``[B, G, m, T, w]`` and keys as they are cached, both by the name of the cached key.
@@ -85,50 +95,144 @@ class DecoupledBottleneckModule(ComponentModule):
             key = F.linear(x, self.k_geo_proj, self._optional("k_geo_bias"))
             keys["k_geo"] = rotate(self._groups(key).transpose(1, 2), cos, sin).transpose(1, 2)
         if config.sem_dim:
-            queries["k_sem"] = self._heads(F.linear(x, self.q_sem_proj, self._optional("q_sem_bias")))
             key = F.linear(x, self.k_sem_proj)
             keys["k_sem"] = key if config.k_layout == "shared" else self._groups(key)
-        return queries, keys
+            if config.tied_semantic:
+                queries["k_sem"] = self._of_each(keys["k_sem"])
+            else:
+                queries["k_sem"] = self._heads(F.linear(x, self.q_sem_proj, self._optional("q_sem_bias")))
+        return self._balanced(queries, x), keys
+
+    def _balanced(self, queries: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        """Gates and temperatures as factors of the queries, one where their weights are zero."""
+        config = self.config
+        factors: dict[str, list[Tensor]] = {name: [] for name in queries}
+        if config.gate != "none":
+            gate = self._heads(F.linear(x, self.gate_proj)) if config.gate == "dynamic" else self._a_head(self.gate)
+            factors["k_geo"].append(2 * (-gate).sigmoid())
+            factors["k_sem"].append(2 * gate.sigmoid())
+        if config.temperature:
+            for each in factors.values():
+                each.append(self._a_head(self.temperature).exp())
+        return {name: math.prod(factors[name], start=query).to(query.dtype) for name, query in queries.items()}
 
     def _heads(self, x: Tensor) -> Tensor:
         """``[B, T, H w] -> [B, G, m, T, w]``."""
         batch, tokens, _ = x.shape
-        groups = self.config.n_kv_heads
-        return x.view(batch, tokens, groups, self.config.n_heads // groups, -1).permute(0, 2, 3, 1, 4)
+        return x.view(batch, tokens, self.config.n_kv_heads, self.per_group, -1).permute(0, 2, 3, 1, 4)
+
+    def _a_head(self, x: Tensor) -> Tensor:
+        """``[H] -> [G, m, 1, 1]``."""
+        return x.view(self.config.n_kv_heads, self.per_group, 1, 1)
 
     def _groups(self, x: Tensor) -> Tensor:
         """``[B, T, G w] -> [B, T, G, w]``."""
         return x.view(*x.shape[:2], self.config.n_kv_heads, -1)
 
+    def _of_each(self, key: Tensor) -> Tensor:
+        """A key as it is cached, as every head's: ``[B, T, c]`` or ``[B, T, G, c]`` to ``[B, G, m, T, c]``."""
+        if key.dim() == 3:
+            key = key.unsqueeze(2).expand(-1, -1, self.config.n_kv_heads, -1)
+        return key.transpose(1, 2).unsqueeze(2).expand(-1, -1, self.per_group, -1, -1)
+
+    # ------------------------------------------------------------------------------------------------ one fused call
+
     def _fused(self, queries: Mapping[str, Tensor], keys: Mapping[str, Tensor], values: Tensor) -> Tensor:
         """Causal attention among the tokens of this pass, in one call.
 
         Queries, keys and values are padded with zeros to one width in flight: with unequal ones the flash kernels step
-        back to a path that is several times slower.  Nothing padded is cached.
+        back to a path that is several times slower.  Nothing padded is cached.  The null key and value stand as a token
+        in front of the others, whose own output is dropped.
         """
         config = self.config
         if config.v_layout == "latent":
             values = self._groups(F.linear(values, self.v_up_proj))
         if (bias := self._optional("v_bias")) is not None:
             values = values + bias.view(config.n_kv_heads, -1)
-        each_head = [k.unsqueeze(2).expand(-1, -1, config.n_kv_heads, -1) if k.dim() == 3 else k for k in keys.values()]
-        q = _padded(torch.cat(tuple(queries.values()), dim=-1), config.fused_width).flatten(1, 2)
-        k = _padded(torch.cat(each_head, dim=-1), config.fused_width).transpose(1, 2)
-        v = _padded(values, config.fused_width).transpose(1, 2)
+        each = [k.unsqueeze(2).expand(-1, -1, config.n_kv_heads, -1) if k.dim() == 3 else k for k in keys.values()]
+        q, k, v = torch.cat(tuple(queries.values()), dim=-1), torch.cat(each, dim=-1), values
+        if config.null:
+            q, k, v = self._with_null(q, k, v)
+        q = _padded(q, config.fused_width).flatten(1, 2)
+        k = _padded(k, config.fused_width).transpose(1, 2)
+        v = _padded(v, config.fused_width).transpose(1, 2)
+        mask = self._window_mask(k.shape[2], k.device)
         y = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=config.multiplier, enable_gqa=config.n_heads != config.n_kv_heads
+            *(q, k, v),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=config.multiplier,
+            enable_gqa=config.n_heads != config.n_kv_heads,
         )
+        y = y[:, :, 1:] if config.null else y
         return y.transpose(1, 2)[..., : config.v_width].flatten(2)
 
-    def probabilities(self, x: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
-        """Spelled out, for measuring: the attention of the tokens ``rows`` ``[N]`` of ``x``: ``[B, H, N, T]``."""
-        queries, keys = self.queries_and_keys(x, positions)
-        scores = self._scores({name: query[..., rows, :] for name, query in queries.items()}, keys)
-        ahead = torch.arange(x.shape[1], device=x.device) > rows[:, None]
-        return scores.masked_fill(ahead, -torch.inf).softmax(dim=-1).flatten(1, 2)
+    def _with_null(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[B, G, m, T + 1, w + 1]``, keys ``[B, T + 1, G, w + 1]``, values ``[B, T + 1, G, v_width]``.
 
-    def _scores(self, queries: Mapping[str, Tensor], keys: Mapping[str, Tensor]) -> Tensor:
-        """``[B, G, m, T, S]`` of queries with keys as they are cached; at least float32."""
+        The last column is one in the null key alone; there queries have their head's bias.
+        """
+        config = self.config
+        bias = (self._a_head(self.null_bias) / config.multiplier).to(q.dtype).expand(*q.shape[:-1], 1)
+        q = F.pad(torch.cat([q, bias], dim=-1), (0, 0, 1, 0))
+        null = k.new_zeros(config.n_kv_heads, k.shape[-1])
+        if config.sem_dim:
+            null = torch.cat(
+                [null[:, : 2 * config.pairs], self.null_key.view(config.n_kv_heads, -1).to(k.dtype)], dim=-1
+            )
+        null = torch.cat([null, null.new_ones(config.n_kv_heads, 1)], dim=-1)
+        k = torch.cat([null.expand(k.shape[0], 1, -1, -1), F.pad(k, (0, 1))], dim=1)
+        value = self.null_value.view(config.n_kv_heads, -1).to(v.dtype)
+        return q, k, torch.cat([value.expand(v.shape[0], 1, -1, -1), v], dim=1)
+
+    def _window_mask(self, tokens: int, device: torch.device) -> Tensor | None:
+        """Bool ``[T, T]`` of what each token sees; none where that is all before it."""
+        window = self.config.window
+        if window is None or window >= tokens:
+            return None
+        place = torch.arange(tokens, device=device)
+        seen = (place <= place[:, None]) & (place > place[:, None] - window)
+        if self.config.null:
+            seen[:, 0] = True
+        return seen
+
+    # ------------------------------------------------------------------------------------------------ spelled out
+
+    def _absorbed(self, queries: Mapping[str, Tensor], cached: Mapping[str, Tensor]) -> Tensor:
+        """Attention to a compressed cache, this pass's tokens at its end, which is never expanded.
+
+        Queries meet the cached keys as they are, probabilities mix the value latents as they are, and only the mixture
+        is expanded, once a head.
+        """
+        config = self.config
+        groups = config.n_kv_heads
+        value = cached["v"]
+        rows = torch.arange(value.shape[1], device=value.device)[-next(iter(queries.values())).shape[-2] :]
+        probabilities = self._probabilities(queries, cached, rows).to(value.dtype)
+        if config.v_layout == "latent":  # [B, S, r]
+            latent = (probabilities.flatten(1, 3) @ value).view(*probabilities.shape[:-1], -1)
+            y = latent @ self.v_up_proj.view(groups, 1, config.head_dim, -1).transpose(-1, -2)
+        else:  # [B, S, G, v_width]
+            y = (probabilities.flatten(2, 3) @ value.transpose(1, 2)).view(*probabilities.shape[:-1], -1)
+        share = probabilities.sum(-1, keepdim=True) if config.null else 1.0
+        if (bias := self._optional("v_bias")) is not None:
+            y = y + share * bias.view(groups, 1, 1, -1)
+        if config.null:
+            y = y + (1 - share) * self.null_value.view(groups, 1, 1, -1)
+        return y.permute(0, 3, 1, 2, 4).flatten(2)
+
+    def probabilities(self, x: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """The attention of the tokens ``rows`` ``[N]`` among those of ``x``, for measuring: ``[B, H, N, T]``."""
+        queries, keys = self.queries_and_keys(x, positions)
+        queries = {name: query[..., rows, :] for name, query in queries.items()}
+        return self._probabilities(queries, keys, rows).flatten(1, 2)
+
+    def _probabilities(self, queries: Mapping[str, Tensor], keys: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """``[B, G, m, N, S]`` of queries that stand at ``rows`` ``[N]`` of the keys, which are as cached.
+
+        Float32 at least.  With null attention a row sums to less than one.
+        """
+        config = self.config
         products = []
         for name, query in queries.items():
             key = keys[name]
@@ -137,28 +241,19 @@ class DecoupledBottleneckModule(ComponentModule):
             else:  # [B, S, G, w]
                 products.append((query.flatten(2, 3) @ key.permute(0, 2, 3, 1)).view(*query.shape[:-1], -1))
         scores = products[0] if len(products) == 1 else products[0] + products[1]
-        return scores.to(torch.promote_types(scores.dtype, torch.float32)) * self.config.multiplier
-
-    def _absorbed(self, queries: Mapping[str, Tensor], cached: Mapping[str, Tensor], before: int) -> Tensor:
-        """Attention to a compressed cache of ``before`` earlier tokens and this pass's, which is never expanded.
-
-        Queries meet the cached keys as they are, probabilities mix the value latents as they are, and only the mixture
-        is expanded, once a head.
-        """
-        config = self.config
-        groups = config.n_kv_heads
-        scores = self._scores(queries, cached)
-        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(before + 1)
-        value = cached["v"]
-        probabilities = scores.masked_fill(ahead, -torch.inf).softmax(dim=-1).to(value.dtype)
-        if config.v_layout == "latent":  # [B, S, r]
-            latent = (probabilities.flatten(1, 3) @ value).view(*scores.shape[:-1], -1)
-            y = latent @ self.v_up_proj.view(groups, 1, config.head_dim, -1).transpose(-1, -2)
-        else:  # [B, S, G, v_width]
-            y = (probabilities.flatten(2, 3) @ value.transpose(1, 2)).view(*scores.shape[:-1], -1)
-        if (bias := self._optional("v_bias")) is not None:
-            y = y + bias.view(groups, 1, 1, -1)
-        return y.permute(0, 3, 1, 2, 4).flatten(2)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * config.multiplier
+        place = torch.arange(scores.shape[-1], device=scores.device)
+        hidden = place > rows[:, None]
+        if config.window is not None:
+            hidden = hidden | (place <= rows[:, None] - config.window)
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if not config.null:
+            return scores.softmax(dim=-1)
+        null = self._a_head(self.null_bias).to(scores.dtype).expand(*scores.shape[:-1], 1)
+        if config.sem_dim:
+            key = self.null_key.view(config.n_kv_heads, 1, -1, 1).to(queries["k_sem"].dtype)
+            null = null + (queries["k_sem"] @ key).to(scores.dtype) * config.multiplier
+        return torch.cat([null, scores], dim=-1).softmax(dim=-1)[..., 1:]
 
 
 def _padded(x: Tensor, width: int) -> Tensor:

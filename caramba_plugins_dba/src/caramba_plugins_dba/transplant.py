@@ -6,7 +6,7 @@ The mathematics stands in ``docs/dba.md`` and, a function a step, in :mod:`caram
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from caramba_core.component import Attention, component, option
 from caramba_core.errors import InvalidValue
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = ["GQAToDBA"]
+
+
+_NO_START: Final = {
+    "null": "the source has no key and value besides its tokens', and any share for one is taken from them",
+    "tied_semantic": "the source's queries are not its keys",
+}
+"""Options of the target that no source has a counterpart of; gates and temperatures start where they change nothing."""
 
 
 @component
@@ -52,9 +59,16 @@ class GQAToDBA(Transplant):
             raise InvalidValue("geo_dim", "the source has no rotary embedding", expected="0")
         if rope is not None and target.rope is not None and target.rope != rope:
             raise InvalidValue("rope", f"{target.rope} differs from the source's", expected=str(rope))
-        for field in ("qk_norm_eps", "window"):
-            if getattr(source, field, None) is not None:
-                raise InvalidValue(None, f"the source has {field}, for which there is no start of DBA")
+        if getattr(source, "qk_norm_eps", None) is not None:
+            raise InvalidValue(None, "the source has qk_norm_eps, for which there is no start of DBA")
+        seen = getattr(source, "window", None)
+        if target.window != seen:
+            raise InvalidValue(
+                "window", f"{_shown(target.window)} is not what the source's tokens see", expected=_shown(seen)
+            )
+        for field, reason in _NO_START.items():
+            if getattr(target, field):
+                raise InvalidValue(field, f"there is no start: {reason}", expected="false, or training from scratch")
         room = target.n_kv_heads * (target.head_dim - 2 * target.pairs)
         if target.sem_dim > room:
             raise InvalidValue(
@@ -127,6 +141,10 @@ def source_multiplier(source: Attention) -> float:
     scale = getattr(source, "scale", None)
     multiplier: float = getattr(source, "head_dim") ** -0.5 if scale is None else scale  # noqa: B009
     return multiplier
+
+
+def _shown(window: int | None) -> str:
+    return "all tokens" if window is None else f"{window} tokens"
 
 
 def _moment(name: str) -> Moment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from importlib.resources import files
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ _FILE: Final = "modeling_caramba_dba.py"
 _USAGE: Final = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)
 """
 
@@ -51,7 +51,7 @@ _EXPRESSED: Final = {
     "dba": {*_DBA, "rope", "scale", "name"},
     "gqa": {*_GQA, "rope", "scale", "name", "init_std", "window", "qk_norm_eps"},
 }
-"""Fields that the modeling file knows; an attention that has learned more is refused until the file has too."""
+"""Fields that the modeling file knows; an attention that sets others is refused until the file has learned them."""
 
 _SPECIAL: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -121,9 +121,12 @@ def _attention(part: Part) -> dict[str, Any]:
     config = part.config
     if kind not in _EXPRESSED:
         raise ExportError(f"{part.node.name} is {part.type}", expected="dba, gqa or mha")
-    unknown = {field.name for field in attrs.fields(type(config))} - _EXPRESSED[kind]
+    unknown = _set_beyond(config, _EXPRESSED[kind])
     if unknown:
-        raise ExportError(f"{part.node.name} has fields that {_FILE} does not know: {', '.join(sorted(unknown))}")
+        shown = ", ".join(f"{name}: {value}" for name, value in unknown.items())
+        raise ExportError(
+            f"{part.node.name} has {shown}, which {_FILE} does not know", expected="these at their default"
+        )
     if kind == "gqa" and (config.window is not None or config.qk_norm_eps is not None):
         raise ExportError(
             f"{part.node.name} has a window or norms of queries and keys", expected="plain gqa beside dba"
@@ -138,6 +141,13 @@ def _attention(part: Part) -> dict[str, Any]:
         "frequencies": [] if rope is None else rope.frequencies(config.head_dim),
         "frequency_scaling": 1.0 if rope is None else rope.attention_scaling,
     }
+
+
+def _set_beyond(config: Any, known: Set[str]) -> dict[str, Any]:
+    """Fields outside ``known`` that differ from their default."""
+    others = (field for field in attrs.fields(type(config)) if field.name not in known)
+    found = {field.name: (getattr(config, field.name), field.default) for field in others}
+    return {name: value for name, (value, default) in found.items() if value != default}
 
 
 def _keys(decoder: Decoder) -> dict[str, str]:

@@ -40,6 +40,7 @@ def start(
         **_geometric(target, teacher, pairs),
         **_semantic(target, teacher, moments, pairs, report),
         **_values(target, teacher, moments, report),
+        **_neutral(target, width),
     }
     declared = target.weights(width)
     assert set(declared) == set(made), f"{sorted(set(declared) ^ set(made))}"
@@ -200,6 +201,13 @@ def _values(
         each_head = offset.view(groups, head_dim).repeat_interleave(per_group, dim=0)
         made["o_bias"] = _bias(teacher, "o_bias", width) + teacher["o_proj"] @ each_head.flatten()
     return made
+
+
+def _neutral(target: DecoupledBottleneckAttention, width: int) -> dict[str, Tensor]:
+    """Gates and temperatures where they change nothing."""
+    declared = target.weights(width)
+    names = [name for name in ("gate", "gate_proj", "temperature") if name in declared]
+    return {name: torch.zeros(declared[name].shape, dtype=torch.float64) for name in names}
 
 
 def _bias(teacher: Mapping[str, Tensor], name: str, size: int) -> Tensor:
