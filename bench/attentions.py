@@ -1,18 +1,20 @@
-"""Attentions at equal cached bytes, measured: perplexity ratios after conversion and after distillation, as JSON lines.
+"""Attentions at equal cached bytes: perplexity ratios after conversion and after distillation, as JSON lines.
 
     python bench/attentions.py DATA [--group G ...] [--run R] [--set path=value ...] [--minutes N] [--output DIR]
                                     [--windows N]
 
 DATA is a folder with the weights that ``bench/attentions.yml`` names, ``train.npy``, ``heldout.npy`` and
-``heldout_moby.npy``.  Runs that stopped (``--minutes``) go on when the command is given again; lines of finished runs
-are printed anew.
+``heldout_moby.npy``.  Without ``--run`` the four attentions in all layers are converted and distilled; ``--run convert``
+takes no training step, and takes the four in every second layer too.  ``--group`` chooses among them: the groups do not
+depend on each other, so that each may have a process of its own.  Runs that stopped (``--minutes``) go on when the
+command is given again; lines of finished runs are printed anew.  Without CUDA nothing is compiled; a quick look there:
+
+    python bench/attentions.py DATA --run convert --group mla --windows 4 --set vars.calibration=16384
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import time
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from caramba_core.run.reporter import Reporter
 
 MANIFEST = Path(__file__).with_suffix(".yml").resolve()
 GROUPS = ("dba", "mla", "sliding_window", "linear_attention")
+HALVES = tuple(f"{group}_half" for group in GROUPS)
+WITHOUT_CUDA = ("vars.compile=false", "vars.cuda_graph=false")
 
 
 def cache_bytes(model: LanguageModel) -> dict[str, int]:
@@ -41,25 +45,34 @@ def main() -> None:
     """Convert and distil with each attention, one after the other."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--group", action="append")
+    parser.add_argument("--group", action="append", choices=(*GROUPS, *HALVES))
     parser.add_argument("--run", help="one run of each group, such as convert")
-    parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--windows", type=int, default=32, help="of 1,024 held-out tokens, a text")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--output", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     output = arguments.output.resolve()
-    os.chdir(arguments.data)
     began = time.monotonic()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    say(event="start", device=device, torch=torch.__version__, overrides=arguments.overrides)
+    folder = arguments.data.resolve()
+    overrides = [
+        f"vars.data={folder}",
+        f"vars.windows={arguments.windows}",
+        *(() if torch.cuda.is_available() else WITHOUT_CUDA),
+    ]
+    overrides += arguments.overrides
+    say(event="start", device=device, torch=torch.__version__, overrides=overrides)
     settings = evaluation(windows=arguments.windows)
-    data = texts(Path())
+    data = texts(folder)
     teacher: dict[str, Measurement] = {}
-    for group in arguments.group or GROUPS:
+    for group in arguments.group or (*GROUPS, *(HALVES if arguments.run == "convert" else ())):
         minutes = None if arguments.minutes is None else arguments.minutes - (time.monotonic() - began) / 60
+        if minutes is not None and minutes <= 0:
+            say(event="stopped", group=group)
+            break
         choice = Choice(group=group, run=arguments.run, output=output, resume=True, minutes=minutes)
-        experiment = Experiment(Request.read(str(MANIFEST), arguments.overrides, choice), Reporter())
+        experiment = Experiment(Request.read(str(MANIFEST), overrides, choice), Reporter())
         left = experiment.unfinished()
         experiment.check(left)
         finished = experiment.run(left)
@@ -83,7 +96,7 @@ def main() -> None:
             )
         if not finished:
             say(event="stopped", group=group)
-            sys.exit(0)
+            break
 
 
 if __name__ == "__main__":

@@ -54,7 +54,6 @@ class Variant:
     sizes: Sizes | list[Sizes] = X2
     options: Mapping[str, Any] = attrs.field(factory=dict)
     transplant: Mapping[str, Any] = attrs.field(factory=dict)
-    plain_svd: bool = False
     inputs: str = "teacher"
     refine: bool = True
     refit: bool = True
@@ -101,8 +100,8 @@ def variants() -> dict[str, Variant]:
         made[f"{sum(sizes)} shares={sizes}"] = Variant(sizes=sizes, transplant=best)
     for tokens in (8192, 16384, 65536, 131072):
         made[f"x2 qkqv tokens={tokens}"] = Variant(transplant=best, tokens=tokens)
-    made["x2 plain svd"] = Variant(refine=False, refit=False, plain_svd=True)
-    made["x2 plain svd, output"] = Variant(refine=False, plain_svd=True)
+    made["x2 plain svd"] = Variant(refine=False, refit=False, transplant={"weighting": "none"})
+    made["x2 plain svd, output"] = Variant(refine=False, transplant={"weighting": "none"})
     made["x2 per head"] = Variant(options={"k_layout": "per_head"}, transplant=best)
     made["full, split"] = Variant(
         sizes=(90, 102, 192), options={"k_layout": "per_head", "v_layout": "per_head"}, transplant=best
@@ -165,25 +164,6 @@ class _State:
     frame: Frame
     teacher: Tensor
     student: Tensor
-
-
-@attrs.frozen(kw_only=True)
-class PlainSVD(GQAToDBA):
-    """The control: truncated singular value decompositions of the weights, calibration only for the pairs."""
-
-    def start(self, source: Any, weights: Any, target: Any, width: int, moments: Any) -> Any:
-        """With moments as white inputs would give them."""
-        key, value = weights["k_proj"].cpu().double(), weights["v_proj"].cpu().double()
-        heads, head_dim = source.n_heads, source.head_dim
-        plain = {
-            **moments,
-            "query": {**moments["query"], "second": torch.eye(head_dim).double().expand(heads, -1, -1)},
-            "key": {"mean": torch.zeros(len(key)).double(), "second": key @ key.T},
-            "attended_key": {"covariance": key @ key.T},
-            "attended_value": {"mean": torch.zeros(len(value)).double(), "second": value @ value.T},
-        }
-        weights = {**weights, "o_proj": weights["o_proj"]}
-        return super().start(source, weights, target, width, plain)
 
 
 def converted(graph: Graph, replace: Callable[[Node], Attention | None]) -> Graph:
@@ -289,7 +269,7 @@ def convert(teacher: LanguageModel, variant: Variant, batches: list[Tensor]) -> 
     settings = Start(refine=variant.refine, refit=variant.refit, ridge=variant.ridge, inputs=variant.inputs)  # type: ignore[arg-type]
     tuned = Tuned(teacher=teacher, student=student, sites=find_sites(teacher.graph, graph), settings=settings)
     tuned.variant = variant
-    transplant = (PlainSVD if variant.plain_svd else GQAToDBA)(**variant.transplant)
+    transplant = GQAToDBA(**variant.transplant)
     tuned.transplants = dict.fromkeys(tuned.transplants, transplant)
     report = tuned.run(batches)
     return student, summary(report)

@@ -1,6 +1,7 @@
 """The upcycling recipe, measured: perplexity ratios of start and end on two held-out texts, as JSON lines.
 
-    python bench/recipe.py MANIFEST DATA [--group G] [--run R] [--set path=value] [--minutes N] [--output DIR]
+    python bench/recipe.py MANIFEST DATA [--group G ...] [--run R] [--set path=value ...] [--minutes N] [--output DIR]
+                                         [--context N] [--windows N]
 
 MANIFEST is a manifest such as ``bench/recipe.yml``; DATA a folder with its weights, ``train.npy``, ``heldout.npy`` and
 ``heldout_moby.npy``.  Runs that stopped (``--minutes``) go on when the command is given again.
@@ -26,7 +27,6 @@ from caramba_core.run.experiment import Choice, Experiment, Request
 from caramba_core.run.reporter import Reporter
 from caramba_core.training import Tokens
 
-EVALUATION = Evaluation(windows=32, context=1024, batch_size=8)
 TEXTS = ("heldout", "heldout_moby")
 
 
@@ -41,10 +41,17 @@ def texts(folder: Path) -> dict[str, Tokens]:
     return {name: Tokens(ids=ids, tokenizer=None, origin=name) for name, ids in arrays.items()}
 
 
-def ratios(model: Any, teacher: dict[str, Measurement], data: dict[str, Tokens]) -> dict[str, float]:
+def evaluation(context: int = 1024, windows: int = 32) -> Evaluation:
+    """How the texts are measured."""
+    return Evaluation(windows=windows, context=context, batch_size=max(1, 8192 // context))
+
+
+def ratios(
+    model: Any, teacher: dict[str, Measurement], data: dict[str, Tokens], settings: Evaluation
+) -> dict[str, float]:
     """Perplexity over the teacher's on each text, in float32."""
     return {
-        name: round(measure(model, tokens, EVALUATION).perplexity / teacher[name].perplexity, 4)
+        name: round(measure(model, tokens, settings).perplexity / teacher[name].perplexity, 4)
         for name, tokens in data.items()
     }
 
@@ -55,6 +62,9 @@ def main() -> None:
     parser.add_argument("manifest")
     parser.add_argument("data", type=Path)
     parser.add_argument("--group", action="append")
+    parser.add_argument("--run")
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--output", type=Path, default=Path("runs"))
@@ -65,25 +75,27 @@ def main() -> None:
     began = time.monotonic()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     say(event="start", device=device, torch=torch.__version__, overrides=arguments.overrides)
+    settings = evaluation(arguments.context, arguments.windows)
     data = texts(Path())
     teacher: dict[str, Measurement] = {}
     reporter = Reporter()
     for group in arguments.group or ["v192", "v336", "v96"]:
         minutes = None if arguments.minutes is None else arguments.minutes - (time.monotonic() - began) / 60
-        choice = Choice(group=group, output=output, resume=True, minutes=minutes)
+        choice = Choice(group=group, run=arguments.run, output=output, resume=True, minutes=minutes)
         experiment = Experiment(Request.read(manifest, arguments.overrides, choice), reporter)
         left = experiment.unfinished()
         experiment.check(left)
         finished = experiment.run(left)
         for run in experiment.groups[0].runs:
             context = experiment.finished_context(experiment.groups[0], run)
-            if context is None:
+            if context is None or not context.directory.checkpoints():
                 continue
             if not teacher:
-                teacher = {name: measure(context.teacher, tokens, EVALUATION) for name, tokens in data.items()}
+                teacher = {name: measure(context.teacher, tokens, settings) for name, tokens in data.items()}
                 say(event="teacher", perplexity={name: round(m.perplexity, 4) for name, m in teacher.items()})
                 say(event="windows", nll={name: m.nll.mean(1).round(4).tolist() for name, m in teacher.items()})
-            say(event="run", group=group, run=run.id, ratio=ratios(context.student, teacher, data), **facts(context))
+            ratio = ratios(context.student, teacher, data, settings)
+            say(event="run", group=group, run=run.id, context=settings.context, ratio=ratio, **facts(context))
         if not finished:
             say(event="stopped", group=group)
             sys.exit(0)
@@ -92,7 +104,14 @@ def main() -> None:
 def facts(context: RunContext) -> dict[str, Any]:
     """What the summary says of time and tokens."""
     summary = context.directory.summary() or {}
-    wanted = ("tokens", "calibration_tokens", "train_seconds", "convert_seconds", "cache_bytes_per_token")
+    wanted = (
+        "tokens",
+        "calibration_tokens",
+        "max_context",
+        "train_seconds",
+        "convert_seconds",
+        "cache_bytes_per_token",
+    )
     return {key: summary[key] for key in wanted if key in summary}
 
 

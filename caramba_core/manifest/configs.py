@@ -16,6 +16,7 @@ from caramba_core.manifest.names import listing, nearest, suggestion
 from caramba_core.manifest.schema import Group, Manifest
 from caramba_core.manifest.values import members, words
 from caramba_core.training import Dataset, Optimizer, Schedule, Strategy
+from caramba_core.transplant import Transplant
 
 __all__ = ["OPEN", "Shape", "argument", "article", "key_of", "of_invalid", "shape_of"]
 
@@ -29,6 +30,7 @@ OPEN: Final[dict[type, tuple[str, ...]]] = {
     Dataset: ("dataset",),
     Optimizer: ("optimizer",),
     Schedule: ("schedule",),
+    Transplant: ("transplant",),
     Strategy: ("strategy",),
 }
 """Base classes that stand for any component of these kinds; the component says which by its ``type:``."""

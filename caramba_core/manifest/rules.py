@@ -73,14 +73,12 @@ class _Rules:
                 yield from self._continued(index, j, run)
                 yield from self._mode(group, run, path, (*path, "runs", j))
 
-    def _registered(self, kind: str, name: str, path: Path, *more: str) -> Iterator[Fault]:
-        """A name that no installed plugin gives this kind; ``more`` are names that mean something else."""
-        if name in more:
-            return
+    def _registered(self, kind: str, name: str, path: Path) -> Iterator[Fault]:
+        """A name that no installed plugin gives this kind."""
         try:
             self.registry.find((kind,), name)
         except PluginError as error:
-            known = [*more, *(entry.name for entry in self.registry.entries(kind))]
+            known = [entry.name for entry in self.registry.entries(kind)]
             near = () if self.registry.supplier((kind,), name) else nearest(name, known)
             yield Fault(
                 path=path,
@@ -90,10 +88,7 @@ class _Rules:
             )
 
     def _mode(self, group: dict[str, Any], run: dict[str, Any], path: Path, run_path: Path) -> Iterator[Fault]:
-        start, mode = run.get("start"), run.get("mode")
-        if isinstance(start, dict) and isinstance(start.get("transplant"), str):
-            start_path = (*run_path, "start", "transplant")
-            yield from self._registered("transplant", start["transplant"], start_path, "auto")
+        mode = run.get("mode")
         if not isinstance(mode, str):
             return
         yield from self._registered("mode", mode, (*run_path, "mode"))

@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 from caramba_core.component import Embedder, Head, Topology, component, option
 from caramba_core.training import Dataset, Optimizer, Schedule, Strategy
+from caramba_core.transplant import Transplant
 
 __all__ = [
     "Data",
@@ -73,11 +74,13 @@ class Evaluation:
 class Start:
     """How the student's attentions start (mode ``convert``)."""
 
-    transplant: str = option(default="auto", help="name of the transplant; auto finds it by the two attention types")
+    transplant: Transplant | None = option(
+        default=None, help="how one attention starts from the other; found by their types if not given"
+    )
     tokens: int = option(default=32768, help="calibration tokens", unit="tokens", minimum=1)
     max_context: int = option(
         default=1024,
-        help="tokens a calibration window: attention is measured up to this distance, so prepare for what you will serve",
+        help="tokens a calibration window: attention is measured up to this distance, so take what will be served",
         unit="tokens",
         minimum=2,
     )

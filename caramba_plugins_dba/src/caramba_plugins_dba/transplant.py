@@ -33,6 +33,10 @@ class GQAToDBA(Transplant):
     selection: Literal["rotation", "fold", "norm", "frequency"] = option(
         default="rotation", help="what a rotary pair is kept for: the error without it, or (controls) energy, frequency"
     )
+    weighting: Literal["calibration", "none"] = option(
+        default="calibration",
+        help="what errors are weighed by: calibration moments, or nothing (control: plain truncated decompositions)",
+    )
     refits: str = option(
         default="qkqv",
         help="projections refitted in turn on calibration tokens: q queries, k keys, v values",
@@ -103,6 +107,10 @@ class GQAToDBA(Transplant):
         from caramba_plugins_dba.start import start
 
         assert isinstance(target, DecoupledBottleneckAttention)
+        if self.weighting == "none":
+            from caramba_plugins_dba.start.white import white_moments
+
+            moments = white_moments(target, weights, moments)
         return start(source, weights, target, width, moments, selection=self.selection)
 
     def size_curves(

@@ -30,18 +30,18 @@ from caramba_plugins_upcycle.stages import Stage, input_of, stages
 __all__ = ["Calibration", "collector_of", "fill", "find_transplant"]
 
 
-def find_transplant(site: Site, wanted: str, plugins: Registry | None = None) -> Transplant:
-    """The transplant for a site: the one named, or the one registered for its two attention types.
+def find_transplant(site: Site, wanted: Transplant | None, plugins: Registry | None = None) -> Transplant:
+    """The transplant for a site: the one wanted, or the one registered for its two attention types.
 
     Raises :class:`InputError` with the reason where there is none, or where it refuses this pair.
     """
     plugins = plugins or registry()
     assert isinstance(site.teacher.config, Attention)
     assert isinstance(site.student.config, Attention)
-    if wanted == "auto":
+    transplant = wanted
+    if transplant is None:
         source, target = (plugins.name_of("attention", type(node.config)) for node in (site.teacher, site.student))
-        wanted = f"{source}_to_{target}"
-    transplant = plugins.load(plugins.find(["transplant"], wanted))()
+        transplant = plugins.load(plugins.find(["transplant"], f"{source}_to_{target}"))()
     assert isinstance(transplant, Transplant)
     try:
         transplant.check(site.teacher.config, site.student.config, site.student.width_in)
