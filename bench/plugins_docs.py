@@ -13,22 +13,18 @@ from pathlib import Path
 
 from caramba_core import hookspecs
 from caramba_core.kinds import KINDS
-from caramba_core.plugins.loading import BASES
+from caramba_core.plugins.loading import BASES, METHODS
 
 __all__ = ["PAGE", "generated", "refreshed"]
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "plugins.md"
 
 GIVES = {
-    "loader": "a class like `caramba_core.loading.Loader`",
-    "source": "a class like `caramba_core.loading.Source`",
-    "tokenizer": "a class like `caramba_core.loading.Tokenizer`",
-    "exporter": "a class",
-    "mode": "a class like `caramba_core.run.modes.Mode`",
     "preset": "a `pathlib.Path`",
     "command": "a function or a `typer.Typer`",
-    "metric": "a class",
-    "benchmark": "a class",
+    "tokenizer": "reserved: tokenizers come with a checkpoint's loader",
+    "metric": "reserved: nothing reads it yet",
+    "benchmark": "reserved: nothing reads it yet",
 }
 
 
@@ -37,7 +33,13 @@ def kinds() -> str:
     rows = ["| kind | entry-point group | is | the entry names |", "|---|---|---|---|"]
     for kind in KINDS.values():
         base = BASES.get(kind.name)
-        named = GIVES[kind.name] if base is None else f"a class derived from `{base.replace(':', '.')}`"
+        if base is not None:
+            named = f"a class derived from `{base.replace(':', '.')}`"
+        elif kind.name in METHODS:
+            protocol, methods = METHODS[kind.name]
+            named = f"a class like `{protocol.replace(':', '.')}`: {', '.join(f'`{name}`' for name in methods)}"
+        else:
+            named = GIVES[kind.name]
         rows.append(f"| {kind.name} | `{kind.group}` | {kind.gives} | {named} |")
     return "\n".join(rows)
 

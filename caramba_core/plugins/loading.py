@@ -11,7 +11,7 @@ from typing import Any
 from caramba_core.errors import PluginError
 from caramba_core.plugins.metadata import CORE, Entry, Plugin, normalized
 
-__all__ = ["BASES", "import_entry"]
+__all__ = ["BASES", "METHODS", "import_entry"]
 
 BASES = {
     "layer": "caramba_core.component:Layer",
@@ -28,6 +28,14 @@ BASES = {
     "schedule": "caramba_core.training:Schedule",
 }
 """What the object of an entry must be derived from, by kind."""
+
+METHODS = {
+    "loader": ("caramba_core.loading:Loader", ("accepts", "open")),
+    "source": ("caramba_core.loading:Source", ("fetch", "cached")),
+    "exporter": ("caramba_core.exporting:Exporter", ("describe",)),
+    "mode": ("caramba_core.run.modes:Mode", ("run",)),
+}
+"""The protocol that the class of an entry follows, and the methods that it must have, by kind."""
 
 
 def import_entry(entry: Entry, plugin: Plugin) -> Any:
@@ -89,6 +97,22 @@ def _check_kind(entry: Entry, found: Any) -> None:
             expected="a pathlib.Path of a manifest that the distribution carries",
             hint=f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author",
         )
+    if entry.kind in METHODS:
+        protocol, methods = METHODS[entry.kind]
+        missing = [name for name in methods if not callable(getattr(found, name, None))]
+        if missing or not isinstance(found, type):
+            said = f"has no method {missing[0]}" if isinstance(found, type) else f"is {_described(found)}"
+            raise PluginError(
+                f"{entry} {entry.version} is broken: {entry.value} {said}",
+                expected=f"a class like {protocol.replace(':', '.')}, with {' and '.join(methods)}",
+                hint=f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author",
+            )
+    if entry.kind == "command" and not callable(found):
+        raise PluginError(
+            f"{entry} {entry.version} is broken: {entry.value} is {_described(found)}",
+            expected="a function with typer's annotations, or a typer.Typer",
+            hint=f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author",
+        )
     base_path = BASES.get(entry.kind)
     if base_path is None:
         return
@@ -109,4 +133,12 @@ def _check_kind(entry: Entry, found: Any) -> None:
 
 
 def _described(found: Any) -> str:
-    return f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}, not a class"
+    return (
+        f"the class {found.__name__}"
+        if isinstance(found, type)
+        else f"{_with_article(type(found).__name__)}, not a class"
+    )
+
+
+def _with_article(word: str) -> str:
+    return f"an {word}" if word[0] in "aeiouAEIOU" else f"a {word}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 import pytest
 
 from caramba_core.errors import PluginError
+from caramba_core.plugins.loading import METHODS
 from caramba_core.plugins.registry import registry
 from tests.plugins.site import ATTENTION, Site
 
@@ -29,7 +31,7 @@ BROKEN_ON_LOAD = {
     "needs a required module": ("import otherlib.part", "needs the module 'otherlib'", "pip install 'otherlib>=2'"),
     "needs an unnamed module": ("import thirdlib", "needs the module 'thirdlib'", "pip install thirdlib"),
     "has no such object": ("x = 1", "bad has no 'Attention'", "pip install --force-reinstall caramba-plugin-bad"),
-    "is no class": ("Attention = 3", "bad:Attention is a int, not a class", "report it to its author"),
+    "is no class": ("Attention = 3", "bad:Attention is an int, not a class", "report it to its author"),
     "is another class": ("class Attention: pass", "is the class Attention", "report it to its author"),
     "is no component": (
         "from caramba_core import Attention as Base\nclass Attention(Base): pass",
@@ -62,6 +64,43 @@ def test_component_that_does_not_load(site: Site, text: str | None, message: str
     assert hint in said
     with pytest.raises(PluginError):  # remembered, not tried again
         registry().load(entry)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        (
+            "loader",
+            "def Thing(path): ...",
+            "bad:Thing is a function, not a class expected: a class like caramba_core.loa",
+        ),
+        ("loader", "class Thing:\n    def open(self): ...", "bad:Thing has no method accepts"),
+        ("source", "class Thing:\n    fetch = 3", "bad:Thing has no method fetch"),
+        (
+            "exporter",
+            "class Thing: ...",
+            "no method describe expected: a class like caramba_core.exporting.Exporter, with",
+        ),
+        ("mode", "class Thing: ...", "bad:Thing has no method run"),
+        ("command", "Thing = 'text'", "bad:Thing is a str, not a class expected: a function with typer's annotations"),
+        ("preset", "Thing = 'text'", "bad:Thing is not the path of a file"),
+    ],
+)
+def test_component_that_cannot_do_what_its_kind_does(site: Site, kind: str, text: str, message: str) -> None:
+    entries = {f"caramba.{kind}": {"bad": "bad:Thing"}}
+    site.add("caramba-plugin-bad", entries=entries, modules={"bad": text})
+    with pytest.raises(PluginError) as caught:
+        registry().load(registry().find((kind,), "bad"))
+    said = " ".join(str(caught.value).split())
+    assert message in said
+    assert "report it to its author" in said
+
+
+def test_methods_are_those_of_the_protocols() -> None:
+    for protocol, methods in METHODS.values():
+        module, _, name = protocol.partition(":")
+        contract = getattr(import_module(module), name)
+        assert {method for method in vars(contract) if not method.startswith("_")} == set(methods)
 
 
 def test_broken_plugin_stops_only_what_needs_it(site: Site) -> None:

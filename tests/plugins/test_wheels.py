@@ -14,8 +14,6 @@ import pytest
 
 from tests.plugins.site import Ran
 
-pytest.importorskip("hatchling", reason="wheels are built without network, with the hatchling that is installed")
-
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (ROOT, *sorted(file.parent for file in ROOT.glob("caramba_plugins_*/pyproject.toml")))
 FOLDERS += tuple(sorted(file.parent for file in ROOT.glob("plugins/*/pyproject.toml")))
