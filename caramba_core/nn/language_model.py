@@ -11,6 +11,7 @@ from caramba_core.graph import Graph, local_name
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.sequence import Sequence, Wiring
+from caramba_core.storage import Storage
 
 __all__ = ["LanguageModel"]
 
@@ -57,10 +58,12 @@ class LanguageModel(Sequence):
         assert isinstance(weight, Tensor)
         return weight
 
-    def new_cache(self, batch: int, *, capacity: int | None = None) -> Cache:
-        """An empty cache in the model's dtype, on its device."""
+    def new_cache(self, batch: int, *, capacity: int | None = None, storage: Storage | None = None) -> Cache:
+        """An empty cache in the model's dtype, on its device; with ``storage``, held in few bits."""
         weight = self.head_weight
-        return Cache(self.graph, batch=batch, dtype=weight.dtype, device=weight.device, capacity=capacity)
+        return Cache(
+            self.graph, batch=batch, dtype=weight.dtype, device=weight.device, capacity=capacity, storage=storage
+        )
 
     def tap(self, names: Names[str]) -> None:
         """Let ``frame.taps`` collect inputs and outputs of the nodes with these dotted names; no others."""
@@ -74,9 +77,12 @@ class LanguageModel(Sequence):
 
     def compile_blocks(self, *, backend: str = "inductor") -> None:
         """Compile each repeated block as a whole; blocks of the same shape share one compiled graph."""
-        for module in self.modules():
-            if isinstance(module, Sequence) and module is not self:
-                module.compile(fullgraph=True, backend=backend)
+        blocks = [module for module in self.modules() if isinstance(module, Sequence) and module is not self]
+        # sizes by layer make a graph a layer, all of one function: torch's own limit counts them as recompilations
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, 2 * len(blocks))
+        for block in blocks:
+            block.compile(fullgraph=True, backend=backend)
 
     @torch.no_grad()
     def generate(self, tokens: Tensor, count: int) -> Tensor:

@@ -228,6 +228,20 @@ def test_blocks_compile_whole_and_share_one_graph(llama: Make, changes: dict[str
     torch.testing.assert_close(got, wanted)
 
 
+def test_more_sizes_by_layer_than_torch_would_compile(
+    model_of: Make, block: Callable[..., tuple[Layer, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    model = model_of(Nested(name="blocks", repeat=10, each={"mlp.d_ff": tuple(range(8, 18))}, layers=block()))
+    tokens = torch.randint(97, (2, 9))
+    expected = model(tokens)
+    counter = CompileCounter()
+    model.compile_blocks(backend=counter)
+    torch.testing.assert_close(model(tokens), expected)
+    assert 1 < counter.frame_count <= 10
+
+
 def test_other_lengths_compile_once_more_only(llama: Make) -> None:
     torch._dynamo.reset()
     model = llama(repeat=3)
