@@ -79,6 +79,9 @@ class _Rules:
             self.registry.find((kind,), name)
         except PluginError as error:
             known = [entry.name for entry in self.registry.entries(kind)]
+            if name in known or ":" in name:  # ambiguous, or of a plugin that is missing or cannot be used
+                yield Fault(path=path, message=error.message, expected=error.expected, hint=error.hint)
+                return
             near = () if self.registry.supplier((kind,), name) else nearest(name, known)
             yield Fault(
                 path=path,
@@ -92,7 +95,7 @@ class _Rules:
         if not isinstance(mode, str):
             return
         yield from self._registered("mode", mode, (*run_path, "mode"))
-        needs = _NEEDS.get(mode, ())
+        needs = _NEEDS.get(mode.rpartition(":")[2], ())
         places = {"run": (run, run_path), "data": (_inside(group, "data"), (*path, "data"))}
         lacking = []
         for place, *rest in needs:

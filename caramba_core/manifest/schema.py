@@ -153,6 +153,11 @@ class Run:
     prompt: str | None = option(default=None, help="text to continue (mode generate)")
     max_new_tokens: int = option(default=128, help="tokens to add (mode generate)", unit="tokens", minimum=1)
 
+    @property
+    def task(self) -> str:
+        """The mode without the distribution that supplies it."""
+        return self.mode.rpartition(":")[2]
+
 
 @component
 class Group:

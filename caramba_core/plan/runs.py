@@ -137,9 +137,9 @@ def _plan(
         operations = sequences * passes
         memory = _training(known, model, train, trained)
     else:
-        if run.mode == "convert" and run.start is not None:
+        if run.task == "convert" and run.start is not None:
             batch, context = run.start.batch_size, run.start.max_context
-        elif run.mode == "generate":
+        elif run.task == "generate":
             batch, context = 1, run.max_new_tokens
         memory = _forward(known, stage.student(context), run.mode, batch, dtype)
     return RunPlan(

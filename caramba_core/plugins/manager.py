@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
+from inspect import Parameter, signature
 from types import ModuleType
 from typing import Any
 
@@ -34,10 +35,10 @@ class PluginManager:
 
     A module that cannot be imported or registered is reported and left out; the registry then refuses the components of
     its distribution, because half a plugin may compute something else than its author meant.  ``only`` names the
-    distributions to load; all of them by default.
+    distributions to load; all of them by default.  ``warn=False`` leaves the report to who asks the registry.
     """
 
-    def __init__(self, registry: Registry, *, only: Sequence[str] | None = None) -> None:
+    def __init__(self, registry: Registry, *, only: Sequence[str] | None = None, warn: bool = True) -> None:
         self._pluggy = pluggy.PluginManager(_PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
         self.modules: dict[Entry, Any] = {}
@@ -50,7 +51,8 @@ class PluginManager:
                 self.register(entry, registry.load(entry))
             except PluginError as error:
                 registry.note_failure(entry, error)
-                _log.warning("warning: plugin %s takes no part: %s", entry.distribution, error)
+                if warn:
+                    _log.warning("warning: plugin %s takes no part: %s", entry.distribution, error)
 
     @property
     def relay(self) -> pluggy.HookRelay:
@@ -65,7 +67,7 @@ class PluginManager:
             if options is None:
                 continue
             hook, function = options.get("specname") or name, getattr(module, name)
-            self._check(entry, hook, wrapper=options["wrapper"] or options["hookwrapper"])
+            self._check(entry, hook, function, wrapper=options["wrapper"] or options["hookwrapper"])
             setattr(guarded, name, _guarded(entry, hook, function) if guard else function)
         try:
             self._pluggy.register(guarded, name=entry.qualified)
@@ -79,7 +81,7 @@ class PluginManager:
             ) from error
         self.modules[entry] = module
 
-    def _check(self, entry: Entry, hook: str, *, wrapper: bool) -> None:
+    def _check(self, entry: Entry, hook: str, function: Callable[..., Any], *, wrapper: bool) -> None:
         known = [name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), f"{_PROJECT}_spec")]
         if hook not in known:
             near = nearest(hook, known)
@@ -94,6 +96,20 @@ class PluginManager:
                 expected="a plain function: hooks of caramba cannot be wrapped",
                 hint="use tryfirst=True or trylast=True",
             )
+        given = signature(getattr(hookspecs, hook)).parameters
+        surplus = [name for name, one in signature(function).parameters.items() if _is_asked(one) and name not in given]
+        if surplus:
+            near = nearest(surplus[0], list(given))
+            raise PluginError(
+                f"{entry} {entry.version} is broken: its hook {hook!r} takes the argument {surplus[0]!r}",
+                expected=f"any of {', '.join(given)}" if given else "no arguments",
+                hint=f"did you mean {near!r}?" if near else f"docs/plugins.md lists what {hook} is given",
+            )
+
+
+def _is_asked(parameter: Parameter) -> bool:
+    """Whether a hook has to give this argument: it has no default."""
+    return parameter.default is Parameter.empty
 
 
 def _guarded(entry: Entry, hook: str, function: Callable[..., Any]) -> Callable[..., Any]:

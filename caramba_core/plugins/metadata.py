@@ -27,6 +27,8 @@ __all__ = ["API_GROUP", "CATALOGUE_GROUP", "CORE", "Entry", "Plugin", "Problem",
 API_GROUP = f"{HOOKS_GROUP}.api"
 CATALOGUE_GROUP = f"{HOOKS_GROUP}.catalogue"
 CORE = "caramba-core"
+_CORE_HOOKS = "caramba_core.plugin"
+"""The hook module by which the core's own distribution is known."""
 
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]*[A-Za-z0-9_])?")
 _OBJECT = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?::[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)?")
@@ -96,20 +98,33 @@ def installed() -> dict[str, Plugin]:
     """
     plugins: dict[str, Plugin] = {}
     places: dict[str, str] = {}
+    stale: dict[str, set[str]] = {}
+    mimics: dict[str, Plugin] = {}
     for distribution in distributions():
         plugin = _read(distribution)
         if plugin is None:
             continue
         place = str(distribution.locate_file(""))
+        if plugin.name == CORE and _CORE_HOOKS not in {entry.value for entry in plugin.hooks}:
+            mimics[place] = plugin
+            continue
         first = plugins.setdefault(plugin.name, plugin)
         if first is plugin:
             places[plugin.name] = place
-        elif places[plugin.name] == place and first.version != plugin.version:
-            stale = Problem(
+        elif places[plugin.name] == place and plugin.version not in {first.version, *stale.get(plugin.name, ())}:
+            stale.setdefault(plugin.name, set()).add(plugin.version)
+            problem = Problem(
                 f"{plugin.name} has metadata of two versions side by side: {first.version} and {plugin.version}",
                 f"pip uninstall {plugin.name} (until pip says it is not installed), then pip install {plugin.name}",
             )
-            plugins[plugin.name] = attrs.evolve(first, notes=(*first.notes, stale))
+            plugins[plugin.name] = attrs.evolve(first, notes=(*first.notes, problem))
+    for place, mimic in mimics.items():
+        problem = Problem(
+            f"{place} holds another distribution that calls itself {CORE}, version {mimic.version}: it is left out",
+            f"pip uninstall {CORE}, until pip says that it is not installed, then pip install {CORE}",
+        )
+        if CORE in plugins:
+            plugins[CORE] = attrs.evolve(plugins[CORE], notes=(*plugins[CORE].notes, problem))
     return dict(sorted(plugins.items()))
 
 

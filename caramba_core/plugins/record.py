@@ -12,7 +12,7 @@ import sys
 import zlib
 from pathlib import Path
 
-from caramba_core.plugins.metadata import Entry
+from caramba_core.plugins.metadata import Entry, Problem
 
 __all__ = ["forget", "last_failures", "remember"]
 
@@ -27,25 +27,26 @@ def _key(entry: Entry) -> str:
     return f"{entry.distribution}=={entry.version} {entry.kind}:{entry.name} = {entry.value}"
 
 
-def last_failures() -> dict[str, str]:
-    """Message of the last failed load by entry, where the last load failed."""
+def last_failures() -> dict[str, Problem]:
+    """What was wrong at the last load by entry, where the last load failed."""
     try:
         read = json.loads(_file().read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError):  # absent, damaged, or a user without a home
         return {}
-    return {str(key): str(message) for key, message in read.items()} if isinstance(read, dict) else {}
+    found = read.items() if isinstance(read, dict) else ()
+    return {key: Problem(*pair) for key, pair in found if isinstance(pair, list) and len(pair) == 2}
 
 
-def failure(entry: Entry, failures: dict[str, str]) -> str | None:
+def failure(entry: Entry, failures: dict[str, Problem]) -> Problem | None:
     """What ``failures`` say of an entry."""
     return failures.get(_key(entry))
 
 
-def remember(entry: Entry, message: str) -> None:
+def remember(entry: Entry, problem: Problem) -> None:
     """Note that an entry failed to load."""
     failures = last_failures()
-    if failures.get(_key(entry)) != message:
-        _write({**failures, _key(entry): message})
+    if failures.get(_key(entry)) != problem:
+        _write({**failures, _key(entry): problem})
 
 
 def forget(entry: Entry) -> None:
@@ -55,7 +56,7 @@ def forget(entry: Entry) -> None:
         _write(failures)
 
 
-def _write(failures: dict[str, str]) -> None:
+def _write(failures: dict[str, Problem]) -> None:
     import tempfile  # only failures need it
 
     try:
@@ -63,7 +64,7 @@ def _write(failures: dict[str, str]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
         with os.fdopen(handle, "w", encoding="utf-8") as opened:
-            json.dump(failures, opened, indent=1)
+            json.dump({key: [one.message, one.hint] for key, one in failures.items()}, opened, indent=1)
         Path(temporary).replace(file)
     except (OSError, RuntimeError):  # a read-only home loses the convenience, nothing else
         return

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any, Literal
 
+import attrs
+
 from caramba_core.errors import PluginError
 from caramba_core.kinds import KINDS
 from caramba_core.plugins import record, switches
@@ -34,7 +36,7 @@ class Registry:
         self._failed: dict[Entry, PluginError] = {}
 
     @cached_property
-    def _remembered(self) -> dict[str, str]:
+    def _remembered(self) -> dict[str, Problem]:
         return record.last_failures()
 
     # -------------------------------------------------------------------------------------------- whole plugins
@@ -67,9 +69,10 @@ class Registry:
             if seen is not None:
                 problems.append(Problem(seen.message, seen.hint or ""))
             elif entry not in self._loaded:
-                message = record.failure(entry, remembered)
-                if message is not None:
-                    problems.append(Problem(message, f"caramba plugins check {plugin.name} loads it again"))
+                last = record.failure(entry, remembered)
+                if last is not None:
+                    again = f"caramba plugins check {plugin.name} tries it again"
+                    problems.append(attrs.evolve(last, hint=f"{last.hint}; {again}" if last.hint else again))
         return ("broken" if problems else "ok"), tuple(problems)
 
     def require(self, requirement: str) -> None:
@@ -123,7 +126,7 @@ class Registry:
         """Take an entry as broken from here on."""
         self._loaded.pop(entry, None)
         self._failed[entry] = error
-        record.remember(entry, error.message)
+        record.remember(entry, Problem(error.message, error.hint or ""))
 
     def supplier(self, kinds: Sequence[str], name: str) -> str | None:
         """The distribution that is known to supply a component, installed or not."""
@@ -151,7 +154,8 @@ class Registry:
         return PluginError(
             f"the {_words(kinds)} {name!r} is supplied by more than one distribution: {claims}",
             expected=" or ".join(entry.qualified for entry in found),
-            hint=f"write the qualified name, or switch one off: --no-plugin {found[-1].distribution}",
+            hint="write the qualified name, or switch one off: "
+            + " or ".join(f"--no-plugin {entry.distribution}" for entry in found if entry.distribution != CORE),
         )
 
     def _unknown(self, kinds: Sequence[str], name: str, entries: Sequence[Entry]) -> PluginError:
@@ -174,7 +178,7 @@ class Registry:
         elif distribution and normalized(distribution) not in self.plugins:
             hint = f"{distribution} is not installed: pip install {distribution}"
         else:
-            hint = "caramba plugins list shows what is installed"
+            hint = "caramba plugins list shows what is installed; if a plugin supplies it, pip install that plugin"
         return PluginError(
             f"there is no {_words(kinds)} {name!r}",
             expected=listed(known) or "a distribution that supplies one; none is installed",

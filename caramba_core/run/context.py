@@ -73,7 +73,7 @@ class GroupContext:
         if self.group.data is not None and self.group.data.heldout is not None:
             settings = run.eval or self.group.eval or Evaluation()
             require_enough(self.tokens("heldout"), settings)
-        if run.mode in ("convert", "train"):
+        if run.task in ("convert", "train"):
             self.tokens("train")
         if train is not None:
             trained_nodes(self.graph, train.trains)

@@ -69,9 +69,9 @@ class Experiment:
         plan = plan_document(self.request.plans[group.name])
         with self.request.directory(group.name, run.id) as directory:
             state = directory.state()
-            identity = fingerprint(group, run)
+            identity = fingerprint(self.loaded.manifest.groups, group, run)
             context = self._context(group, run, directory)
-            if state is not None and directory.checkpoints() and run.mode == "train":
+            if state is not None and directory.checkpoints() and run.task == "train":
                 context.resume_from = directory.checkpoints()[-1]
                 self.reporter.line(f"{run.id}: going on from {context.resume_from}")
             directory.set_state(State(status="running", fingerprint=identity, step=0 if state is None else state.step))
@@ -134,14 +134,14 @@ class Experiment:
             shared.teacher(pick_device(run.device if run.train is None else run.train.device))
 
     def _context(self, group: Group, run: Run, directory: RunDirectory) -> RunContext:
-        parent = parent_of(group, run)
+        parent = parent_of(self.loaded.manifest.groups, group, run)
         return RunContext(
             shared=self._open(group),
             run=run,
             directory=directory,
             reporter=self.reporter,
             hooks=hooks(),
-            parent=None if parent is None else self._result_of(group.name, parent.id),
+            parent=None if parent is None else self._result_of(parent[0].name, parent[1].id),
             deadline=self.deadline,
         )
 

@@ -49,7 +49,7 @@ class Perplexities:
         entries: dict[str, Any] = {"cache_bytes_per_token": self._cache_bytes()}
         if not self.measured:
             return entries
-        unchanged = context.run.train is None and context.run.mode != "convert"
+        unchanged = context.run.train is None and context.run.task != "convert"
         if unchanged:
             self.measured["end"] = self.measured["start"]
         else:

@@ -102,7 +102,7 @@ class Request:
         if state is None:
             return
         folder = self.root / group.name / run.id
-        if state.fingerprint != fingerprint(group, run):
+        if state.fingerprint != fingerprint(self.loaded.manifest.groups, group, run):
             raise InputError(
                 f"{folder} holds a run of another version of this manifest",
                 hint="remove that folder, give the manifest another name, or choose another folder with --output",
@@ -133,16 +133,17 @@ class Request:
             if absent and group.teacher is not None and "://" not in group.teacher.source:
                 open_source(group.teacher.source, self.loaded.folder)  # says what is wrong with it
         for group, run in left:
-            parent = parent_of(group, run)
-            if parent is not None and (group, parent) not in left and not self.is_done(group.name, parent.id):
+            parent = parent_of(self.loaded.manifest.groups, group, run)
+            if parent is not None and parent not in left and not self.is_done(parent[0].name, parent[1].id):
+                named = parent[1].id if parent[0] is group else f"{parent[0].name}/{parent[1].id}"
                 raise InputError(
-                    f"run {group.name}/{run.id} continues from {parent.id}, which has no result yet",
-                    hint=f"run it first: leave out --run, or --run {parent.id}",
+                    f"run {group.name}/{run.id} continues from {named}, which has no result yet",
+                    hint=f"run it first: --group {parent[0].name} --run {parent[1].id}",
                 )
 
     def _missing(self, group: Group, run: Run) -> Iterator[Fault]:
         """Files of data that a run needs and that are not there."""
-        for which in ("heldout",) if run.mode in ("eval", "generate") else ("train", "heldout"):
+        for which in ("heldout",) if run.task in ("eval", "generate") else ("train", "heldout"):
             dataset = getattr(group.data, which, None)
             for file in () if dataset is None else dataset.files():
                 path = self.loaded.folder / file.expanduser()
@@ -154,23 +155,27 @@ class Request:
                     )
 
 
-def parent_of(group: Group, run: Run) -> Run | None:
-    """The run that this one continues: the one it names, or the one before it."""
-    ids = [other.id for other in group.runs]
-    if run.from_ is not None:
-        return group.runs[ids.index(run.from_)]
-    place = ids.index(run.id)
-    return group.runs[place - 1] if place else None
+def parent_of(groups: Sequence[Group], group: Group, run: Run) -> tuple[Group, Run] | None:
+    """The run that this one continues, with its group: one it names (``RUN``, ``GROUP/RUN``), or the one before."""
+    if run.from_ is None:
+        place = [other.id for other in group.runs].index(run.id)
+        return (group, group.runs[place - 1]) if place else None
+    name, _, id_ = run.from_.rpartition("/")
+    owner = next((other for other in groups if other.name == name), group)
+    return owner, next(other for other in owner.runs if other.id == id_)
 
 
-def fingerprint(group: Group, run: Run) -> str:
+def fingerprint(groups: Sequence[Group], group: Group, run: Run) -> str:
     """Identifies everything that shapes a run's result: model, teacher, data, the run and all it continues from."""
-    chain = []
-    current: Run | None = run
+    chain: list[Any] = []
+    current: tuple[Group, Run] | None = (group, run)
     while current is not None:
-        train = current.train and evolve(current.train, device="auto", checkpoint_every=None, evaluate_every=None)
-        chain.append(evolve(current, train=train, device="auto", verify=None))
-        current = parent_of(group, current)
+        owner, one = current
+        train = one.train and evolve(one.train, device="auto", checkpoint_every=None, evaluate_every=None)
+        if owner is not group:
+            chain.append((owner.model, owner.teacher, owner.data, owner.eval))
+        chain.append(evolve(one, train=train, device="auto", verify=None))
+        current = parent_of(groups, owner, one)
     described = repr((group.model, group.teacher, group.data, group.eval, chain))
     return hashlib.sha256(described.encode()).hexdigest()
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from importlib import import_module
 
+import numpy as np
 import pytest
 
+from caramba_core import __version__
 from caramba_core.errors import PluginError
 from caramba_core.plugins.loading import METHODS
 from caramba_core.plugins.registry import registry
 from tests.plugins.site import ATTENTION, Site
+from tests.plugins.test_hooks_in_runs import MANIFEST
 
 HOOKS = "from caramba_core import hookimpl\n"
 
@@ -128,7 +131,11 @@ def test_broken_plugin_stops_only_what_needs_it(site: Site) -> None:
     after = json.loads(site.caramba("plugins", "list", "--json").out)
     states = {p["distribution"]: p for p in after["plugins"]}
     assert states["caramba-plugin-bad"]["state"] == "broken"
-    assert "SystemExit: stop" in states["caramba-plugin-bad"]["problems"][0]["message"]
+    problem = states["caramba-plugin-bad"]["problems"][0]
+    assert "SystemExit: stop" in problem["message"]
+    assert problem["hint"].startswith("see the plugin's documentation, or switch it off: --no-plugin")
+    assert problem["hint"].endswith("; caramba plugins check caramba-plugin-bad tries it again")
+    assert checked.err.count("SystemExit") == 0  # said once, in the output that was asked for
     assert states["caramba-plugins-standard"]["state"] == "ok"
 
     (site.folder / "bad.py").write_text(ATTENTION + "def command(): pass\n")
@@ -139,8 +146,13 @@ def test_broken_plugin_stops_only_what_needs_it(site: Site) -> None:
 BAD_HOOKS = {
     "wrong arguments": (
         HOOKS + "@hookimpl\ndef step_finished(step, loss): pass",
-        "Argument(s) {'loss'} are declared in the hookimpl but can not be found in the hookspec",
+        "its hook 'step_finished' takes the argument 'loss' expected: any of context, step, metrics",
         "docs/plugins.md",
+    ),
+    "misspelt argument": (
+        HOOKS + "@hookimpl\ndef step_finished(contxt): pass",
+        "its hook 'step_finished' takes the argument 'contxt'",
+        "did you mean 'context'?",
     ),
     "misspelt": (
         HOOKS + "@hookimpl\ndef step_finnished(step): pass",
@@ -200,14 +212,31 @@ def test_component_named_like_one_of_the_cores(site: Site) -> None:
         registry().find(("mode",), "train")
     helped = site.caramba("--help")
     assert "caramba-plugin-mimic:run" in helped.out
+    (site.folder / "mimic.py").write_text("")
+    (site.folder / "m.yml").write_text(MANIFEST)
+    ran = site.caramba("compile", "m.yml")
+    assert ran.code == 2
+    assert "m.yml:19:15: error: groups.0.runs.0.mode: the mode 'train' is supplied by more than one" in ran.err
+    assert "caramba-core:train or caramba-plugin-mimic:train" in ran.err
+    assert "switch one off: --no-plugin caramba-plugin-mimic\n" in ran.err
+    (site.folder / "m.yml").write_text(MANIFEST.replace("mode: train", "mode: caramba-core:train"))
+    np.save(site.folder / "tokens.npy", (np.arange(600) % 50).astype("uint16"))
+    ran = site.caramba("run", "m.yml")
+    assert ran.code == 0, ran.err
     assert "Run a manifest" in helped.out
 
 
 def test_distribution_named_like_the_core(site: Site) -> None:
-    """The first on the path is what ``import`` finds, and the listing says which version that is."""
+    """It is left out and named; what runs is the real one."""
     site.add("Caramba.Core", entries={"caramba.attention": {"fake": "fake:X"}}, version="9.0")
     data = json.loads(site.caramba("plugins", "list", "--json").out)
-    assert [p["version"] for p in data["plugins"] if p["distribution"] == "caramba-core"] == ["9.0"]
+    (core,) = (plugin for plugin in data["plugins"] if plugin["distribution"] == "caramba-core")
+    assert core["version"] == __version__
+    assert core["components"]["mode"] == ["eval", "generate", "train"]
+    (problem,) = core["problems"]
+    assert f"{site.folder} holds another distribution that calls itself caramba-core, version 9.0" in problem["message"]
+    assert "pip uninstall caramba-core" in problem["hint"]
+    assert registry().find(("mode",), "train").version == __version__
 
 
 @pytest.mark.parametrize(
@@ -262,7 +291,7 @@ def test_stale_metadata(site: Site) -> None:
     site.add("caramba-plugin-bad", entries=attention(), version="1.0")
     site.add("caramba-plugin-bad", entries=attention(), version="1.1")
     listed = site.caramba("plugins", "list")
-    assert "has metadata of two versions side by side" in listed.said
+    assert listed.said.count("has metadata of two versions side by side") == 1
     assert "pip uninstall caramba-plugin-bad" in listed.said
 
 

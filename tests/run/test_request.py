@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from caramba_core.errors import InputError, ManifestError, VerificationFailed
-from caramba_core.run.request import Choice, Request
+from caramba_core.run.request import Choice, Request, fingerprint, parent_of
 
 from .workspace import make_workspace
 
@@ -90,6 +90,25 @@ def test_results_are_held_against_verify_again(folder: Path, monkeypatch: pytest
     found["perplexity_ratio"]["end"] = 1.2
     with pytest.raises(VerificationFailed, match=r"1\.2000 times the teacher's"):
         request.verify()
+
+
+def test_the_run_that_is_continued(folder: Path) -> None:
+    text = (folder / "manifest.yml").read_text()
+    other = "  - {name: other, extends: half, runs: [{id: measured, mode: eval, from: half/finetune}]}\n"
+    (folder / "two.yml").write_text(text + other)
+    request = Request.read(str(folder / "two.yml"), [], Choice())
+    half, second = request.groups
+    convert, finetune = half.runs
+    assert parent_of(request.groups, half, convert) is None
+    assert parent_of(request.groups, half, finetune) == (half, convert)
+    assert parent_of(request.groups, second, second.runs[0]) == (half, finetune)
+    request.check(request.unfinished())
+    alone = Request.read(str(folder / "two.yml"), [], Choice(group="other"))
+    with pytest.raises(InputError, match=r"other/measured continues from half/finetune(.|\n)*--group half --run finet"):
+        alone.check(alone.unfinished())
+    changed = Request.read(str(folder / "two.yml"), ["vars.lr=2e-3"], Choice())
+    ours, theirs = (fingerprint(one.groups, one.groups[1], one.groups[1].runs[0]) for one in (request, changed))
+    assert ours != theirs
 
 
 def test_a_choice_of_nothing(folder: Path) -> None:
