@@ -15,11 +15,12 @@ import torch
 from caramba_plugins_llama.gguf_file import GgufFile
 from caramba_plugins_llama.gguf_header import GgufTensor, read_header
 from caramba_plugins_llama.gguf_values import rows_apart, values_of
+from caramba_plugins_llama.hf_folder import HuggingFaceFolder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from caramba_core.errors import CarambaError, InputError
+from caramba_core.errors import CarambaError, InputError, PluginError
 from caramba_core.loading import find_loader
 from caramba_core.rope import Rope
 
@@ -242,6 +243,12 @@ def test_lies(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "lie.gguf").write_bytes(content)
     with pytest.raises(InputError, match=message):
         find_loader(tmp_path / "lie.gguf")
+
+
+def test_two_loaders_for_one_file_are_an_error(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HuggingFaceFolder, "accepts", lambda path: True)
+    with pytest.raises(PluginError, match=r"recognized by several loaders: caramba-plugins-llama:gguf, .*:huggingface"):
+        find_loader(sound)
 
 
 def test_other_architectures(tmp_path: Path) -> None:
