@@ -9,6 +9,8 @@ from torch import Tensor
 
 from caramba_core.component import Attention, CacheEntry
 from caramba_core.graph import Graph
+from caramba_core.nn.storing import codec
+from caramba_core.storage import Storage
 
 __all__ = ["Cache", "LayerCache"]
 
@@ -17,65 +19,99 @@ _SMALLEST_CAPACITY = 64
 
 
 class LayerCache:
-    """The tensors of one attention: ``[B, capacity, *shape]`` for entries a token, ``[B, *shape]`` for states.
+    """The tensors of one attention: ``[B, capacity, *]`` for entries a token, ``[B, *shape]`` for states.
 
     States start as zeros.  An entry with a window holds so many tokens, oldest first: the first ``sinks`` of the text
-    and the last ones.
+    and the last ones.  With a :class:`~caramba_core.storage.Storage` entries a token are held rounded, and what is
+    read, of this pass's tokens too, is what the rounded ones stand for.
     """
 
-    def __init__(self, spec: Mapping[str, CacheEntry], batch: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        spec: Mapping[str, CacheEntry],
+        batch: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        storage: Storage | None = None,
+    ) -> None:
         self.spec = spec
         self.batch = batch
         self.length = 0
-        self.tensors: dict[str, Tensor] = {
+        self._device = device
+        self._codecs = {name: codec(entry, dtype, storage) for name, entry in spec.items() if entry.per_token}
+        self._planes = {name: self._empty(name, 0) for name in self._codecs}
+        self._states = {
             name: torch.zeros(
-                (batch, 0, *entry.shape) if entry.per_token else (batch, *entry.shape),
+                (batch, *entry.shape),
                 dtype=dtype if entry.dtype is None else getattr(torch, entry.dtype),
                 device=device,
             )
             for name, entry in spec.items()
+            if not entry.per_token
         }
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is allocated; a rounded entry has two tensors, ``NAME.codes`` and ``NAME.blocks``."""
+        planes = {
+            name + suffix: plane
+            for name, made in self._codecs.items()
+            for suffix, plane in zip(made.planes, self._planes[name], strict=True)
+        }
+        return {**planes, **self._states}
+
+    @property
+    def lossy(self) -> bool:
+        """Whether what is read differs from what was appended by more than a cast."""
+        return any(made.lossy for made in self._codecs.values())
 
     def reserve(self, capacity: int) -> None:
         """Make room for ``capacity`` tokens in all."""
-        for name in self.spec:
+        for name in self._codecs:
             self._reserve(name, capacity)
 
+    def _empty(self, name: str, tokens: int) -> tuple[Tensor, ...]:
+        planes = self._codecs[name].planes.values()
+        return tuple(
+            torch.zeros(self.batch, tokens, *shape, dtype=dtype, device=self._device) for shape, dtype in planes
+        )
+
     def _reserve(self, name: str, capacity: int) -> None:
-        entry, old = self.spec[name], self.tensors[name]
-        wanted = capacity if entry.window is None else min(capacity, entry.window)
-        if entry.per_token and old.shape[1] < wanted:
-            new = torch.zeros((self.batch, wanted, *entry.shape), dtype=old.dtype, device=old.device)
-            new[:, : old.shape[1]] = old
-            self.tensors[name] = new
+        window, old = self.spec[name].window, self._planes[name]
+        wanted = capacity if window is None else min(capacity, window)
+        held = old[0].shape[1]
+        if held < wanted:
+            self._planes[name] = self._empty(name, wanted)
+            for plane, before in zip(self._planes[name], old, strict=True):
+                plane[:, :held] = before
 
     def extend(self, **new: Tensor) -> dict[str, Tensor]:
         """Append tokens ``[B, T, *shape]`` to every per-token entry; what they may see, ``[B, S, *shape]`` each.
 
         That is all that is cached and the new tokens; once a window is full: the sinks, the last tokens that the first
-        new one sees beside itself (``window - sinks - 1``), and the new ones.  The length moves on with
-        :meth:`Cache.advance`, once all layers have run.
+        new one sees beside itself (``window - sinks - 1``), and the new ones.  Attend to what is returned, in the first
+        pass too: a cache may round.  The length moves on with :meth:`Cache.advance`, once all layers have run.
         """
-        assert set(new) == {name for name, entry in self.spec.items() if entry.per_token}, "every entry grows together"
+        assert set(new) == set(self._codecs), "every entry grows together"
         return {name: self._append(name, values) for name, values in new.items()}
 
+    def read(self, name: str, first: int, last: int) -> Tensor:
+        """What is held of an entry in the places ``first`` to ``last`` (exclusive): ``[B, last - first, *shape]``."""
+        return self._codecs[name].decode(tuple(plane[:, first:last] for plane in self._planes[name]))
+
+    def rounded(self, name: str, values: Tensor) -> Tensor:
+        """What would be read of tokens ``[B, T, *shape]``, which are not appended."""
+        return self._codecs[name].decode(self._codecs[name].encode(values))
+
     def _append(self, name: str, values: Tensor) -> Tensor:
-        window, sinks = self.spec[name].window, self.spec[name].sinks
-        tokens = values.shape[1]
-        held = self.length if window is None else min(self.length, window)
-        room = self.tensors[name].shape[1]
+        entry, tokens = self.spec[name], values.shape[1]
+        held = self.length if entry.window is None else min(self.length, entry.window)
+        room = self._planes[name][0].shape[1]
         if room < held + tokens:
             self._reserve(name, max(held + tokens, 2 * room, _SMALLEST_CAPACITY))
-        tensor = self.tensors[name]
-        if window is None or held + tokens <= window:
-            tensor[:, held : held + tokens] = values
-            return tensor[:, : held + tokens]
-        first = min(held, sinks)
-        before = (tensor[:, :first], tensor[:, max(first, held - window + sinks + 1) : held])
-        seen = torch.cat([*before, values.to(tensor.dtype)], dim=1)
-        tensor[:, first:sinks] = seen[:, first:sinks]
-        tensor[:, sinks:] = seen[:, seen.shape[1] - window + sinks :]
-        return seen
+        new = self._codecs[name].encode(values)
+        seen = (_push(plane, part, held, entry) for plane, part in zip(self._planes[name], new, strict=True))
+        return self._codecs[name].decode(tuple(seen))
 
     @property
     def bytes(self) -> int:
@@ -83,10 +119,24 @@ class LayerCache:
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
 
+def _push(plane: Tensor, new: Tensor, held: int, entry: CacheEntry) -> Tensor:
+    """Write tokens ``[B, T, *]`` behind the ``held`` ones of a plane ``[B, capacity, *]``; what the new ones see."""
+    window, sinks, tokens = entry.window, entry.sinks, new.shape[1]
+    if window is None or held + tokens <= window:
+        plane[:, held : held + tokens] = new
+        return plane[:, : held + tokens]
+    first = min(held, sinks)
+    seen = torch.cat([plane[:, :first], plane[:, max(first, held - window + sinks + 1) : held], new], dim=1)
+    plane[:, first:sinks] = seen[:, first:sinks]
+    plane[:, sinks:] = seen[:, seen.shape[1] - window + sinks :]
+    return seen
+
+
 class Cache:
     """The caches of a whole model for ``batch`` sequences.
 
-    ``capacity`` allocates room for so many tokens at once; without one the cache grows by doubling.
+    ``capacity`` allocates room for so many tokens at once; without one the cache grows by doubling.  ``storage`` holds
+    what is kept a token in few bits.
     """
 
     def __init__(
@@ -97,6 +147,7 @@ class Cache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         capacity: int | None = None,
+        storage: Storage | None = None,
     ) -> None:
         self.length = 0
         self.batch = batch
@@ -105,7 +156,7 @@ class Cache:
             assert isinstance(node.config, Attention)
             spec = node.config.cache_spec(node.width_in)
             for application in range(node.applications):
-                layer = LayerCache(spec, batch, dtype, torch.device(device))
+                layer = LayerCache(spec, batch, dtype, torch.device(device), storage)
                 if capacity is not None:
                     layer.reserve(capacity)
                 self._layers[name, application] = layer

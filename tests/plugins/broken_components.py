@@ -100,6 +100,12 @@ def _never_forgets(self: BrokenAttentionModule, x: Tensor, frame: Frame) -> Tens
     return SOUND(self, x, frame) + x.cumsum(1) + before
 
 
+def _prefills_unrounded(self: BrokenAttentionModule, x: Tensor, frame: Frame) -> Tensor:
+    mixed = SOUND(self, x, frame)
+    first = frame.cache is not None and frame.cache.length == 0
+    return SOUND(self, x, Frame(positions=frame.positions)) if first else mixed
+
+
 def _counts_dimensions(self: BrokenAttentionModule, x: Tensor, frame: Frame) -> Tensor:
     return SOUND(self, x, frame) * frame.positions.dim()
 
@@ -166,6 +172,7 @@ FORWARD: dict[str, Callable[[BrokenAttentionModule, Tensor, Frame], Tensor]] = {
     "is blind": _blind,
     "forgets the cache": _forgets_the_cache,
     "never forgets": _never_forgets,
+    "prefills unrounded": _prefills_unrounded,
     "minds the shape of positions": _counts_dimensions,
     "has absolute positions": _absolute,
     "normalizes over the batch": _batch_norm,

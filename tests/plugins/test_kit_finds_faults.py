@@ -19,6 +19,7 @@ FOUND = [
     ("causality", "looks ahead", "is not causal: with other tokens from position 1 on"),
     ("causality", "is blind", "ignores its input"),
     ("decoding", "forgets the cache", "decoding token by token differs from the full pass .* first at position 1"),
+    ("rounding", "prefills unrounded", "4 bits, decoding at once differs from decoding token by token"),
     ("truncation", "never forgets", "after taking tokens back"),
     ("positions", "minds the shape of positions", r"given as \[B, T\] change the output"),
     ("relative_positions", "has absolute positions", "claims relative positions, but starting at position 1 "),

@@ -5,14 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from caramba_core.storage import Storage
 from caramba_core.testing.case import Case, CheckFailed
 from caramba_core.testing.registered import check
 from caramba_core.testing.subject import Subject, difference, inputs
 
-__all__ = ["batch_independence", "causality", "decoding", "positions", "relative_positions", "tokenwise", "truncation"]
+__all__ = [
+    "batch_independence",
+    "causality",
+    "decoding",
+    "positions",
+    "relative_positions",
+    "rounding",
+    "tokenwise",
+    "truncation",
+]
 
 _EXACT = 1e-10
 """Relative difference of float64 results that were computed along different ways."""
+
+_ROUNDED = Storage(4, block=4)
 
 
 @check("no later token changes an earlier output", applies=lambda case: case.is_attention or case.is_topology)
@@ -98,6 +110,35 @@ def _compare_decoding(case: Case, found: Tensor, wanted: Tensor, words: str) -> 
             f"{case.name}: decoding {words} differs from the full pass by {error:.1e} of the largest output "
             f"(at most {case.decoding_tolerance:.0e}), first at position {first}"
         )
+
+
+def _rounds(case: Case) -> bool:
+    """Whether a cache that rounds would round something of what is kept."""
+    return case.is_attention and any(
+        _ROUNDED.rounds(entry)
+        for entry in case.config.cache_spec(case.width).values()  # type: ignore[attr-defined]
+    )
+
+
+@check("what the cache rounds is what every pass attends to, the first one too", applies=_rounds)
+@torch.no_grad()
+def rounding(case: Case) -> None:
+    """Decode through a cache in 4 bits: at once as in pieces, and not as without rounding."""
+    subject, x = Subject(case), inputs(case, batch=2)
+    found = {
+        words: subject.decode(x, split, cache=subject.model.new_cache(2, storage=_ROUNDED))
+        for words, split in _splits(case.tokens).items()
+    }
+    wanted = found["token by token"]
+    if difference(subject.run(x), wanted) < 1e-6:
+        raise CheckFailed(f"{case.name}: a cache that rounds to 4 bits changes nothing: attend to what extend returns")
+    for words, output in found.items():
+        error = difference(output, wanted)
+        if not error <= case.decoding_tolerance:
+            raise CheckFailed(
+                f"{case.name}: with a cache in 4 bits, decoding {words} differs from decoding token by token by "
+                f"{error:.1e} of the largest output: attend to what extend returns in every pass"
+            )
 
 
 def _takes_back(case: Case) -> bool:

@@ -72,7 +72,7 @@ class DecoupledBottleneckModule(ComponentModule):
         before = layer.length
         cached = layer.extend(v=values, **keys)
         if before == 0:
-            return self._fused(queries, keys, values)
+            return self._fused(queries, {name: cached[name] for name in keys}, cached["v"])
         return self._absorbed(queries, cached)
 
     def _optional(self, name: str) -> Tensor | None:

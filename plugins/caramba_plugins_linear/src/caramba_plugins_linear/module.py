@@ -100,8 +100,7 @@ class LinearAttentionModule(ComponentModule):
             query, key = rotate(query, cos.unsqueeze(-3), sin.unsqueeze(-3)), rotate(key, cos, sin)
         if layer is not None:
             seen = layer.extend(key=key.transpose(1, 2), value=value.transpose(1, 2))
-            if before:
-                key, value = seen["key"].transpose(1, 2), seen["value"].transpose(1, 2)
+            key, value = seen["key"].transpose(1, 2), seen["value"].transpose(1, 2)
         return mix_near(self.config, query, to_sinks, key, _with_ones(value), before)
 
     def _late(
@@ -112,20 +111,31 @@ class LinearAttentionModule(ComponentModule):
         Cached keys are turned back: a key map knows no positions.
         """
         config, tokens = self.config, key.shape[2]
+        if layer is not None and layer.lossy and config.window:
+            key, value = self._as_kept(key, value, positions, layer)
         held = min(before, config.held) - min(before, config.sinks)
         if held:
             assert layer is not None
             first = min(before, config.sinks)
-            cached = layer.tensors["key"][:, first : first + held].transpose(1, 2)
+            cached = layer.read("key", first, first + held).transpose(1, 2)
             if self.rotary is not None:
                 cos, sin = self.rotary(positions[..., :1] + torch.arange(-held, 0, device=positions.device))
                 cached = rotate(cached, cos, -sin) / self.rotary.scaling**2
             key = torch.cat([cached.to(key.dtype), key], dim=2)
-            past = layer.tensors["value"][:, first : first + held].transpose(1, 2)
+            past = layer.read("value", first, first + held).transpose(1, 2)
             value = torch.cat([past.to(value.dtype), value], dim=2)
         missing = config.window - held
         late_key, late_value = (F.pad(x, (0, 0, missing, 0))[:, :, :tokens] for x in (key, value))
         return late_key, late_value
+
+    def _as_kept(self, key: Tensor, value: Tensor, positions: Tensor, layer: LayerCache) -> tuple[Tensor, Tensor]:
+        """This pass's tokens as the cache will give them back when they leave the window."""
+        kept = layer.rounded("value", value.transpose(1, 2)).transpose(1, 2).to(value.dtype)
+        if self.rotary is None:
+            return layer.rounded("key", key.transpose(1, 2)).transpose(1, 2).to(key.dtype), kept
+        cos, sin = self.rotary(positions)
+        turned = layer.rounded("key", rotate(key, cos, sin).transpose(1, 2)).transpose(1, 2)
+        return (rotate(turned, cos, -sin) / self.rotary.scaling**2).to(key.dtype), kept
 
     def _query_features(self, query: Tensor, before: int) -> Tensor:
         """Logarithms ``[B, G, m, T, f]`` in float32 or wider; of tokens that have no far ones, minus infinity."""

@@ -58,7 +58,7 @@ class MultiHeadLatentModule(ComponentModule):
         before = layer.length
         cached = layer.extend(latent=latent) if key is None else layer.extend(latent=latent, key=key)
         if before == 0:
-            return self._fused(query, turned_query, latent, key)
+            return self._fused(query, turned_query, cached["latent"], cached.get("key"))
         return self._absorbed(query, turned_query, cached["latent"], cached.get("key"), before)
 
     def _optional(self, name: str) -> Tensor | None:

@@ -49,8 +49,7 @@ class SlidingWindowModule(ComponentModule):
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if layer is not None:
             seen = layer.extend(key=key.transpose(1, 2), value=value.transpose(1, 2))
-            if before:
-                key, value = seen["key"].transpose(1, 2), seen["value"].transpose(1, 2)
+            key, value = seen["key"].transpose(1, 2), seen["value"].transpose(1, 2)
         mask = None if tokens == 1 else self._visible(before, tokens, key.shape[2], x.device)
         if to_sinks is None:
             mixed = self._fused(query, key, value, mask)
