@@ -4,10 +4,11 @@
                                     [--windows N]
 
 DATA is a folder with the weights that ``bench/attentions.yml`` names, ``train.npy``, ``heldout.npy`` and
-``heldout_moby.npy``.  Without ``--run`` the four attentions in all layers are converted and distilled; ``--run convert``
-takes no training step, and takes the four in every second layer too.  ``--group`` chooses among them: the groups do not
-depend on each other, so that each may have a process of its own.  Runs that stopped (``--minutes``) go on when the
-command is given again; lines of finished runs are printed anew.  Without CUDA nothing is compiled; a quick look there:
+``heldout_moby.npy``.  Without ``--run`` the four attentions in all layers are converted and distilled.  With ``--run
+convert`` no training step is taken, and the four are converted in every second layer too.  ``--group`` chooses among
+them: the groups do not depend on each other, so that each may have a process of its own.  Runs that stopped
+(``--minutes``) go on when the command is given again; lines of finished runs are printed anew.  Without CUDA nothing is
+compiled; a quick look there:
 
     python bench/attentions.py DATA --run convert --group mla --windows 4 --set vars.calibration=16384
 """

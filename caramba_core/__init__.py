@@ -41,7 +41,7 @@ _PUBLIC = {
     "option": "component",
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
     from caramba_core.component import (

@@ -76,8 +76,8 @@ class Weight:
     """One tensor that a component owns.
 
     ``shape`` is ``[out, in]`` for projections, as in torch and in Hugging Face checkpoints.  ``trainable=False``
-    declares a buffer that is stored in checkpoints (DBA's kept rotary frequencies).  ``dtype`` pins the storage type ("float32",
-    "int64"); ``None`` follows the model's.
+    declares a buffer that is stored in checkpoints (DBA's kept rotary frequencies).  ``dtype`` pins the storage type
+    ("float32", "int64"); ``None`` follows the model's.
     """
 
     shape: tuple[int, ...]
@@ -215,12 +215,13 @@ def option(
             raise InvalidValue(attribute.name, f"{shown} is not of the right form", expected=form or pattern)
         if choices is not None and value not in choices:
             raise InvalidValue(attribute.name, f"{value!r} is not a choice", expected=", ".join(map(str, choices)))
-        for bound, broken, words in (
+        bounds: tuple[tuple[Any, Callable[[Any], bool], str], ...] = (
             (minimum, lambda b: value < b, "is below"),
             (above, lambda b: value <= b, "is not above"),
             (maximum, lambda b: value > b, "is above"),
             (below, lambda b: value >= b, "is not below"),
-        ):
+        )
+        for bound, broken, words in bounds:
             if bound is not None and broken(bound):
                 shown = f"{bound}" if unit is None else f"{bound} {unit}"
                 raise InvalidValue(attribute.name, f"{value} {words} {shown}")

@@ -86,8 +86,8 @@ def assemble(
     """A student on ``device`` whose ``trained`` nodes are float32 and trainable, everything else frozen in ``dtype``.
 
     Values come from ``tensors`` (a checkpoint, by graph name), else from the teacher's weight of the same name and
-    shape, else they are drawn from ``seed``.  Frozen weights that equal the teacher's share its storage, but for those of
-    attentions that differ from the teacher's: a conversion writes into them.
+    shape, else they are drawn from ``seed``.  Frozen weights that equal the teacher's share its storage, but for those
+    of attentions that differ from the teacher's: a conversion writes into them.
     """
     student = build(graph, device=device, dtype=dtype)
     shared = {} if teacher is None else dict(teacher.state_dict(keep_vars=True))

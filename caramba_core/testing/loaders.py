@@ -19,6 +19,9 @@ from caramba_core.testing.case import CheckFailed
 
 __all__ = ["check_loader"]
 
+_METHODS = ("model", "layout", "tensors", "tokenizer", "companions")
+"""What a checkpoint must be able to do; see :class:`~caramba_core.loading.Checkpoint`."""
+
 
 def check_loader(loader: type[Loader], path: Path, folder: Path) -> None:
     """Hold a loader to its contract with the sound checkpoint at ``path``; ``folder`` takes damaged copies.
@@ -30,6 +33,9 @@ def check_loader(loader: type[Loader], path: Path, folder: Path) -> None:
     name = loader.__name__
     _check_recognition(name, loader, path, folder)
     checkpoint = loader.open(path)
+    absent = [method for method in _METHODS if not callable(getattr(checkpoint, method, None))]
+    if absent:
+        raise CheckFailed(f"{name}: what open() gives has no method {', '.join(absent)}")
     _check_streams(name, checkpoint)
     try:
         described = json.loads(json.dumps(checkpoint.model()))

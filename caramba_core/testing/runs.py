@@ -67,6 +67,10 @@ class _Drawn:
     def tokenizer(self) -> None:
         """None."""
 
+    def companions(self) -> dict[str, str]:
+        """None."""
+        return {}
+
 
 def _model(attention: Layer) -> Model:
     return Model(

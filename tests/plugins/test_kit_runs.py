@@ -175,6 +175,9 @@ class Sound:
     def tokenizer(self) -> None:
         return None
 
+    def companions(self) -> dict[str, str]:
+        return {}
+
 
 class Greedy(Sound):
     @classmethod
@@ -198,6 +201,10 @@ class Forgetful(Sound):
         yield from self.read()[1:]
 
 
+class Lonely(Sound):
+    companions = None  # type: ignore[assignment]
+
+
 class Opaque(Sound):
     def model(self) -> Any:
         return {**MODEL, "topology": object()}
@@ -210,6 +217,7 @@ class Opaque(Sound):
         (Shy, "does not accept its own tiny.made"),
         (Doubling, "twice"),
         (Forgetful, r"layout\(\) and tensors\(\) differ in embedder.weight"),
+        (Lonely, r"what open\(\) gives has no method companions"),
         (Opaque, r"model\(\) is not plain data"),
         (Sound, r"open\(\), model\(\) or layout\(\) imports"),  # this module imports torch
     ],
