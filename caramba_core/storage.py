@@ -10,6 +10,8 @@ from caramba_core.component import CacheEntry
 
 __all__ = ["Storage"]
 
+_BITS: Final[dict[str, Literal[4, 8]]] = {"int8": 8, "int4": 4}
+
 _SCALE_BYTES: Final = 4
 """A block's step and its least value, both in float16."""
 
@@ -26,6 +28,11 @@ class Storage:
 
     bits: Literal[4, 8] = attrs.field(validator=attrs.validators.in_((4, 8)))
     block: int = attrs.field(default=32, validator=attrs.validators.ge(1))
+
+    @classmethod
+    def named(cls, name: str, block: int = 32) -> Storage | None:
+        """The storage of ``int8`` or ``int4``; none for ``full``, which keeps what was computed."""
+        return None if name == "full" else cls(_BITS[name], block)
 
     def rounds(self, entry: CacheEntry) -> bool:
         """Whether this entry is kept in this way."""

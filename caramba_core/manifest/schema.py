@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from caramba_core.component import Embedder, Head, Topology, component, option
+from caramba_core.storage import Storage
 from caramba_core.training import Dataset, Optimizer, Schedule, Strategy
 from caramba_core.transplant import Transplant
 
@@ -68,6 +69,19 @@ class Evaluation:
     context: int = option(default=1024, help="tokens a window", unit="tokens", minimum=2)
     windows: int = option(default=32, help="windows measured", minimum=1)
     batch_size: int = option(default=1, help="windows a pass", minimum=1)
+    cache: Literal["full", "int8", "int4"] = option(
+        default="full",
+        help="how keys and values are kept: as computed, or rounded; the student is measured, and generates, reading "
+        "all of them back from such a cache",
+    )
+    cache_block: int = option(
+        default=32, help="values that share a step and an offset in a rounded cache", unit="values", minimum=1
+    )
+
+    @property
+    def storage(self) -> Storage | None:
+        """How the cache is kept; none where it keeps what was computed."""
+        return Storage.named(self.cache, self.cache_block)
 
 
 @component

@@ -85,9 +85,9 @@ class LanguageModel(Sequence):
             block.compile(fullgraph=True, backend=backend)
 
     @torch.no_grad()
-    def generate(self, tokens: Tensor, count: int) -> Tensor:
+    def generate(self, tokens: Tensor, count: int, *, storage: Storage | None = None) -> Tensor:
         """Greedy continuation of int64 ``[B, T]`` by ``count`` tokens, through a cache: ``[B, T + count]``."""
-        cache = self.new_cache(tokens.shape[0], capacity=tokens.shape[1] + count)
+        cache = self.new_cache(tokens.shape[0], capacity=tokens.shape[1] + count, storage=storage)
         new = tokens
         for _ in range(count):
             hidden = self.hidden(new, Frame.of(new, cache=cache))

@@ -21,6 +21,7 @@ import attrs
 from caramba_core.plan.figures import Figures
 from caramba_core.plan.nodes import ModelPlan, NodePlan
 from caramba_core.plan.runs import RunPlan, backward_operations
+from caramba_core.storage import Storage
 
 if TYPE_CHECKING:
     from caramba_core.plan.planning import Plan
@@ -69,8 +70,21 @@ def _model(model: ModelPlan) -> dict[str, Any]:
             "training": _whole(training_operations(model) / model.context),
             "decoding": total.decoding_operations,
         },
-        "cache": _cache(total),
+        "cache": {**_cache(total), "rounded": _rounded(model)},
     }
+
+
+def _rounded(model: ModelPlan) -> dict[str, Any]:
+    """The same kept in few bits: the first token's bytes and those of the whole context."""
+    found = {}
+    for name in ("int8", "int4"):
+        storage = Storage.named(name)
+        state = model.cached_bytes(0, storage)
+        found[name] = {
+            "bytes_per_token": model.cached_bytes(1, storage) - state,
+            "bytes_at_context": model.cached_bytes(model.context, storage),
+        }
+    return found
 
 
 def _cache(figures: Figures) -> dict[str, Any]:

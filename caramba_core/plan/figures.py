@@ -8,6 +8,7 @@ from typing import Final
 import attrs
 
 from caramba_core.component import CacheEntry, Weight
+from caramba_core.storage import Storage
 
 __all__ = ["ITEM_BYTES", "Figures", "bytes_in_words", "cached_bytes", "count_in_words", "weight_bytes"]
 
@@ -71,12 +72,15 @@ def weight_bytes(weight: Weight, dtype: str) -> int:
     return weight.numel * ITEM_BYTES[weight.dtype or dtype]
 
 
-def cached_bytes(spec: Mapping[str, CacheEntry], dtype: str, tokens: int) -> int:
+def cached_bytes(spec: Mapping[str, CacheEntry], dtype: str, tokens: int, storage: Storage | None = None) -> int:
     """Bytes that one sequence of ``tokens`` tokens keeps; an entry with a window keeps so many tokens at most."""
     total = 0
     for entry in spec.values():
         held = 1 if not entry.per_token else tokens if entry.window is None else min(tokens, entry.window)
-        total += held * entry.values * ITEM_BYTES[entry.dtype or dtype]
+        if storage is not None and storage.rounds(entry):
+            total += held * storage.bytes(entry)
+        else:
+            total += held * entry.values * ITEM_BYTES[entry.dtype or dtype]
     return total
 
 

@@ -12,6 +12,7 @@ from caramba_core.graph import Graph, Node
 from caramba_core.kinds import LAYER_KINDS
 from caramba_core.plan.figures import Figures, cached_bytes, weight_bytes
 from caramba_core.plugins.registry import registry
+from caramba_core.storage import Storage
 
 __all__ = ["ModelPlan", "NodePlan", "ScopePlan", "plan_model"]
 
@@ -85,6 +86,12 @@ class ModelPlan:
     def total(self) -> Figures:
         """The figures of the whole model."""
         return sum((root.total for root in self.roots), Figures())
+
+    def cached_bytes(self, tokens: int, storage: Storage | None = None) -> int:
+        """Bytes that decoding keeps of one sequence of ``tokens`` tokens, states included."""
+        return sum(
+            cached_bytes(node.cache, self.dtype, tokens, storage) * node.node.applications for node in self.walk()
+        )
 
     def walk(self) -> Iterator[NodePlan]:
         """Every node, in the order of execution."""

@@ -15,6 +15,7 @@ from caramba_core.plan.data import training_operations
 from caramba_core.plan.figures import Figures, bytes_in_words, count_in_words
 from caramba_core.plan.nodes import ModelPlan, NodePlan, ScopePlan
 from caramba_core.plan.runs import RunPlan
+from caramba_core.storage import Storage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -198,6 +199,9 @@ def _totals(plan: Plan) -> Table:
 def _cache_line(plan: Plan) -> str:
     total = plan.model.total
     words = f"{_cache_words(total) or 0} bytes a token in {plan.model.dtype}"
+    if total.cache_bytes:
+        less = (plan.model.cached_bytes(1, Storage.named(name)) - total.state_bytes for name in ("int8", "int4"))
+        words += f" ({next(less):,} in int8, {next(less):,} in int4)"
     if total.context_bytes < total.state_bytes + plan.model.context * total.cache_bytes:
         words += " until windows are full"
     words += f", {bytes_in_words(total.context_bytes)} at {plan.model.context:,} tokens"

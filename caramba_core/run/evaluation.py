@@ -14,7 +14,9 @@ from torch import Tensor
 
 from caramba_core.errors import InputError, NumericalStop
 from caramba_core.manifest.schema import Evaluation
+from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
+from caramba_core.storage import Storage
 from caramba_core.training import Tokens
 
 __all__ = ["Measurement", "measure", "paired_difference", "require_enough"]
@@ -73,6 +75,9 @@ def measure(
 ) -> Measurement:
     """Score consecutive windows of ``settings.context`` tokens; each token but a window's first counts once.
 
+    With a rounded ``settings.cache`` every key and value, a token's own too, is read back from such a cache: the
+    likelihoods are those of decoding token by token through it, in one pass a window.
+
     Raises :class:`InputError` where there are too few tokens, :class:`NumericalStop` where a likelihood is not finite.
     """
     needed = require_enough(tokens, settings)
@@ -82,7 +87,7 @@ def measure(
     with torch.inference_mode(), torch.autocast(weight.device.type, dtype=autocast, enabled=autocast is not None):
         for first in range(0, settings.windows, settings.batch_size):
             batch = torch.from_numpy(windows[first : first + settings.batch_size].astype(np.int64)).to(weight.device)
-            rows.append(_nll(model, batch).float().cpu())
+            rows.append(_nll(model, batch, settings.storage).float().cpu())
             progress(batch.numel())
     nll = torch.cat(rows).numpy()
     if not np.isfinite(nll).all():
@@ -105,9 +110,9 @@ def require_enough(tokens: Tokens, settings: Evaluation) -> int:
     return needed
 
 
-def _nll(model: LanguageModel, tokens: Tensor) -> Tensor:
+def _nll(model: LanguageModel, tokens: Tensor, storage: Storage | None) -> Tensor:
     """Negative log-likelihood of each token but the first: ``[B, T] -> [B, T - 1]``."""
-    hidden = model.hidden(tokens)[:, :-1].flatten(0, 1)
+    hidden = _hidden(model, tokens, storage)[:, :-1].flatten(0, 1)
     targets = tokens[:, 1:].flatten()
     parts = [
         F.cross_entropy(
@@ -116,6 +121,14 @@ def _nll(model: LanguageModel, tokens: Tensor) -> Tensor:
         for at in range(0, len(targets), _LOGIT_ROWS)
     ]
     return torch.cat(parts).view(tokens.shape[0], -1)
+
+
+def _hidden(model: LanguageModel, tokens: Tensor, storage: Storage | None) -> Tensor:
+    if storage is None:
+        return model.hidden(tokens)
+    cache = model.new_cache(tokens.shape[0], capacity=tokens.shape[1], storage=storage)
+    with torch.compiler.set_stance("force_eager"):  # caches are found by name: each compiled block would compile anew
+        return model.hidden(tokens, Frame.of(tokens, cache=cache))
 
 
 def _error_of_mean(

@@ -7,10 +7,12 @@ import json
 import shutil
 from typing import Any
 
+from caramba_core.component import evolve
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
 from caramba_core.run.device import autocast_dtype
 from caramba_core.run.evaluation import Measurement, measure, paired_difference
+from caramba_core.storage import Storage
 
 __all__ = ["Perplexities", "cache_bytes_per_token"]
 
@@ -23,6 +25,7 @@ class Perplexities:
 
     ``before`` gives the teacher's and the start's: from the run's own folder on resuming, from the previous run of the
     group where that measured the very same tokens in the same way, else by measuring.  ``after`` measures the end.
+    The teacher is what all is compared with: its cache keeps what was computed, whatever the student's does.
     """
 
     def __init__(self, context: RunContext) -> None:
@@ -38,10 +41,10 @@ class Perplexities:
         self._take_over()
         if context.shared.source is not None:
             self._measure("teacher", lambda: context.teacher)
-        if start_is_teacher:
+        if start_is_teacher and context.evaluation.storage is None:
             self._keep("start", self.measured["teacher"])
         else:
-            self._measure("start", lambda: context.student)
+            self._measure("start", lambda: context.teacher if start_is_teacher else context.student)
 
     def after(self, *, step: int = 0) -> dict[str, Any]:
         """Measure the end, reached after ``step`` steps; what the summary says of all of them."""
@@ -72,6 +75,8 @@ class Perplexities:
             return
         context = self.context
         settings = context.evaluation
+        if name == "teacher":
+            settings = evolve(settings, cache="full")
         tokens = context.shared.tokens("heldout")
         with context.reporter.bar(f"perplexity of {name}", settings.windows * settings.context) as bar:
             result = measure(
@@ -93,7 +98,9 @@ class Perplexities:
         settings = context.evaluation
         ids = context.shared.tokens("heldout").ids[: settings.windows * settings.context]
         digest = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
-        described = {"tokens": digest, "windows": settings.windows, "context": settings.context}
+        described: dict[str, Any] = {"tokens": digest, "windows": settings.windows, "context": settings.context}
+        if settings.storage is not None:
+            described["cache"] = [settings.cache, settings.cache_block]
         return json.dumps({**described, "dtype": context.dtype_name, "device": context.device.type})
 
     def _take_over(self) -> None:
@@ -112,14 +119,14 @@ class Perplexities:
 
     def _cache_bytes(self) -> dict[str, float]:
         context = self.context
-        models = {"student": context.student}
+        found = {"student": cache_bytes_per_token(context.student, context.evaluation.storage)}
         if context.shared.source is not None:
-            models["teacher"] = context.teacher
-        return {name: cache_bytes_per_token(model) for name, model in sorted(models.items(), reverse=True)}
+            found = {"teacher": cache_bytes_per_token(context.teacher), **found}
+        return found
 
 
-def cache_bytes_per_token(model: LanguageModel) -> float:
+def cache_bytes_per_token(model: LanguageModel, storage: Storage | None = None) -> float:
     """Bytes that decoding keeps for one more token, counted from allocated tensors."""
-    small = model.new_cache(1, capacity=_PROBE_TOKENS).bytes
-    large = model.new_cache(1, capacity=2 * _PROBE_TOKENS).bytes
+    small = model.new_cache(1, capacity=_PROBE_TOKENS, storage=storage).bytes
+    large = model.new_cache(1, capacity=2 * _PROBE_TOKENS, storage=storage).bytes
     return (large - small) / _PROBE_TOKENS

@@ -111,7 +111,7 @@ class Generate:
         tokens = torch.tensor([tokenizer.encode(prompt)], device=context.device)
         began = time.perf_counter()
         with context.autocast():
-            out = model.generate(tokens, context.run.max_new_tokens)[0].tolist()
+            out = model.generate(tokens, context.run.max_new_tokens, storage=context.evaluation.storage)[0].tolist()
         seconds = time.perf_counter() - began
         text = tokenizer.decode(out)
         context.reporter.line(text)
