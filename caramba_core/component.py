@@ -297,6 +297,11 @@ class Attention(Layer):
         """What decoding keeps a layer; allocation, plan, truncation and export all follow from it."""
         return {}
 
+    @property
+    def takes_starts(self) -> bool:
+        """Whether sequences of one pass may start at different places: its module heeds ``frame.starts``."""
+        return False
+
 
 @component
 class Embedder(Layer):

@@ -45,20 +45,45 @@ class Frame:
     ``cache`` is what decoding keeps; with one, attention sees the cache's tokens before this pass's.  ``taps`` collects
     inputs and outputs of chosen nodes.  ``application`` counts the runs of a body that a topology applies several
     times; each run has a cache of its own.
+
+    ``starts`` int64 ``[B]`` is given where sequences of unequal lengths stand right-aligned: the place, counted from
+    the first of the cache, at which each begins.  What comes before is padding.
     """
 
     positions: Tensor
     cache: Cache | None = None
     taps: Taps | None = None
     application: int = 0
+    starts: Tensor | None = None
 
     def within(self, application: int, of: int) -> Frame:
         """The frame of one of ``of`` applications of a body."""
         return replace(self, application=self.application * of + application)
 
+    def hidden_padding(self, before: int, context: int) -> Tensor | None:
+        """Bool ``[B, T, S]``: keys that are padding, among the last ``context`` ones; none where there is no padding.
+
+        The pass's first token is the one after ``before`` others.  Padding sees itself, so that no softmax is empty.
+        """
+        if self.starts is None:
+            return None
+        end = before + self.positions.shape[-1]
+        key = torch.arange(end - context, end, device=self.starts.device)
+        query = torch.arange(before, end, device=self.starts.device)[:, None]
+        return (key < self.starts[:, None, None]) & (key != query)
+
     @classmethod
-    def of(cls, tokens: Tensor, *, cache: Cache | None = None, taps: Taps | None = None) -> Frame:
+    def of(
+        cls,
+        tokens: Tensor,
+        *,
+        cache: Cache | None = None,
+        taps: Taps | None = None,
+        starts: Tensor | None = None,
+    ) -> Frame:
         """The frame of tokens ``[B, T]`` that follow what the cache holds, or start at position 0."""
         start = 0 if cache is None else cache.length
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
-        return cls(positions=positions, cache=cache, taps=taps)
+        if starts is not None:
+            positions = (positions - starts[:, None]).clamp(min=0)
+        return cls(positions=positions, cache=cache, taps=taps, starts=starts)

@@ -7,6 +7,8 @@ from collections.abc import Sequence as Names
 import torch
 from torch import Tensor, nn
 
+from caramba_core.component import Attention
+from caramba_core.errors import InputError
 from caramba_core.graph import Graph, local_name
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.frame import Frame
@@ -34,6 +36,8 @@ class LanguageModel(Sequence):
         """What the head reads: int64 ``[B, T] -> [B, T, D]``."""
         if frame is None:
             frame = Frame.of(tokens)
+        if frame.starts is not None:
+            self._require_starts()
         x = super().forward(self.embedder(tokens), frame)
         if frame.taps is not None:
             frame.taps.flush()
@@ -85,12 +89,37 @@ class LanguageModel(Sequence):
             block.compile(fullgraph=True, backend=backend)
 
     @torch.no_grad()
-    def generate(self, tokens: Tensor, count: int, *, storage: Storage | None = None) -> Tensor:
-        """Greedy continuation of int64 ``[B, T]`` by ``count`` tokens, through a cache: ``[B, T + count]``."""
+    def generate(
+        self, tokens: Tensor, count: int, *, starts: Tensor | None = None, storage: Storage | None = None
+    ) -> Tensor:
+        """Greedy continuation of int64 ``[B, T]`` by ``count`` tokens, through a cache: ``[B, T + count]``.
+
+        Prompts of unequal lengths stand right-aligned, ``starts`` ``[B]`` says where each begins.
+        """
         cache = self.new_cache(tokens.shape[0], capacity=tokens.shape[1] + count, storage=storage)
         new = tokens
         for _ in range(count):
-            hidden = self.hidden(new, Frame.of(new, cache=cache))
+            hidden = self.hidden(new, Frame.of(new, cache=cache, starts=starts))
             new = self.logits(hidden[:, -1]).argmax(dim=-1, keepdim=True)
             tokens = torch.cat([tokens, new], dim=1)
         return tokens
+
+    def generate_each(
+        self, prompts: Names[Names[int]], count: int, *, storage: Storage | None = None
+    ) -> list[list[int]]:
+        """Greedy continuations of prompts of any lengths in one batch, each prompt and its ``count`` tokens."""
+        assert prompts and all(prompts), "a prompt has at least one token"
+        longest, device = max(map(len, prompts)), self.head_weight.device
+        tokens = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        starts = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+        out = self.generate(tokens, count, starts=starts if bool(starts.any()) else None, storage=storage)
+        return [row[start:] for row, start in zip(out.tolist(), starts.tolist(), strict=True)]
+
+    def _require_starts(self) -> None:
+        for name, node in self.graph.attentions().items():
+            assert isinstance(node.config, Attention)
+            if not node.config.takes_starts:
+                raise InputError(
+                    f"{name} ({type(node.config).__name__}) takes no sequences of unequal lengths in one batch",
+                    hint="give them one by one",
+                )

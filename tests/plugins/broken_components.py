@@ -44,6 +44,10 @@ class BrokenAttention(TinyAttention):
             return super().cost(width, Shape(batch=shape.batch, tokens=shape.tokens, context=shape.tokens))
         return cost
 
+    @property
+    def takes_starts(self) -> bool:
+        return self.fault == "sees padding"
+
     def cache_spec(self, width: int) -> Mapping[str, CacheEntry]:
         spec = dict(super().cache_spec(width))
         if self.fault == "declares a state that it never writes":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from caramba_core.nn.frame import Frame
 from caramba_core.storage import Storage
 from caramba_core.testing.case import Case, CheckFailed
 from caramba_core.testing.registered import check
@@ -14,6 +15,7 @@ __all__ = [
     "batch_independence",
     "causality",
     "decoding",
+    "padding",
     "positions",
     "relative_positions",
     "rounding",
@@ -110,6 +112,35 @@ def _compare_decoding(case: Case, found: Tensor, wanted: Tensor, words: str) -> 
             f"{case.name}: decoding {words} differs from the full pass by {error:.1e} of the largest output "
             f"(at most {case.decoding_tolerance:.0e}), first at position {first}"
         )
+
+
+@check(
+    "sequences that start at different places see nothing of their padding",
+    applies=lambda case: case.is_attention and case.config.takes_starts,  # type: ignore[attr-defined]
+)
+@torch.no_grad()
+def padding(case: Case) -> None:
+    """Right-align sequences of unequal lengths behind other tokens, and compare with each alone."""
+    subject, x = Subject(case), inputs(case, batch=3)
+    starts = torch.tensor([0, 2, case.tokens - 3])
+    frame = Frame.of(x[..., 0], starts=starts)
+    found = {"in the full pass": subject.run(x, frame)}
+    for words, split in _splits(case.tokens).items():
+        cache = subject.model.new_cache(3)
+        pieces = []
+        for piece in torch.split(x, split, dim=1):
+            pieces.append(subject.run(piece, Frame.of(piece[..., 0], cache=cache, starts=starts)))
+            cache.advance(piece.shape[1])
+        found[f"decoding {words}"] = torch.cat(pieces, dim=1)
+    for row, start in enumerate(starts.tolist()):
+        wanted = subject.run(x[row : row + 1, start:])
+        for words, output in found.items():
+            error = difference(output[row : row + 1, start:], wanted)
+            if not error <= case.decoding_tolerance:
+                raise CheckFailed(
+                    f"{case.name}: {words}, a sequence behind {start} tokens of padding differs from it alone by "
+                    f"{error:.1e} of the largest output: hide keys by frame.hidden_padding, or leave takes_starts out"
+                )
 
 
 def _rounds(case: Case) -> bool:

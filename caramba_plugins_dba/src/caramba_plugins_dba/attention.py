@@ -93,6 +93,11 @@ class DecoupledBottleneckAttention(Attention):
             raise InvalidValue("v_dim", f"{self.v_dim} is no multiple of n_kv_heads ({self.n_kv_heads})")
 
     @property
+    def takes_starts(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def pairs(self) -> int:
         """Rotary pairs that each key/value head keeps."""
         return self.geo_dim // (2 * self.n_kv_heads)

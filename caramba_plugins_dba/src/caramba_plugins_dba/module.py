@@ -67,13 +67,14 @@ class DecoupledBottleneckModule(ComponentModule):
         if self.config.v_layout == "per_head":
             values = self._groups(values)
         if frame.cache is None:
-            return self._fused(queries, keys, values)
+            return self._fused(queries, keys, values, frame.hidden_padding(0, x.shape[1]))
         layer = frame.cache.layer(self.site, frame.application)
         before = layer.length
         cached = layer.extend(v=values, **keys)
+        padding = frame.hidden_padding(before, cached["v"].shape[1])
         if before == 0:
-            return self._fused(queries, {name: cached[name] for name in keys}, cached["v"])
-        return self._absorbed(queries, cached)
+            return self._fused(queries, {name: cached[name] for name in keys}, cached["v"], padding)
+        return self._absorbed(queries, cached, padding)
 
     def _optional(self, name: str) -> Tensor | None:
         tensor: Tensor | None = getattr(self, name, None)
@@ -137,7 +138,9 @@ class DecoupledBottleneckModule(ComponentModule):
 
     # ------------------------------------------------------------------------------------------------ one fused call
 
-    def _fused(self, queries: Mapping[str, Tensor], keys: Mapping[str, Tensor], values: Tensor) -> Tensor:
+    def _fused(
+        self, queries: Mapping[str, Tensor], keys: Mapping[str, Tensor], values: Tensor, padding: Tensor | None
+    ) -> Tensor:
         """Causal attention among the tokens of this pass, in one call.
 
         Queries, keys and values are padded with zeros to one width in flight: with unequal ones the flash kernels step
@@ -156,7 +159,7 @@ class DecoupledBottleneckModule(ComponentModule):
         q = _padded(q, config.fused_width).flatten(1, 2)
         k = _padded(k, config.fused_width).transpose(1, 2)
         v = _padded(v, config.fused_width).transpose(1, 2)
-        mask = self._window_mask(k.shape[2], k.device)
+        mask = self._mask(k.shape[2], k.device, padding)
         y = F.scaled_dot_product_attention(
             *(q, k, v),
             attn_mask=mask,
@@ -185,20 +188,25 @@ class DecoupledBottleneckModule(ComponentModule):
         value = self.null_value.view(config.n_kv_heads, -1).to(v.dtype)
         return q, k, torch.cat([value.expand(v.shape[0], 1, -1, -1), v], dim=1)
 
-    def _window_mask(self, tokens: int, device: torch.device) -> Tensor | None:
-        """Bool ``[T, T]`` of what each token sees; none where that is all before it."""
-        window = self.config.window
-        if window is None or window >= tokens:
+    def _mask(self, tokens: int, device: torch.device, padding: Tensor | None) -> Tensor | None:
+        """Bool ``[T, T]`` or ``[B, 1, T, T]`` of what each token sees; none where that is all before it.
+
+        ``padding`` is of :meth:`Frame.hidden_padding`, without the null token.
+        """
+        window = tokens if self.config.window is None else self.config.window
+        if window >= tokens and padding is None:
             return None
         place = torch.arange(tokens, device=device)
         seen = (place <= place[:, None]) & (place > place[:, None] - window)
         if self.config.null:
             seen[:, 0] = True
-        return seen
+        if padding is None:
+            return seen
+        return (seen & ~F.pad(padding, (1, 0, 1, 0) if self.config.null else (0, 0))).unsqueeze(1)
 
     # ------------------------------------------------------------------------------------------------ spelled out
 
-    def _absorbed(self, queries: Mapping[str, Tensor], cached: Mapping[str, Tensor]) -> Tensor:
+    def _absorbed(self, queries: Mapping[str, Tensor], cached: Mapping[str, Tensor], padding: Tensor | None) -> Tensor:
         """Attention to a compressed cache, this pass's tokens at its end, which is never expanded.
 
         Queries meet the cached keys as they are, probabilities mix the value latents as they are, and only the mixture
@@ -208,7 +216,7 @@ class DecoupledBottleneckModule(ComponentModule):
         groups = config.n_kv_heads
         value = cached["v"]
         rows = torch.arange(value.shape[1], device=value.device)[-next(iter(queries.values())).shape[-2] :]
-        probabilities = self._probabilities(queries, cached, rows).to(value.dtype)
+        probabilities = self._probabilities(queries, cached, rows, padding).to(value.dtype)
         if config.v_layout == "latent":  # [B, S, r]
             latent = (probabilities.flatten(1, 3) @ value).view(*probabilities.shape[:-1], -1)
             y = latent @ self.v_up_proj.view(groups, 1, config.head_dim, -1).transpose(-1, -2)
@@ -227,7 +235,13 @@ class DecoupledBottleneckModule(ComponentModule):
         queries = {name: query[..., rows, :] for name, query in queries.items()}
         return self._probabilities(queries, keys, rows).flatten(1, 2)
 
-    def _probabilities(self, queries: Mapping[str, Tensor], keys: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+    def _probabilities(
+        self,
+        queries: Mapping[str, Tensor],
+        keys: Mapping[str, Tensor],
+        rows: Tensor,
+        padding: Tensor | None = None,
+    ) -> Tensor:
         """``[B, G, m, N, S]`` of queries that stand at ``rows`` ``[N]`` of the keys, which are as cached.
 
         Float32 at least.  With null attention a row sums to less than one.
@@ -246,6 +260,8 @@ class DecoupledBottleneckModule(ComponentModule):
         hidden = place > rows[:, None]
         if config.window is not None:
             hidden = hidden | (place <= rows[:, None] - config.window)
+        if padding is not None:
+            hidden = hidden | padding[:, None, None]
         scores = scores.masked_fill(hidden, -torch.inf)
         if not config.null:
             return scores.softmax(dim=-1)

@@ -52,6 +52,11 @@ class GroupedQueryAttention(Attention):
         """What scores are multiplied by."""
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
+    @property
+    def takes_starts(self) -> bool:
+        """Not with dynamic scaling, whose frequencies follow the longest sequence of a batch."""
+        return self.rope is None or self.rope.scaling != "dynamic"
+
     def weights(self, width: int) -> Mapping[str, Weight]:
         """``q_proj`` ``[H d, D]``, ``k_proj``, ``v_proj`` ``[G d, D]``, ``o_proj`` ``[D, H d]``, biases, norms."""
         queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim

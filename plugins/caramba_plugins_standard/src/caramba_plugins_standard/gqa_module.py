@@ -65,8 +65,10 @@ class GroupedQueryAttentionModule(ComponentModule):
         """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
         query, key, value = self._project(x)
         query, key = self._turn(query, key, frame)
+        before = 0
         if frame.cache is not None:
             layer = frame.cache.layer(self.site, frame.application)
+            before = layer.length
             seen = layer.extend(key=key.transpose(1, 2), value=value.transpose(1, 2))
             key, value = seen["key"].transpose(1, 2), seen["value"].transpose(1, 2)
         tokens, context = query.shape[2], key.shape[2]
@@ -76,6 +78,10 @@ class GroupedQueryAttentionModule(ComponentModule):
                 causal = True
             else:
                 mask = visible(tokens, context, self.window, x.device)
+        padding = frame.hidden_padding(before, context)
+        if padding is not None:
+            seen_by = visible(tokens, context, self.window, x.device)
+            mask, causal = (seen_by & ~padding).unsqueeze(1), False
         mixed = F.scaled_dot_product_attention(
             query,
             key,
