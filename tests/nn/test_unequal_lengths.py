@@ -13,6 +13,7 @@ from caramba_core.errors import InputError
 from caramba_core.lowering import lower
 from caramba_core.manifest import structure_model
 from caramba_core.nn.build import build
+from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.storage import Storage
 
@@ -59,6 +60,15 @@ def test_together_as_alone(name: str, prompts: list[list[int]], storage: Storage
     for prompt, out in zip(prompts, together, strict=True):
         alone = model.generate(torch.tensor([prompt]), 6, storage=storage)[0].tolist()
         assert out == alone
+
+
+def test_positions_count_from_each_start() -> None:
+    frame = Frame.of(torch.zeros(2, 4), starts=torch.tensor([0, 2]))
+    assert frame.positions.tolist() == [[0, 1, 2, 3], [0, 0, 0, 1]]
+    hidden = frame.hidden_padding(0, 4)
+    assert hidden is not None
+    assert not hidden[0].any()
+    assert hidden[1].tolist() == [[c < 2 and c != r for c in range(4)] for r in range(4)]
 
 
 @pytest.mark.parametrize(

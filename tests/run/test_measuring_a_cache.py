@@ -78,8 +78,10 @@ def test_compiled_blocks_are_measured_as_they_are() -> None:
     settings = evolve(FULL, cache="int8")
     wanted = measure(model, TOKENS, settings).nll
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     model.compile_blocks(backend="eager")
     np.testing.assert_allclose(measure(model, TOKENS, settings).nll, wanted, rtol=0, atol=1e-6)
+    assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
     torch._dynamo.reset()
 
 
