@@ -228,11 +228,9 @@ def test_blocks_compile_whole_and_share_one_graph(llama: Make, changes: dict[str
     torch.testing.assert_close(got, wanted)
 
 
-def test_more_sizes_by_layer_than_torch_would_compile(
-    model_of: Make, block: Callable[..., tuple[Layer, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@torch._dynamo.config.patch(recompile_limit=8)
+def test_more_sizes_by_layer_than_torch_would_compile(model_of: Make, block: Callable[..., tuple[Layer, ...]]) -> None:
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     model = model_of(Nested(name="blocks", repeat=10, each={"mlp.d_ff": tuple(range(8, 18))}, layers=block()))
     tokens = torch.randint(97, (2, 9))
     expected = model(tokens)
