@@ -56,10 +56,23 @@ class GroupContext:
             dataset = None if self.group.data is None else getattr(self.group.data, which)
             if dataset is None:
                 raise InputError(f"group {self.group.name} has no data.{which}, which this run needs")
-            self._tokens[which] = check_tokens(
-                dataset.open(self.loaded.folder, self.tokenizer), self.graph, self.tokenizer
-            )
+            found = check_tokens(dataset.open(self.loaded.folder, self.tokenizer), self.graph, self.tokenizer)
+            for other in self._tokens.values():
+                require_same_tokenizer(found.origin, found.tokenizer, other.origin, other.tokenizer)
+            self._tokens[which] = found
         return self._tokens[which]
+
+    @property
+    def identity(self) -> str | None:
+        """Of the tokenizer: the teacher's, or else the one that made the tokens seen so far; ``None`` if unknown."""
+        if self.tokenizer is not None:
+            return self.tokenizer.identity
+        return next((tokens.tokenizer for tokens in self._tokens.values() if tokens.tokenizer is not None), None)
+
+    def check_checkpoint(self, path: Path) -> None:
+        """Raise where a run's checkpoint was made with another tokenizer than this group's."""
+        origin = "the teacher's" if self.tokenizer is not None else "the data's"
+        require_same_tokenizer(str(path), read_state(path).get("tokenizer"), origin, self.identity)
 
     def check(self, run: Run) -> None:
         """Raise for anything that would stop this run later: data, device, patterns, differences from the teacher."""
@@ -217,12 +230,8 @@ class RunContext:
 
 def check_tokens(tokens: Tokens, graph: Graph, tokenizer: Tokenizer | None) -> Tokens:
     """The same tokens, once they are known to fit the model's vocabulary and tokenizer."""
-    if tokens.tokenizer is not None and tokenizer is not None and tokens.tokenizer != tokenizer.identity:
-        raise InputError(
-            f"{tokens.origin} was made with another tokenizer (identity {tokens.tokenizer[:12]})",
-            expected=f"the teacher's tokenizer (identity {tokenizer.identity[:12]})",
-            hint="make the token array again from the text with the teacher's tokenizer",
-        )
+    if tokenizer is not None:
+        require_same_tokenizer(tokens.origin, tokens.tokenizer, "the teacher's", tokenizer.identity)
     largest = int(tokens.ids.max()) if len(tokens.ids) else 0
     if largest >= graph.vocab_size:
         raise InputError(
@@ -231,3 +240,14 @@ def check_tokens(tokens: Tokens, graph: Graph, tokenizer: Tokenizer | None) -> T
             hint="the array was made for another model; make it again with this model's tokenizer",
         )
     return tokens
+
+
+def require_same_tokenizer(origin: str, found: str | None, other: str, expected: str | None) -> None:
+    """Raise where both identities are known and differ; ``other`` names what has the ``expected`` one."""
+    if found is not None and expected is not None and found != expected:
+        owner = f"{other} tokenizer" if other.endswith("'s") else f"the tokenizer of {other}"
+        raise InputError(
+            f"{origin} was made with another tokenizer (identity {found[:12]})",
+            expected=f"{owner} (identity {expected[:12]})",
+            hint="token ids mean other texts there: make token arrays again with caramba data prepare",
+        )

@@ -66,6 +66,7 @@ class Experiment:
 
     def _one(self, group: Group, run: Run) -> bool:
         self._load_teacher(group, run)
+        self._check_checkpoints(group, run)
         plan = plan_document(self.request.plans[group.name])
         with self.request.directory(group.name, run.id) as directory:
             state = directory.state()
@@ -132,6 +133,16 @@ class Experiment:
         shared = self._open(group)
         if shared.source is not None:
             shared.teacher(pick_device(run.device if run.train is None else run.train.device))
+
+    def _check_checkpoints(self, group: Group, run: Run) -> None:
+        """What the run goes on from speaks of the same tokens as its data."""
+        parent = parent_of(self.loaded.manifest.groups, group, run)
+        own = self.request.directory(group.name, run.id).checkpoints()
+        before = own or ([] if parent is None else [self._result_of(parent[0].name, parent[1].id)])
+        if before:
+            shared = self._open(group)
+            shared.check(run)  # its tokens are open from here on
+            shared.check_checkpoint(before[-1])
 
     def _context(self, group: Group, run: Run, directory: RunDirectory) -> RunContext:
         parent = parent_of(self.loaded.manifest.groups, group, run)

@@ -131,6 +131,7 @@ class TrainingLoop:
             "tokens": tokens,
             "seconds": self.seconds,
             "stop_reason": self.context.stop_reason,
+            "tokenizer": self.context.shared.identity,
         }
 
     def _one_step(self, bar: Bar) -> None:

@@ -59,7 +59,13 @@ class Convert:
             context.directory.checkpoint(0),
             model=context.student,
             optimizer=None,
-            state={"step": 0, "samples": 0, "tokens": 0, "seconds": seconds},
+            state={
+                "step": 0,
+                "samples": 0,
+                "tokens": 0,
+                "seconds": seconds,
+                "tokenizer": context.shared.identity,
+            },
         )
         entries = {
             "tokens": 0,

@@ -1,0 +1,156 @@
+"""Token arrays and checkpoints carry their tokenizer's identity, which runs compare before they compute."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+
+from caramba_core.cli import main
+from caramba_core.loading import find_loader
+
+from .workspace import make_workspace
+
+WORDS = [*(f"w{index}" for index in range(62)), "<|endoftext|>", "?"]
+
+
+def write_tokenizer(path: Path, words: list[str]) -> None:
+    """Words between blanks, numbered in order: the workspace's 64 ids."""
+    model = tokenizers.models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="?")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(path))
+
+
+def caramba(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """The workspace, its teacher with a tokenizer, its arrays made by ``caramba data prepare``."""
+    path = make_workspace(tmp_path)
+    write_tokenizer(tmp_path / "teacher" / "tokenizer.json", WORDS)
+    for name in ("train", "heldout"):
+        ids = np.load(tmp_path / f"{name}.npy")
+        (tmp_path / f"{name}.txt").write_text(" ".join(WORDS[int(id_) % 62] for id_ in ids))
+        (tmp_path / f"{name}.npy").unlink()
+        assert prepare(tmp_path, f"{name}.npy", f"{name}.txt") == 0
+    return path
+
+
+def prepare(folder: Path, output: str, *texts: str, source: str = "teacher") -> int:
+    return caramba(
+        "data", "prepare", *(folder / text for text in texts), "-o", folder / output, "--tokenizer", folder / source
+    )
+
+
+def run(manifest: Path, *arguments: str) -> int:
+    return caramba("run", manifest, "--output", manifest.parent / "runs", *arguments)
+
+
+def state(manifest: Path, run_id: str) -> tuple[Path, dict[str, object]]:
+    newest = max((manifest.parent / "runs" / "small" / "half" / run_id / "checkpoints").iterdir()) / "state.json"
+    found: dict[str, object] = json.loads(newest.read_text())
+    return newest, found
+
+
+def test_a_prepared_array_and_its_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_workspace(tmp_path)
+    write_tokenizer(tmp_path / "teacher" / "tokenizer.json", WORDS)
+    (tmp_path / "a.txt").write_text("w1 w2")
+    (tmp_path / "b.txt").write_text("\ufeffw3 nothing")
+    assert prepare(tmp_path, "new/ab.npy", "a.txt", "b.txt") == 0
+    assert "5 tokens of the tokenizer" in capsys.readouterr().err
+    ids = np.load(tmp_path / "new" / "ab.npy")
+    assert ids.dtype == np.uint16
+    assert ids.tolist() == [1, 2, 62, 3, 63]
+    note = json.loads((tmp_path / "new" / "ab.npy.json").read_text())
+    tokenizer = find_loader(tmp_path / "teacher").tokenizer()
+    assert tokenizer is not None
+    assert (note["tokenizer"], note["vocab_size"], note["tokens"]) == (tokenizer.identity, 64, 5)
+    assert note["texts"] == ["a.txt", "b.txt"]
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"ab.npy", "ab.npy.json"}
+
+
+@pytest.mark.parametrize(
+    ("output", "text", "words"),
+    [
+        ("train.npy", "a.txt", "exists already"),
+        ("x.bin", "a.txt", "does not end in .npy"),
+        ("x.npy", "latin.txt", "not UTF-8 at byte 3"),
+        ("x.npy", "none.txt", "none.txt cannot be read"),
+        ("x.npy", "empty.txt", "holds no text"),
+        ("x.npy", "a.txt", "carries no tokenizer"),
+    ],
+)
+def test_what_cannot_be_prepared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str, text: str, words: str
+) -> None:
+    make_workspace(tmp_path)
+    if words != "carries no tokenizer":
+        write_tokenizer(tmp_path / "teacher" / "tokenizer.json", WORDS)
+    (tmp_path / "a.txt").write_text("w1 w2")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (tmp_path / "empty.txt").write_text("")
+    before = {path.name for path in tmp_path.iterdir()}
+    assert prepare(tmp_path, output, text) == 2
+    assert words in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_checkpoints_carry_the_identity(manifest: Path) -> None:
+    assert run(manifest) == 0
+    note = json.loads((manifest.parent / "train.npy.json").read_text())
+    for run_id in ("convert", "finetune"):
+        assert state(manifest, run_id)[1]["tokenizer"] == note["tokenizer"]
+
+
+@pytest.mark.parametrize("which", ["train", "heldout"])
+def test_arrays_of_another_tokenizer_are_refused(
+    manifest: Path, capsys: pytest.CaptureFixture[str], which: str
+) -> None:
+    write_tokenizer(manifest.parent / "teacher" / "tokenizer.json", WORDS[::-1])
+    (manifest.parent / f"{which}.npy").unlink()
+    (manifest.parent / f"{which}.npy.json").unlink()
+    assert prepare(manifest.parent, f"{which}.npy", f"{which}.txt") == 0
+    write_tokenizer(manifest.parent / "teacher" / "tokenizer.json", WORDS)
+    assert run(manifest) == 2
+    said = capsys.readouterr().err
+    assert f"{which}.npy was made with another tokenizer" in said
+    assert "expected: the teacher's tokenizer (identity" in said
+    assert not (manifest.parent / "runs").exists()
+
+
+def test_arrays_that_differ_from_each_other_are_refused_without_a_teachers_tokenizer(
+    manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (manifest.parent / "teacher" / "tokenizer.json").unlink()
+    note = manifest.parent / "heldout.npy.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "tokenizer": "f" * 64}))
+    assert run(manifest) == 2
+    said = capsys.readouterr().err
+    assert "another tokenizer" in said
+    assert "train.npy" in said
+    assert not (manifest.parent / "runs").exists()
+
+
+@pytest.mark.parametrize("teacher_has_one", [True, False])
+def test_checkpoints_of_another_tokenizer_are_refused(
+    manifest: Path, capsys: pytest.CaptureFixture[str], teacher_has_one: bool
+) -> None:
+    if not teacher_has_one:
+        (manifest.parent / "teacher" / "tokenizer.json").unlink()
+    assert run(manifest, "--run", "convert") == 0
+    path, found = state(manifest, "convert")
+    path.write_text(json.dumps({**found, "tokenizer": "0" * 64}))
+    assert run(manifest) == 2
+    said = capsys.readouterr().err
+    assert "step_000000 was made with another tokenizer (identity 000000000000)" in said
+    assert f"expected: the {'teacher' if teacher_has_one else 'data'}'s tokenizer" in said
+    assert not (manifest.parent / "runs" / "small" / "half" / "finetune").exists()
