@@ -89,6 +89,10 @@ class Checkpoint(Protocol):
         """The model inside, in the words of a manifest's ``model:``; plain data, no torch, no numpy."""
         ...
 
+    def key_of(self, path: tuple[str | int, ...]) -> str | None:
+        """The key of the checkpoint's configuration behind the value at a path of :meth:`model`, for messages."""
+        ...
+
     def layout(self) -> tuple[Stored, ...]:
         """Every tensor with its shape, from the headers alone; light, as :meth:`model`."""
         ...

@@ -36,7 +36,7 @@ def command(
     plans = plan_manifest(loaded, group=group, context=context)
     if resolved:
         document = loaded.document if group is None else loaded.resolved_group(group)
-        typer.echo(dump(document), nl=False)
+        typer.echo(dump(document, loaded.teacher_keys(group)), nl=False)
     elif json or format == "json":
         from json import dumps
 

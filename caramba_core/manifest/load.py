@@ -7,7 +7,7 @@ Everything works on the located tree; each step adds what it finds wrong to one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -34,6 +34,7 @@ from caramba_core.manifest.tree import (
     List,
     Map,
     Node,
+    Scalar,
     find,
     list_of,
     map_of,
@@ -75,9 +76,33 @@ class Loaded:
         model = group.pop("model")
         return {**document, "model": model, "groups": [group]}
 
+    def teacher_keys(self, name: str | None = None) -> dict[Path, str]:
+        """The key of the teacher's configuration of each value of :attr:`document` that was taken from there.
+
+        With ``name``, the values of :meth:`resolved_group`.
+        """
+        found = dict(_keys(self.tree, ()))
+        if name is None:
+            return found
+        names = [group["name"] for group in plain(self.tree)["groups"]]
+        start: Path = ("groups", names.index(name), "model")
+        return {("model", *path[3:]): key for path, key in found.items() if path[:3] == start}
+
     def problem_at(self, path: Path, message: str, *, expected: str | None = None, hint: str | None = None) -> Problem:
         """A problem with the value at a path of the resolved manifest, where its user wrote it."""
         return _problem(self.tree, Fault(path=path, message=message, expected=expected, hint=hint))
+
+
+def _keys(node: Node, path: Path) -> Iterator[tuple[Path, str]]:
+    """Every value of a tree that came from a teacher's configuration, with its key there."""
+    if isinstance(node, Scalar) and node.span.source.key is not None:
+        yield path, node.span.source.key
+    elif isinstance(node, Map):
+        for name, entry in node.entries.items():
+            yield from _keys(entry.value, (*path, name))
+    elif isinstance(node, List):
+        for index, item in enumerate(node.items):
+            yield from _keys(item, (*path, index))
 
 
 def load_manifest(source: str | FilePath, *, overrides: Sequence[str] = (), fetch: bool = False) -> Loaded:

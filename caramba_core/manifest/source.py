@@ -45,7 +45,8 @@ class Source:
 
     ``file`` is ``None`` for a text that is not a file; ``placeless`` marks what has no lines, and whose name says it
     all (a ``--set``, a key of a teacher's configuration).  ``notes`` tell how the text came in (``extended at
-    m.yml:2:10``); every problem in it repeats them.
+    m.yml:2:10``); every problem in it repeats them.  ``key`` is the key of the teacher's configuration that a value
+    was taken from.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Source:
     file: FilePath | None = None
     placeless: bool = False
     notes: tuple[str, ...] = ()
+    key: str | None = None
 
     @cached_property
     def _starts(self) -> list[int]:

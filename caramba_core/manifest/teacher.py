@@ -11,7 +11,7 @@ import attrs
 
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph
-from caramba_core.loading import fetch_source, find_loader
+from caramba_core.loading import Checkpoint, fetch_source, find_loader
 from caramba_core.manifest.model import structure_model
 from caramba_core.manifest.problem import dotted
 from caramba_core.manifest.source import Source, Span
@@ -55,7 +55,7 @@ class Teachers:
 
         checkpoint = find_loader(self._local(source))
         data = checkpoint.model()
-        tree = _located(data, str(checkpoint.path), ())
+        tree = _located(data, checkpoint, ())
         assert isinstance(tree, Map)
         return TeacherModel(tree, lower(structure_model(data, origin=str(checkpoint.path))))
 
@@ -75,11 +75,15 @@ class Teachers:
         return path
 
 
-def _located(value: Any, origin: str, path: tuple[str | int, ...]) -> Node:
+def _located(value: Any, checkpoint: Checkpoint, path: tuple[str | int, ...]) -> Node:
     """A tree whose places are keys of the teacher's configuration."""
-    span = Span(Source(name=f"{origin}, key {dotted(path)}" if path else origin, text="", placeless=True), 0, 0)
+    key = checkpoint.key_of(path) if path else None
+    name = f"{checkpoint.path}: teacher config, key {key or dotted(path)}" if path else str(checkpoint.path)
+    span = Span(Source(name=name, text="", placeless=True, key=key), 0, 0)
     if isinstance(value, Mapping):
-        return map_of({key: Entry(span, _located(item, origin, (*path, key))) for key, item in value.items()}, span)
+        return map_of(
+            {name: Entry(span, _located(item, checkpoint, (*path, name))) for name, item in value.items()}, span
+        )
     if isinstance(value, list | tuple):
-        return list_of((_located(item, origin, (*path, index)) for index, item in enumerate(value)), span)
+        return list_of((_located(item, checkpoint, (*path, index)) for index, item in enumerate(value)), span)
     return Scalar(value, span, dynamic=False)

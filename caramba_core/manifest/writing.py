@@ -7,6 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import attrs
+
+from caramba_core.manifest.problem import Path
 from caramba_core.manifest.scalars import BadScalarError, resolve_scalar
 
 __all__ = ["dump"]
@@ -15,36 +18,50 @@ _BARE: Final = re.compile(r"[A-Za-z_./~$][A-Za-z0-9_./~$ @+=*-]*(?<! )")
 _WIDTH: Final = 118
 
 
-def dump(document: Mapping[str, Any]) -> str:
-    """The YAML of a resolved manifest; mappings and lists that fit stand on one line."""
+def dump(document: Mapping[str, Any], teacher_keys: Mapping[Path, str] | None = None) -> str:
+    """The YAML of a resolved manifest; mappings and lists that fit stand on one line.
+
+    ``teacher_keys`` are the keys of the teacher's configuration by the path of the value that was taken from there; a
+    comment behind the value's line names them.
+    """
+    writer = _Writer(teacher_keys or {})
     lines: list[str] = []
     for key, value in document.items():
-        lines.extend(_entry(_text(key), value, 0))
+        lines.extend(writer.entry(_text(key), value, 0, (key,)))
     return "\n".join(lines) + "\n"
 
 
-def _entry(key: str, value: Any, indent: int) -> list[str]:
-    """``key: value``, on as many lines as it takes."""
-    pad = " " * indent
-    line = f"{pad}{key}: {_flow(value)}"
-    if not _is_long(value, line):
-        return [line]
-    if isinstance(value, Mapping):
-        return [f"{pad}{key}:", *(line for k, v in value.items() for line in _entry(_text(k), v, indent + 2))]
-    return [f"{pad}{key}:", *(line for item in value for line in _item(item, indent + 2))]
+@attrs.frozen
+class _Writer:
+    keys: Mapping[Path, str]
 
+    def entry(self, key: str, value: Any, indent: int, path: Path) -> list[str]:
+        """``key: value``, on as many lines as it takes."""
+        pad = " " * indent
+        line = f"{pad}{key}: {_flow(value)}"
+        if not _is_long(value, line):
+            return [line + self.comment(path)]
+        return [f"{pad}{key}:", *self.inside(value, indent + 2, path)]
 
-def _item(value: Any, indent: int) -> list[str]:
-    """``- value``, on as many lines as it takes."""
-    pad = " " * indent
-    line = f"{pad}- {_flow(value)}"
-    if not _is_long(value, line):
-        return [line]
-    if isinstance(value, Mapping):
-        inner = [line for key, item in value.items() for line in _entry(_text(key), item, indent + 2)]
-    else:
-        inner = [line for item in value for line in _item(item, indent + 2)]
-    return [f"{pad}- {inner[0].lstrip()}", *inner[1:]]
+    def item(self, value: Any, indent: int, path: Path) -> list[str]:
+        """``- value``, on as many lines as it takes."""
+        pad = " " * indent
+        line = f"{pad}- {_flow(value)}"
+        if not _is_long(value, line):
+            return [line + self.comment(path)]
+        inner = self.inside(value, indent + 2, path)
+        return [f"{pad}- {inner[0].lstrip()}", *inner[1:]]
+
+    def inside(self, value: Any, indent: int, path: Path) -> list[str]:
+        """The lines of a collection's entries."""
+        if isinstance(value, Mapping):
+            return [line for k, v in value.items() for line in self.entry(_text(k), v, indent, (*path, k))]
+        return [line for index, v in enumerate(value) for line in self.item(v, indent, (*path, index))]
+
+    def comment(self, path: Path) -> str:
+        """The keys behind the values of one line."""
+        keys = dict.fromkeys(key for place, key in self.keys.items() if place[: len(path)] == path)
+        return f"  # teacher config: {', '.join(keys)}" if keys else ""
 
 
 def _is_long(value: Any, line: str) -> bool:

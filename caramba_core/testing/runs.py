@@ -67,6 +67,9 @@ class _Drawn:
     def tokenizer(self) -> None:
         """None."""
 
+    def key_of(self, path: tuple[str | int, ...]) -> None:
+        """None: nothing is read from a configuration."""
+
     def companions(self) -> dict[str, str]:
         """None."""
         return {}

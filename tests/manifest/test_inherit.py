@@ -119,7 +119,7 @@ def test_values_by_repetition_stay_where_nothing_is_replaced(tmp_path: Path) -> 
     mlp = load(tmp_path, '{from: teacher, replace: {"blocks.1.mlp": {d_ff: 5}}}')
     assert [attention(mlp, index).window for index in range(4)] == before
     some = load(tmp_path, f'{{from: teacher, replace: {{"blocks.[13].attention": {DBA}}}}}')
-    assert [getattr(attention(some, index), "window", "none") for index in range(4)] == [
+    assert [getattr(attention(some, index), "window", None) for index in range(4)] == [
         before[0],
         "none",
         before[2],
@@ -158,6 +158,23 @@ def test_what_is_resolved_needs_no_teacher(tmp_path: Path) -> None:
     assert load_manifest(tmp_path / "r.yml").manifest == loaded.manifest
 
 
+def test_the_resolved_manifest_tells_the_teachers_keys(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "teacher", rope_scaling={"rope_type": "linear", "factor": 2.0})
+    loaded = load(tmp_path, f'{{from: teacher, replace: {{"blocks.[12].attention": {DBA}}}}}')
+    for group in (None, "g"):
+        document = loaded.document if group is None else loaded.resolved_group(group)
+        text = dump(document, loaded.teacher_keys(group))
+        lines = {line.strip() for line in text.splitlines()}
+        assert "tied_embeddings: false  # teacher config: tie_word_embeddings" in lines
+        assert (
+            "embedder: {type: token, vocab_size: 50, d_model: 24}  # teacher config: vocab_size, hidden_size" in lines
+        )
+        assert any(line.endswith("# teacher config: rope_theta, rope_type, factor") for line in lines), text
+        assert not any("sem_dim" in line and "teacher config" in line for line in lines)
+        (tmp_path / "r.yml").write_text(text)
+        assert load_manifest(tmp_path / "r.yml").manifest == loaded.manifest
+
+
 # ------------------------------------------------------------------------------------------------ mistakes
 
 
@@ -193,7 +210,7 @@ def test_a_value_of_the_teacher_that_does_not_fit_names_its_key(tmp_path: Path) 
             f"{{from: teacher, replace: {{attention: {DBA.replace('geo_dim: 8', 'geo_dim: 8, n_heads: 3')}}}}}",
         )
     (problem,) = caught.value.problems
-    assert problem.file.endswith("teacher, key topology.layers.0.layers.0.layers.1.n_kv_heads")
+    assert problem.file.endswith("teacher: teacher config, key num_key_value_heads")
     assert problem.line is None
 
 

@@ -175,6 +175,9 @@ class Sound:
     def tokenizer(self) -> None:
         return None
 
+    def key_of(self, path: tuple[str | int, ...]) -> None:
+        return None
+
     def companions(self) -> dict[str, str]:
         return {}
 

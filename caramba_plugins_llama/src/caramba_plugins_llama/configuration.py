@@ -11,7 +11,7 @@ from typing import Any, Final
 from caramba_core.errors import InputError
 from caramba_plugins_llama.families import FAMILIES, REFUSED, Family
 
-__all__ = ["Fields", "model_of"]
+__all__ = ["Fields", "key_of", "model_of"]
 
 _COMMON: Final[dict[str, Any]] = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu"}
 """What every family assumes where ``config.json`` is silent."""
@@ -116,6 +116,36 @@ def model_of(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
     }
     fields.finish()
     return model
+
+
+_KEYS: Final = {
+    "tied_embeddings": "tie_word_embeddings",
+    "vocab_size": "vocab_size",
+    "d_model": "hidden_size",
+    "repeat": "num_hidden_layers",
+    "eps": "rms_norm_eps",
+    "qk_norm_eps": "rms_norm_eps",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "theta": "rope_theta",
+    "scaling": "rope_type",
+    "window": "sliding_window",
+    "attention.window": "sliding_window",
+    "d_ff": "intermediate_size",
+    "qkv_bias": "attention_bias",
+    "o_bias": "attention_bias",
+    "bias": "mlp_bias",
+}
+"""A field of the manifest's model to the key of ``config.json`` that it follows from."""
+
+
+def key_of(path: tuple[str | int, ...]) -> str | None:
+    """The key of ``config.json`` behind the value at a path of :func:`model_of`; ``None`` where every model has it."""
+    names = [part for part in path if isinstance(part, str)]
+    if "rope" in names[:-1]:
+        return _KEYS.get(names[-1], names[-1])
+    return _KEYS.get(names[-1]) if names else None
 
 
 def _family(config: Mapping[str, Any], origin: str) -> Family:

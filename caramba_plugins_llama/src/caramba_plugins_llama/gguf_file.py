@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from caramba_core.errors import InputError
 from caramba_core.loading import Stored, Tokenizer
-from caramba_plugins_llama.configuration import model_of
+from caramba_plugins_llama.configuration import key_of, model_of
 from caramba_plugins_llama.families import ARCHITECTURES, Architecture
 from caramba_plugins_llama.gguf_header import MAGIC, GgufHeader, GgufTensor, read_header
-from caramba_plugins_llama.gguf_metadata import configuration
+from caramba_plugins_llama.gguf_metadata import configuration, metadata_key
 from caramba_plugins_llama.tokenizer import HuggingFaceTokenizer, tokenizer_files
 
 if TYPE_CHECKING:
@@ -87,6 +87,11 @@ class GgufFile:
     def model(self) -> Mapping[str, Any]:
         """The model inside, in the words of a manifest."""
         return model_of(self.config, str(self.path))
+
+    def key_of(self, path: tuple[str | int, ...]) -> str | None:
+        """The metadata entry behind a value of :meth:`model`."""
+        key = key_of(path)
+        return None if key is None else metadata_key(key, self.header.metadata["general.architecture"])
 
     def layout(self) -> tuple[Stored, ...]:
         """Every tensor, from the header."""

@@ -11,7 +11,7 @@ from caramba_core.errors import InputError
 from caramba_core.rope import Rope
 from caramba_plugins_llama.gguf_header import GgufHeader
 
-__all__ = ["configuration"]
+__all__ = ["configuration", "metadata_key"]
 
 _KEYS: Final = {
     "block_count": "num_hidden_layers",
@@ -63,6 +63,12 @@ def configuration(path: Path, header: GgufHeader, model_type: str) -> dict[str, 
             config[f"{role}_token_id"] = metadata[f"tokenizer.ggml.{key}_token_id"]
     config["rope_scaling"] = _scaling(path, header, prefix, config, width)
     return config
+
+
+def metadata_key(key: str, architecture: str) -> str:
+    """What a key of ``config.json`` is called in GGUF metadata; itself where it follows from more than one entry."""
+    found = next((name for name, other in _KEYS.items() if other == key), None)
+    return key if found is None else f"{architecture}.{found}"
 
 
 def _scaling(

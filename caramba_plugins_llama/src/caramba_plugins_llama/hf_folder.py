@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from caramba_core.errors import InputError
 from caramba_core.loading import Stored, Tokenizer
-from caramba_plugins_llama.configuration import model_of
+from caramba_plugins_llama.configuration import key_of, model_of
 from caramba_plugins_llama.families import graph_name
 from caramba_plugins_llama.inside import inside
 from caramba_plugins_llama.json_file import read_object
@@ -87,6 +87,10 @@ class HuggingFaceFolder:
                 raise InputError(f"{self.folder / 'config.json'}: caramba.model is no mapping")
             return model
         return model_of(self.config, str(self.folder / "config.json"))
+
+    def key_of(self, path: tuple[str | int, ...]) -> str | None:
+        """The key of ``config.json`` behind a value of :meth:`model`."""
+        return key_of(path) if self._described is None else f"caramba.model.{'.'.join(map(str, path))}"
 
     def layout(self) -> tuple[Stored, ...]:
         """Every tensor, from the headers (a pickle has none: it is opened with torch)."""
