@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from caramba_plugins_upcycle.distillation import Global
 from torch import Tensor
 
 from caramba_core.run.context import RunContext
 from caramba_core.training import StepResult
+from caramba_plugins_upcycle.distillation import Global
 
 __all__ = ["GlobalRunner", "divergence"]
 
