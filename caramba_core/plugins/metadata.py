@@ -117,7 +117,10 @@ def installed() -> dict[str, Plugin]:
                 f"{plugin.name} has metadata of two versions side by side: {first.version} and {plugin.version}",
                 f"pip uninstall {plugin.name} (until pip says it is not installed), then pip install {plugin.name}",
             )
-            plugins[plugin.name] = attrs.evolve(first, notes=(*first.notes, problem))
+            if plugin.name == CORE:  # without which nothing could say so
+                plugins[CORE] = attrs.evolve(first, notes=(*first.notes, problem))
+            else:  # nobody knows which of the two the files belong to
+                plugins[plugin.name] = attrs.evolve(first, damaged=problem)
     for place, mimic in mimics.items():
         problem = Problem(
             f"{place} holds another distribution that calls itself {CORE}, version {mimic.version}: it is left out",
@@ -137,9 +140,8 @@ def _read(distribution: Distribution) -> Plugin | None:
     if text is None or f"[{HOOKS_GROUP}" not in text:
         return None
     fields = _headers(distribution)
-    folder = Path(
-        str(getattr(distribution, "_path", "unknown"))
-    )  # where METADATA is gone, only the folder tells a name
+    # Where METADATA is gone, only the folder tells a name.
+    folder = Path(str(getattr(distribution, "_path", "unknown")))
     name = normalized(fields.get("name", [folder.name.partition("-")[0]])[0])
     version = fields.get("version", ["unknown"])[0]
     damage = None

@@ -293,6 +293,8 @@ def test_stale_metadata(site: Site) -> None:
     listed = site.caramba("plugins", "list")
     assert listed.said.count("has metadata of two versions side by side") == 1
     assert "pip uninstall caramba-plugin-bad" in listed.said
+    with pytest.raises(PluginError, match=r"cannot be used: .*two versions side by side: 1\.[01] and 1\.[01]"):
+        registry().find(("attention",), "bad")
 
 
 def test_unreadable_metadata(site: Site) -> None:

@@ -1,7 +1,9 @@
 """The config of linear attention with exact neighbours.
 
-    near_h(t) = the first ``sinks`` tokens and the last ``window``          far_h(t) = all others before t y_h(t)    =
-    (sum_near exp(scale <R q, R k_s>) v_s + sum_far <exp(A_h q), softmax(B_g k_s)> v_s) / (the same with v = 1)
+    near_h(t) = the first ``sinks`` tokens and the last ``window``
+    far_h(t)  = all others before t
+    y_h(t)    = (sum_near exp(scale <R q, R k_s>) v_s + sum_far <exp(A_h q), softmax(B_g k_s)> v_s)
+                / (the same with v = 1)
 
 Far tokens are read through a positive feature map, so that their sum is a state of constant size: each of the
 ``features`` slots of a key/value head adds up the values of the tokens that its key map sorts into it, and how many
