@@ -308,9 +308,9 @@ def main() -> None:
     gguf = sorted(arguments.data.glob("*.gguf"))
     weights = arguments.weights or (gguf[0] if gguf else arguments.data / "smollm2-135m-fp32")
     checkpoint = open_source(str(weights.resolve()), Path())
-    teacher = TeacherSource(checkpoint, lower(structure_model(checkpoint.model(), origin=str(weights)))).load(
-        device, torch.float32
-    )
+    teacher = TeacherSource(
+        checkpoint, lower(structure_model(checkpoint.model(), origin=str(weights))), str(weights)
+    ).load(device, torch.float32)
     texts = Texts(arguments.data, arguments.calibrate, device)
     measure = Measure(teacher, texts, arguments.windows)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"

@@ -29,6 +29,7 @@ __all__ = [
     "Tokenizer",
     "fetch_source",
     "find_loader",
+    "open_fetched",
     "open_source",
 ]
 
@@ -158,10 +159,14 @@ def open_source(source: str, folder: Path, *, sha256: str | None = None) -> Chec
 
     ``folder`` is what relative names are relative to; ``sha256`` the hash that the file must have.
     """
-    path = fetch_source(source, folder).path
+    return open_fetched(fetch_source(source, folder), sha256=sha256)
+
+
+def open_fetched(fetched: Fetched, *, sha256: str | None = None) -> Checkpoint:
+    """The checkpoint that was fetched, its headers read; ``sha256`` as in :func:`open_source`."""
     if sha256 is not None:
-        _require_hash(path, sha256)
-    return find_loader(path)
+        _require_hash(fetched.path, sha256)
+    return find_loader(fetched.path)
 
 
 def fetch_source(source: str, folder: Path) -> Fetched:

@@ -111,11 +111,12 @@ class GroupContext:
 
 
 class TeacherSource:
-    """A teacher's checkpoint and the graph that it implies."""
+    """A teacher's checkpoint and the graph that it implies; ``pinned`` names exactly this content."""
 
-    def __init__(self, checkpoint: Checkpoint, graph: Graph) -> None:
+    def __init__(self, checkpoint: Checkpoint, graph: Graph, pinned: str) -> None:
         self.checkpoint = checkpoint
         self.graph = graph
+        self.pinned = pinned
 
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         """The model with the checkpoint's weights, frozen; every tensor is checked before it is used."""

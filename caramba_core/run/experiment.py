@@ -76,7 +76,7 @@ class Experiment:
                 context.resume_from = directory.checkpoints()[-1]
                 self.reporter.line(f"{run.id}: going on from {context.resume_from}")
             directory.set_state(State(status="running", fingerprint=identity, step=0 if state is None else state.step))
-            directory.write_text("manifest.yml", written_manifest(self.loaded, group))
+            directory.write_text("manifest.yml", self._manifest(context))
             directory.write_json("plan.json", plan)
             try:
                 results = self._compute(context, run)
@@ -133,6 +133,11 @@ class Experiment:
         shared = self._open(group)
         if shared.source is not None:
             shared.teacher(pick_device(run.device if run.train is None else run.train.device))
+
+    def _manifest(self, context: RunContext) -> str:
+        source = context.shared.source
+        pinned = None if source is None else source.pinned
+        return written_manifest(self.loaded, context.group, context.directory.path, pinned=pinned)
 
     def _check_checkpoints(self, group: Group, run: Run) -> None:
         """What the run goes on from speaks of the same tokens as its data."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph
-from caramba_core.loading import open_source
+from caramba_core.loading import fetch_source, open_fetched
 from caramba_core.lowered import lower_group
 from caramba_core.lowering import lower
 from caramba_core.manifest import Loaded, structure_model
@@ -23,8 +23,9 @@ def open_group(loaded: Loaded, group: Group) -> GroupContext:
 def _teacher(loaded: Loaded, group: Group) -> TeacherSource | None:
     if group.teacher is None:
         return None
-    checkpoint = open_source(group.teacher.source, loaded.folder, sha256=group.teacher.sha256)
+    fetched = fetch_source(group.teacher.source, loaded.folder)
+    checkpoint = open_fetched(fetched, sha256=group.teacher.sha256)
     graph: Graph = lower(structure_model(checkpoint.model(), origin=str(checkpoint.path)))
     if not graph.vocab_size:
         raise InputError(f"{checkpoint.path} has an empty vocabulary")
-    return TeacherSource(checkpoint, graph)
+    return TeacherSource(checkpoint, graph, fetched.pinned)

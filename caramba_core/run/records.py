@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,41 @@ from caramba_core.run.request import Request
 __all__ = ["closing_table", "report", "report_sections", "written_manifest"]
 
 
-def written_manifest(loaded: Loaded, group: Group) -> str:
-    """The manifest as it was run, everything resolved, with this group alone; caramba can run it again."""
+def written_manifest(loaded: Loaded, group: Group, folder: Path, *, pinned: str | None) -> str:
+    """The manifest as it was run, everything resolved, with this group alone; caramba can run it again from ``folder``.
+
+    Names of files lead from ``folder`` to what they led to from the manifest's own.  ``pinned`` is the teacher's source
+    as exactly the content that was read: a hub's address with its commit.
+    """
     from ruamel.yaml import YAML
 
+    document = loaded.resolved_group(group.name)
+    (written,) = document["groups"]
+    if pinned is not None:
+        source = pinned if "://" in pinned else _from(folder, loaded.folder, written["teacher"]["source"])
+        written["teacher"] = {**written["teacher"], "source": source}
+    for which in written.get("data") or {}:
+        dataset = getattr(group.data, which)
+        names = {} if dataset is None else {str(name): _from(folder, loaded.folder, name) for name in dataset.files()}
+        written["data"] = {**written["data"], which: _renamed(written["data"][which], names)}
     out = StringIO()
-    YAML(typ="safe", pure=True).dump(loaded.resolved_group(group.name), out)
+    YAML(typ="safe", pure=True).dump(document, out)
     return out.getvalue()
+
+
+def _from(folder: Path, origin: Path, name: str | Path) -> str:
+    """A file's name, relative to ``origin``, as one relative to ``folder``; absolute names stay what they are."""
+    path = Path(name).expanduser()
+    return str(path) if path.is_absolute() else os.path.relpath(origin / path, folder)
+
+
+def _renamed(dataset: Any, names: dict[str, str]) -> Any:
+    """A dataset's entry with its files' names replaced."""
+    if isinstance(dataset, str):
+        return names.get(str(Path(dataset)), dataset)
+    if isinstance(dataset, Mapping):
+        return {key: value if key == "type" else _renamed(value, names) for key, value in dataset.items()}
+    return dataset
 
 
 def report(request: Request, reporter: Reporter) -> None:

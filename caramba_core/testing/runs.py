@@ -101,7 +101,7 @@ def small_run(
         loaded=cast(Loaded, SimpleNamespace(folder=folder)),  # no manifest was read; a group asks for nothing else
         group=group,
         graph=lower(model),
-        teacher=TeacherSource(_Drawn(graph), graph),
+        teacher=TeacherSource(_Drawn(graph), graph, "drawn"),
     )
     directory = RunDirectory(folder / "runs" / "kit" / "small")
     directory.path.mkdir(parents=True, exist_ok=True)

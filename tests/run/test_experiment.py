@@ -215,3 +215,18 @@ def test_blockwise_lowers_the_error_of_the_blocks(manifest: Path) -> None:
     lines = [json.loads(line) for line in (folder_of(manifest, "finetune") / "metrics.jsonl").read_text().splitlines()]
     first, last = ([line["loss"] for line in lines[at : at + 10]] for at in (0, 50))
     assert sum(last) < 0.95 * sum(first)
+
+
+def test_a_run_can_be_run_again_from_what_it_wrote(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names in the written manifest lead from the run's folder, wherever caramba is called."""
+    text = manifest.read_text()
+    manifest.write_text(text.replace("train: train.npy", "train: {type: tokens, path: train.npy, part: [0.0, 1.0]}"))
+    monkeypatch.chdir(manifest.parent)
+    assert caramba("run", "manifest.yml", "--output", "runs", "--run", "convert") == 0
+    written = folder_of(manifest, "convert") / "manifest.yml"
+    monkeypatch.chdir("/")
+    assert caramba("run", written, "--output", manifest.parent / "again", "--run", "convert") == 0
+    again = manifest.parent / "again" / "small" / "half" / "convert"
+    first, second = weights(folder_of(manifest, "convert")), weights(again)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert caramba("export", again, "-o", manifest.parent / "out") == 0
