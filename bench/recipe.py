@@ -1,10 +1,12 @@
 """The upcycling recipe, measured: perplexity ratios of start and end on two held-out texts, as JSON lines.
 
     python bench/recipe.py MANIFEST DATA [--group G ...] [--run R] [--set path=value ...] [--minutes N] [--output DIR]
-                                         [--context N] [--windows N]
+                                         [--context N] [--windows N] [--cache full|int8|int4 ...]
 
 MANIFEST is a manifest such as ``bench/recipe.yml``; DATA a folder with its weights, ``train.npy``, ``heldout.npy`` and
-``heldout_moby.npy``.  Runs that stopped (``--minutes``) go on when the command is given again.
+``heldout_moby.npy``.  ``--cache`` says how the students' keys and values are kept while they are measured, and the
+teacher's where it is measured as its own rival; ratios are always to the teacher with a full cache.  Runs that stopped
+(``--minutes``) go on when the command is given again.
 """
 
 from __future__ import annotations
@@ -15,17 +17,23 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from caramba_core.manifest.schema import Evaluation
+from caramba_core.nn.cache import Cache
+from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
 from caramba_core.run.evaluation import Measurement, measure
 from caramba_core.run.experiment import Choice, Experiment, Request
 from caramba_core.run.reporter import Reporter
+from caramba_core.storage import Storage
 from caramba_core.training import Tokens
+
+Kept = Literal["full", "int8", "int4"]
+"""How a cache keeps keys and values."""
 
 TEXTS = ("heldout", "heldout_moby")
 
@@ -41,9 +49,9 @@ def texts(folder: Path) -> dict[str, Tokens]:
     return {name: Tokens(ids=ids, tokenizer=None, origin=name) for name, ids in arrays.items()}
 
 
-def evaluation(context: int = 1024, windows: int = 32) -> Evaluation:
+def evaluation(context: int = 1024, windows: int = 32, cache: Kept = "full") -> Evaluation:
     """How the texts are measured."""
-    return Evaluation(windows=windows, context=context, batch_size=max(1, 8192 // context))
+    return Evaluation(windows=windows, context=context, batch_size=max(1, 8192 // context), cache=cache)
 
 
 def ratios(
@@ -65,6 +73,7 @@ def main() -> None:
     parser.add_argument("--run")
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--cache", action="append", choices=("full", "int8", "int4"))
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--output", type=Path, default=Path("runs"))
@@ -75,7 +84,8 @@ def main() -> None:
     began = time.monotonic()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     say(event="start", device=device, torch=torch.__version__, overrides=arguments.overrides)
-    settings = evaluation(arguments.context, arguments.windows)
+    kept: list[Kept] = arguments.cache or ["full"]
+    settings = {cache: evaluation(arguments.context, arguments.windows, cache) for cache in ("full", *kept)}
     data = texts(Path())
     teacher: dict[str, Measurement] = {}
     reporter = Reporter()
@@ -91,14 +101,39 @@ def main() -> None:
             if context is None or not context.directory.checkpoints():
                 continue
             if not teacher:
-                teacher = {name: measure(context.teacher, tokens, settings) for name, tokens in data.items()}
+                teacher = {name: measure(context.teacher, tokens, settings["full"]) for name, tokens in data.items()}
                 say(event="teacher", perplexity={name: round(m.perplexity, 4) for name, m in teacher.items()})
                 say(event="windows", nll={name: m.nll.mean(1).round(4).tolist() for name, m in teacher.items()})
-            ratio = ratios(context.student, teacher, data, settings)
-            say(event="run", group=group, run=run.id, context=settings.context, ratio=ratio, **facts(context))
+                for cache in set(kept) - {"full"}:
+                    report(context.teacher, teacher, data, settings[cache], group="teacher")
+            for cache in kept:
+                report(context.student, teacher, data, settings[cache], group=group, run=run.id, **facts(context))
         if not finished:
             say(event="stopped", group=group)
             sys.exit(0)
+
+
+def report(
+    model: LanguageModel, teacher: dict[str, Measurement], data: dict[str, Tokens], settings: Evaluation, **record: Any
+) -> None:
+    """One line: how one model does with one kind of cache, whose bytes a token are counted in bfloat16."""
+    say(
+        event="run",
+        context=settings.context,
+        cache=settings.cache,
+        ratio=ratios(model, teacher, data, settings),
+        cache_bytes=bytes_a_token(model, settings.storage),
+        **record,
+    )
+
+
+def bytes_a_token(model: LanguageModel, storage: Storage | None) -> float:
+    """Of a cache of one sequence that computes in bfloat16, from its allocated tensors."""
+    small, large = (
+        Cache(model.graph, batch=1, dtype=torch.bfloat16, capacity=length, storage=storage).bytes
+        for length in (1024, 2048)
+    )
+    return (large - small) / 1024
 
 
 def facts(context: RunContext) -> dict[str, Any]:
@@ -110,7 +145,6 @@ def facts(context: RunContext) -> dict[str, Any]:
         "max_context",
         "train_seconds",
         "convert_seconds",
-        "cache_bytes_per_token",
     )
     return {key: summary[key] for key in wanted if key in summary}
 
