@@ -9,7 +9,8 @@ import torch
 from caramba_plugins_linear.attention import LinearAttention
 from caramba_plugins_linear.module import LinearAttentionModule
 from caramba_plugins_linear.start.clusters import k_means
-from caramba_plugins_linear.start.maps import _mean_turn, _metric, _turned
+from caramba_plugins_linear.start.far_attention import far_attention, summed_turns, waves
+from caramba_plugins_linear.start.maps import _metric, _turned
 from caramba_plugins_linear.transplant import GQAToLinear
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.gqa_module import GroupedQueryAttentionModule
@@ -23,6 +24,8 @@ from caramba_core.rope import Rope
 
 WIDTH = 24
 SIZES: dict[str, Any] = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "rope": Rope(theta=1000.0)}
+
+YARN = Rope(theta=100.0, scaling="yarn", factor=8.0, original_max_position_embeddings=32)
 
 
 def teacher(**options: Any) -> GroupedQueryAttentionModule:
@@ -160,13 +163,44 @@ def test_maps_turn_the_way_that_tokens_do() -> None:
     key = torch.randn(6, generator=generator, dtype=torch.float64)
     attention = torch.zeros(1, 2, 20, 20, dtype=torch.float64)
     attention[:, :, torch.arange(5, 20), torch.arange(15)] = 0.3
-    turn = _mean_turn(config, attention)
-    weights = _turned(key, turn)  # [m, d]
+    wave = waves(config, 20, torch.device("cpu"))
+    assert wave is not None
+    turn = summed_turns(attention, wave)[0] / attention.sum((0, 2, 3))[:, None]
+    weights = _turned(key.expand(2, 6), turn)  # [m, d]
     found = torch.einsum("nmtd,md->nmt", query, weights)
     frequencies = torch.tensor(SIZES["rope"].frequencies(6), dtype=torch.float64)
     cos, sin = cos_sin(frequencies, torch.tensor([5]))
     wanted = (rotate_reference(query.flatten(0, 2)[:, None, None], cos, sin).flatten(1) * key).sum(1)
     torch.testing.assert_close(found.flatten(), wanted, rtol=0, atol=1e-12)
-    metric = _metric(config, query, turn)
+    metric = _metric(config, query[:, None], turn[None])
     expected = found.square().mean() * config.multiplier**2
-    torch.testing.assert_close(key @ metric @ key, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(key @ metric[0] @ key, expected, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rope", [SIZES["rope"], YARN, None], ids=["rotary", "yarn", "plain"])
+@pytest.mark.parametrize(("window", "sinks"), [(4, 2), (0, 0), (0, 3), (5, 0)])
+def test_far_attention_is_the_teachers(rope: Rope | None, window: int, sinks: int) -> None:
+    """Against the probe, spelled out: what each key receives, and the denominators."""
+    source = teacher(rope=rope)
+    config = LinearAttention(**{**SIZES, "rope": rope}, features=5, window=window, sinks=sinks)
+    x = inputs(3, 17, seed=10)
+    probe = source.probe(x, frame(x))
+    found = far_attention(config, probe.query, probe.key)
+    row, column = torch.arange(17)[:, None], torch.arange(17)
+    far = probe.probabilities.masked_fill((column < sinks) | (column > row - window), 0.0)
+    torch.testing.assert_close(found.received.flatten(1, 2), far.sum(2), rtol=0, atol=1e-12)
+    factor = config.multiplier if rope is None else config.multiplier * rope.attention_scaling**2
+    own = (probe.query.unflatten(1, (2, 2)) * probe.key[:, :, None]).sum(-1) * factor
+    diagonal = probe.probabilities.diagonal(dim1=2, dim2=3)
+    torch.testing.assert_close((own - found.total).exp().flatten(1, 2), diagonal, rtol=0, atol=1e-12)
+    if rope is None:
+        assert found.turn is None
+        return
+    frequencies = torch.tensor(rope.frequencies(6), dtype=torch.float64)
+    angle = (row - column)[..., None] * frequencies
+    turns = torch.complex(angle.cos(), -angle.sin())
+    mean = torch.einsum("nhts,tsp->hp", far.to(turns.dtype), turns) / far.sum((0, 2, 3))[:, None]
+    wanted = mean * rope.attention_scaling**2
+    assert found.turn is not None
+    torch.testing.assert_close(found.turn.flatten(0, 1), wanted, rtol=0, atol=1e-12)

@@ -32,10 +32,15 @@ class SequenceCollector:
         """Take one batch in, until there are enough."""
         room = self._count - sum(len(query) for query in self._query)
         if room > 0 and (not self._query or self._query[0].shape[2] == probe.query.shape[2]):
-            self._query.append(probe.query[:room].float().cpu())
-            self._key.append(probe.key[:room].float().cpu())
+            self._query.append(_kept(probe.query[:room]))
+            self._key.append(_kept(probe.key[:room]))
 
     def result(self) -> Mapping[str, Tensor]:
-        """``query`` and ``key``, on the CPU."""
+        """``query`` and ``key``, where they were made: the start looks at all pairs of their tokens."""
         assert self._query, "a moment of nothing: no batch was seen"
         return {"query": torch.cat(self._query), "key": torch.cat(self._key)}
+
+
+def _kept(x: Tensor) -> Tensor:
+    """Float32; on the CPU where the device has no float64, in which the start sums."""
+    return x.float().cpu() if x.device.type == "mps" else x.float()

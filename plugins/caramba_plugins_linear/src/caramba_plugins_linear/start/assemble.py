@@ -1,6 +1,6 @@
 """All weights of a linear attention from a teacher's weights and some sequences.
 
-Axes: H query heads, G key/value heads, m = H/G, d head width.
+Axes: H query heads, G key/value heads, d head width.
 """
 
 from __future__ import annotations
@@ -28,17 +28,8 @@ def start(
         for name, weight in declared.items()
         if "_map" not in name
     }
-    share = target.n_heads // target.n_kv_heads
-    maps = [
-        fit(target, sequences["query"][:, group * share : (group + 1) * share], sequences["key"][:, group])
-        for group in range(target.n_kv_heads)
-    ]
-    made["q_map"] = torch.cat([one.q_map for one in maps])
-    made["q_map_bias"] = torch.cat([one.q_offset for one in maps])
-    made["k_map"] = torch.stack([one.k_map for one in maps])
-    made["k_map_bias"] = torch.stack([one.k_offset for one in maps])
-    report: dict[str, Any] = {
-        "far_attention": sum(one.far for one in maps) / len(maps),
-        "keys_scatter": sum(one.scatter for one in maps) / len(maps),
-    }
+    maps = fit(target, sequences["query"], sequences["key"])
+    made["q_map"], made["q_map_bias"] = maps.q_map.flatten(0, 1), maps.q_offset.flatten(0, 1)
+    made["k_map"], made["k_map_bias"] = maps.k_map, maps.k_offset
+    report: dict[str, Any] = {"far_attention": maps.far, "keys_scatter": maps.scatter}
     return Started(weights=made, report=report)

@@ -1,4 +1,4 @@
-"""Sorting keys into slots: weighted k-means, deterministic."""
+"""Sorting keys into slots: weighted k-means, deterministic, and nothing in it waits for the device."""
 
 from __future__ import annotations
 
@@ -11,26 +11,39 @@ _ROUNDS = 12
 
 
 def k_means(points: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Centres ``[count, d]`` of points ``[N, d]`` with weights ``[N]``, and the place of each point's centre ``[N]``.
+    """Centres ``[..., count, d]`` of points ``[..., N, d]`` with weights ``[..., N]``, and the place of each point's
+    centre ``[..., N]``; each of the leading axes is a problem of its own.
 
     Starts as k-means++ does (each next centre is drawn by weight times squared distance) from a generator of its own,
     so that equal points give equal centres.  A centre that loses all its points stays where it was.
     """
     generator = torch.Generator().manual_seed(0)
-    centres = points.new_empty(count, points.shape[1])
-    nearest = torch.full((len(points),), float("inf"), dtype=points.dtype)
-    draw = weights / weights.sum()
-    for index in range(count):
-        chosen = int(torch.multinomial(draw, 1, generator=generator))
-        centres[index] = points[chosen]
-        nearest = torch.minimum(nearest, (points - points[chosen]).square().sum(1))
-        mass = weights * nearest
-        total = mass.sum()
-        draw = mass / total if float(total) > 0 else weights / weights.sum()
+    races = torch.empty(count, points.shape[-2], dtype=points.dtype).exponential_(generator=generator)
+    nearest = torch.full_like(weights, float("inf"))
+    mass, chosen = weights, []
+    for race in races.to(points.device):
+        # Of exponential clocks with these rates, each is the first to ring as often as its share of the mass.
+        winner = (mass / race).argmax(dim=-1, keepdim=True)
+        centre = _picked(points, winner)
+        chosen.append(centre)
+        nearest = torch.minimum(nearest, (points - centre).square().sum(-1))
+        left = weights * nearest
+        mass = torch.where(left.sum(-1, keepdim=True) > 0, left, weights)
+    centres = torch.cat(chosen, dim=-2)
+    slots = torch.arange(count, device=points.device)
     for _ in range(_ROUNDS):
-        place = torch.cdist(points, centres).argmin(dim=1)
-        sums = torch.zeros_like(centres).index_add_(0, place, points * weights[:, None])
-        mass = torch.zeros(count, dtype=points.dtype).index_add_(0, place, weights)
-        filled = mass > 0
-        centres[filled] = sums[filled] / mass[filled, None]
-    return centres, torch.cdist(points, centres).argmin(dim=1)
+        members = (_places(points, centres)[..., None] == slots) * weights[..., None]  # [..., N, count]
+        mass = members.sum(-2)[..., None]
+        means = members.transpose(-1, -2) @ points / mass.clamp_min(torch.finfo(mass.dtype).tiny)
+        centres = torch.where(mass > 0, means, centres)
+    return centres, _places(points, centres)
+
+
+def _places(points: Tensor, centres: Tensor) -> Tensor:
+    """The nearest centre of each point: ``[..., N]``."""
+    return (centres.square().sum(-1)[..., None, :] - 2 * points @ centres.transpose(-1, -2)).argmin(dim=-1)
+
+
+def _picked(rows: Tensor, index: Tensor) -> Tensor:
+    """``rows`` ``[..., N, d]`` at ``index`` ``[..., M]``: ``[..., M, d]``."""
+    return rows.gather(-2, index[..., None].expand(*index.shape, rows.shape[-1]))

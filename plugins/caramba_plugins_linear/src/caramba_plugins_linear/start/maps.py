@@ -4,7 +4,7 @@ A slot stands for keys that queries tell apart least.  A query weighs it by its 
 turn over the distances that far attention covers; an offset makes each head's mean attention to each slot what the
 teacher's is.
 
-Axes: N sequences, T tokens, m query heads of one key/value head, d head width, P = d/2 pairs, f slots.
+Axes: N sequences, T tokens, G key/value heads, m query heads a key/value head, d head width, P = d/2 pairs, f slots.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from caramba_core.nn.rotary import cos_sin, rotate_reference
 from caramba_plugins_linear.attention import LinearAttention
 from caramba_plugins_linear.start.clusters import k_means
+from caramba_plugins_linear.start.far_attention import FarAttention, far_attention
 
 __all__ = ["Maps", "fit"]
 
@@ -31,11 +31,11 @@ _PRIOR = 0.1
 
 @attrs.frozen(kw_only=True)
 class Maps:
-    """The maps of one key/value head and its query heads, and what is known of them.
+    """The maps of all heads, and what is known of them.
 
-    ``q_map`` ``[m, f, d]``, ``q_offset`` ``[m, f]``, ``k_map`` ``[f, d]``, ``k_offset`` ``[f]``; ``far`` is the share
-    of attention that goes to far tokens, ``scatter`` the mean squared distance of their keys from the slots' centres
-    over that from the mean of all.
+    ``q_map`` ``[G, m, f, d]``, ``q_offset`` ``[G, m, f]``, ``k_map`` ``[G, f, d]``, ``k_offset`` ``[G, f]``; ``far`` is
+    the share of attention that goes to far tokens, ``scatter`` the mean squared distance of their keys from the slots'
+    centres over that from the mean of all.
     """
 
     q_map: Tensor
@@ -47,102 +47,82 @@ class Maps:
 
 
 def fit(config: LinearAttention, query: Tensor, key: Tensor) -> Maps:
-    """The maps for ``query`` ``[N, m, T, d]`` and ``key`` ``[N, T, d]`` of whole sequences, before rotation."""
-    query, key = query.double(), key.double()
-    attention, total = _far_attention(config, query, key)
-    turn = _mean_turn(config, attention)  # [m, P]
-    root, inverse = _roots(_metric(config, query, turn))
-    received = attention.sum((1, 2)).flatten()
-    received = received + _LEAST * received.mean() + torch.finfo(received.dtype).tiny
-    points = key.flatten(0, 1) @ root
+    """The maps for ``query`` ``[N, H, T, d]`` and ``key`` ``[N, G, T, d]`` of whole sequences, before rotation."""
+    far = far_attention(config, query, key)
+    count, groups, *rest = key.shape
+    query, key = query.double().reshape(count, groups, -1, *rest), key.double()
+    root, inverse = _roots(_metric(config, query, far.turn))
+    received = far.received.sum(2).transpose(0, 1).flatten(1)  # [G, N T]
+    tiny = torch.finfo(received.dtype).tiny
+    received = received + _LEAST * received.mean(-1, keepdim=True) + tiny
+    points = key.transpose(0, 1).flatten(1, 2) @ root
     centres, place = k_means(points, received, config.features)
-    scatter = _mean_square(points - centres[place], received)
-    spread = _mean_square(points - (received @ points) / received.sum(), received)
-    sharp = _SHARPNESS / scatter.clamp_min(_RIDGE * spread + torch.finfo(spread.dtype).tiny)
-    k_map, k_offset = 2 * sharp * centres @ root, -sharp * centres.square().sum(1)
-    q_map = _turned(centres @ inverse, turn) * config.multiplier
-    shares = (key @ k_map.T + k_offset).softmax(dim=-1)  # [N, T, f]
+    own = centres.gather(1, place[..., None].expand_as(points))
+    middle = (received[..., None] * points).sum(1, keepdim=True) / received.sum(1)[:, None, None]
+    scatter, spread = _mean_square(points - own, received), _mean_square(points - middle, received)
+    sharp = _SHARPNESS / torch.maximum(scatter, _RIDGE * spread + tiny)
+    k_map, k_offset = 2 * sharp[:, None, None] * centres @ root, -sharp[:, None] * centres.square().sum(-1)
+    q_map = (centres @ inverse)[:, None].expand(-1, query.shape[2], -1, -1)
+    if far.turn is not None:
+        q_map = _turned(q_map, far.turn[:, :, None])
+    q_map = q_map * config.multiplier
+    shares = (key @ k_map.transpose(1, 2) + k_offset[:, None]).softmax(dim=-1)  # [N, G, T, f]
     return Maps(
         q_map=q_map,
-        q_offset=_offset(config, query, attention, total, q_map, shares),
+        q_offset=_offset(config, query, far, q_map, shares),
         k_map=k_map,
         k_offset=k_offset,
-        far=float(attention.sum(-1).mean()),
-        scatter=float(scatter / spread) if float(spread) > 0 else 0.0,
+        far=float(far.received.sum() / far.total.numel()),
+        scatter=float((scatter / (spread + tiny)).mean()),
     )
 
 
-def _far_attention(config: LinearAttention, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """The teacher's attention to far tokens ``[N, m, T, T]`` (zeros elsewhere), and its log denominators
-    ``[N, m, T, 1]``.
-    """
-    tokens = key.shape[1]
-    key = key[:, None]
-    if config.rope is not None:
-        frequencies = torch.tensor(config.rope.frequencies(config.head_dim), dtype=torch.float64)
-        turn = cos_sin(frequencies, torch.arange(tokens), scaling=config.rope.attention_scaling)
-        query, key = rotate_reference(query, *turn), rotate_reference(key, *turn)
-    row, column = torch.arange(tokens)[:, None], torch.arange(tokens)
-    scores = (query @ key.transpose(2, 3) * config.multiplier).masked_fill(column > row, float("-inf"))
-    total = scores.logsumexp(dim=-1, keepdim=True)
-    near = (column < config.sinks) | (column > row - config.window)
-    return (scores - total).exp().masked_fill(near, 0.0), total
-
-
-def _mean_turn(config: LinearAttention, attention: Tensor) -> Tensor:
-    """``E[exp(-i theta_p (t - s))]`` over each head's far attention: complex ``[m, P]``."""
-    heads, tokens = attention.shape[1], attention.shape[2]
-    if config.rope is None:
-        return torch.ones(heads, -(-config.head_dim // 2), dtype=torch.complex128)
-    frequencies = torch.tensor(config.rope.frequencies(config.head_dim), dtype=torch.float64)
-    angle = torch.arange(tokens)[:, None] * frequencies
-    wave = torch.polar(torch.ones_like(angle), angle)  # [T, P]
-    mass = attention.sum(0)  # [m, T, T]
-    turned = ((mass.to(wave.dtype) @ wave) * wave.conj()).sum(1)
-    factor = config.rope.attention_scaling**2
-    return factor * turned / mass.sum((1, 2))[:, None].clamp_min(torch.finfo(mass.dtype).tiny)
-
-
 def _turned(x: Tensor, turn: Tensor) -> Tensor:
-    """Pairs of ``x`` ``[..., d]`` multiplied by ``turn`` ``[m, P]``: ``[m, ..., d]``."""
-    if bool((turn == 1).all()):
-        return x.expand(len(turn), *x.shape)
-    half = x.shape[-1] // 2
-    pairs = torch.complex(x[..., :half].contiguous(), x[..., half:].contiguous())
-    turned = pairs * turn.view(len(turn), *(1,) * (x.dim() - 1), half)
+    """Pairs of ``x`` ``[..., d]`` multiplied by ``turn`` ``[..., P]``."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.complex(first.contiguous(), second.contiguous()) * turn
     return torch.cat([turned.real, turned.imag], dim=-1)
 
 
-def _metric(config: LinearAttention, query: Tensor, turn: Tensor) -> Tensor:
-    """What differences of keys do to scores: ``E[q q^T]`` over the head's queries, turned back to where keys stand."""
-    folded = torch.cat([_turned(query[:, h], turn[h : h + 1].conj())[0].flatten(0, 1) for h in range(len(turn))])
-    return folded.T @ folded * (config.multiplier**2 / len(folded))
+def _metric(config: LinearAttention, query: Tensor, turn: Tensor | None) -> Tensor:
+    """What differences of keys do to scores: ``E[q q^T]`` over the queries ``[N, G, m, T, d]`` of each key/value head,
+    turned back to where keys stand: ``[G, d, d]``.
+    """
+    if turn is not None:
+        query = _turned(query, turn.conj()[:, :, None])
+    folded = query.transpose(0, 1).flatten(1, 3)
+    return folded.transpose(1, 2) @ folded * (config.multiplier**2 / folded.shape[1])
 
 
 def _roots(metric: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric square root and its inverse, with a ridge of 1e-6 of the mean diagonal."""
-    size = len(metric)
-    ridge = _RIDGE * metric.diagonal().mean() + torch.finfo(metric.dtype).tiny
-    values, vectors = torch.linalg.eigh((metric + metric.T) / 2 + ridge * torch.eye(size, dtype=metric.dtype))
-    values = values.clamp_min(_RIDGE * values[-1])
-    return (vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T
+    """Symmetric square root and its inverse ``[G, d, d]``, with a ridge of 1e-6 of the mean diagonal."""
+    small = metric.cpu()  # a device takes longer to start on matrices of this size than a processor to finish
+    ridge = _RIDGE * small.diagonal(dim1=1, dim2=2).mean(-1) + torch.finfo(small.dtype).tiny
+    eye = torch.eye(small.shape[-1], dtype=small.dtype)
+    values, vectors = torch.linalg.eigh((small + small.transpose(1, 2)) / 2 + ridge[:, None, None] * eye)
+    values = torch.maximum(values, _RIDGE * values[:, -1:])[:, None]
+    back = vectors.transpose(1, 2)
+    return ((vectors * values.sqrt()) @ back).to(metric.device), ((vectors * values.rsqrt()) @ back).to(metric.device)
 
 
 def _mean_square(x: Tensor, weights: Tensor) -> Tensor:
-    return (weights * x.square().sum(1)).sum() / weights.sum()
+    """``[G, N T, d]`` and ``[G, N T]`` -> ``[G]``."""
+    return (weights * x.square().sum(-1)).sum(-1) / weights.sum(-1)
 
 
-def _offset(
-    config: LinearAttention, query: Tensor, attention: Tensor, total: Tensor, q_map: Tensor, shares: Tensor
-) -> Tensor:
-    """What to add to the logarithms of the query's features ``[m, f]``, so that the attention to each slot is right."""
-    late = torch.nn.functional.pad(shares, (0, 0, config.window, 0))[:, : shares.shape[1]]
-    late = late.masked_fill((torch.arange(late.shape[1]) < config.held)[:, None], 0.0)
-    filled = late.cumsum(dim=1)  # [N, T, f]: how many far tokens are in each slot
-    wanted = (attention @ shares[:, None]).sum((0, 2))  # [m, f]
-    logs = query @ q_map.transpose(1, 2)  # [N, m, T, f]
-    found = ((logs - total).exp() * filled[:, None]).sum((0, 2))
+def _offset(config: LinearAttention, query: Tensor, far: FarAttention, q_map: Tensor, shares: Tensor) -> Tensor:
+    """What to add to the logarithms of the query's features ``[G, m, f]``, so that the attention to each slot is
+    right.
+    """
+    tokens = shares.shape[2]
+    late = torch.nn.functional.pad(shares, (0, 0, config.window, 0))[:, :, :tokens]
+    late = late.masked_fill((torch.arange(tokens, device=late.device) < config.held)[:, None], 0.0)
+    filled = late.cumsum(dim=2)  # [N, G, T, f]: how many far tokens are in each slot
+    wanted = (far.received @ shares).sum(0)  # [G, m, f]
+    found = torch.zeros_like(wanted)
+    for q, total, there in zip(query, far.total, filled, strict=True):
+        found += ((q @ q_map.transpose(2, 3) - total[..., None]).exp() * there[:, None]).sum(2)
     tiny = torch.finfo(wanted.dtype).tiny
-    prior = _PRIOR * wanted.mean(dim=1, keepdim=True) + tiny
-    ratio = (wanted.sum(1, keepdim=True) + tiny) / (found.sum(1, keepdim=True) + tiny)
+    prior = _PRIOR * wanted.mean(dim=-1, keepdim=True) + tiny
+    ratio = (wanted.sum(-1, keepdim=True) + tiny) / (found.sum(-1, keepdim=True) + tiny)
     return ((wanted + prior) / (found + prior / ratio)).log()
