@@ -13,6 +13,9 @@ exactly.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import attrs
 import torch
 from torch import Tensor
@@ -22,6 +25,8 @@ __all__ = ["Joint", "solve"]
 _RIDGE = 1e-6
 _SMALLEST_EIGENVALUE = 1e-7
 _ROUNDS = 30
+_LEAST_GAIN = 3e-4
+"""A round that takes less than this share off the loss is the last."""
 
 
 @attrs.frozen(kw_only=True)
@@ -46,12 +51,9 @@ def solve(gamma: Tensor, omega: Tensor, keys: Tensor, values: Tensor, rank: int)
         return Joint(down=eye, up=eye, keys_lost=0.0, values_lost=0.0)
     gamma, omega = _ridged(gamma), _ridged(omega)
     keys, values = _ridged(keys), _ridged(values)
-    down = _principal(torch.block_diag(gamma, omega), keys, values, rank)  # type: ignore[no-untyped-call]
-    right = _together(keys, values)
-    for _ in range(_ROUNDS):
-        up = torch.cat([_regression(keys, down)[:half], _regression(values, down)[half:]])
-        down = _best_down(up, gamma, omega, keys, values, right)
-    up = torch.cat([_regression(keys, down)[:half], _regression(values, down)[half:]])
+    with _one_thread():
+        down = _principal(torch.block_diag(gamma, omega), keys, values, rank)  # type: ignore[no-untyped-call]
+        up, down = _in_turn(gamma, omega, keys, values, down)
     basis, triangle = torch.linalg.qr(up)
     signs = triangle.diagonal().sign()  # a factorization has none of its own
     up, down = basis * signs, signs[:, None] * (triangle @ down)
@@ -82,41 +84,61 @@ def _principal(weight: Tensor, keys: Tensor, values: Tensor, rank: int) -> Tenso
     return principal
 
 
-def _regression(measure: Tensor, down: Tensor) -> Tensor:
-    """The best reading of ``u`` from ``D u``: ``[n, r]``."""
-    seen = down @ measure
-    reading: Tensor = torch.linalg.solve(seen @ down.T, seen).T
-    return reading
+def _in_turn(gamma: Tensor, omega: Tensor, keys: Tensor, values: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """``U`` and ``D``, each the best for the other, until a round gains next to nothing.
 
-
-def _best_down(
-    up: Tensor, gamma: Tensor, omega: Tensor, keys: Tensor, values: Tensor, measures: tuple[Tensor, Tensor]
-) -> Tensor:
-    """The best latent for given ``U``, where the loss is flat in ``D``:
+    ``U`` is a regression.  The best ``D`` for given ``U`` is where the loss is flat:
 
         U_k^T Gamma U_k D C + U_v^T Omega U_v D M = U_k^T Gamma E_k C + U_v^T Omega E_v M
 
-    Both pairs of symmetric matrices are made diagonal together (``measures``: ``C`` and ``M``), after which every entry
-    stands alone.
+    Both pairs of symmetric matrices are made diagonal together, after which every entry stands alone.  For ``C`` and
+    ``M`` that is done once, and ``d`` is ``D`` in that basis.
     """
     half = len(gamma)
-    from_keys, from_values = up[:half].T @ gamma, up[half:].T @ omega
-    wanted = torch.cat([from_keys, torch.zeros_like(from_values)], dim=1) @ keys
-    wanted = wanted + torch.cat([torch.zeros_like(from_keys), from_values], dim=1) @ values
-    left, a = _together(from_keys @ up[:half], from_values @ up[half:])
-    right, c = measures
-    inner = (left.T @ wanted @ right) / (a[:, None] * c + (1 - a)[:, None] * (1 - c))
-    return left @ inner @ right.T
+    basis, inverse, c = _together(keys, values)
+    key, value = inverse[:, :half], inverse[:, half:]
+    d = down @ inverse.T
+    total = float((gamma * keys[:half, :half]).sum() + (omega * values[half:, half:]).sum())
+    explained = 0.0
+    for _ in range(_ROUNDS):
+        up_key, up_value = _regression(d, c, key), _regression(d, 1 - c, value)
+        from_key, from_value = up_key.T @ gamma, up_value.T @ omega
+        wanted = from_key @ key.T * c + from_value @ value.T * (1 - c)
+        left, _, a = _together(from_key @ up_key, from_value @ up_value)
+        d = left @ (left.T @ wanted / (a[:, None] * c + (1 - a)[:, None] * (1 - c)))
+        before, explained = explained, float((wanted * d).sum())
+        if explained - before <= _LEAST_GAIN * (total - explained):
+            break
+    return torch.cat([_regression(d, c, key), _regression(d, 1 - c, value)]), d @ basis.T
 
 
-def _together(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """``X`` and ``a`` with ``X^T one X = diag(a)`` and ``X^T other X = diag(1 - a)``."""
+def _regression(d: Tensor, measure: Tensor, wanted: Tensor) -> Tensor:
+    """The best reading of ``wanted`` ``[n, k]`` from the latent under a diagonal measure: ``[k, r]``."""
+    weighed = d * measure
+    reading: Tensor = torch.linalg.solve(weighed @ d.T, weighed @ wanted).T
+    return reading
+
+
+def _together(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``X``, its inverse and ``a`` with ``X^T one X = diag(a)`` and ``X^T other X = diag(1 - a)``."""
     lower = torch.linalg.cholesky(one + other)
     whitened = torch.linalg.solve_triangular(lower, one, upper=False)
     whitened = torch.linalg.solve_triangular(lower, whitened.T, upper=False)
     shares, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
-    return torch.linalg.solve_triangular(lower.T, vectors, upper=True), shares.clamp(0, 1)
+    both = torch.linalg.solve_triangular(lower.T, vectors, upper=True)
+    return both, vectors.T @ lower.T, shares.clamp(0, 1)
 
 
 def _share(weight: Tensor, error: Tensor, signal: Tensor) -> float:
     return float((weight * error).sum() / (weight * signal).sum())
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices of this size are factorized sooner than a pool of threads is woken, let alone a pool that others use."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
