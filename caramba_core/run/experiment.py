@@ -57,10 +57,11 @@ class Experiment:
         return all(self._one(group, run) for group, run in left)
 
     def finished_context(self, group: Group, run: Run) -> RunContext | None:
-        """A run's context with its result as the student, or ``None`` while it has no result."""
-        if not self.request.is_done(group.name, run.id):
+        """A run's context with its result as the student, or ``None`` where it has none, or not yet."""
+        directory = self.request.directory(group.name, run.id)
+        if not self.request.is_done(group.name, run.id) or not directory.checkpoints():
             return None
-        context = self._context(group, run, self.request.directory(group.name, run.id))
+        context = self._context(group, run, directory)
         context.resume_from = self._result_of(group.name, run.id)
         return context
 

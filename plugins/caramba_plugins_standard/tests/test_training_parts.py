@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from caramba_plugins_standard.optimizers import SGD, AdamW
+from caramba_plugins_standard.optimizers import SGD, AdamW, Muon
 from caramba_plugins_standard.schedules import Constant, Cosine, Linear
 from torch import nn
 
@@ -38,6 +38,40 @@ def test_adamw_follows_its_paper() -> None:
         torch.testing.assert_close([weight.data for weight in weights], expected)
     kept = sum(t.numel() for state in optimizer.state.values() for t in state.values() if t.ndim)
     assert kept == config.state_values() * sum(weight.numel() for weight in weights)
+
+
+def test_muon_moves_matrices_and_adamw_the_rest() -> None:
+    weights, expected = parameters(), parameters()
+    optimizer = Muon(momentum=0.9, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1).create([{"params": weights}], lr=0.01)
+    matrix = torch.optim.Muon(
+        expected[:1], lr=0.01, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw", nesterov=True
+    )
+    vector = torch.optim.AdamW(expected[1:], lr=0.01, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.0)
+    for step in range(1, 5):
+        for group in (*optimizer.param_groups, *matrix.param_groups, *vector.param_groups):
+            group["lr"] = 0.01 / step  # as the loop does it
+        for ours, theirs in zip(weights, expected, strict=True):
+            ours.grad = torch.sin(torch.arange(ours.numel()).float() * step).view_as(ours)
+            theirs.grad = ours.grad.clone()
+        for one in (optimizer, matrix, vector):
+            one.step()
+        torch.testing.assert_close([w.data for w in weights], [w.data for w in expected], rtol=0, atol=0)
+
+
+def test_muon_goes_on_from_its_state() -> None:
+    config, weights, again = Muon(), parameters(), parameters()
+    whole, resumed = (config.create([{"params": ws}], lr=0.01) for ws in (weights, again))
+    for step in range(4):
+        if step == 2:
+            for old, new in zip(weights, again, strict=True):
+                new.data.copy_(old.data)
+                resumed.state[new] = {name: value.clone() for name, value in whole.state[old].items()}
+        for optimizer, ws in ((whole, weights), (resumed, again)):
+            for weight in ws:
+                weight.grad = torch.full_like(weight, 0.3) + step * weight.detach()
+            if optimizer is whole or step >= 2:
+                optimizer.step()
+    torch.testing.assert_close([w.data for w in weights], [w.data for w in again], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -85,6 +85,7 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
     },
     "optimizer": {
         "adamw": "caramba-plugins-standard",
+        "muon": "caramba-plugins-standard",
         "sgd": "caramba-plugins-standard",
     },
     "schedule": {
