@@ -78,7 +78,7 @@ class Subject:
     def frame(self, x: Tensor, *, cache: Cache | None = None, shift: int = 0) -> Frame:
         """The frame of inputs ``[B, T, D]`` that follow what the cache holds."""
         start = shift + (0 if cache is None else cache.length)
-        return Frame(positions=torch.arange(start, start + x.shape[1]), cache=cache)
+        return Frame(positions=torch.arange(start, start + x.shape[1], device=x.device), cache=cache)
 
     def run(self, x: Tensor, frame: Frame | None = None) -> Tensor:
         """``[B, T, D] -> [B, T, D']``."""

@@ -165,6 +165,14 @@ def _asks_the_device(self: BrokenAttentionModule, x: Tensor, frame: Frame) -> Te
     return y if y.sum().item() > 0 else y * 1.0
 
 
+def _on_the_cpu(self: BrokenAttentionModule, x: Tensor, frame: Frame) -> Tensor:
+    return SOUND(self, x * torch.arange(x.shape[1])[:, None], frame)
+
+
+def _written_anew(self: BrokenAttentionModule, x: Tensor, frame: Frame) -> Tensor:
+    return SOUND(self, x * torch.tensor([1.0] * x.shape[2], device=x.device), frame)
+
+
 def _hoards(self: BrokenAttentionModule, x: Tensor, frame: Frame) -> Tensor:
     if frame.cache is not None:
         self.kept.append(x)
@@ -190,6 +198,8 @@ FORWARD: dict[str, Callable[[BrokenAttentionModule, Tensor, Frame], Tensor]] = {
     "draws at construction": _scaled_at_construction,
     "draws from another generator": _dice,
     "asks the device": _asks_the_device,
+    "makes tensors on the CPU": _on_the_cpu,
+    "writes its frequencies anew": _written_anew,
     "hoards": _hoards,
 }
 
