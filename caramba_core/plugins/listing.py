@@ -51,7 +51,11 @@ def clashes(registry: Registry) -> dict[str, tuple[Entry, ...]]:
                 "layer" if kind in LAYER_KINDS else kind
             )  # layers of all kinds share one list, and so one name space
             claims.setdefault((place, entry.name), []).append(entry)
-    return {f"{kind} {name}": tuple(found) for (kind, name), found in claims.items() if len(found) > 1}
+    return {
+        f"{' or '.join(dict.fromkeys(entry.kind for entry in found))} {name}": tuple(found)
+        for (_, name), found in claims.items()
+        if len(found) > 1
+    }
 
 
 def as_data(registry: Registry) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def as_text(registry: Registry, *, style: Any) -> str:
         lines += ["", *_plugin_lines(listed, style)]
     for name, entries in clashes(registry).items():
         qualified = " or ".join(entry.qualified for entry in entries)
-        lines += ["", f"{style('clash', fg='yellow')}: {name} is supplied twice; write {qualified}"]
+        lines += ["", f"{style('clash', fg='yellow')}: {name} is supplied more than once; write {qualified}"]
     return "\n".join(lines)
 
 

@@ -64,7 +64,10 @@ def import_entry(entry: Entry, plugin: Plugin) -> Any:
 def _import_failure(entry: Entry, plugin: Plugin, error: BaseException) -> PluginError:
     module_name = entry.value.partition(":")[0]
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    hint = f"see the plugin's documentation, or switch it off: --no-plugin {entry.distribution}"
+    hint = (
+        f"pip install --upgrade {entry.distribution}, or report it to its author; "
+        f"--no-plugin {entry.distribution} leaves it out of runs that do not need it"
+    )
     if isinstance(error, ModuleNotFoundError) and error.name:
         missing = error.name
         if missing == module_name or module_name.startswith(f"{missing}."):
@@ -75,7 +78,17 @@ def _import_failure(entry: Entry, plugin: Plugin, error: BaseException) -> Plugi
             hint = _how_to_install(missing.partition(".")[0], plugin)
     if entry.distribution == CORE:
         hint = f"pip install --force-reinstall {CORE}"
-    return PluginError(f"{entry} {entry.version} is broken: {said} (importing {module_name})", hint=hint)
+    return PluginError(f"{entry} {entry.version} is broken: {said} (importing {module_name}{_place(error)})", hint=hint)
+
+
+def _place(error: BaseException) -> str:
+    """Where it happened; a missing module or bad syntax says so itself."""
+    import traceback  # only failures need it
+
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, (ImportError, SyntaxError)) or not frames:
+        return ""
+    return f", {frames[-1].filename}:{frames[-1].lineno}"
 
 
 def _how_to_install(module: str, plugin: Plugin) -> str:

@@ -141,11 +141,14 @@ def _guarded(entry: Entry, hook: str, function: Callable[..., Any]) -> Callable[
                 ) from error
             given_up = True
             _log.warning(
-                "warning: plugin %s %s failed in the hook %s, which is not called again in this process: %s",
+                "warning: plugin %s %s failed in the hook %s, which is not called again in this process: %s\n"
+                "  hint: report it to the plugin's author (%s=1 shows where), or switch it off: --no-plugin %s",
                 entry.distribution,
                 entry.version,
                 hook,
                 said,
+                TRACE_VARIABLE,
+                entry.distribution,
                 exc_info=traced,
             )
         finally:

@@ -23,7 +23,12 @@ def attention(module: str = "bad") -> dict[str, dict[str, str]]:
 
 
 BROKEN_ON_LOAD = {
-    "raises": ("raise RuntimeError('no luck')", "RuntimeError: no luck", "--no-plugin caramba-plugin-bad"),
+    "raises": (
+        "\n\nraise RuntimeError('no luck')",
+        "RuntimeError: no luck (importing bad, ",
+        "pip install --upgrade caramba-plugin-bad, or report it to its author; --no-plugin caramba-plugin-bad",
+    ),
+    "raises somewhere": ("\n\nint('x')", "bad.py:3)", "--no-plugin caramba-plugin-bad"),
     "exits": ("raise SystemExit(3)", "SystemExit: 3", "--no-plugin caramba-plugin-bad"),
     "syntax error": ("def (", "SyntaxError", "--no-plugin caramba-plugin-bad"),
     "needs a module of an extra": (
@@ -133,7 +138,7 @@ def test_broken_plugin_stops_only_what_needs_it(site: Site) -> None:
     assert states["caramba-plugin-bad"]["state"] == "broken"
     problem = states["caramba-plugin-bad"]["problems"][0]
     assert "SystemExit: stop" in problem["message"]
-    assert problem["hint"].startswith("see the plugin's documentation, or switch it off: --no-plugin")
+    assert problem["hint"].startswith("pip install --upgrade caramba-plugin-bad, or report it to its author")
     assert problem["hint"].endswith("; caramba plugins check caramba-plugin-bad tries it again")
     assert checked.err.count("SystemExit") == 0  # said once, in the output that was asked for
     assert states["caramba-plugins-standard"]["state"] == "ok"
@@ -198,7 +203,10 @@ def test_two_distributions_claim_one_name(site: Site) -> None:
     entry = registry().find(("attention",), "caramba-plugin-two:swish")
     assert registry().load(entry).__module__ == "caramba_plugin_two"
     listed = site.caramba("plugins", "list")
-    assert "layer swish is supplied twice; write caramba-plugin-one:swish or caramba-plugin-two:swish" in listed.said
+    assert (
+        "attention swish is supplied more than once; write caramba-plugin-one:swish or caramba-plugin-two:swish"
+        in listed.said
+    )
     # switching one off settles it
     data = json.loads(site.caramba("--no-plugin", "caramba-plugin-one", "plugins", "list", "--json").out)
     assert data["clashes"] == {}

@@ -70,6 +70,7 @@ def test_a_fault_in_an_observer_lets_the_run_go_on(
     (record,) = caplog.records
     assert f"plugin caramba-plugin-a 1.0 failed in the hook {hook}" in record.getMessage()
     assert "OSError: no network" in record.getMessage()
+    assert "switch it off: --no-plugin caramba-plugin-a" in record.getMessage()
 
 
 @pytest.mark.parametrize("hook", ["run_started", "model_built"])
