@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -14,7 +14,7 @@ from caramba_core.kinds import LAYER_KINDS
 from caramba_core.plugins.manager import PluginManager
 from caramba_core.plugins.metadata import Entry, Plugin
 from caramba_core.plugins.registry import Registry
-from caramba_core.plugins.showing import named_plugin, plugin_info
+from caramba_core.plugins.showing import hook_names, named_plugin, plugin_info
 
 __all__ = ["check_plugins"]
 
@@ -26,6 +26,9 @@ def check_plugins(registry: Registry, name: str | None, *, write: Callable[[str]
     """Check one plugin, or all; write a line for each entry, and return how many are broken."""
     plugins = list(registry.plugins.values()) if name is None else [named_plugin(registry, name)]
     PluginManager(registry, only=[plugin.name for plugin in plugins], warn=False)
+    # All of them before the first build imports torch; modes, which may import it, last.
+    entries = [entry for plugin in plugins if registry.unusable(plugin) is None for entry in _entries(plugin)]
+    loaded = {entry: _load(registry, entry) for entry in sorted(entries, key=lambda entry: entry.kind == "mode")}
     broken = 0
     for plugin in plugins:
         write(style(f"{plugin.name} {plugin.version}", bold=True))
@@ -39,7 +42,7 @@ def check_plugins(registry: Registry, name: str | None, *, write: Callable[[str]
         for note in plugin.notes:
             broken += 1
             write(f"  {style('broken', fg='red')}: {note.message}\n    hint: {note.hint}")
-        for entry, outcome in _outcomes(registry, plugin):
+        for entry, outcome in _outcomes(registry, plugin, loaded):
             if isinstance(outcome, PluginError):
                 broken += 1
                 write(f"  {style('broken', fg='red')}  {outcome}")
@@ -49,17 +52,23 @@ def check_plugins(registry: Registry, name: str | None, *, write: Callable[[str]
     return broken
 
 
-def _outcomes(registry: Registry, plugin: Plugin) -> Iterable[tuple[Entry, str | PluginError]]:
+def _entries(plugin: Plugin) -> tuple[Entry, ...]:
+    return (*plugin.hooks, *plugin.components)
+
+
+def _outcomes(
+    registry: Registry, plugin: Plugin, loaded: Mapping[Entry, str | PluginError]
+) -> Iterable[tuple[Entry, str | PluginError]]:
     """For each entry what was done with it, or why it is broken."""
-    entries = (*plugin.hooks, *plugin.components)
-    light = {entry: _load(registry, entry) for entry in entries}  # all of them before the first build imports torch
-    for entry in entries:
-        outcome = light[entry]
+    for entry in _entries(plugin):
+        outcome = loaded[entry]
         try:
             if isinstance(outcome, PluginError):
                 yield entry, outcome
             elif entry.kind == "hooks":
-                yield entry, outcome if plugin_info(registry, plugin) else "  (has no caramba_plugin_info)"
+                hooks = hook_names(registry, entry)
+                remark = outcome if plugin_info(registry, plugin) else "  (has no caramba_plugin_info)"
+                yield entry, f": {', '.join(hooks)}{remark}" if hooks else remark
             else:
                 yield entry, f"{_build(entry, registry.load(entry))}{outcome}"
         except PluginError as error:
@@ -74,7 +83,7 @@ def _load(registry: Registry, entry: Entry) -> str | PluginError:
         registry.load(entry)
     except PluginError as error:
         return error
-    if "torch" in sys.modules and not torch_before:
+    if entry.kind != "mode" and "torch" in sys.modules and not torch_before:
         return "  (imports torch, which slows listings and plans: import it where it is used)"
     return ""
 

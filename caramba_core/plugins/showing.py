@@ -9,12 +9,12 @@ from typing import Any
 import attrs
 
 from caramba_core.errors import PluginError
-from caramba_core.hookspecs import PluginInfo
+from caramba_core.hookspecs import PluginInfo, hookimpl
 from caramba_core.plugins.metadata import Entry, Plugin, normalized
 from caramba_core.plugins.registry import Registry
 from caramba_core.plugins.text import listed, nearest
 
-__all__ = ["field_lines", "named_plugin", "plugin_info", "shown"]
+__all__ = ["field_lines", "hook_names", "named_plugin", "plugin_info", "shown"]
 
 
 def named_plugin(registry: Registry, name: str) -> Plugin:
@@ -56,6 +56,16 @@ def plugin_info(registry: Registry, plugin: Plugin) -> PluginInfo | None:
     return None
 
 
+def hook_names(registry: Registry, entry: Entry) -> tuple[str, ...]:
+    """The hooks that a hook module takes part in, beside the one that says what the plugin is."""
+    marked = (
+        options.get("specname") or name
+        for name, function in vars(registry.load(entry)).items()
+        if isinstance(options := getattr(function, f"{hookimpl.project_name}_impl", None), dict)
+    )
+    return tuple(name for name in marked if name != "caramba_plugin_info")
+
+
 def shown(registry: Registry, name: str, *, style: Any) -> str:
     """The text of ``plugins show NAME``."""
     plugin = named_plugin(registry, name)
@@ -78,15 +88,17 @@ def _info_lines(registry: Registry, plugin: Plugin) -> Iterable[str]:
     except PluginError as error:
         yield f"  problem: {error}"
         return
-    if info is None:
-        return
-    yield f"  {info.summary}"
-    if info.documentation:
-        yield f"  documentation: {info.documentation}"
-    for extra, modules in info.extras.items():
-        missing = [module for module in modules if find_spec(module) is None]
-        told = f"missing {', '.join(missing)}: pip install '{plugin.name}[{extra}]'" if missing else "installed"
-        yield f"  extra {extra}: {told}"
+    if info is not None:
+        yield f"  {info.summary}"
+        if info.documentation:
+            yield f"  documentation: {info.documentation}"
+        for extra, modules in info.extras.items():
+            missing = [module for module in modules if find_spec(module) is None]
+            told = f"missing {', '.join(missing)}: pip install '{plugin.name}[{extra}]'" if missing else "installed"
+            yield f"  extra {extra}: {told}"
+    hooks = [name for entry in plugin.hooks for name in hook_names(registry, entry)]
+    if hooks:
+        yield f"  hooks: {', '.join(hooks)}"
 
 
 def _component_lines(registry: Registry, entry: Entry) -> Iterable[str]:

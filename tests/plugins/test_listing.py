@@ -79,6 +79,10 @@ def test_show(site: Site) -> None:
         "def caramba_plugin_info():\n"
         "    extras = {'fast': ('nowhere_to_be_found',), 'plain': ('json',)}\n"
         "    return PluginInfo(summary='Shows.', documentation='https://example.org', extras=extras)\n"
+        "@hookimpl\n"
+        "def run_started(context): pass\n"
+        "@hookimpl(specname='run_failed')\n"
+        "def too_bad(context, error): pass\n"
     )
     site.add(
         "caramba-plugin-shown",
@@ -90,11 +94,29 @@ def test_show(site: Site) -> None:
         assert "Shows. documentation: https://example.org" in said
         assert "extra fast: missing nowhere_to_be_found: pip install 'caramba-plugin-shown[fast]'" in said
         assert "extra plain: installed" in said
+        assert "hooks: run_started, run_failed" in said
         assert "attention zeta An attention." in said
         assert "n_heads: int = 1 (>= 1) heads" in said
     unknown = site.caramba("plugins", "show", "shwn")
     assert unknown.code == 2
     assert "no plugin 'shwn' is installed" in unknown.err
+
+
+def test_check_names_hooks_and_who_imports_torch(site: Site) -> None:
+    """Though modes, which may, come with the core, which comes first."""
+    site.add(
+        "caramba-plugin-heavy",
+        entries={"caramba": {"heavy": "heavy_hooks"}, "caramba.attention": {"heavy": "heavy:Attention"}},
+        modules={
+            "heavy": "import torch\n" + ATTENTION,
+            "heavy_hooks": "from caramba_core.hookspecs import hookimpl\n@hookimpl\ndef run_started(): pass\n",
+        },
+    )
+    checked = site.caramba("plugins", "check")
+    assert checked.code == 0
+    (slow,) = [line for line in checked.out.splitlines() if "imports torch" in line]
+    assert "attention heavy: " in slow
+    assert "ok hooks heavy: run_started (has no caramba_plugin_info)" in checked.said
 
 
 def test_presets(site: Site) -> None:
