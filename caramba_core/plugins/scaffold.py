@@ -32,7 +32,17 @@ class _Scaffold:
     usage: str
 
 
-_IN_A_LIST = "In a list of layers of a manifest:\n\n```yaml\n- {{type: {name}{example}}}\n```"
+_IN_A_LIST = """`example.yml` is a small model with it, which needs caramba-plugins-standard for the rest:
+
+```
+caramba compile example.yml --print-plan
+```
+
+In the list of layers of any manifest:
+
+```yaml
+- {{type: {name}{example}}}
+```"""
 
 SCAFFOLDS: Final[Mapping[str, _Scaffold]] = {
     "attention": _Scaffold("config:{title}", "The attention {name} for caramba.", _IN_A_LIST),

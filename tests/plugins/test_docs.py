@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench.plugins_docs import PAGE, refreshed
@@ -17,6 +19,7 @@ from caramba_core.plugins import API_VERSION
 from caramba_core.plugins.manager import TRACE_VARIABLE
 from caramba_core.plugins.switches import DISABLE_VARIABLE
 from tests.plugins.site import Site
+from tests.plugins.test_hooks_in_runs import MANIFEST
 from tests.plugins.test_scaffold import install, own_tests
 
 EXAMPLE = PAGE.parents[1] / "plugins" / "caramba_plugin_example"
@@ -78,6 +81,17 @@ def test_the_tutorial_works(site: Site, tmp_path: Path) -> None:
     install(site, folder)
     assert "attention   falling" in site.caramba("plugins", "list").out
     assert own_tests(site, folder) >= 20
+    np.save(tmp_path / "tokens.npy", (np.arange(600) % 50).astype("uint16"))
+    gqa = "{type: gqa, n_heads: 2, n_kv_heads: 1, head_dim: 8}"
+    (tmp_path / "tiny.yml").write_text(MANIFEST.replace(gqa, "{type: falling, n_heads: 2}"))
+    ran = site.caramba("run", "tiny.yml", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert json.loads((tmp_path / "runs/tiny/main/first/summary.json").read_text())["mode"] == "train"
+    (tmp_path / "tiny.yml").write_text(MANIFEST.replace(gqa, "{type: falling, n_heads: 7}"))
+    refused = site.caramba("compile", "tiny.yml", cwd=tmp_path)
+    assert refused.code == 2
+    place = next(line for line in MANIFEST.splitlines() if gqa in line).index(gqa) + len("{type: falling, n_heads: 7")
+    assert refused.err.startswith(f"tiny.yml:11:{place}: error:"), refused.err  # at the 7
 
 
 PUBLIC = {

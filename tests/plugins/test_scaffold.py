@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from caramba_core.errors import InputError
+from caramba_core.kinds import LAYER_KINDS
 from caramba_core.plugins.scaffold import SCAFFOLDS, write_distribution
 from tests.plugins.site import Ran, Site
 
@@ -49,6 +50,11 @@ def test_written_distribution_passes_its_own_tests(site: Site, tmp_path: Path, k
     shown = site.caramba("plugins", "show", f"odd_{kind}")
     assert f"odd_{kind}" in shown.out
     assert "problem" not in shown.out
+    if "example.yml" in (folder / "README.md").read_text():
+        planned = site.caramba("compile", "example.yml", "--print-plan", cwd=folder)
+        assert planned.code == 0, planned.err
+        assert f"odd_{kind} " in planned.out
+    assert (folder / "example.yml").exists() == (kind in LAYER_KINDS)
 
 
 def test_every_kind_has_its_scaffold() -> None:
