@@ -21,12 +21,9 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-import torch.nn.functional as F
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_upcycle.calibration import Calibration
-from caramba_plugins_upcycle.refit import Refit
-from caramba_plugins_upcycle.stages import stages
 from torch import Tensor
 
 from caramba_core.component import Attention
@@ -35,7 +32,6 @@ from caramba_core.loading import open_source
 from caramba_core.lowering import lower
 from caramba_core.manifest import structure_model
 from caramba_core.manifest.schema import Start
-from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import TeacherSource
 from caramba_core.run.student import assemble, find_sites
@@ -49,121 +45,71 @@ X2, X4, X1_14 = (36, 72, 84), (20, 36, 40), (48, 96, 192)
 
 @attrs.frozen(kw_only=True)
 class Variant:
-    """One conversion: sizes (of every layer, or a list of them), the transplant's settings, what the runner does."""
+    """One conversion: sizes, and the settings of the attention, of its transplant, and of the start."""
 
-    sizes: Sizes | list[Sizes] = X2
+    sizes: Sizes = X2
     options: Mapping[str, Any] = attrs.field(factory=dict)
     transplant: Mapping[str, Any] = attrs.field(factory=dict)
-    inputs: str = "teacher"
-    refine: bool = True
-    refit: bool = True
-    ridge: float = 1e-3
-    compensate: float = 0.0
-    mlp: float | None = None
-    mlp_compensate: float = 0.5
+    start: Mapping[str, Any] = attrs.field(factory=dict)
     tokens: int | None = None
+
+    def but(self, **changes: Any) -> Variant:
+        """This variant with other sizes, tokens, options, or single settings of transplant and start."""
+        merged = {
+            name: {**getattr(self, name), **value} if isinstance(value, dict) else value
+            for name, value in changes.items()
+        }
+        return attrs.evolve(self, **merged)
+
+
+FULL = Variant(transplant={"refits": "v", "rows": 16384}, start={"refine": True, "refit_mlp": True})
+"""Everything that the start has; the recipe of ``bench/recipe.yml``."""
 
 
 def variants() -> dict[str, Variant]:
-    """Every variant by its name, the most telling first."""
-    best: dict[str, Any] = {"refits": "qkqv"}
-    made: dict[str, Variant] = {
-        "x2 closed form": Variant(refine=False, refit=False),
-        "x2 output": Variant(refine=False),
+    """Every variant by its name: the ablation first, one term of the start switched off or replaced at a time."""
+    plain = FULL.but(start={"refine": False, "refit_mlp": False, "compensate": 0.0})
+    made = {
+        "everything": FULL,
+        "no refit of the MLP": FULL.but(start={"refit_mlp": False}),
+        "no compensation": FULL.but(start={"compensate": 0.0}),
+        "no refinement of values": FULL.but(start={"refine": False}),
+        "refit of W_o alone": plain,
+        "closed form": plain.but(start={"refit": False}),
+        "pairs by energy": FULL.but(transplant={"selection": "norm"}),
+        "pairs by frequency": FULL.but(transplant={"selection": "frequency"}),
+        "pairs folded": FULL.but(transplant={"selection": "fold"}),
+        "nothing weighed by calibration": FULL.but(transplant={"weighting": "none"}),
+        "plain decompositions": plain.but(start={"refit": False}, transplant={"weighting": "none"}),
+        "keys a head": FULL.but(options={"k_layout": "per_head"}),
+        "moments on student inputs": FULL.but(start={"inputs": "student"}),
     }
-    for refits in ("v", "q", "qk", "qkq", "qv", "qkv", "qkqv", "qkqkqv", "vqkq"):
-        made[f"x2 {refits}"] = Variant(transplant={"refits": refits})
+    made = {f"ablation {name}": variant for name, variant in made.items()}
     for name, size in (("x1_14", X1_14), ("x4", X4)):
-        made[f"{name} output"] = Variant(sizes=size, refine=False)
-        made[f"{name} qkqv"] = Variant(sizes=size, transplant=best)
+        made[f"{name} everything"] = FULL.but(sizes=size)
+        made[f"{name} refit of W_o alone"] = plain.but(sizes=size)
+    for refits in ("q", "qk", "qv", "qkv", "qkqv"):
+        made[f"refits={refits}"] = FULL.but(transplant={"refits": refits, "rows": 4096})
     for field, values in {
-        "logit_ridge": (0.05, 0.15, 1.5, 5.0),
         "value_ridge": (0.003, 0.01, 0.1, 0.3),
         "value_rounds": (1, 4),
-        "rows": (1024, 2048, 8192, 16384),
-        "iterations": (3, 12),
-        "selection": ("fold", "norm", "frequency"),
+        "rows": (1024, 4096, 65536),
     }.items():
         for value in values:
-            made[f"x2 qkqv {field}={value}"] = Variant(transplant={**best, field: value})
-    for share in (0.25, 0.5, 0.75):
-        made[f"x2 qkqv compensate={share}"] = Variant(transplant=best, compensate=share)
-    for ridge in (0.01, 0.1, 1.0):
-        made[f"x2 qkqv compensate=0.5 mlp={ridge}"] = Variant(transplant=best, compensate=0.5, mlp=ridge)
-    made["x2 qkqv mlp=0.1"] = Variant(transplant=best, mlp=0.1, mlp_compensate=0.0)
-    made["x2 qkqv inputs=student"] = Variant(transplant=best, inputs="student")
+            made[f"{field}={value}"] = FULL.but(transplant={field: value})
+    for field, shares in {"compensate": (0.25, 0.75, 1.0), "mlp_ridge": (0.01, 1.0), "ridge": (1e-4, 1e-2)}.items():
+        for share in shares:
+            made[f"{field}={share}"] = FULL.but(start={field: share})
     for sizes in (
         *((24, 72, 96), (24, 60, 108), (36, 60, 96), (30, 66, 96), (48, 60, 84), (24, 84, 84), (12, 72, 108)),
         *((12, 36, 48), (16, 30, 50), (12, 30, 54), (12, 42, 42), (20, 24, 52), (24, 36, 36)),
         *((48, 108, 180), (72, 96, 168), (60, 108, 168), (48, 120, 168), (36, 114, 186), (54, 126, 156)),
     ):
-        made[f"{sum(sizes)} shares={sizes}"] = Variant(sizes=sizes, transplant=best)
-    for tokens in (8192, 16384, 65536, 131072):
-        made[f"x2 qkqv tokens={tokens}"] = Variant(transplant=best, tokens=tokens)
-    made["x2 plain svd"] = Variant(refine=False, refit=False, transplant={"weighting": "none"})
-    made["x2 plain svd, output"] = Variant(refine=False, transplant={"weighting": "none"})
-    made["x2 per head"] = Variant(options={"k_layout": "per_head"}, transplant=best)
-    made["full, split"] = Variant(
-        sizes=(90, 102, 192), options={"k_layout": "per_head", "v_layout": "per_head"}, transplant=best
-    )
+        made[f"{sum(sizes)} shares={sizes}"] = FULL.but(sizes=sizes)
+    for tokens in (8192, 16384, 32768, 131072, 262144):
+        made[f"tokens={tokens}"] = FULL.but(tokens=tokens)
+    made["full, split"] = plain.but(sizes=(90, 102, 192), options={"k_layout": "per_head", "v_layout": "per_head"})
     return made
-
-
-class Tuned(Calibration):
-    """The runner, with what may be worth having there: error compensation and refitting of the MLP."""
-
-    variant = Variant()
-
-    @torch.no_grad()
-    def run(self, batches: list[Tensor]) -> dict[str, Any]:
-        """As the runner's, with both streams kept for the MLP."""
-        report: dict[str, Any] = {}
-        states = [(Frame.of(tokens), *2 * (self.teacher.embedder(tokens),)) for tokens in batches]
-        for old, new in zip(stages(self.teacher), stages(self.student), strict=True):
-            here = [site for site in self.sites if new.holds(site.name)]
-            self._drift = [theirs - ours for _, theirs, ours in states]
-            for site in here:
-                wrapped = [_State(frame, theirs, ours) for frame, theirs, ours in states]
-                report[site.name] = self._convert(site, old, new, wrapped)  # type: ignore[arg-type]
-            after = [old.run(theirs, frame) for frame, theirs, _ in states]
-            if here and self.variant.mlp is not None:
-                self._refit_mlp(here[0].name, states, after)
-            states = [
-                (frame, theirs, new.run(ours, frame)) for theirs, (frame, _, ours) in zip(after, states, strict=True)
-            ]
-        return report
-
-    def _refit(
-        self, student: Any, inputs: list[Tensor], outputs: list[Tensor], frames: list[Frame]
-    ) -> dict[str, float]:
-        share = self.variant.compensate
-        wanted = [o + share * drift for o, drift in zip(outputs, self._drift, strict=True)]
-        return super()._refit(student, inputs, wanted, frames)
-
-    def _refit_mlp(self, site: str, states: list[tuple[Frame, Tensor, Tensor]], after: list[Tensor]) -> None:
-        """The MLP's output projection, by the rules of the attention's."""
-        path = site.removeprefix("model.").rpartition(".")[0]
-        old: Any = self.teacher.get_submodule(path)
-        new: Any = self.student.get_submodule(path)
-        mlp: Any = new.mlp
-        mlp.down_proj = torch.nn.Parameter(mlp.down_proj.clone())
-        refit = Refit(mlp.down_proj.shape[1], mlp.down_proj.shape[0], mlp.down_proj.device)
-        for (frame, theirs, ours), y in zip(states, after, strict=True):
-            middle = theirs + old.attention(old.norm(theirs, frame), frame)
-            own = ours + new.attention(new.norm(ours, frame), frame)
-            h = new.norm_2(own, frame)
-            hidden = F.silu(F.linear(h, mlp.gate_proj)) * F.linear(h, mlp.up_proj)
-            refit.update(hidden, y - middle + self.variant.mlp_compensate * (middle - own))
-        assert self.variant.mlp is not None
-        weight, _, _ = refit.solve(mlp.down_proj, None, self.variant.mlp)
-        mlp.down_proj.copy_(weight)
-
-
-@attrs.frozen
-class _State:
-    frame: Frame
-    teacher: Tensor
-    student: Tensor
 
 
 def converted(graph: Graph, replace: Callable[[Node], Attention | None]) -> Graph:
@@ -179,10 +125,9 @@ def converted(graph: Graph, replace: Callable[[Node], Attention | None]) -> Grap
 
 def student_graph(teacher: Graph, variant: Variant) -> Graph:
     """Every attention a DBA of the variant's sizes."""
-    sizes = iter(variant.sizes if isinstance(variant.sizes, list) else [variant.sizes] * len(teacher.attentions()))
+    sem, geo, values = variant.sizes
 
     def replace(node: Node) -> Attention:
-        sem, geo, values = next(sizes)
         source: Any = node.config
         return DecoupledBottleneckAttention(
             n_heads=source.n_heads,
@@ -266,18 +211,15 @@ def convert(teacher: LanguageModel, variant: Variant, batches: list[Tensor]) -> 
     student = assemble(
         graph, teacher=teacher, tensors=None, trained=(), device=device, dtype=torch.float32, seed=0
     ).eval()
-    settings = Start(refine=variant.refine, refit=variant.refit, ridge=variant.ridge, inputs=variant.inputs)  # type: ignore[arg-type]
-    tuned = Tuned(teacher=teacher, student=student, sites=find_sites(teacher.graph, graph), settings=settings)
-    tuned.variant = variant
-    transplant = GQAToDBA(**variant.transplant)
-    tuned.transplants = dict.fromkeys(tuned.transplants, transplant)
-    report = tuned.run(batches)
+    settings = Start(transplant=GQAToDBA(**variant.transplant), **variant.start)
+    sites = find_sites(teacher.graph, graph)
+    report = Calibration(teacher=teacher, student=student, sites=sites, settings=settings).run(batches)
     return student, summary(report)
 
 
 def summary(report: dict[str, Any]) -> dict[str, Any]:
     """Means over layers."""
-    sites = list(report.values())
+    sites = [entry for entry in report.values() if "start" in entry]
     made: dict[str, Any] = {}
     for step, value in (
         ("logits", lambda r: r["refine"]["logits"]),

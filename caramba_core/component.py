@@ -268,6 +268,9 @@ class Layer(Component):
     """
 
     role: ClassVar[str]
+    output_weights: ClassVar[tuple[str, str] | None] = None
+    """Names of the projection ``[D, n]`` behind what the module's ``mix(x, frame)`` gives, and of its bias, if any;
+    none without such a projection.  A conversion may refit them."""
 
     name: str | None = option(default=None, help="the node's name in its parent; the role of its kind if not given")
 
@@ -292,6 +295,7 @@ class Attention(Layer):
     """A layer that mixes tokens.  Its ``builds`` follows the seam described in :mod:`caramba_core.nn.module`."""
 
     role: ClassVar[str] = "attention"
+    output_weights: ClassVar[tuple[str, str] | None] = ("o_proj", "o_bias")
 
     def cache_spec(self, width: int) -> Mapping[str, CacheEntry]:
         """What decoding keeps a layer; allocation, plan, truncation and export all follow from it."""

@@ -106,14 +106,33 @@ class Start:
         default=False, help="let the transplant improve its start by least squares on the calibration tokens"
     )
     refit: bool = option(default=True, help="refit the output projections by least squares, layer by layer")
+    refit_mlp: bool = option(
+        default=False, help="refit the output projections of the layers between converted attentions too"
+    )
+    compensate: float = option(
+        default=0.5,
+        help="share of the error that the hidden states bring along which each refit is to make good",
+        minimum=0.0,
+        maximum=1.0,
+    )
     cache_budget: str | None = option(
         default=None,
         help="cached values a token, as a share of the teacher's, to be divided among layers (mode allocate)",
         pattern=r"(0?\.\d+|1(\.0+)?)x",
         form="a share of the teacher's, such as 0.5x",
     )
+    allocation_step: float = option(
+        default=0.5,
+        help="how far sizes by layer go from equal shares (0) to the optimum that is predicted (1); predictions hold "
+        "best near equal shares",
+        minimum=0.0,
+        maximum=1.0,
+    )
     ridge: float = option(
-        default=1e-3, help="ridge of the refit, relative to the mean of the Gram diagonal", minimum=0.0
+        default=1e-3, help="ridge of the attentions' refit, relative to the mean of the Gram diagonal", minimum=0.0
+    )
+    mlp_ridge: float = option(
+        default=0.1, help="ridge of the refit of the layers between, relative to the same", minimum=0.0
     )
 
 

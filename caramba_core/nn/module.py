@@ -7,8 +7,9 @@ through it, chosen by ``frame.cache``:
 * a :class:`~caramba_core.nn.cache.Cache`: ``frame.cache.layer(self.site, frame.application)`` is this layer's part; new
   tokens are appended and every query sees the cached tokens before it.
 
-An attention that others can start from also has ``probe(x, frame) -> Probe`` (:mod:`caramba_core.transplant`).  One
-whose output projection can be refitted has ``mix(x, frame)``, ``[B, T, n]``: what ``o_proj`` reads.
+An attention that others can start from also has ``probe(x, frame) -> Probe`` (:mod:`caramba_core.transplant`).  A layer
+whose output projection can be refitted has ``mix(x, frame)``, ``[B, T, n]``: what the projection that its config names
+in ``output_weights`` reads.
 """
 
 from __future__ import annotations

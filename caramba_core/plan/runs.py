@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from caramba_core.component import Attention, Layer
 from caramba_core.graph import matches
 from caramba_core.manifest.schema import Evaluation, Group, Run, Train
 from caramba_core.plan.figures import ITEM_BYTES, weight_bytes
@@ -111,13 +112,14 @@ def plan_runs(group: Group, stage: Stage) -> tuple[RunPlan, ...]:
         parent = run.from_ or (group.runs[index - 1].id if index else None)
         before = changed.get((parent or "").removeprefix(f"{group.name}/"), converted)
         trained = _trained(stage.model, run.train.trains) if run.train is not None else frozenset()
-        own = changed[run.id] = before | trained
+        refitted = _refitted(stage.model, converted) if run.start is not None and run.start.refit_mlp else frozenset()
+        own = changed[run.id] = before | trained | refitted
         plans.append(_plan(run, group, stage, parent, trained, own))
     return tuple(plans)
 
 
 def _plan(
-    run: Run, group: Group, stage: Stage, parent: str | None, trained: frozenset[str], own: Collection[str]
+    run: Run, group: Group, stage: Stage, parent: str | None, trained: frozenset[str], own: frozenset[str]
 ) -> RunPlan:
     weights, shared = _weights(stage, trained, own)
     teacher = None if stage.teacher_model is None else stage.teacher_model.total.weight_bytes
@@ -160,8 +162,20 @@ def _plan(
 # ------------------------------------------------------------------------------------------------ what is held
 
 
-def _weights(stage: Stage, trained: Collection[str], own: Collection[str]) -> tuple[int, int]:
-    """Bytes of the student's own weights, and of those whose storage is the teacher's.
+def _refitted(model: ModelPlan, converted: frozenset[str]) -> frozenset[str]:
+    """Weights that ``start.refit_mlp`` replaces: those of the layers behind the first attention that converts."""
+    found: set[str] = set()
+    behind = False
+    for plan in model.walk():
+        config = plan.node.config
+        behind = behind or plan.node.name in converted
+        if behind and isinstance(config, Layer) and not isinstance(config, Attention) and config.output_weights:
+            found.update(f"{plan.node.name}.{weight}" for weight in config.output_weights if weight in plan.weights)
+    return frozenset(found)
+
+
+def _weights(stage: Stage, trained: Collection[str], own: frozenset[str]) -> tuple[int, int]:
+    """Bytes of the student's own weights, and of those whose storage is the teacher's; ``own`` names nodes or weights.
 
     A weight is shared where it does not train, has not changed since the start, does not belong to an attention that
     converts, and the teacher has one of the same name and shape; weights that train are held in float32 at least.
@@ -172,7 +186,8 @@ def _weights(stage: Stage, trained: Collection[str], own: Collection[str]) -> tu
         name = node.node.name
         for weight_name, weight in node.weights.items():
             size = weight_bytes(weight, _train_dtype(stage.model.dtype) if name in trained else stage.model.dtype)
-            if weight.trainable and name not in own and theirs.get(f"{name}.{weight_name}") == weight.shape:
+            kept = not own.intersection((name, f"{name}.{weight_name}"))
+            if weight.trainable and kept and theirs.get(f"{name}.{weight_name}") == weight.shape:
                 shared += size
             else:
                 held += size

@@ -54,7 +54,7 @@ groups:
     teacher: {source: absent, dtype: float32}
     data: {train: train.npy, heldout: heldout.npy}
     runs:
-      - {id: convert, mode: convert}
+      - {id: convert, mode: convert, start: {refit_mlp: REFIT}}
       - id: attention
         mode: train
         steps: 3
@@ -77,9 +77,10 @@ groups:
 """
 
 
-def group_of(tmp_path: Path, dtype: str, optimizer: str) -> tuple[Group, Stage]:
+def group_of(tmp_path: Path, dtype: str, optimizer: str, refit_mlp: bool = False) -> tuple[Group, Stage]:
     path = tmp_path / "memory.yml"
-    path.write_text(MANIFEST.replace("dtype: float32", f"dtype: {dtype}").replace("OPTIMIZER", optimizer))
+    text = MANIFEST.replace("dtype: float32", f"dtype: {dtype}").replace("OPTIMIZER", optimizer)
+    path.write_text(text.replace("REFIT", str(refit_mlp).lower()))
     loaded = load_manifest(path)
     group = loaded.manifest.groups[0]
     block = {"type": "nested", "repeat": 2, "layers": [residual(GQA), residual(MLP)]}
@@ -102,10 +103,11 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
     return list(module.state_dict(keep_vars=True).values())
 
 
+@pytest.mark.parametrize("refit_mlp", [False, True])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "{type: sgd, momentum: 0.0}"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_memory_of_a_group(tmp_path: Path, dtype: str, optimizer: str) -> None:
-    group, stage = group_of(tmp_path, dtype, optimizer)
+def test_memory_of_a_group(tmp_path: Path, dtype: str, optimizer: str, refit_mlp: bool) -> None:
+    group, stage = group_of(tmp_path, dtype, optimizer, refit_mlp)
     plans = {plan.id: plan for plan in plan_runs(group, stage)}
     assert stage.teacher is not None
     assert stage.teacher.graph is not None
@@ -125,6 +127,9 @@ def test_memory_of_a_group(tmp_path: Path, dtype: str, optimizer: str) -> None:
             seed=0,
         )
         theirs = {t.untyped_storage().data_ptr() for t in tensors_of(teacher)}
+        if run.mode == "convert" and refit_mlp:
+            for block in (student.get_submodule("blocks.0"), student.get_submodule("blocks.1")):
+                block.mlp.down_proj = nn.Parameter(block.mlp.down_proj + 1)
         own = [t for t in tensors_of(student) if t.untyped_storage().data_ptr() not in theirs]
         shared = [t for t in tensors_of(student) if t.untyped_storage().data_ptr() in theirs]
         gradients, state = trained_state(student, run.train, trained)

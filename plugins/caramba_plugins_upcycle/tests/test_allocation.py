@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from caramba_plugins_upcycle.allocation.budget import allocate
+from caramba_plugins_upcycle.allocation.budget import allocate, part_of_the_way
 from caramba_plugins_upcycle.allocation.sensitivity import Sensitivity
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,3 +54,28 @@ def test_sizes_that_cost_more_step_by_step_leave_room_for_smaller_steps() -> Non
 def test_too_small_a_budget_names_the_least() -> None:
     with pytest.raises(ValueError, match="7 cached values are the least"):
         allocate([curve("a", [3, 4], [1.0, 0.0]), curve("b", [4], [0.0])], 6)
+
+
+@given(st.lists(convex(), min_size=1, max_size=4), st.data(), st.integers(0, 8), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+def test_part_of_the_way_stays_between_and_within_the_budget(
+    curves: list[Sensitivity], data: st.DataObject, more: int, step: float
+) -> None:
+    budget = len(curves) + more
+    own = [data.draw(st.sampled_from(c.sizes)) for c in curves]
+    best, _ = allocate(curves, budget)
+    try:
+        sizes, loss = part_of_the_way(curves, own, best, budget, step)
+    except ValueError:  # equal shares of a small budget may be smaller than the smallest sizes
+        assert any(at * budget / sum(own) < c.sizes[0] for c, at in zip(curves, own, strict=True))
+        return
+    assert sum(sizes) <= budget
+    assert loss == sum(c.losses[c.sizes.index(size)] for c, size in zip(curves, sizes, strict=True))
+    for at, goal, size in zip(own, best, sizes, strict=True):
+        low, high = sorted((at * budget / sum(own), goal))
+        assert low - 1 < size < high + 1
+
+
+def test_all_the_way_is_the_optimum_and_none_of_it_the_manifest() -> None:
+    curves = [curve("sem_dim", [2, 4, 6], [9.0, 3.0, 0.0]), curve("v_dim", [2, 4, 6], [3.0, 1.0, 0.5])]
+    assert part_of_the_way(curves, [4, 4], [6, 2], 8, step=1.0) == ([6, 2], 3.0)
+    assert part_of_the_way(curves, [4, 4], [6, 2], 8, step=0.0) == ([4, 4], 4.0)

@@ -15,6 +15,7 @@ class SwiGLU(Layer):
     """``down(silu(gate(x)) * up(x))`` (arXiv 2002.05202)."""
 
     role: ClassVar[str] = "mlp"
+    output_weights: ClassVar[tuple[str, str] | None] = ("down_proj", "down_bias")
     builds: ClassVar[str] = "caramba_plugins_standard.swiglu_module:SwiGLUModule"
 
     d_ff: int = option(help="hidden width", unit="features", minimum=1)

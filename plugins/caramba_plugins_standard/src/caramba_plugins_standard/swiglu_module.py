@@ -32,9 +32,11 @@ class SwiGLUModule(ComponentModule):
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, D]``."""
-        gate = F.linear(x, self.gate_proj, self.gate_bias)
-        up = F.linear(x, self.up_proj, self.up_bias)
-        return F.linear(gated(gate, up), self.down_proj, self.down_bias)
+        return F.linear(self.mix(x, frame), self.down_proj, self.down_bias)
+
+    def mix(self, x: Tensor, frame: Frame) -> Tensor:
+        """What the output projection reads: ``[B, T, D] -> [B, T, F]``."""
+        return gated(F.linear(x, self.gate_proj, self.gate_bias), F.linear(x, self.up_proj, self.up_bias))
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:

@@ -2,19 +2,19 @@
 
 Teacher and student run in lockstep, a stage at a time.  At each site the teacher is probed, the moments are collected,
 the transplant starts the student's attention, and its output projection is refitted on the student's own inputs, which
-have passed through everything converted and refitted so far.
+have passed through everything converted and refitted so far.  The layers between may be refitted in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from caramba_core.component import Attention
+from caramba_core.component import Attention, Layer
 from caramba_core.errors import InputError, InvalidValue, NumericalStop
 from caramba_core.graph import ROOT
 from caramba_core.manifest.schema import Start
@@ -24,8 +24,8 @@ from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plugins.registry import Registry, registry
 from caramba_core.run.student import Site
 from caramba_core.transplant import Collector, Example, Moment, Transplant
-from caramba_plugins_upcycle.refit import Refit
-from caramba_plugins_upcycle.stages import Stage, input_of, stages
+from caramba_plugins_upcycle.correction import output_weights, refit_output
+from caramba_plugins_upcycle.stages import Stage, adds_to_stream, input_of, stages
 
 __all__ = ["Calibration", "collector_of", "fill", "find_transplant"]
 
@@ -57,6 +57,11 @@ class _Batch:
     frame: Frame
     teacher: Tensor
     student: Tensor
+
+    @property
+    def drifted(self) -> bool:
+        """Whether something converted lies behind these states."""
+        return self.teacher is not self.student
 
 
 @attrs.frozen(eq=False)
@@ -116,9 +121,11 @@ class Calibration:
             here = [site for site in self.sites if new.holds(site.name)]
             for site in here:
                 report[site.name] = self._convert(site, old, new, states)
+            if self.settings.refit_mlp and not here and states[0].drifted:
+                report.update(self._refit_between(old, new, states))
             for index, batch in enumerate(states):
                 y = old.run(batch.teacher, batch.frame)
-                z = y if batch.teacher is batch.student and not here else new.run(batch.student, batch.frame)
+                z = new.run(batch.student, batch.frame) if batch.drifted or here else y
                 states[index] = _Batch(batch.frame, y, z)
                 self.progress(batch.frame.positions.numel() * y.shape[0])
         return report
@@ -140,14 +147,13 @@ class Calibration:
         inputs: list[Tensor] = []
         outputs: list[Tensor] = []
         for batch in states:
-            same = batch.teacher is batch.student
             teacher_x = input_of(teacher, old, batch.teacher, batch.frame)
-            student_x = teacher_x if same else input_of(student, new, batch.student, batch.frame)
+            student_x = teacher_x if not batch.drifted else input_of(student, new, batch.student, batch.frame)
             probe = teacher.probe(teacher_x, batch.frame)
             outputs.append(probe.output)
             teacher_inputs.append(teacher_x)
             inputs.append(student_x)
-            if self.settings.inputs == "student" and not same:
+            if self.settings.inputs == "student" and batch.drifted:
                 probe = teacher.probe(student_x, batch.frame)
             for collector in collectors.values():
                 collector.update(probe)
@@ -161,22 +167,38 @@ class Calibration:
             examples = _Examples(teacher, teacher_inputs, inputs, frames)
             report["refine"] = dict(transplant.refine(source, weights, target, student, examples))
         if self.settings.refit:
-            report["refit"] = self._refit(student, inputs, outputs, frames)
+            wanted = self._corrected(teacher, old, states, outputs)
+            mixed = (student.mix(x, frame) for x, frame in zip(inputs, frames, strict=True))
+            report["refit"] = refit_output(target, student, zip(mixed, wanted, strict=True), self.settings.ridge)
         return report
 
-    def _refit(
-        self, student: Any, inputs: list[Tensor], outputs: list[Tensor], frames: list[Frame]
-    ) -> dict[str, float]:
-        o_proj, o_bias = student.o_proj, student.o_bias
-        assert isinstance(o_proj, nn.Parameter)
-        assert isinstance(o_bias, nn.Parameter)
-        refit = Refit(o_proj.shape[1], o_proj.shape[0], o_proj.device)
-        for x, wanted, frame in zip(inputs, outputs, frames, strict=True):
-            refit.update(student.mix(x, frame), wanted)
-        weight, bias, report = refit.solve(o_proj, o_bias, self.settings.ridge)
-        o_proj.copy_(weight)
-        o_bias.copy_(bias)
-        return attrs.asdict(report)
+    def _corrected(
+        self, teacher: nn.Module, old: Stage, states: list[_Batch], outputs: Iterable[Tensor]
+    ) -> Iterator[Tensor]:
+        """The teacher's outputs, with a share of the states' error where outputs are added to the states."""
+        first = states[0]
+        share = self.settings.compensate
+        if not (share and first.drifted and adds_to_stream(teacher, old, first.teacher, first.frame)):
+            share = 0.0
+        for output, batch in zip(outputs, states, strict=True):
+            yield output + share * (batch.teacher - batch.student) if share else output
+
+    def _refit_between(self, old: Stage, new: Stage, states: list[_Batch]) -> dict[str, Any]:
+        """Refit the layers of a stage without a site that can be: their inputs are the student's by now."""
+        report: dict[str, Any] = {}
+        for name in new.names:
+            path = name.removeprefix(f"{ROOT}.")
+            teacher, student = self.teacher.get_submodule(path), self.student.get_submodule(path)
+            config = getattr(student, "config", None)
+            if not isinstance(config, Layer) or output_weights(config, student) is None:
+                continue
+            outputs = (teacher(input_of(teacher, old, batch.teacher, batch.frame), batch.frame) for batch in states)
+            mix: Any = student.mix
+            mixed = (mix(input_of(student, new, batch.student, batch.frame), batch.frame) for batch in states)
+            wanted = self._corrected(teacher, old, states, outputs)
+            pairs = zip(mixed, wanted, strict=True)
+            report[name] = {"refit": refit_output(config, student, pairs, self.settings.mlp_ridge)}
+        return report
 
     def _require_refittable(self, site: Site) -> None:
         module = self.student.get_submodule(site.name.removeprefix(f"{ROOT}."))

@@ -1,4 +1,4 @@
-"""Refitting an output projection by ridge regression: what the student mixes, to what the teacher gives."""
+"""Refitting an output projection by ridge regression: what the student mixes, to what it should give."""
 
 from __future__ import annotations
 
@@ -18,38 +18,45 @@ class RefitReport:
 
 
 class Refit:
-    """Normal equations of ``min |Y W - O|^2 + ridge m |W - W0|^2`` in float64, a column of ones included.
+    """Normal equations of ``min |Y W - O|^2 + ridge m |W - W0|^2`` in float64, with a column of ones for a bias.
 
-    ``Y`` ``[N, n]`` is what the student's attention mixes on its own inputs, ``O`` ``[N, D]`` the teacher's attention
-    output on the teacher's inputs, ``W0`` the projection as started, ``m`` the mean of the diagonal of ``Y^T Y``.
+    ``Y`` ``[N, n]`` is what the student's layer mixes on its own inputs, ``O`` ``[N, D]`` what the layer should give,
+    ``W0`` the projection as started, ``m`` the mean of the diagonal of ``Y^T Y``.
     """
 
-    def __init__(self, mixed: int, width: int, device: torch.device) -> None:
+    def __init__(self, mixed: int, width: int, device: torch.device, *, bias: bool = True) -> None:
         self._device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
-        self._gram = torch.zeros(mixed + 1, mixed + 1, dtype=torch.float64, device=self._device)
-        self._cross = torch.zeros(mixed + 1, width, dtype=torch.float64, device=self._device)
+        self._mixed = mixed
+        rows = mixed + 1 if bias else mixed
+        self._gram = torch.zeros(rows, rows, dtype=torch.float64, device=self._device)
+        self._cross = torch.zeros(rows, width, dtype=torch.float64, device=self._device)
         self._energy = torch.zeros((), dtype=torch.float64, device=self._device)
 
     def update(self, mixed: Tensor, output: Tensor) -> None:
         """Take in ``[..., n]`` and ``[..., D]`` of the same tokens."""
         y = mixed.flatten(0, -2).to(self._device, torch.float64)
-        y = torch.cat([y, y.new_ones(y.shape[0], 1)], dim=1)
+        if len(self._gram) > self._mixed:
+            y = torch.cat([y, y.new_ones(y.shape[0], 1)], dim=1)
         o = output.flatten(0, -2).to(self._device, torch.float64)
         self._gram += y.T @ y
         self._cross += y.T @ o
         self._energy += o.square().sum()
 
-    def solve(self, weight: Tensor, bias: Tensor | None, ridge: float) -> tuple[Tensor, Tensor, RefitReport]:
-        """The refitted projection ``[D, n]`` and bias ``[D]`` near the given ones, and what it bought."""
+    def solve(self, weight: Tensor, bias: Tensor | None, ridge: float) -> tuple[Tensor, Tensor | None, RefitReport]:
+        """The refitted projection ``[D, n]`` and bias ``[D]``, if any, near the given ones, and what it bought.
+
+        A bias that is not given starts at zero.
+        """
         start = torch.zeros_like(self._cross)
-        start[:-1] = weight.T.to(start)
+        start[: self._mixed] = weight.T.to(start)
         if bias is not None:
-            start[-1] = bias.to(start)
-        strength = ridge * self._gram[:-1, :-1].diagonal().mean()
+            start[self._mixed] = bias.to(start)
+        strength = ridge * self._gram.diagonal()[: self._mixed].mean()
         eye = torch.eye(len(self._gram), dtype=torch.float64, device=self._device)
         solved = torch.linalg.solve(self._gram + strength * eye, self._cross + strength * start)
         report = RefitReport(before=self._error(start), after=self._error(solved))
-        return solved[:-1].T.contiguous(), solved[-1].contiguous(), report
+        found = solved[-1].contiguous() if len(solved) > self._mixed else None
+        return solved[: self._mixed].T.contiguous(), found, report
 
     def _error(self, w: Tensor) -> float:
         squared = (w * (self._gram @ w)).sum() - 2 * (w * self._cross).sum() + self._energy

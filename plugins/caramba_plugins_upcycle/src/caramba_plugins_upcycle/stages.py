@@ -1,4 +1,4 @@
-"""Walking a model stage by stage: the blocks of a repeated body one by one, everything else as it stands."""
+"""Walking a model stage by stage: what stands between two hidden states, such as one residual branch of a block."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import attrs
+import torch
 from torch import Tensor, nn
 
 from caramba_core.component import Topology
 from caramba_core.graph import ROOT
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.nn.sequence import names_of
+from caramba_core.nn.sequence import Sequence, names_of
 
-__all__ = ["Stage", "input_of", "stages"]
+__all__ = ["Stage", "adds_to_stream", "input_of", "stages"]
 
 
 @attrs.frozen
@@ -30,15 +31,21 @@ class Stage:
 
 
 def stages(model: LanguageModel) -> Iterator[Stage]:
-    """The stages of a model in order; running them one after the other is running the model's layers."""
+    """The stages of a model in order; running them one after the other is running the model's layers.
+
+    The repeated blocks of a separable topology are walked through, everything else is a stage as it stands.
+    """
     topologies = {node.name: node for node in model.graph.walk() if node.scopes and not node.inline}
     for step in model.wiring:
         names = tuple(f"{ROOT}.{name}" for name in names_of((step,)))
         node = topologies.get(names[0]) if isinstance(step, str) else None
         if node is not None and isinstance(node.config, Topology) and node.config.separable:
             for scope in node.scopes:
-                module = model.get_submodule(scope.name.removeprefix(f"{ROOT}."))
-                yield Stage((scope.name,), module)
+                block = model.get_submodule(scope.name.removeprefix(f"{ROOT}."))
+                assert isinstance(block, Sequence)
+                for part in block.wiring:
+                    inside = tuple(f"{scope.name}.{name}" for name in names_of((part,)))
+                    yield Stage(inside, partial(block.run, (part,)))
         else:
             yield Stage(names, partial(model.run, (step,)))
 
@@ -65,3 +72,18 @@ def input_of(module: nn.Module, stage: Stage, x: Tensor, frame: Frame) -> Tensor
     finally:
         handle.remove()
     raise AssertionError(f"{stage.names} did not reach its site")
+
+
+def adds_to_stream(module: nn.Module, stage: Stage, x: Tensor, frame: Frame) -> bool:
+    """Whether the stage adds the module's output to the hidden states that it was given: a residual branch's last."""
+    outputs: list[Tensor] = []
+
+    def keep(_: nn.Module, arguments: tuple[Tensor, Frame], output: Tensor) -> None:
+        outputs.append(output)
+
+    handle = module.register_forward_hook(keep)
+    try:
+        y = stage.run(x, frame)
+    finally:
+        handle.remove()
+    return len(outputs) == 1 and y.shape == x.shape == outputs[0].shape and bool(torch.equal(y, x + outputs[0]))

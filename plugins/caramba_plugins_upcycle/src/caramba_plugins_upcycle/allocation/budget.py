@@ -5,9 +5,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
+import attrs
+
 from caramba_plugins_upcycle.allocation.sensitivity import Sensitivity
 
-__all__ = ["allocate"]
+__all__ = ["allocate", "part_of_the_way"]
 
 
 def allocate(curves: Sequence[Sensitivity], budget: int) -> tuple[list[int], float]:
@@ -36,6 +38,26 @@ def allocate(curves: Sequence[Sensitivity], budget: int) -> tuple[list[int], flo
             heapq.heappush(heap, (-_gain(hull, place + 1), index))
     chosen = [hull[place] for hull, place in zip(hulls, places, strict=True)]
     return [size for size, _ in chosen], sum(loss for _, loss in chosen)
+
+
+def part_of_the_way(
+    curves: Sequence[Sensitivity], own: Sequence[int], best: Sequence[int], budget: int, step: float
+) -> tuple[list[int], float]:
+    """Sizes between ``own``, scaled to the budget, and ``best``: ``step`` of the way, and the predicted loss.
+
+    Curves are measured near the sizes that the manifest has; the further away, the less they say.
+    """
+    scale = budget / sum(own)
+    near = []
+    for curve, at, goal in zip(curves, own, best, strict=True):
+        target = at * scale + step * (goal - at * scale)
+        below = max((size for size in curve.sizes if size <= target), default=curve.sizes[0])
+        above = min((size for size in curve.sizes if size >= target), default=curve.sizes[-1])
+        places = sorted({curve.sizes.index(below), curve.sizes.index(above)})
+        chosen = [(curve.sizes[place], curve.losses[place]) for place in places]
+        sizes, losses = zip(*chosen, strict=True)
+        near.append(attrs.evolve(curve, sizes=sizes, losses=losses))
+    return allocate(near, budget)
 
 
 def _lower_hull(curve: Sensitivity) -> list[tuple[int, float]]:

@@ -15,7 +15,7 @@ from caramba_core.manifest.schema import Start
 from caramba_core.run.context import RunContext
 from caramba_core.run.modes import Results
 from caramba_core.run.student import Site
-from caramba_plugins_upcycle.allocation.budget import allocate
+from caramba_plugins_upcycle.allocation.budget import allocate, part_of_the_way
 from caramba_plugins_upcycle.allocation.sensitivity import Sensitivity, measure_sensitivities
 from caramba_plugins_upcycle.convert import calibration_batches
 from caramba_plugins_upcycle.stages import stages
@@ -58,7 +58,8 @@ class Allocate:
                 progress=bar.advance,
             )
         try:
-            sizes, loss = allocate(curves, budget)
+            best, _ = allocate(curves, budget)
+            sizes, loss = part_of_the_way(curves, _own(curves, context.sites), best, budget, settings.allocation_step)
         except ValueError as error:
             raise InputError(f"start.cache_budget: {settings.cache_budget} is too small: {error}") from error
         chosen = _by_site(curves, sizes)
@@ -92,10 +93,16 @@ def _by_site(curves: Sequence[Sensitivity], sizes: Sequence[int]) -> dict[str, d
     return chosen
 
 
+def _own(curves: Sequence[Sensitivity], sites: Sequence[Site]) -> list[int]:
+    """The manifest's own sizes, by curve."""
+    configs = {site.name: site.student.config for site in sites}
+    return [getattr(configs[curve.site], curve.field) for curve in curves]
+
+
 def _uniform(curves: Sequence[Sensitivity], sites: Sequence[Site]) -> float:
     """What the manifest's own sizes are predicted to lose."""
-    own = {site.name: site.student.config for site in sites}
-    return sum(curve.losses[curve.sizes.index(getattr(own[curve.site], curve.field))] for curve in curves)
+    sizes = _own(curves, sites)
+    return sum(curve.losses[curve.sizes.index(size)] for curve, size in zip(curves, sizes, strict=True))
 
 
 def with_sizes(document: Mapping[str, Any], run: str, chosen: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:

@@ -143,13 +143,13 @@ class _Site:
         module: Any = load_object(config.builds)(config, width).to(like.device)
         fill(self.site.name, module, started.weights)
         if self.settings.refit:
-            refit = Refit(module.o_proj.shape[1], module.o_proj.shape[0], like.device)
+            bias = getattr(module, "o_bias", None)
+            refit = Refit(module.o_proj.shape[1], module.o_proj.shape[0], like.device, bias=bias is not None)
             for frame, x, output in self.inputs:
                 refit.update(module.mix(x, frame), output)
-            bias = getattr(module, "o_bias", None)
             weight, new_bias, _ = refit.solve(module.o_proj, bias, self.settings.ridge)
             module.o_proj.copy_(weight)
-            if bias is not None:
+            if bias is not None and new_bias is not None:
                 bias.copy_(new_bias)
         total = count = 0.0
         with _in_place(self.model, self.path, module):
