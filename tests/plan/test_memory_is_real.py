@@ -129,7 +129,7 @@ def test_memory_of_a_group(tmp_path: Path, dtype: str, optimizer: str, refit_mlp
         theirs = {t.untyped_storage().data_ptr() for t in tensors_of(teacher)}
         if run.mode == "convert" and refit_mlp:
             for block in (student.get_submodule("blocks.0"), student.get_submodule("blocks.1")):
-                block.mlp.down_proj = nn.Parameter(block.mlp.down_proj + 1)
+                block.mlp.down_proj = nn.Parameter(block.mlp.down_proj + 1, requires_grad=False)
         own = [t for t in tensors_of(student) if t.untyped_storage().data_ptr() not in theirs]
         shared = [t for t in tensors_of(student) if t.untyped_storage().data_ptr() in theirs]
         gradients, state = trained_state(student, run.train, trained)
