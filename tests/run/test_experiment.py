@@ -230,3 +230,16 @@ def test_a_run_can_be_run_again_from_what_it_wrote(manifest: Path, monkeypatch: 
     first, second = weights(folder_of(manifest, "convert")), weights(again)
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     assert caramba("export", again, "-o", manifest.parent / "out") == 0
+
+
+def test_what_was_refitted_between_attentions_goes_on_into_training(manifest: Path) -> None:
+    assert run(manifest, "--set", "groups.0.runs.0.start.refit_mlp=true") == 0
+    before, after = weights(folder_of(manifest, "convert")), weights(folder_of(manifest, "finetune"))
+    names = [name for name in before if name.endswith("mlp.down_proj")]
+    assert names
+    again = ("--output", str(manifest.parent / "plain"), "--run", "convert")
+    assert caramba("run", manifest, *again) == 0
+    plain = weights(manifest.parent / "plain" / "small" / "half" / "convert")
+    for name in names:  # the manifest trains attention and norms
+        assert not torch.equal(before[name], plain[name])
+        assert torch.equal(before[name], after[name])
