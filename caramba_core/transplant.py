@@ -8,7 +8,7 @@ step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -45,12 +45,19 @@ class Probe:
 class Example:
     """Calibration windows at one attention of both models, which run side by side.
 
-    ``probe`` is what the source did on its own inputs; ``x`` ``[B, T, D]`` is what the target reads at the same place,
-    behind everything that was converted before it.
+    ``x`` ``[B, T, D]`` is what the target reads, behind everything that was converted before it; ``output``
+    ``[B, T, D]`` what the source gave on its own inputs, at ``positions`` ``[T]``.
     """
 
-    probe: Probe
     x: Tensor
+    output: Tensor
+    positions: Tensor
+    probing: Callable[[], Probe]
+
+    @property
+    def probe(self) -> Probe:
+        """What the source did on its own inputs; computed anew at every look, so that few are held at a time."""
+        return self.probing()
 
 
 class Collector(Protocol):

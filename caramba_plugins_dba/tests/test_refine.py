@@ -10,7 +10,7 @@ from caramba_plugins_dba.refine import LogitFit, ValueFit, refine
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from dba_conversion import convert, filled, frame, inputs
-from torch import Tensor
+from torch import Tensor, nn
 
 from caramba_core.rope import Rope
 from caramba_core.transplant import Example
@@ -18,6 +18,12 @@ from caramba_core.transplant import Example
 WIDTH, TOKENS = 40, 24
 ROPE = Rope(theta=50.0)
 BIASES = dict.fromkeys(("q_bias", "k_bias", "v_bias", "o_bias"), True)
+
+
+def example_of(teacher: nn.Module, x: Tensor, seen: Tensor) -> Example:
+    """What a teacher does with ``x`` beside what its student reads."""
+    probe = teacher.probe(x, frame(x))  # type: ignore[operator]
+    return Example(x=seen, output=probe.output, positions=probe.positions, probing=lambda: probe)
 
 
 def setting(
@@ -44,7 +50,7 @@ def setting(
     for part in x.split(2):
         with torch.no_grad():
             noisy = part + 0.05 * inputs(len(part), TOKENS, WIDTH, seed=3, dtype=torch.float32)
-            examples.append(Example(probe=teacher.probe(part, frame(part)), x=noisy))  # type: ignore[operator]
+            examples.append(example_of(teacher, part, noisy))
     return module, dict(teacher.state_dict()), examples
 
 
@@ -128,7 +134,7 @@ def test_refits_help_on_tokens_that_they_never_saw() -> None:
     source = GroupedQueryAttention(n_heads=6, n_kv_heads=2, head_dim=8, rope=ROPE)
     teacher = filled(source, WIDTH, seed=1, dtype=torch.float32)
     with torch.no_grad():
-        tests = [Example(probe=teacher.probe(unseen, frame(unseen)), x=unseen)]  # type: ignore[operator]
+        tests = [example_of(teacher, unseen, unseen)]
     before = output_error(module, tests)
     report = refine(GQAToDBA(), weights, module, examples)
     assert output_error(module, tests) < before

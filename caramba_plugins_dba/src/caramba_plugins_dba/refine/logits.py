@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from caramba_core.nn.rotary import cos_sin, rotate
-from caramba_core.transplant import Example
+from caramba_core.transplant import Example, Probe
 from caramba_plugins_dba.module import DecoupledBottleneckModule
 from caramba_plugins_dba.refine.conjugate import conjugate_gradient, eigen
 
@@ -55,13 +55,13 @@ class LogitFit:
         generator = torch.Generator().manual_seed(seed)
         self.windows: list[_Window] = []
         for example in examples:
+            probe = example.probe
             for index in range(example.x.shape[0]):
-                self.windows.append(self._window(example, index, queries, generator))
+                self.windows.append(self._window(example.x[index], probe, index, queries, generator))
         self.count = sum(len(window.rows) for window in self.windows)
         assert self.count, "no calibration tokens"
 
-    def _window(self, example: Example, index: int, queries: int, generator: torch.Generator) -> _Window:
-        x, probe = example.x[index], example.probe
+    def _window(self, x: Tensor, probe: Probe, index: int, queries: int, generator: torch.Generator) -> _Window:
         rows = torch.randperm(x.shape[0], generator=generator)[:queries].sort().values.to(x.device)
         share = probe.probabilities[index][:, rows].view(self.groups, self._per_group, len(rows), -1)
         logits = share.log().masked_fill(share == 0, 0.0)

@@ -26,7 +26,8 @@ def refine(
     """Refit what the module's sizes made lose something; exact starts stay as they are."""
     config = module.config
     report: dict[str, Any] = {}
-    queries = -(-settings.rows // (len(examples) * examples[0].x.shape[0]))
+    windows = sum(example.x.shape[0] for example in examples)
+    queries = -(-settings.rows // windows)
     lossy_keys = 2 * config.pairs < config.head_dim
     lossy_values = config.v_dim < config.n_kv_heads * config.head_dim
     logits = [step for step in settings.refits if step in "qk"]

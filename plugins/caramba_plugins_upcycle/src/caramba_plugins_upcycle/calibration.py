@@ -7,8 +7,9 @@ have passed through everything converted and refitted so far.  The layers betwee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import attrs
 import torch
@@ -64,29 +65,6 @@ class _Batch:
         return self.teacher is not self.student
 
 
-@attrs.frozen(eq=False)
-class _Examples(Sequence[Example]):
-    """Calibration windows at one site; each look at one probes the teacher anew, so that few are held at a time."""
-
-    teacher: Any
-    teacher_inputs: list[Tensor]
-    student_inputs: list[Tensor]
-    frames: list[Frame]
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        probe = self.teacher.probe(self.teacher_inputs[index], self.frames[index])
-        return Example(probe=probe, x=self.student_inputs[index])
-
-
 class Calibration:
     """The conversion of a whole student; :meth:`run` fills it and returns a report, one entry a site."""
 
@@ -121,10 +99,10 @@ class Calibration:
             here = [site for site in self.sites if new.holds(site.name)]
             for site in here:
                 report[site.name] = self._convert(site, old, new, states)
+            after = [old.run(batch.teacher, batch.frame) for batch in states]
             if self.settings.refit_mlp and not here and states[0].drifted:
-                report.update(self._refit_between(old, new, states))
-            for index, batch in enumerate(states):
-                y = old.run(batch.teacher, batch.frame)
+                report.update(self._refit_between(old, new, states, after))
+            for index, (batch, y) in enumerate(zip(states, after, strict=True)):
                 z = new.run(batch.student, batch.frame) if batch.drifted or here else y
                 states[index] = _Batch(batch.frame, y, z)
                 self.progress(batch.frame.positions.numel() * y.shape[0])
@@ -143,16 +121,13 @@ class Calibration:
         collectors = {
             name: collector_of(moment, source, width) for name, moment in transplant.moments(source, target).items()
         }
-        teacher_inputs: list[Tensor] = []
-        inputs: list[Tensor] = []
-        outputs: list[Tensor] = []
+        examples: list[Example] = []
         for batch in states:
             teacher_x = input_of(teacher, old, batch.teacher, batch.frame)
             student_x = teacher_x if not batch.drifted else input_of(student, new, batch.student, batch.frame)
             probe = teacher.probe(teacher_x, batch.frame)
-            outputs.append(probe.output)
-            teacher_inputs.append(teacher_x)
-            inputs.append(student_x)
+            probing = partial(teacher.probe, teacher_x, batch.frame)
+            examples.append(Example(x=student_x, output=probe.output, positions=probe.positions, probing=probing))
             if self.settings.inputs == "student" and batch.drifted:
                 probe = teacher.probe(student_x, batch.frame)
             for collector in collectors.values():
@@ -162,29 +137,26 @@ class Calibration:
         started = transplant.start(source, weights, target, width, moments)
         fill(site.name, student, started.weights)
         report: dict[str, Any] = {"start": dict(started.report)}
-        frames = [batch.frame for batch in states]
         if self.settings.refine:
-            examples = _Examples(teacher, teacher_inputs, inputs, frames)
             report["refine"] = dict(transplant.refine(source, weights, target, student, examples))
         if self.settings.refit:
-            wanted = self._corrected(teacher, old, states, outputs)
-            mixed = (student.mix(x, frame) for x, frame in zip(inputs, frames, strict=True))
+            first = states[0]
+            adds = first.drifted and adds_to_stream(teacher, old, first.teacher, first.frame)
+            wanted = self._corrected((example.output for example in examples), states, adds)
+            mixed = (student.mix(example.x, batch.frame) for example, batch in zip(examples, states, strict=True))
             report["refit"] = refit_output(target, student, zip(mixed, wanted, strict=True), self.settings.ridge)
         return report
 
-    def _corrected(
-        self, teacher: nn.Module, old: Stage, states: list[_Batch], outputs: Iterable[Tensor]
-    ) -> Iterator[Tensor]:
+    def _corrected(self, outputs: Iterable[Tensor], states: list[_Batch], adds: bool) -> Iterator[Tensor]:
         """The teacher's outputs, with a share of the states' error where outputs are added to the states."""
-        first = states[0]
-        share = self.settings.compensate
-        if not (share and first.drifted and adds_to_stream(teacher, old, first.teacher, first.frame)):
-            share = 0.0
         for output, batch in zip(outputs, states, strict=True):
-            yield output + share * (batch.teacher - batch.student) if share else output
+            yield output + self.settings.compensate * (batch.teacher - batch.student) if adds else output
 
-    def _refit_between(self, old: Stage, new: Stage, states: list[_Batch]) -> dict[str, Any]:
-        """Refit the layers of a stage without a site that can be: their inputs are the student's by now."""
+    def _refit_between(self, old: Stage, new: Stage, states: list[_Batch], after: list[Tensor]) -> dict[str, Any]:
+        """Refit the layers of a stage without a site that can be: their inputs are the student's by now.
+
+        ``after`` is what the teacher's stage made of its states.
+        """
         report: dict[str, Any] = {}
         for name in new.names:
             path = name.removeprefix(f"{ROOT}.")
@@ -192,10 +164,14 @@ class Calibration:
             config = getattr(student, "config", None)
             if not isinstance(config, Layer) or output_weights(config, student) is None:
                 continue
-            outputs = (teacher(input_of(teacher, old, batch.teacher, batch.frame), batch.frame) for batch in states)
+            adds = adds_to_stream(teacher, old, states[0].teacher, states[0].frame)
+            outputs = (
+                y - batch.teacher if adds else teacher(input_of(teacher, old, batch.teacher, batch.frame), batch.frame)
+                for batch, y in zip(states, after, strict=True)
+            )
             mix: Any = student.mix
             mixed = (mix(input_of(student, new, batch.student, batch.frame), batch.frame) for batch in states)
-            wanted = self._corrected(teacher, old, states, outputs)
+            wanted = self._corrected(outputs, states, adds)
             pairs = zip(mixed, wanted, strict=True)
             report[name] = {"refit": refit_output(config, student, pairs, self.settings.mlp_ridge)}
         return report
