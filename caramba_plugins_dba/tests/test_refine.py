@@ -136,7 +136,7 @@ def test_refits_help_on_tokens_that_they_never_saw() -> None:
     with torch.no_grad():
         tests = [example_of(teacher, unseen, unseen)]
     before = output_error(module, tests)
-    report = refine(GQAToDBA(), weights, module, examples)
+    report = refine(GQAToDBA(refits="qkqv"), weights, module, examples)
     assert output_error(module, tests) < before
     assert sorted(report) == ["logits", "values"]
     assert report["logits"] == sorted(report["logits"], reverse=True)
@@ -145,5 +145,5 @@ def test_refits_help_on_tokens_that_they_never_saw() -> None:
 def test_what_loses_nothing_is_left_alone() -> None:
     module, weights, examples = setting("shared", {}, sem_dim=0, geo_dim=16, v_dim=16)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    assert refine(GQAToDBA(), weights, module, examples) == {}
+    assert refine(GQAToDBA(refits="qkqv"), weights, module, examples) == {}
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())

@@ -38,7 +38,7 @@ class GQAToDBA(Transplant):
         help="what errors are weighed by: calibration moments, or nothing (control: plain truncated decompositions)",
     )
     refits: str = option(
-        default="qkqv",
+        default="v",
         help="projections refitted in turn on calibration tokens: q queries, k keys, v values",
     )
     rows: int = option(default=4096, help="calibration queries that a refit looks at", unit="tokens", minimum=1)
