@@ -269,8 +269,7 @@ class Layer(Component):
 
     role: ClassVar[str]
     output_weights: ClassVar[tuple[str, str] | None] = None
-    """Names of the projection ``[D, n]`` behind what the module's ``mix(x, frame)`` gives, and of its bias, if any;
-    none without such a projection.  A conversion may refit them."""
+    """Names of the projection ``[D, n]`` behind what the module's ``mix(x, frame)`` gives, and of its bias, if any."""
 
     name: str | None = option(default=None, help="the node's name in its parent; the role of its kind if not given")
 

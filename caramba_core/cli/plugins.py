@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -60,7 +60,10 @@ def check(
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="name of the component, such as my_attention")],
-    kind: Annotated[str, typer.Option(help="attention, layer, topology, strategy, loader or tracker")],
+    kind: Annotated[
+        Literal["attention", "layer", "topology", "strategy", "loader", "tracker"],
+        typer.Option(help="what the component is"),
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder to make; caramba-plugin-NAME")] = None,
 ) -> None:
     """Write a small complete distribution whose tests pass as they are."""
