@@ -32,7 +32,8 @@ class Folder:
 
     ``config`` is the content of ``config.json``; ``keys`` says under which key each parameter of the graph (without
     ``model.``) is written, with ``{}`` for the number of a block (``blocks.{}.mlp.up_proj``); ``files`` are further
-    files by name; ``usage`` is how a Python program loads the model.
+    files by name; ``usage`` is how a Python program loads the model, with
+    ``{folder}`` for where it lies; the card adds how a tokenizer is loaded, where there is one.
     """
 
     config: Mapping[str, Any]

@@ -31,6 +31,7 @@ __all__ = [
     "find_loader",
     "open_fetched",
     "open_source",
+    "what_it_seems",
 ]
 
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<location>.*)", re.DOTALL)
@@ -219,8 +220,9 @@ def find_loader(path: Path) -> Checkpoint:
         return accepting[0][1].open(path)
     if broken:
         raise broken[0]
+    seems = what_it_seems(path)
     raise InputError(
-        f"{path} is not a checkpoint that an installed plugin can read{_looks_like(path)}",
+        f"{path} is not a checkpoint that an installed plugin can read{seems and f': {seems}'}",
         expected=f"one of: {', '.join(entry.name for entry in entries)}" if entries else "an installed loader",
         hint="caramba plugins list shows the loaders that are installed",
     )
@@ -241,20 +243,20 @@ def _require_readable(path: Path) -> None:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _looks_like(path: Path) -> str:
-    """What a file that nobody recognizes seems to be, as a part of a sentence."""
+def what_it_seems(path: Path) -> str:
+    """What a file that cannot be read as it should seems to be, as a part of a sentence; nothing if that is unclear."""
     if path.is_dir():
-        return ": the folder is empty" if next(path.iterdir(), None) is None else ""
+        return "the folder is empty" if next(path.iterdir(), None) is None else ""
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
-        return ": the file is empty"
+        return "the file is empty"
     if start.startswith(b"version https://git-lfs"):
-        return ": it is a git-LFS pointer, not the file itself (git lfs pull fetches it)"
+        return "it is a git-LFS pointer, not the file itself (git lfs pull fetches it)"
     if start.lstrip()[:1] == b"<":
-        return ": it is a web page, not a checkpoint (was it saved from a browser?)"
+        return "it is a web page, not a checkpoint (was it saved from a browser?)"
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        return ": it is a zip archive or a pickle, as torch.save writes them"
+        return "it is a zip archive or a pickle, as torch.save writes them"
     return ""
 
 

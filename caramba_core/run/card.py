@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 __all__ = ["model_card"]
 
 
-def model_card(name: str, usage: str, summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Markdown; numbers come from the run's ``summary.json`` alone."""
+_TOKENIZER: Final = """\
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+"""
+
+
+def model_card(name: str, usage: str, summary: Mapping[str, Any], config: Mapping[str, Any], *, tokenizer: bool) -> str:
+    """Markdown; numbers come from the run's ``summary.json`` alone.  ``tokenizer``: whether the folder holds one."""
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [caramba]\n---\n",
         f"# {name}\n",
-        f"```python\n{usage.format(folder=name).rstrip()}\n```\n",
+        f"```python\n{(usage + (_TOKENIZER if tokenizer else '')).format(folder=name).rstrip()}\n```\n",
     ]
+    if not tokenizer:
+        parts.append("The checkpoint that this model started from came without a tokenizer, and so does this folder.\n")
     rows = list(_rows(summary))
     if rows:
         parts.append("## Measured\n")
@@ -36,7 +45,7 @@ def _rows(summary: Mapping[str, Any]) -> list[str]:
     perplexity, errors = summary.get("perplexity", {}), summary.get("perplexity_standard_error", {})
     if perplexity:
         cells = [
-            f"{perplexity[when]:.3f} ± {errors[when]:.3f}" if when in perplexity else ""
+            "" if when not in perplexity else f"{perplexity[when]:.3f}{_error(errors[when])}"
             for when in ("teacher", "start", "end")
         ]
         rows.append(f"| perplexity on held-out text | {' | '.join(cells)} |")
@@ -49,6 +58,10 @@ def _rows(summary: Mapping[str, Any]) -> list[str]:
         cells = [f"{cache[who]:,.0f}" if who in cache else "" for who in ("teacher", "student", "student")]
         rows.append(f"| cached bytes a token | {' | '.join(cells)} |")
     return rows
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f" ± {value:.3f}"
 
 
 def _how(summary: Mapping[str, Any]) -> str:

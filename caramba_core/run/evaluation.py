@@ -40,9 +40,10 @@ class Measurement:
         return math.exp(float(self.nll.astype(np.float64).mean()))
 
     @property
-    def standard_error(self) -> float:
-        """Standard error of the perplexity (delta method, over blocks of tokens)."""
-        return self.perplexity * _error_of_mean(self.nll)
+    def standard_error(self) -> float | None:
+        """Standard error of the perplexity (delta method, over blocks of tokens); none where there is one block."""
+        error = _error_of_mean(self.nll)
+        return None if error is None else self.perplexity * error
 
     @property
     def tokens(self) -> int:
@@ -59,8 +60,8 @@ class Measurement:
         return cls(nll=np.load(path, allow_pickle=False))
 
 
-def paired_difference(a: Measurement, b: Measurement) -> tuple[float, float]:
-    """Mean of ``log perplexity(a) - log perplexity(b)`` over the same tokens, and its standard error."""
+def paired_difference(a: Measurement, b: Measurement) -> tuple[float, float | None]:
+    """Mean of ``log perplexity(a) - log perplexity(b)`` over the same tokens, and its standard error, if any."""
     difference = a.nll.astype(np.float64) - b.nll.astype(np.float64)
     return float(difference.mean()), _error_of_mean(difference)
 
@@ -133,10 +134,10 @@ def _hidden(model: LanguageModel, tokens: Tensor, storage: Storage | None) -> Te
 
 def _error_of_mean(
     values: np.ndarray[tuple[int, int], np.dtype[np.float32]] | np.ndarray[tuple[int, int], np.dtype[np.float64]],
-) -> float:
+) -> float | None:
     means = [
         block.mean()
         for row in values.astype(np.float64)
         for block in np.array_split(row, max(1, round(len(row) / _BLOCK)))
     ]
-    return float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
+    return float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -49,8 +52,7 @@ def export(run: Path, output: Path, *, dtype: str = "auto", origin: str | None =
     ``origin`` is the checkpoint whose tokenizer and settings go with the model: the run's teacher if not given.
     Nothing is left behind where anything fails.
     """
-    if output.exists() or output.is_symlink():
-        raise InputError(f"{output} exists already", hint="name a folder that is not there yet")
+    _require_room(output)
     loaded, checkpoint = _opened(run)
     (group,) = loaded.manifest.groups
     graph = lower(group.model)
@@ -69,11 +71,24 @@ def export(run: Path, output: Path, *, dtype: str = "auto", origin: str | None =
             _write(scratch / file, content)
         keyed = ((folder.key(local_name(key)), value) for key, value in tensors.items())
         _write_weights(scratch, keyed, getattr(torch, kind))
-        _write(scratch / "README.md", model_card(output.name, folder.usage, summary, config))
+        written = {path.name for path in scratch.iterdir()}
+        tokenizer = not written.isdisjoint(("tokenizer.json", "tokenizer_config.json"))
+        _write(scratch / "README.md", model_card(output.name, folder.usage, summary, config, tokenizer=tokenizer))
         _require_same(find_loader(scratch), tensors, getattr(torch, kind))
         files = tuple(sorted(path.name for path in scratch.iterdir()))
     count = sum(value.numel() for value in tensors.values() if value.is_floating_point())
     return Exported(path=output, exporter=name, dtype=kind, parameters=count, files=files)
+
+
+def _require_room(output: Path) -> None:
+    """The folder can be made: nothing stands in its place, and what stands above it is a folder to write in."""
+    if output.exists() or output.is_symlink():
+        raise InputError(f"{output} exists already", hint="name a folder that is not there yet")
+    above = next(parent for parent in output.absolute().parents if parent.exists() or parent.is_symlink())
+    if not above.is_dir():
+        raise InputError(f"{output} cannot be made: {above} is no folder", hint="name a folder elsewhere")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{output} cannot be made: {above} is not yours to write in", hint="name a folder elsewhere")
 
 
 def _opened(run: Path) -> tuple[Any, Path]:
@@ -148,8 +163,9 @@ def _write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], dtype: t
     try:
         for name, shard in zip(names, shards, strict=True):
             save_file(shard, folder / name, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
+    except SafetensorError as error:  # the library's writer tells the system's error in words alone
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number.group(1)) if number else errno.EIO, str(error), str(folder)) from error
     if len(shards) > 1:
         placed = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         index = {"metadata": {"total_size": total}, "weight_map": placed}

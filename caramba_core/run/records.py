@@ -97,7 +97,8 @@ def closing_table(reporter: Reporter, title: str, summaries: list[dict[str, Any]
 
 
 def _perplexity(summary: dict[str, Any], name: str) -> str:
-    return f"{summary['perplexity'][name]:.2f} ± {summary['perplexity_standard_error'][name]:.2f}"
+    error = summary["perplexity_standard_error"][name]
+    return f"{summary['perplexity'][name]:.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
 def _bytes(count: float | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from caramba_core.cli import main
 from caramba_core.errors import InputError
@@ -244,13 +245,45 @@ def test_a_teacher_that_is_gone(tmp_path: Path) -> None:
     assert left_in(tmp_path) == {"run"}
 
 
+@pytest.mark.parametrize("place", ["file/out", "file/deeper/out", "dangling/out"])
+def test_a_folder_that_cannot_be_made(tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run", decoder(GQA))
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(tmp_path / "run"), "-o", str(tmp_path / place)])
+    assert ended.value.code == 2
+    assert "cannot be made" in capsys.readouterr().err
+    assert left_in(tmp_path) == {"run", "file", "dangling"}
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_the_card_loads_what_is_there(tmp_path: Path, shipped: bool) -> None:
+    write_oracle(tmp_path / "hf", "llama")
+    if shipped:
+        trained("smollm").save(str(tmp_path / "hf" / "tokenizer.json"))
+    make_run(tmp_path / "run", decoder(GQA), teacher=str(tmp_path / "hf"))
+    export(tmp_path / "run", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("AutoTokenizer" in card) is (tmp_path / "out" / "tokenizer.json").exists() is shipped
+    assert ("without a tokenizer" in card) is not shipped
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
 def test_a_full_disk_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     make_run(tmp_path / "run", decoder(GQA))
 
     def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr("caramba_core.run.export.save_file", full)
     with pytest.raises(SystemExit) as ended:

@@ -16,9 +16,8 @@ from caramba_plugins_llama.families import FAMILIES, Family, hugging_face_keys
 __all__ = ["StandardExporter"]
 
 _USAGE: Final = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
 model = AutoModelForCausalLM.from_pretrained("{folder}")
 """
 _SPECIAL: Final = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import attrs
 
 from caramba_core.errors import InputError
+from caramba_core.loading import what_it_seems
 from caramba_plugins_llama.json_file import parse_object
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ def read_header(path: Path) -> tuple[SafetensorsEntry, ...]:
             file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             if size < 10:
-                fail(f"it has {size} bytes")
+                fail(what_it_seems(path) or f"it has {size} bytes")
             if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
-                fail(f"it claims a header of {length} bytes; {size - 8} follow")
+                fail(what_it_seems(path) or f"it claims a header of {length} bytes; {size - 8} follow")
             header = parse_object(file.read(length), f"{path}: its header")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -17,9 +17,8 @@ __all__ = ["DBAExporter"]
 _FILE: Final = "modeling_caramba_dba.py"
 
 _USAGE: Final = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-tokenizer = AutoTokenizer.from_pretrained("{folder}", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)
 """
 
