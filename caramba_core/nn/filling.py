@@ -16,6 +16,7 @@ from caramba_core.nn.language_model import LanguageModel
 
 __all__ = ["load_weights"]
 
+_WORTH_THREADS = 1 << 22
 _SHOWN = 40
 """Lines of an error: tensors that differ by the number of their layer alone share one."""
 
@@ -115,10 +116,10 @@ def _fault(values: Tensor, target: Tensor) -> str | None:
 def _bounds(values: Tensor) -> tuple[float, float]:
     """Least and greatest value, in one pass without a copy.
 
-    On one thread: it reads as fast as memory gives, and threads cost more to start than a tensor takes.
+    Small tensors on one thread: threads cost more to start than they take.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads if values.numel() >= _WORTH_THREADS else 1)
     try:
         least, greatest = torch.aminmax(values)
     finally:
