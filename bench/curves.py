@@ -1,0 +1,311 @@
+"""The tables and pictures of ``docs/dba.md``, made of the records in ``docs/measurements/dba.jsonl``.
+
+    python bench/curves.py            write both (pictures need matplotlib: pip install matplotlib)
+    python bench/curves.py --check    say whether the tables are what the records give
+
+A record is one line of JSON.  ``kind: model`` is one measured model: ``attention``, ``cached_values`` a layer and
+token, ``cache`` (full, int8, int4), ``cache_bytes`` a token in bfloat16 over all layers, training ``tokens``,
+``start``, and the ``ratio`` of its perplexity to the teacher's on each text (null where it was not measured).
+``kind: ablation`` is one variant of the start.  Both say date, commit, device and command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = DOCS / "dba.md"
+RECORDS = DOCS / "measurements" / "dba.jsonl"
+PICTURES = DOCS / "pictures"
+TEXTS = {"austen": "Austen", "moby": "Moby Dick"}
+NAMES = {
+    "gqa": "teacher",
+    "dba": "DBA",
+    "dba by layer": "DBA, sizes by layer",
+    "mla": "MLA",
+    "sliding_window": "sliding window",
+    "linear_attention": "linear attention",
+}
+INK, MUTED, GRID = "#1f2328", "#656d76", "#d0d7de"
+_FLOOR = 0.1
+"""Percent: what is less than this is drawn here."""
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito: told apart by everybody
+
+END = "<!-- end -->"
+
+Record = dict[str, Any]
+
+
+def records(kind: str) -> list[Record]:
+    """The records of one kind, in the order of the file."""
+    lines = (json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines())
+    return [record for record in lines if record["kind"] == kind]
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def pair(record: Record) -> str:
+    """The ratios on both texts."""
+    return " / ".join("not measured" if value is None else f"{value:.4f}" for value in _both(record))
+
+
+def _both(record: Record) -> list[float | None]:
+    return [record["ratio"][text] for text in TEXTS]
+
+
+def tokens(count: int) -> str:
+    """Training tokens as one says them."""
+    return f"{count / 1e6:.0f}M" if count else "none"
+
+
+def ablation() -> str:
+    """One line a variant of the start."""
+    return table(
+        ["start at 192 of 384 values", "Austen / Moby", "unseen part of the calibration text", "KL on it", "seconds"],
+        (
+            [r["name"], pair(r), f"{r['ratio']['own']:.4f}", f"{r['divergence']['own']:.3f}", f"{r['seconds']:.0f}"]
+            for r in records("ablation")
+        ),
+    )
+
+
+def _models(**wanted: Any) -> list[Record]:
+    return [
+        record
+        for record in records("model")
+        if record.get("layers") is None and all(record[key] == value for key, value in wanted.items())
+    ]
+
+
+def sizes() -> str:
+    """DBA by size, start and training tokens."""
+    chosen = [r for r in _models(cache="full") if r["attention"].startswith("dba")]
+    chosen.sort(key=lambda r: (-r["cached_values"], r.get("max_context", 1024), r["tokens"]))
+    return table(
+        ["cached values a layer", "start", "training tokens", "Austen / Moby"],
+        (
+            [
+                f"{r['cached_values']}{' by layer' if 'layer' in r['attention'] else ''}",
+                r["start"] + (f", for {r['max_context']:,} tokens" if "max_context" in r else ""),
+                tokens(r["tokens"]),
+                pair(r),
+            ]
+            for r in chosen
+        ),
+    )
+
+
+def caches() -> str:
+    """The teacher and DBA with caches in few bits."""
+    chosen = [
+        r for r in records("model") if (r["attention"] == "gqa" or r["cache"] != "full") and r.get("layers") is None
+    ]
+    chosen.sort(key=lambda r: (-r["cache_bytes"], r["tokens"]))
+    return table(
+        ["model", "cache", "bytes a token", "training tokens", "Austen / Moby"],
+        (
+            [
+                NAMES[r["attention"]] + (f", {r['cached_values']}" if r["attention"] != "gqa" else ""),
+                r["cache"],
+                f"{r['cache_bytes']:,}",
+                tokens(r["tokens"]),
+                pair(r),
+            ]
+            for r in chosen
+        ),
+    )
+
+
+def attentions() -> str:
+    """Four attentions at equal bytes, and in every second layer."""
+    rows = []
+    for name in ("dba", "mla", "sliding_window", "linear_attention"):
+        here = [r for r in records("model") if r["attention"] == name and "max_context" not in r]
+        whole = [r for r in here if r.get("layers") is None and r["cache"] == "full" and _equal_bytes(r)]
+        zero, trained = (
+            max((r for r in whole if (r["tokens"] == count)), key=_recency(here), default=None)
+            for count in (0, 3997696)
+        )
+        half = next(r for r in here if r.get("layers") is not None)
+        rows.append([NAMES[name], *("not measured" if r is None else pair(r) for r in (zero, trained, half))])
+    return table(["attention", "no training", "after 4M tokens", "in every second layer, no training"], rows)
+
+
+def _equal_bytes(record: Record) -> bool:
+    return record["start"] == ("values refitted" if record["attention"] == "dba" else "output refitted")
+
+
+def _recency(order: list[Record]) -> Any:
+    return order.index
+
+
+TABLES = {"ablation": ablation, "sizes": sizes, "caches": caches, "attentions": attentions}
+
+
+def refreshed(page: str) -> str:
+    """The page with every table between its markers made anew."""
+    for name, make in TABLES.items():
+        head, opening, rest = page.partition(f"<!-- generated: {name} -->\n")
+        assert opening, f"{PAGE} has no place for {name}"
+        page = head + opening + make() + "\n" + rest[rest.index(END) :]
+    return page
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def excess(record: Record) -> float | None:
+    """Percent above the teacher, by the geometric mean of both texts; none where one of them was not measured."""
+    first, second = _both(record)
+    if first is None or second is None:
+        return None
+    return max(100 * ((first * second) ** 0.5 - 1), _FLOOR)
+
+
+def draw() -> None:
+    """Both pictures, as SVG."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({
+        "svg.hashsalt": "caramba",
+        "font.size": 11,
+        "axes.edgecolor": GRID,
+        "axes.labelcolor": MUTED,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    })  # fmt: skip
+    PICTURES.mkdir(exist_ok=True)
+    _against_bytes(PICTURES / "ratio_against_bytes.svg")
+    _against_tokens(PICTURES / "ratio_against_tokens.svg")
+
+
+def _axes(title: str) -> Any:
+    from matplotlib import pyplot
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    figure, axes = pyplot.subplots(figsize=(9.6, 5.4), layout="constrained")
+    axes.set_title(title, loc="left", color=INK, fontsize=13)
+    axes.set_ylabel("perplexity above the teacher's, %")
+    axes.set_yscale("log")
+    axes.set_ylim(0.08, 400)
+    axes.yaxis.set_major_locator(FixedLocator([_FLOOR, 0.3, 1, 3, 10, 30, 100, 300]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{'≤ ' if value == _FLOOR else ''}{value:g}"))
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _line(
+    axes: Any, points: list[tuple[float, float]], color: str, label: str, at: tuple[int, int, int], **style: Any
+) -> None:
+    """A line, and its name beside point ``at[0]``, ``at[1]`` points to the right and ``at[2]`` up."""
+    points.sort()
+    axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=6, linewidth=1.8, **style)
+    axes.annotate(label, points[at[0]], xytext=at[1:], textcoords="offset points", color=color, va="center")
+
+
+def _points(chosen: Iterable[Record], key: str) -> list[tuple[float, float]]:
+    return [(float(r[key]), value) for r in chosen if (value := excess(r)) is not None]
+
+
+def _best(chosen: Iterable[Record]) -> list[Record]:
+    """Of records of one size and cache the one with the least ratio."""
+    least: dict[Any, Record] = {}
+    for record in chosen:
+        value, at = excess(record), (record["cached_values"], record["cache"])
+        if value is not None and (at not in least or value < (excess(least[at]) or value)):
+            least[at] = record
+    return list(least.values())
+
+
+def _against_bytes(path: Path) -> None:
+    figure, axes = _axes("Perplexity against cached bytes, SmolLM2-135M, 1,024 tokens")
+    dba = [r for r in records("model") if r["attention"].startswith("dba") and not r.get("layers")]
+    for count, label, color, style in (
+        (0, "DBA without training: 96, 192, 336 values a layer", ORANGE, "--"),
+        (9994240, "DBA after 10M tokens", BLUE, "-"),
+    ):
+        best = _best(r for r in dba if r["tokens"] == count)
+        _line(
+            axes,
+            _points((r for r in best if r["cache"] == "full"), "cache_bytes"),
+            color,
+            label,
+            (0, 10, 6),
+            linestyle=style,
+        )
+        for record in best:
+            if record["cache"] != "full":
+                _mark(axes, record, color, f"{record['cached_values']}, {record['cache']}")
+    teacher = _points((r for r in records("model") if r["attention"] == "gqa"), "cache_bytes")
+    _line(axes, teacher, INK, "teacher: int4, int8, bf16", (-1, -150, 14), linestyle=":")
+    mla = [r for r in records("model") if r["attention"] == "mla" and r["tokens"] and not r.get("layers")]
+    _mark(axes, mla[0], GREEN, "MLA, 4M tokens", at=(-48, -4))
+    axes.set_xscale("log")
+    axes.set_xticks([3600, 5760, 7200, 11520, 12960, 20160, 23040], minor=False)
+    axes.set_xticklabels(["3,600", "5,760", "7,200", "11,520", "", "", "23,040"])
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xlim(3200, 36000)
+    axes.set_xlabel("cached bytes a token, all layers")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _mark(axes: Any, record: Record, color: str, label: str, at: tuple[int, int] = (0, -13)) -> None:
+    value = excess(record)
+    axes.plot([record["cache_bytes"]], [value], color=color, marker="D", markersize=6, linestyle="none")
+    axes.annotate(
+        label,
+        (record["cache_bytes"], value),
+        xytext=at,
+        textcoords="offset points",
+        color=color,
+        ha="center",
+        fontsize=9,
+    )
+
+
+def _against_tokens(path: Path) -> None:
+    figure, axes = _axes("Perplexity against training tokens, SmolLM2-135M, 1,024 tokens")
+    full = [r for r in _models(cache="full") if "max_context" not in r]
+    for values, start, color, up, label in (
+        (96, "everything", ORANGE, 0, "DBA, 96 values (4x)"),
+        (192, "output refitted", MUTED, 7, "192 (2x), output refitted"),
+        (192, "values refitted", BLUE, -7, "192 (2x), values refitted"),
+        (336, "output refitted", GREEN, 0, "336 (1.14x)"),
+    ):
+        chosen = [r for r in full if (r["attention"], r["cached_values"], r["start"]) == ("dba", values, start)]
+        _line(axes, [(t / 1e6, y) for t, y in _points(chosen, "tokens")], color, label, (-1, 8, up))
+    axes.set_xlim(-0.3, 13.5)
+    axes.set_xlabel("training tokens, millions")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Write, or say what is out of date."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    page = PAGE.read_text(encoding="utf-8")
+    if parser.parse_args().check:
+        sys.exit(None if refreshed(page) == page else f"{PAGE} is out of date: python {sys.argv[0]}")
+    PAGE.write_text(refreshed(page), encoding="utf-8")
+    draw()
+
+
+if __name__ == "__main__":
+    main()
