@@ -173,7 +173,9 @@ class Calibration:
             mixed = (mix(input_of(student, new, batch.student, batch.frame), batch.frame) for batch in states)
             wanted = self._corrected(outputs, states, adds)
             pairs = zip(mixed, wanted, strict=True)
-            report[name] = {"refit": refit_output(config, student, pairs, self.settings.mlp_ridge)}
+            # wide layers, and a ridge far above the rounding of products in float32
+            refit = refit_output(config, student, pairs, self.settings.mlp_ridge, products=torch.float32)
+            report[name] = {"refit": refit}
         return report
 
     def _require_refittable(self, site: Site) -> None:

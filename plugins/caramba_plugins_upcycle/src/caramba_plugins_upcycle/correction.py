@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor, nn
 
 from caramba_core.component import Layer
@@ -29,17 +30,23 @@ def output_weights(config: Layer, module: nn.Module) -> tuple[nn.Parameter, nn.P
 
 
 def refit_output(
-    config: Layer, module: nn.Module, examples: Iterable[tuple[Tensor, Tensor]], ridge: float
+    config: Layer,
+    module: nn.Module,
+    examples: Iterable[tuple[Tensor, Tensor]],
+    ridge: float,
+    *,
+    products: torch.dtype = torch.float64,
 ) -> dict[str, Any]:
     """Refit a layer's output projection to pairs of what it mixes ``[B, T, n]`` and should give ``[B, T, D]``.
 
+    ``products`` as :class:`Refit` has it: float32 leaves errors of about 1e-6, which the ridge divides by its size.
     The module gets new parameters; the old ones, which may be the teacher's, stay what they were.
     """
     found = output_weights(config, module)
     assert found is not None
     assert config.output_weights is not None
     projection, bias = found
-    refit = Refit(projection.shape[1], projection.shape[0], projection.device, bias=bias is not None)
+    refit = Refit(projection.shape[1], projection.shape[0], projection.device, bias=bias is not None, products=products)
     for mixed, wanted in examples:
         refit.update(mixed, wanted)
     *solved, report = refit.solve(projection, bias, ridge)

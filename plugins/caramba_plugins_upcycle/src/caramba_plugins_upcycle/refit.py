@@ -24,9 +24,19 @@ class Refit:
     ``W0`` the projection as started, ``m`` the mean of the diagonal of ``Y^T Y``.
     """
 
-    def __init__(self, mixed: int, width: int, device: torch.device, *, bias: bool = True) -> None:
+    def __init__(
+        self,
+        mixed: int,
+        width: int,
+        device: torch.device,
+        *,
+        bias: bool = True,
+        products: torch.dtype = torch.float64,
+    ) -> None:
+        """``products`` is the type that a batch is multiplied out in; sums are of float64 in any case."""
         self._device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
         self._mixed = mixed
+        self._products = products
         rows = mixed + 1 if bias else mixed
         self._gram = torch.zeros(rows, rows, dtype=torch.float64, device=self._device)
         self._cross = torch.zeros(rows, width, dtype=torch.float64, device=self._device)
@@ -34,13 +44,13 @@ class Refit:
 
     def update(self, mixed: Tensor, output: Tensor) -> None:
         """Take in ``[..., n]`` and ``[..., D]`` of the same tokens."""
-        y = mixed.flatten(0, -2).to(self._device, torch.float64)
+        y = mixed.flatten(0, -2).to(self._device, self._products)
         if len(self._gram) > self._mixed:
             y = torch.cat([y, y.new_ones(y.shape[0], 1)], dim=1)
-        o = output.flatten(0, -2).to(self._device, torch.float64)
+        o = output.flatten(0, -2).to(self._device, self._products)
         self._gram += y.T @ y
         self._cross += y.T @ o
-        self._energy += o.square().sum()
+        self._energy += o.double().square().sum()
 
     def solve(self, weight: Tensor, bias: Tensor | None, ridge: float) -> tuple[Tensor, Tensor | None, RefitReport]:
         """The refitted projection ``[D, n]`` and bias ``[D]``, if any, near the given ones, and what it bought.
