@@ -16,8 +16,8 @@ __all__ = ["SGD", "AdamW", "Muon"]
 
 
 @component
-class AdamW(Optimizer):
-    """Adam with decoupled weight decay (arXiv 1711.05101); only matrices decay, norms and biases do not."""
+class _Moments(Optimizer):
+    """What AdamW knows, by itself or beside another optimizer."""
 
     betas: tuple[float, float] = option(default=(0.9, 0.95), help="decay of the first and of the second moment")
     eps: float = option(default=1e-8, help="added to the root of the second moment", above=0.0)
@@ -26,7 +26,14 @@ class AdamW(Optimizer):
     )
 
     def __attrs_post_init__(self) -> None:
-        _check_betas(self.betas)
+        for beta in self.betas:
+            if not 0.0 <= beta < 1.0:
+                raise InvalidValue("betas", f"{beta} is out of range", expected="two numbers from 0 to below 1")
+
+
+@component
+class AdamW(_Moments):
+    """Adam with decoupled weight decay (arXiv 1711.05101); only matrices decay, norms and biases do not."""
 
     def create(self, parameters: Iterable[Mapping[str, Any]], lr: float) -> torch.optim.Optimizer:
         """``torch.optim.AdamW``, in one fused kernel where there is one."""
@@ -46,18 +53,10 @@ class AdamW(Optimizer):
 
 
 @component
-class Muon(Optimizer):
+class Muon(_Moments):
     """Momentum of each matrix, orthogonalized (Jordan et al. 2024), in steps of AdamW's size; AdamW for vectors."""
 
     momentum: float = option(default=0.95, help="share of the previous step that goes on", minimum=0.0, below=1.0)
-    betas: tuple[float, float] = option(default=(0.9, 0.95), help="decay of AdamW's first and second moment")
-    eps: float = option(default=1e-8, help="added to the root of AdamW's second moment", above=0.0)
-    weight_decay: float = option(
-        default=0.0, help="shrinkage a step, times the learning rate", minimum=0.0, maximum=1.0
-    )
-
-    def __attrs_post_init__(self) -> None:
-        _check_betas(self.betas)
 
     def create(self, parameters: Iterable[Mapping[str, Any]], lr: float) -> torch.optim.Optimizer:
         """``torch.optim.Muon`` and ``torch.optim.AdamW`` in one."""
@@ -93,12 +92,6 @@ class SGD(Optimizer):
     def state_values(self) -> int:
         """One momentum, if any."""
         return 1 if self.momentum else 0
-
-
-def _check_betas(betas: tuple[float, float]) -> None:
-    for beta in betas:
-        if not 0.0 <= beta < 1.0:
-            raise InvalidValue("betas", f"{beta} is out of range", expected="two numbers from 0 to below 1")
 
 
 def _decaying(parameters: Iterable[Mapping[str, Any]], decay: float) -> list[dict[str, Any]]:
