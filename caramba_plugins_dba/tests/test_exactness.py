@@ -1,15 +1,23 @@
-"""Where nothing is left out, nothing may change: the exactness ladder of the start, in float64."""
+"""Where nothing is left out, nothing may change: the exactness ladder of one layer, in float64.
+
+E1 all pairs rotary, E2 any split of the pairs, E4 shifted positions, E6 every rope scaling and both pair layouts; E3
+and whole models are in ``test_real_teacher.py``, E5 (cached decoding) in ``test_attention.py``.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
+from caramba_plugins_dba.start.assemble import geometric
 from caramba_plugins_dba.transplant import GQAToDBA
+from caramba_plugins_llama.gguf_values import rows_apart
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from dba_conversion import convert, filled, frame, inputs
+from torch import Tensor
 
 from caramba_core.errors import InvalidValue
+from caramba_core.nn.build import load_object
 from caramba_core.rope import Rope
 
 WIDTH = 48
@@ -53,7 +61,7 @@ def student(source: GroupedQueryAttention, pairs: int, **options: object) -> Dec
 @pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("v_layout", ["latent", "per_head"])
-def test_all_pairs_rotary_is_the_teacher(shape: str, rope: str, v_layout: str) -> None:
+def test_e1_all_pairs_rotary_is_the_teacher(shape: str, rope: str, v_layout: str) -> None:
     source = teacher(shape, ROPES[rope])
     module = filled(source, WIDTH, seed=1)
     x = inputs(2, 33, WIDTH, seed=2)
@@ -61,6 +69,71 @@ def test_all_pairs_rotary_is_the_teacher(shape: str, rope: str, v_layout: str) -
     fresh = inputs(3, 41, WIDTH, seed=3)
     torch.testing.assert_close(converted(fresh, frame(fresh)), module(fresh, frame(fresh)), rtol=0, atol=1e-12)
     torch.testing.assert_close(converted.mix(fresh, frame(fresh)), module.mix(fresh, frame(fresh)), rtol=0, atol=1e-12)
+
+
+def teacher_scores(query: Tensor, key: Tensor, positions: Tensor, rope: Rope, *, interleaved: bool = False) -> Tensor:
+    """``[B, H, T, T]`` from unrotated queries ``[B, T, H, d]`` and keys ``[B, T, H, d]``, with complex numbers.
+
+    Pair ``p`` is ``(p, p + d/2)`` as Hugging Face lays it out, or ``(2p, 2p + 1)``.
+    """
+    width = query.shape[-1]
+    frequencies = torch.tensor(rope.frequencies(width), dtype=torch.float64)
+    turn = torch.polar(torch.tensor(rope.attention_scaling, dtype=torch.float64), positions[:, None] * frequencies)
+
+    def turned(x: Tensor) -> Tensor:
+        pairs = x.unflatten(-1, (-1, 2)) if interleaved else x.unflatten(-1, (2, -1)).transpose(-1, -2)
+        return torch.view_as_complex(pairs.contiguous()) * turn[:, None]
+
+    return torch.einsum("bthp,bshp->bhts", turned(query).conj(), turned(key)).real
+
+
+def part_scores(source: GroupedQueryAttention, weights: dict[str, Tensor], pairs: Tensor, x: Tensor) -> Tensor:
+    """Scores ``[B, H, T, T]`` of these pairs ``[G, n]`` alone, by the student's own gathering and rotation."""
+    config = student(source, pairs.shape[1], sem_dim=0)
+    made = geometric(config, weights, pairs)
+    module = load_object(config.builds)(config, WIDTH).double()
+    with torch.no_grad():
+        for name, weight in made.items():
+            getattr(module, name).copy_(weight)
+    queries, keys = module.queries_and_keys(x, torch.arange(x.shape[1]))
+    scores: Tensor = torch.einsum("bgmtw,bsgw->bgmts", queries["k_geo"], keys["k_geo"]).flatten(1, 2)
+    return scores
+
+
+@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_e2_any_split_of_the_pairs_adds_up_to_the_teacher(shape: str, rope: str, kept: int) -> None:
+    source = teacher(shape, ROPES[rope])
+    heads, groups, width = SHAPES[shape]
+    weights = dict(filled(source, WIDTH, seed=11).named_parameters())
+    x = inputs(2, 33, WIDTH, seed=12)
+    order = torch.stack([torch.randperm(width // 2, generator=torch.Generator().manual_seed(g)) for g in range(groups)])
+    with torch.no_grad():
+        parts = [part_scores(source, weights, pairs, x) for pairs in (order[:, :kept], order[:, kept:])]
+        query = (x @ weights["q_proj"].T).view(2, 33, heads, width)
+        key = (x @ weights["k_proj"].T).view(2, 33, groups, width).repeat_interleave(heads // groups, dim=2)
+        expected = teacher_scores(query, key, torch.arange(33), ROPES[rope])
+    assert (parts[0] + parts[1] - expected).abs().max() <= 1e-12 * expected.abs().max()
+    assert (parts[0] - expected).abs().max() > 1e-2 * expected.abs().max(), "the other part is not needed"
+
+
+@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_e6_a_teacher_with_neighbouring_pairs(shape: str, rope: str) -> None:
+    """Checkpoints in the layout of Meta and GGUF are brought into the other by a permutation of rows."""
+    source = teacher(shape, ROPES[rope])
+    heads, groups, width = SHAPES[shape]
+    neighbours = dict(filled(source, WIDTH, seed=13).named_parameters())
+    x = inputs(2, 33, WIDTH, seed=14)
+    with torch.no_grad():
+        query = (x @ neighbours["q_proj"].T).view(2, 33, heads, width)
+        key = (x @ neighbours["k_proj"].T).view(2, 33, groups, width).repeat_interleave(heads // groups, dim=2)
+        expected = teacher_scores(query, key, torch.arange(33), ROPES[rope], interleaved=True)
+        halves = {name: rows_apart(neighbours[name], count) for name, count in (("q_proj", heads), ("k_proj", groups))}
+        order = torch.arange(width // 2).expand(groups, -1)
+        scores = part_scores(source, halves, order, x)
+    assert (scores - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -121,8 +194,9 @@ def test_options_without_a_start_are_refused(field: str, value: object, source_w
     assert caught.value.field == field
 
 
-def test_shifted_positions_change_nothing() -> None:
-    source = teacher("gqa", ROPES["llama3"])
+@pytest.mark.parametrize("rope", ROPES)
+def test_e4_shifted_positions_change_nothing(rope: str) -> None:
+    source = teacher("gqa", ROPES[rope])
     module = filled(student(source, 2, sem_dim=5, v_dim=7), WIDTH, seed=9)
     x = inputs(1, 20, WIDTH, seed=10)
     torch.testing.assert_close(module(x, frame(x, first=100)), module(x, frame(x)), rtol=0, atol=1e-11)

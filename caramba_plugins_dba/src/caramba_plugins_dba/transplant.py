@@ -30,8 +30,12 @@ _NO_START: Final = {
 class GQAToDBA(Transplant):
     """Rotary pairs by their importance, query-aware semantic keys, attention-weighted values; then least squares."""
 
-    selection: Literal["rotation", "fold", "norm", "frequency"] = option(
+    selection: Literal["rotation", "norm", "frequency"] = option(
         default="rotation", help="what a rotary pair is kept for: the error without it, or (controls) energy, frequency"
+    )
+    fold: Literal["none", "mean", "phase"] = option(
+        default="none",
+        help="what stands in for the rotation of a moved pair: nothing, its mean, or the mean's direction",
     )
     weighting: Literal["calibration", "none"] = option(
         default="calibration",
@@ -59,6 +63,8 @@ class GQAToDBA(Transplant):
             if ours != theirs:
                 raise InvalidValue(field, f"{ours} differs from the source's {theirs}", expected=str(theirs))
         rope = getattr(source, "rope", None)
+        if rope is None and self.fold != "none":
+            raise InvalidValue(None, f"fold: {self.fold} has nothing to fold: the source has no rotary embedding")
         if rope is None and target.pairs:
             raise InvalidValue("geo_dim", "the source has no rotary embedding", expected="0")
         if rope is not None and target.rope is not None and target.rope != rope:
@@ -111,7 +117,7 @@ class GQAToDBA(Transplant):
             from caramba_plugins_dba.start.white import white_moments
 
             moments = white_moments(target, weights, moments)
-        return start(source, weights, target, width, moments, selection=self.selection)
+        return start(source, weights, target, width, moments, selection=self.selection, fold=self.fold)
 
     def size_curves(
         self,
@@ -126,7 +132,7 @@ class GQAToDBA(Transplant):
         assert isinstance(target, DecoupledBottleneckAttention)
         if (target.k_layout, target.v_layout) != ("shared", "latent") or not (target.sem_dim and target.pairs):
             return ()
-        return size_curves(source, weights, target, moments, selection=self.selection)
+        return size_curves(source, weights, target, moments, selection=self.selection, fold=self.fold)
 
     def refine(
         self,

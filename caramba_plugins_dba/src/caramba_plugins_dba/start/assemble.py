@@ -16,9 +16,10 @@ from caramba_core.component import Attention
 from caramba_core.transplant import Started
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.start.linear_algebra import basis, block_diagonal
-from caramba_plugins_dba.start.selection import importance, rotation_mean, select
+from caramba_plugins_dba.start.rotation import Rotation
+from caramba_plugins_dba.start.selection import select
 
-__all__ = ["start"]
+__all__ = ["geometric", "start"]
 
 Moments = Mapping[str, Mapping[str, Tensor]]
 
@@ -31,14 +32,16 @@ def start(
     moments: Moments,
     *,
     selection: str = "rotation",
+    fold: str = "none",
 ) -> Started:
     """The weights that ``target`` declares, in float64, and what each step left out."""
     teacher = {name: tensor.detach().cpu().double() for name, tensor in weights.items()}
     report: dict[str, Any] = {}
-    pairs = _choose_pairs(target, moments, selection, report)
+    rotation = Rotation.of(source, moments, fold)
+    pairs = _choose_pairs(target, moments, rotation, selection, report)
     made = {
-        **_geometric(target, teacher, pairs),
-        **_semantic(target, teacher, moments, pairs, report),
+        **geometric(target, teacher, pairs),
+        **_semantic(target, teacher, moments, pairs, rotation, report),
         **_values(target, teacher, moments, report),
         **_neutral(target, width),
     }
@@ -48,14 +51,15 @@ def start(
 
 
 def _choose_pairs(
-    target: DecoupledBottleneckAttention, moments: Moments, selection: str, report: dict[str, Any]
+    target: DecoupledBottleneckAttention,
+    moments: Moments,
+    rotation: Rotation,
+    selection: str,
+    report: dict[str, Any],
 ) -> Tensor:
     if not target.pairs:
         return torch.zeros(target.n_kv_heads, 0, dtype=torch.int64)
-    assert target.rope is not None
-    frequencies = torch.tensor(target.rope.frequencies(target.head_dim), dtype=torch.float64)
-    rho = rotation_mean(moments["distance"]["attention"], frequencies)
-    cost = importance(moments["query"]["second"], moments["key"]["second"], rho, by=selection)
+    cost = rotation.costs(moments, selection)
     pairs = select(cost, target.pairs)
     report["pairs"] = pairs.tolist()
     report["rotation_lost"] = 1.0 - float(cost.gather(1, pairs).sum() / cost.sum())
@@ -81,8 +85,8 @@ def moved_dims(pairs: Tensor, head_dim: int) -> Tensor:
     return torch.cat([moved, moved + half], dim=-1)
 
 
-def _geometric(target: DecoupledBottleneckAttention, teacher: Mapping[str, Tensor], pairs: Tensor) -> dict[str, Tensor]:
-    """The kept pairs' rows, gathered."""
+def geometric(target: DecoupledBottleneckAttention, teacher: Mapping[str, Tensor], pairs: Tensor) -> dict[str, Tensor]:
+    """The rows of ``pairs`` ``[G, n]``, gathered."""
     if not target.pairs:
         return {}
     dims = _kept_dims(pairs, target.head_dim)
@@ -101,6 +105,7 @@ def _semantic(
     teacher: Mapping[str, Tensor],
     moments: Moments,
     pairs: Tensor,
+    rotation: Rotation,
     report: dict[str, Any],
 ) -> dict[str, Tensor]:
     """Semantic keys that lose least of the moved pairs' logits.
@@ -111,9 +116,9 @@ def _semantic(
     if not target.sem_dim:
         return {}
     groups, per_group, head_dim = target.n_kv_heads, target.n_heads // target.n_kv_heads, target.head_dim
+    teacher, moments = rotation.weights(teacher), rotation.moments(moments)
     dims = moved_dims(pairs, head_dim)  # [G, k]
     moved = dims.shape[1]
-    factor = 1.0 if target.rope is None else target.rope.attention_scaling
     query_rows = _rows(dims, head_dim, per_group)  # [H, k]
     key_rows = _rows(dims, head_dim, 1).flatten()  # [K]
     gamma, spread = key_signal(target, moments, dims)
@@ -130,7 +135,7 @@ def _semantic(
         ups = torch.stack([part[1] for part in parts])
         lost = sum(part[2] for part in parts) / groups
     report["semantic_lost"] = lost
-    reads = ups.transpose(1, 2).repeat_interleave(per_group, dim=0) * factor**2  # [H, c, k]
+    reads = ups.transpose(1, 2).repeat_interleave(per_group, dim=0) * rotation.scaling  # [H, c, k]
     made = {
         "q_sem_proj": (reads @ teacher["q_proj"][query_rows]).flatten(0, 1),
         "k_sem_proj": down @ teacher["k_proj"][key_rows],

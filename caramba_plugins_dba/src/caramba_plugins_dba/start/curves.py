@@ -12,7 +12,8 @@ from caramba_core.transplant import SizeCurve
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.start.assemble import key_signal, moved_dims, value_weighting
 from caramba_plugins_dba.start.linear_algebra import block_diagonal, spectrum
-from caramba_plugins_dba.start.selection import importance, rotation_mean, select
+from caramba_plugins_dba.start.rotation import Rotation
+from caramba_plugins_dba.start.selection import select
 
 __all__ = ["size_curves"]
 
@@ -27,15 +28,14 @@ def size_curves(
     moments: Mapping[str, Mapping[str, Tensor]],
     *,
     selection: str,
+    fold: str,
 ) -> tuple[SizeCurve, ...]:
     """Rotary pairs, semantic keys and values, each with the attention that loses nothing else.
 
     The semantic keys' curve is that of the pairs which the target moves; their loss shows behind the pairs'.
     """
-    assert target.rope is not None
-    frequencies = torch.tensor(target.rope.frequencies(target.head_dim), dtype=torch.float64)
-    rho = rotation_mean(moments["distance"]["attention"], frequencies)
-    cost = importance(moments["query"]["second"], moments["key"]["second"], rho, by=selection)
+    rotation = Rotation.of(source, moments, fold)
+    cost = rotation.costs(moments, selection)
     groups, half = target.n_kv_heads, target.head_dim // 2
     full_values = groups * target.head_dim
     room = groups * (target.head_dim - 2 * target.pairs)
@@ -48,7 +48,7 @@ def size_curves(
         alone=evolve(target, sem_dim=room, v_dim=full_values),
     )
     dims = moved_dims(select(cost, target.pairs), target.head_dim)
-    gamma, spread = key_signal(target, moments, dims)
+    gamma, spread = key_signal(target, rotation.moments(moments), dims)
     semantic = _ranks(
         "sem_dim",
         spectrum(block_diagonal(gamma.unbind()), spread),

@@ -1,0 +1,69 @@
+"""What a layer's attention makes of its rotations, and the constants that stand in for them where a pair is moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from caramba_core.component import Attention
+from caramba_core.rope import Rope
+from caramba_plugins_dba.start.selection import folded, importance, rotation_mean, stand_in
+
+__all__ = ["Rotation"]
+
+Moments = Mapping[str, Mapping[str, Tensor]]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Rotation:
+    """The mean ``rho`` of each rotation and the constant in its place, both complex ``[H, P]``.
+
+    ``scaling`` is what the source's rotary embedding multiplies a query's product with a key with (yarn), which a
+    moved pair has to keep.
+    """
+
+    rho: Tensor
+    constant: Tensor
+    folds: bool
+    scaling: float
+
+    @classmethod
+    def of(cls, source: Attention, moments: Moments, fold: str) -> Rotation:
+        """From the source's attention by distance; without a rotary embedding nothing turns."""
+        rope: Rope | None = getattr(source, "rope", None)
+        head_dim: int = getattr(source, "head_dim")  # noqa: B009
+        frequencies = [0.0] * (head_dim // 2) if rope is None else rope.frequencies(head_dim)
+        rho = rotation_mean(moments["distance"]["attention"], torch.tensor(frequencies, dtype=torch.float64))
+        scaling = 1.0 if rope is None else rope.attention_scaling**2
+        return cls(rho=rho, constant=stand_in(rho, fold), folds=fold != "none", scaling=scaling)
+
+    def costs(self, moments: Moments, selection: str) -> Tensor:
+        """What each pair of each key/value head costs where it is moved: ``[G, P]``."""
+        return importance(
+            moments["query"]["second"], moments["key"]["second"], self.rho, by=selection, constant=self.constant
+        )
+
+    def weights(self, teacher: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The teacher's weights with the constants folded into its queries."""
+        if not self.folds:
+            return teacher
+        heads, width = self.rho.shape[0], 2 * self.rho.shape[1]
+        made = dict(teacher)
+        for name in ("q_proj", "q_bias"):
+            if name in teacher:
+                rows = teacher[name]
+                made[name] = folded(rows.view(heads, width, *rows.shape[1:]), self.constant).reshape(rows.shape)
+        return made
+
+    def moments(self, moments: Moments) -> Moments:
+        """The moments of such queries."""
+        if not self.folds:
+            return moments
+        half_way = folded(moments["query"]["second"], self.constant)
+        second = folded(half_way.transpose(1, 2), self.constant)
+        query: dict[str, Any] = {**moments["query"], "second": second}
+        return {**moments, "query": query}
