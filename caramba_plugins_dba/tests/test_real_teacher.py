@@ -1,0 +1,133 @@
+"""SmolLM2-135M itself as the teacher: E1, E3 and E5 of the ladder on the logits of the whole model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from caramba_plugins_dba.attention import DecoupledBottleneckAttention
+from caramba_plugins_dba.transplant import GQAToDBA
+from caramba_plugins_llama.gguf_file import GgufFile
+from caramba_plugins_upcycle.calibration import Calibration
+from torch import Tensor
+
+from caramba_core.component import Attention
+from caramba_core.graph import Graph, Node
+from caramba_core.lowering import lower
+from caramba_core.manifest import structure_model
+from caramba_core.manifest.schema import Start
+from caramba_core.nn.frame import Frame
+from caramba_core.nn.language_model import LanguageModel
+from caramba_core.run.context import TeacherSource
+from caramba_core.run.student import assemble, find_sites
+
+pytestmark = pytest.mark.real_model
+
+ROOT = Path(__file__).parents[2]
+NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+CONTEXT = 1024
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_gradients() -> Any:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> GgufFile:
+    path = ROOT / os.environ.get("CARAMBA_WEIGHTS", ".demo") / NAME
+    if not path.is_file():
+        pytest.skip(f"{path} is not there; make weights fetches it")
+    return GgufFile.open(path)
+
+
+@pytest.fixture(scope="module")
+def teacher(checkpoint: GgufFile) -> LanguageModel:
+    graph = lower(structure_model(checkpoint.model(), origin=str(checkpoint.path)))
+    return TeacherSource(checkpoint, graph, str(checkpoint.path)).load(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def tokens(checkpoint: GgufFile) -> Tensor:
+    """Windows of the demonstration's text: ``[4, 1024]``."""
+    tokenizer = checkpoint.tokenizer()
+    assert tokenizer is not None
+    ids = tokenizer.encode((ROOT / "demo" / "addresses.txt").read_text()[-30000:])
+    return torch.tensor(ids[: 4 * CONTEXT]).view(4, CONTEXT)
+
+
+def converted(teacher: LanguageModel, tokens: Tensor, selection: str = "rotation", **sizes: Any) -> LanguageModel:
+    """A student whose every attention is a DBA in closed form; nothing is refitted."""
+
+    def visit(node: Node) -> Node:
+        scopes = tuple(attrs.evolve(scope, nodes=tuple(map(visit, scope.nodes))) for scope in node.scopes)
+        config: Any = node.config
+        if isinstance(config, Attention):
+            shared = {name: getattr(config, name) for name in ("n_heads", "n_kv_heads", "head_dim", "rope")}
+            config = DecoupledBottleneckAttention(**{**shared, **sizes})
+        return attrs.evolve(node, scopes=scopes, config=config)
+
+    graph: Graph = attrs.evolve(teacher.graph, topology=visit(teacher.graph.topology))
+    device = torch.device("cpu")
+    student = assemble(graph, teacher=teacher, tensors=None, trained=(), device=device, dtype=torch.float32, seed=0)
+    settings = Start(transplant=GQAToDBA(selection=selection), refit=False)  # type: ignore[arg-type]
+    sites = find_sites(teacher.graph, graph)
+    Calibration(teacher=teacher, student=student.eval(), sites=sites, settings=settings).run([tokens])
+    return student
+
+
+@pytest.fixture(scope="module")
+def all_rotary(teacher: LanguageModel, tokens: Tensor) -> LanguageModel:
+    return converted(teacher, tokens[:1, :64], sem_dim=0, geo_dim=192, v_dim=192)
+
+
+def logits(model: LanguageModel, tokens: Tensor) -> Tensor:
+    scores: Tensor = model(tokens)
+    return scores
+
+
+def log_perplexity(model: LanguageModel, tokens: Tensor) -> float:
+    total = 0.0
+    for row in tokens:
+        scores = logits(model, row[None, :-1])[0].log_softmax(-1)
+        total -= float(scores.gather(1, row[1:, None]).mean())
+    return total / len(tokens)
+
+
+def test_e1_all_pairs_rotary_give_the_teachers_logits(
+    teacher: LanguageModel, all_rotary: LanguageModel, tokens: Tensor
+) -> None:
+    ours, theirs = (logits(model, tokens[1:2, :512]) for model in (all_rotary, teacher))
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_e1_and_e5_greedy_tokens_through_the_cache_are_the_teachers(
+    teacher: LanguageModel, all_rotary: LanguageModel, tokens: Tensor
+) -> None:
+    prompt = tokens[2:3, :100]
+    ours = all_rotary.generate(prompt, 40)
+    assert torch.equal(ours, teacher.generate(prompt, 40))
+
+
+def test_e5_cached_decoding_is_the_full_forward_of_a_compressed_model(teacher: LanguageModel, tokens: Tensor) -> None:
+    student = converted(teacher, tokens[:1, :256], sem_dim=36, geo_dim=72, v_dim=84, o_bias=True)
+    text = tokens[3:4, :96]
+    full = logits(student, text)
+    cache = student.new_cache(1)
+    parts = [student(part, Frame.of(part, cache=cache)) for part in text.split([60, 1, 30, 5], dim=1)]
+    assert (torch.cat(parts, dim=1) - full).abs().max() <= 1e-5 * full.abs().max()
+
+
+def test_e3_pairs_that_hardly_turn_lose_nothing_without_positions(teacher: LanguageModel, tokens: Tensor) -> None:
+    """The 8 of 32 pairs that turn by less than a quarter radian over 1,024 tokens, moved at full rank."""
+    attention: Any = next(iter(teacher.graph.attentions().values())).config
+    slow = [f for f in attention.rope.frequencies(64) if f * CONTEXT < 0.25]
+    assert len(slow) == 8
+    student = converted(teacher, tokens[:1, :256], "frequency", sem_dim=48, geo_dim=144, v_dim=192)
+    lost = log_perplexity(student, tokens[1:3]) - log_perplexity(teacher, tokens[1:3])
+    assert 0 < abs(lost) <= 0.01
