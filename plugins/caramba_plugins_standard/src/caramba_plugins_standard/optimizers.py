@@ -59,7 +59,7 @@ class Muon(_Moments):
     momentum: float = option(default=0.95, help="share of the previous step that goes on", minimum=0.0, below=1.0)
 
     def create(self, parameters: Iterable[Mapping[str, Any]], lr: float) -> torch.optim.Optimizer:
-        """``torch.optim.Muon`` and ``torch.optim.AdamW`` in one."""
+        """Muon of all matrices of a shape together, and ``torch.optim.AdamW``."""
         from caramba_plugins_standard.muon_optimizer import MuonWithAdamW
 
         groups = _decaying(parameters, self.weight_decay)
