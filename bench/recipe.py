@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from ruamel.yaml import YAML
 
 from caramba_core.manifest.schema import Evaluation
 from caramba_core.nn.cache import Cache
@@ -47,6 +47,12 @@ def texts(folder: Path) -> dict[str, Tokens]:
     """The held-out token arrays."""
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in TEXTS}
     return {name: Tokens(ids=ids, tokenizer=None, origin=name) for name, ids in arrays.items()}
+
+
+def naming_data(manifest: str, folder: Path, overrides: list[str]) -> list[str]:
+    """``vars.data`` set to the folder; a manifest of mode allocate has no variables and names its files by itself."""
+    document = YAML(typ="safe", pure=True).load(Path(manifest))
+    return [f"vars.data={folder}", *overrides] if {"vars", "extends"} & document.keys() else overrides
 
 
 def evaluation(context: int = 1024, windows: int = 32, cache: Kept = "full") -> Evaluation:
@@ -80,19 +86,19 @@ def main() -> None:
     arguments = parser.parse_args()
     manifest = str(Path(arguments.manifest).resolve())
     output = arguments.output.resolve()
-    os.chdir(arguments.data)
+    overrides = naming_data(manifest, arguments.data.resolve(), arguments.overrides)
     began = time.monotonic()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     say(event="start", device=device, torch=torch.__version__, overrides=arguments.overrides)
     kept: list[Kept] = arguments.cache or ["full"]
     settings = {cache: evaluation(arguments.context, arguments.windows, cache) for cache in ("full", *kept)}
-    data = texts(Path())
+    data = texts(arguments.data)
     teacher: dict[str, Measurement] = {}
     reporter = Reporter()
     for group in arguments.group or ["v192", "v336", "v96"]:
         minutes = None if arguments.minutes is None else arguments.minutes - (time.monotonic() - began) / 60
         choice = Choice(group=group, run=arguments.run, output=output, resume=True, minutes=minutes)
-        experiment = Experiment(Request.read(manifest, arguments.overrides, choice), reporter)
+        experiment = Experiment(Request.read(manifest, overrides, choice), reporter)
         left = experiment.unfinished()
         experiment.check(left)
         finished = experiment.run(left)

@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from recipe import naming_data
 from torch import Tensor
 
 from caramba_core.loading import Tokenizer
@@ -152,9 +152,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     manifest, output = str(Path(arguments.manifest).resolve()), arguments.output.resolve()
-    os.chdir(arguments.data)
+    overrides = naming_data(manifest, arguments.data.resolve(), arguments.overrides)
     choice = Choice(group=arguments.group, output=output, resume=True)
-    experiment = Experiment(Request.read(manifest, arguments.overrides, choice), Reporter())
+    experiment = Experiment(Request.read(manifest, overrides, choice), Reporter())
     group = experiment.groups[0]
     for run in group.runs:
         if arguments.run and run.id not in arguments.run:
