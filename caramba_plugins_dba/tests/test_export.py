@@ -258,6 +258,7 @@ def test_several_tokens_at_a_time_behind_a_cache(tmp_path: Path, name: str) -> N
             past = output.past_key_values
             parts.append(output.logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=0, atol=1e-5)
+    assert bytes_of(past) == 2 * plan_model(mine.graph, context=33).cached_bytes(33)
 
 
 @pytest.mark.parametrize("name", ["shared latents", "all with a dynamic gate"])
