@@ -275,6 +275,9 @@ def test_beams_reorder_the_cache(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("guess", ["prompt", "assistant"])
 def test_rejected_guesses_are_taken_back(tmp_path: Path, name: str, guess: str) -> None:
     """Tokens that are guessed run several at a time, past the window, and leave the cache if they are wrong."""
+    cache_utils = importlib.import_module("transformers.cache_utils")
+    if not hasattr(cache_utils.DynamicSlidingWindowLayer, "activate_past_recording"):
+        pytest.skip("this version of transformers takes nothing back from a window, whatever the model")
     mine = make_run(tmp_path / "run", model_of(ATTENTIONS[name]))
     export(tmp_path / "run", tmp_path / "out")
     prompt = random_tokens(6, batch=1).repeat(1, 3)
