@@ -37,13 +37,18 @@ _BLOCK: Final = {
         for name in ("q", "k", "v", "o", "q_geo", "k_geo", "q_sem", "k_sem", "v_up")
     },
     **{f"attention.{name}_bias": f"self_attn.{name}_proj.bias" for name in ("q", "k", "o", "q_geo", "k_geo", "q_sem")},
-    "attention.pairs": "self_attn.pairs",
+    "attention.gate_proj": "self_attn.gate_proj.weight",
+    **{
+        f"attention.{name}": f"self_attn.{name}"
+        for name in ("pairs", "gate", "temperature", "null_key", "null_bias", "null_value")
+    },
 }
 _VALUE_BIAS: Final = {"dba": "self_attn.v_bias", "gqa": "self_attn.v_proj.bias"}
 """DBA's stands behind the cache, an ordinary attention's in the projection."""
 
 _DBA: Final = (
-    "n_heads n_kv_heads head_dim sem_dim geo_dim v_dim k_layout v_layout q_bias k_bias v_bias o_bias".split()  # noqa: SIM905
+    *("n_heads", "n_kv_heads", "head_dim", "sem_dim", "geo_dim", "v_dim", "k_layout", "v_layout"),
+    *("q_bias", "k_bias", "v_bias", "o_bias", "gate", "temperature", "tied_semantic", "null", "window"),
 )
 _GQA: Final = ("n_heads", "n_kv_heads", "head_dim", "qkv_bias", "o_bias")
 _EXPRESSED: Final = {
