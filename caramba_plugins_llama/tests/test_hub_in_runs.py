@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import pytest
 from huggingface_hub import constants
 from ruamel.yaml import YAML
 
+from .binding import permissions_bind
 from .conftest import write_oracle
 from .local_hub import COMMIT, LATER, TOKEN, LocalHub
 from .measuring import caramba, measure, only_report, refused
@@ -129,6 +132,29 @@ def test_a_hub_that_is_gone_midway(
     assert TOKEN not in told
     assert served.fetched == ["config.json", "generation_config.json"]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o500])
+def test_a_cache_that_may_not_be_written(
+    served: LocalHub, tmp_path: Path, mode: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").mkdir(mode=mode)
+    with permissions_bind():
+        told = refused(tmp_path, "{source: hf://org/model}", "the hub's cache cannot be written", capsys)
+    assert "Permission denied" in told
+    assert "set HF_HOME" in told
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_cache_that_takes_no_more(
+    served: LocalHub, tmp_path: Path, number: int, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    told = refused(tmp_path, "{source: hf://org/model}", "the disk of the hub's cache takes no more", capsys, code=5)
+    assert os.strerror(number) in told
 
 
 # ------------------------------------------------------------------------------------------------ the commit

@@ -224,9 +224,16 @@ def _explained(address: _Address) -> Iterator[None]:
     except errors.HFValidationError as error:
         failure = InputError(f"{where}: {_redacted(error)}", expected="hf://org/repo")
     except Exception as error:  # noqa: BLE001  the network fails in more ways than the library names
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             failure = ResourceExhausted(
-                f"{where}: the disk of the hub's cache is full", hint="free space, or set HF_HOME"
+                f"{where}: the disk of the hub's cache takes no more: {os.strerror(number)}",
+                hint="free space, or set HF_HOME",
+            )
+        elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            failure = InputError(
+                f"{where}: the hub's cache cannot be written: {os.strerror(number)}",
+                hint="set HF_HOME to a folder of your own",
             )
         else:
             failure = InputError(
