@@ -14,7 +14,7 @@ __all__ = ["caramba", "measure", "only_report", "refused"]
 _MANIFEST = """\
 version: 1
 name: measured
-model: {from: teacher}
+model: MODEL
 groups:
   - name: g
     teacher: TEACHER
@@ -23,10 +23,10 @@ groups:
 """
 
 
-def measure(folder: Path, teacher: str, output: str = "runs") -> int:
-    """The exit code; ``teacher`` is written as a manifest has it, names of files lead from ``folder``."""
+def measure(folder: Path, teacher: str, output: str = "runs", *, model: str = "{from: teacher}") -> int:
+    """The exit code; ``teacher`` and ``model`` as a manifest has them, names of files lead from ``folder``."""
     np.save(folder / "heldout.npy", np.arange(64, dtype=np.uint16) % 97)
-    (folder / "manifest.yml").write_text(_MANIFEST.replace("TEACHER", teacher))
+    (folder / "manifest.yml").write_text(_MANIFEST.replace("TEACHER", teacher).replace("MODEL", model))
     return caramba("run", str(folder / "manifest.yml"), "--output", str(folder / output))
 
 

@@ -20,6 +20,7 @@ from .binding import permissions_bind
 from .conftest import write_oracle
 from .local_hub import COMMIT, LATER, TOKEN, LocalHub
 from .measuring import caramba, measure, only_report, refused
+from .runs import decoder
 
 Patch = pytest.MonkeyPatch
 
@@ -73,6 +74,23 @@ def test_what_stands_in_the_way(
     assert all(word in told for word in words), told
     assert TOKEN not in told
     assert served.fetched == []
+
+
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_what_stands_in_the_way_of_a_model_of_its_own(
+    served: LocalHub, tmp_path: Path, name: str, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The manifest says the model itself, so that the teacher is not asked for before the run is."""
+    attention = {"type": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rope": {"theta": 500.0}}
+    location, stand, words = OBSTACLES[name]
+    stand(served, monkeypatch)
+    code = measure(tmp_path, f"{{source: 'hf://{location}'}}", model=json.dumps(decoder(attention)))
+    told = only_report(capsys)
+    assert code == 2
+    assert told.startswith("error: hf://org/")
+    assert all(word in told for word in words), told
+    assert TOKEN not in told
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
