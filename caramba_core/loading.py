@@ -232,6 +232,7 @@ def _require_readable(path: Path) -> None:
     try:
         if path.is_dir():
             next(path.iterdir(), None)
+            (path / "..").stat()  # the way up leads through the folder: who may list it may still not enter it
         elif path.is_file():
             with path.open("rb") as file:
                 file.read(1)

@@ -22,6 +22,7 @@ from caramba_core.errors import CarambaError, InputError, ManifestError, Resourc
 __all__ = ["Stopped", "guarded", "wants_json"]
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 class Stopped(BaseException):
@@ -93,14 +94,31 @@ def _as_known(error: BaseException) -> CarambaError | None:
     format_message = getattr(error, "format_message", None)
     if format_message is not None:  # the command line itself, refused by click or by the copy of it in typer
         return InputError(format_message(), hint="caramba --help, and --help behind each command")
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        where = f" while writing {error.filename}" if error.filename else ""
-        return ResourceExhausted(f"no space left on the device{where}", hint="free some, or write elsewhere")
+    if isinstance(error, OSError) and (known := _of_the_system(error)) is not None:
+        return known
     if _out_of_memory(error):
         first = str(error).splitlines()[0] if str(error) else "the allocation failed"
         return ResourceExhausted(
             f"out of memory: {first}",
             hint="a smaller batch_size or context takes less; compile --print-plan estimates what a run needs",
+        )
+    return None
+
+
+def _of_the_system(error: OSError) -> CarambaError | None:
+    """What the system refused, where that is the user's to change."""
+    where = f" while writing {error.filename}" if error.filename else ""
+    if error.errno in _NO_SPACE:
+        return ResourceExhausted(f"no space left on the device{where}", hint="free some, or write elsewhere")
+    if error.errno == errno.EFBIG:
+        return ResourceExhausted(
+            f"a file would be larger than is allowed{where}",
+            hint="raise the limit (ulimit -f), or write to another file system",
+        )
+    if error.errno in _NOT_ALLOWED and error.filename:
+        return InputError(
+            f"{error.filename} cannot be used: {os.strerror(error.errno)}",
+            hint="ask for the right to read or write it, or name another place",
         )
     return None
 

@@ -14,7 +14,7 @@ from typing import Final
 import attrs
 
 from caramba_core.component import Layer
-from caramba_core.errors import CarambaError
+from caramba_core.errors import CarambaError, ResourceExhausted
 from caramba_core.graph import Graph, local_name, matches
 from caramba_core.graph import Node as GraphNode
 from caramba_core.manifest.names import nearest, suggestion
@@ -59,6 +59,8 @@ def inherit(model: Node, teacher: Node | None, teachers: Teachers, path: Path, p
         return Gap(asked.span)
     try:
         known = teachers.model(source.value.value)
+    except ResourceExhausted:  # a full disk is no fault of the manifest
+        raise
     except CarambaError as error:
         problems.append(
             source.value.span.problem(

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import attrs
 
-from caramba_core.errors import InputError
+from caramba_core.errors import CarambaError, InputError
 from caramba_core.graph import Graph
 from caramba_core.loading import Checkpoint, fetch_source, find_loader
 from caramba_core.manifest.model import structure_model
@@ -33,7 +33,7 @@ class TeacherModel:
 
 @attrs.define
 class Teachers:
-    """Opens the checkpoints that models are taken from, each once.
+    """Opens the checkpoints that models are taken from, each once, also where that fails.
 
     ``folder`` is what relative names are relative to.  With ``fetch`` a checkpoint that is not on this machine is
     fetched; without, it is an :class:`InputError`.
@@ -41,13 +41,18 @@ class Teachers:
 
     folder: FilePath
     fetch: bool = False
-    _models: dict[str, TeacherModel] = attrs.field(factory=dict)
+    _opened: dict[str, TeacherModel | CarambaError] = attrs.field(factory=dict)
 
     def model(self, source: str) -> TeacherModel:
         """The model of a teacher; raises :class:`CarambaError` where it cannot be read."""
-        known = self._models.get(source)
-        if known is None:
-            known = self._models[source] = self._open(source)
+        if source not in self._opened:
+            try:
+                self._opened[source] = self._open(source)
+            except CarambaError as error:
+                self._opened[source] = error
+        known = self._opened[source]
+        if isinstance(known, CarambaError):
+            raise known
         return known
 
     def _open(self, source: str) -> TeacherModel:

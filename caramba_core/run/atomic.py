@@ -23,8 +23,9 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        _name(error, Path(temporary), path)
         raise
     _sync_folder(path.parent)
 
@@ -48,10 +49,19 @@ def publish_folder(path: Path) -> Iterator[Path]:
                     os.fsync(opened.fileno())
         _sync_folder(temporary)
         temporary.rename(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _name(error, temporary, path)
         raise
     _sync_folder(path.parent)
+
+
+def _name(error: BaseException, temporary: Path, path: Path) -> None:
+    """Let a failed write speak of what was to be published: the system names a file that is gone, or none."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return
+    if error.filename is None or str(error.filename).startswith(str(temporary)):
+        error.filename = str(path)
 
 
 def _sync_folder(folder: Path) -> None:

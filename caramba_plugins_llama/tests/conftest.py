@@ -21,6 +21,8 @@ from caramba_core.nn.build import build
 from caramba_core.nn.filling import load_weights
 from caramba_core.nn.language_model import LanguageModel
 
+from .local_hub import LocalHub, served_at
+
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 48,
@@ -131,3 +133,10 @@ def folder(_written: Path, tmp_path: Path) -> Path:
 def sharded(_written: Path, tmp_path: Path) -> Path:
     """The same model in shards."""
     return Path(shutil.copytree(_written / "shards", tmp_path / "sharded"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """What ``hf://`` leads to: a hub of this test's own."""
+    with served_at(tmp_path / "cache", monkeypatch) as served:
+        yield served

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import socketserver
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,96 +10,12 @@ import huggingface_hub
 import pytest
 from caramba_plugins_llama.hub import Hub
 from huggingface_hub import constants
-from huggingface_hub.utils import disable_progress_bars
 
 from caramba_core.errors import InputError
 from caramba_core.loading import fetch_source, open_source
 
 from .conftest import write_oracle
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-TOKEN = "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"
-
-
-class LocalHub:
-    """Repositories in memory, served as the hub serves them; ``fetched`` records the files that were asked for."""
-
-    def __init__(self) -> None:
-        self.repositories: dict[str, dict[str, bytes]] = {}
-        self.gated: set[str] = set()
-        self.fetched: list[str] = []
-        self.headers: list[dict[str, str]] = []
-        self.down = False
-
-    def add(self, name: str, folder: Path) -> dict[str, bytes]:
-        files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        self.repositories[name] = files
-        return files
-
-    def answer(self, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
-        if self.down:
-            return 503, {}, b"down"
-        path = path.split("?")[0].strip("/")
-        if path.startswith("api/models/"):
-            name, _, rest = path.removeprefix("api/models/").partition("/revision/")
-        else:
-            name, _, rest = path.partition("/resolve/")
-        if name in self.gated:
-            return 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": f"no access with {TOKEN}"}, b""
-        if name not in self.repositories:
-            return 404, {"X-Error-Code": "RepoNotFound"}, b""
-        files = self.repositories[name]
-        if path.startswith("api/"):
-            if rest not in ("main", COMMIT):
-                return 404, {"X-Error-Code": "RevisionNotFound"}, b""
-            siblings = [{"rfilename": file} for file in files]
-            return (
-                200,
-                {"Content-Type": "application/json"},
-                json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode(),
-            )
-        _, _, file = rest.partition("/")
-        if file not in files:
-            return 404, {"X-Error-Code": "EntryNotFound"}, b""
-        if method == "GET":
-            self.fetched.append(file)
-        return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(files[file]).hexdigest()}"'}, files[file]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
-    served = LocalHub()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            served.headers.append(dict(self.headers))
-            status, headers, body = served.answer(self.command, self.path)
-            self.send_response(status)
-            for key, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *_: Any) -> None: ...
-
-    server: socketserver.BaseServer = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    disable_progress_bars()
-    yield served
-    server.shutdown()
-    thread.join()
-    server.server_close()
+from .local_hub import COMMIT, TOKEN, LocalHub
 
 
 def test_only_what_is_needed_and_the_commit_is_pinned(hub: LocalHub, tmp_path: Path) -> None:

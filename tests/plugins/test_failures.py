@@ -36,6 +36,12 @@ def command(fault: str, format: Annotated[str, typer.Option()] = "text"):
         torch.empty(1 << 60)
     if fault == "disk":
         raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/file")
+    if fault == "limit":
+        raise OSError(errno.EFBIG, "File too large", "/somewhere/file")
+    if fault == "permission":
+        raise PermissionError(errno.EACCES, "Permission denied", "/somewhere/file")
+    if fault == "read-only":
+        raise OSError(errno.EROFS, "Read-only file system", "/somewhere/file")
     if fault == "bug":
         raise ZeroDivisionError("a bug")
     if fault == "interrupt":
@@ -77,6 +83,9 @@ def made(site: Site) -> Site:
         ("torch memory", 5, "error: out of memory: CUDA out of memory. Tried to allocate 7 GiB\n"),
         ("allocation", 5, "error: out of memory"),
         ("disk", 5, "error: no space left on the device while writing /somewhere/file"),
+        ("limit", 5, "error: a file would be larger than is allowed while writing /somewhere/file"),
+        ("permission", 2, "error: /somewhere/file cannot be used: Permission denied\n  hint: "),
+        ("read-only", 2, "error: /somewhere/file cannot be used: Read-only file system\n  hint: "),
         ("exit", 7, ""),
         ("interrupt", 130, ""),
         ("terminate", 143, "unwound"),

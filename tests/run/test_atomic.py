@@ -1,3 +1,5 @@
+import errno
+import re
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,17 @@ def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
         (folder / "a").write_text("1")
         raise OSError("disk full")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_speaks_of_what_was_to_be_published(tmp_path: Path) -> None:
+    target = tmp_path / "step_000001"
+    words = re.escape(f"No space left on device: '{target}'")
+    with pytest.raises(OSError, match=words), publish_folder(target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with (
+        pytest.raises(OSError, match=words),
+        publish_folder(target) as made,
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device", str(made / "weights"))
+    with pytest.raises(OSError, match="device: '/elsewhere'"), publish_folder(target):
+        raise OSError(errno.ENOSPC, "No space left on device", "/elsewhere")

@@ -28,7 +28,12 @@ __all__ = ["Hub"]
 _ADDRESS: Final = re.compile(
     r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/@\s]+|[^/@\s]+))?(?:/(?P<file>[^@\s]+))?"
 )
-_TOKEN: Final = re.compile(r"hf_[A-Za-z0-9_]{4,}|(?i:bearer\s+)\S+")
+_SECRET: Final = re.compile(
+    r"""hf_[A-Za-z0-9_]{4,} | (?i:bearer\s+)\S+  # tokens
+    | (?<=://)[^/@\s]+(?=@) | (?<=\?)[\w.~%-]+=[^\s'"]*  # passwords and signatures in addresses
+    """,
+    re.VERBOSE,
+)
 
 _BESIDE: Final = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 """What is fetched with the weights where it exists."""
@@ -155,7 +160,10 @@ def _online(address: _Address) -> tuple[str, Callable[[str], bool], Callable[[st
 
     def get(name: str) -> Path:
         if name not in names:
-            raise InputError(f"{address} has no file {name}", hint="fetch another revision, or name another file")
+            raise InputError(
+                f"hf://{address.repository}@{address.revision} has no file {name}",
+                hint="fetch another revision, or name another file",
+            )
         path = Path(hub.hf_hub_download(address.repository, name, revision=address.revision))
         if _commit(path, name) != info.sha:  # asked for by branch, so that the cache knows the branch when offline
             path = Path(hub.hf_hub_download(address.repository, name, revision=info.sha))
@@ -216,9 +224,16 @@ def _explained(address: _Address) -> Iterator[None]:
     except errors.HFValidationError as error:
         failure = InputError(f"{where}: {_redacted(error)}", expected="hf://org/repo")
     except Exception as error:  # noqa: BLE001  the network fails in more ways than the library names
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             failure = ResourceExhausted(
-                f"{where}: the disk of the hub's cache is full", hint="free space, or set HF_HOME"
+                f"{where}: the disk of the hub's cache takes no more: {os.strerror(number)}",
+                hint="free space, or set HF_HOME",
+            )
+        elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            failure = InputError(
+                f"{where}: the hub's cache cannot be written: {os.strerror(number)}",
+                hint="set HF_HOME to a folder of your own",
             )
         else:
             failure = InputError(
@@ -229,8 +244,8 @@ def _explained(address: _Address) -> Iterator[None]:
 
 
 def _redacted(error: Exception) -> str:
-    """The first line of an error, without anything that looks like a token."""
+    """The first line of an error, without anything that looks like a secret."""
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
     token = _library().get_token()
-    return _TOKEN.sub("***", text.replace(token, "***") if token else text)
+    return _SECRET.sub("***", text.replace(token, "***") if token else text)
