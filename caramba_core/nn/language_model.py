@@ -11,6 +11,7 @@ from caramba_core.component import Attention
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph, local_name
 from caramba_core.nn.cache import Cache
+from caramba_core.nn.compiling import plan_compilation
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.sequence import Sequence, Wiring
 from caramba_core.storage import Storage
@@ -79,14 +80,19 @@ class LanguageModel(Sequence):
                 wanted -= {prefix + child for child in module.tapped}
         assert not wanted, f"no such nodes: {sorted(wanted)}"
 
-    def compile_blocks(self, *, backend: str = "inductor") -> None:
-        """Compile each repeated block as a whole; blocks of the same shape share one compiled graph."""
-        blocks = [module for module in self.modules() if isinstance(module, Sequence) and module is not self]
-        # sizes by layer make a graph a layer, all of one function: torch's own limit counts them as recompilations
+    def compile_blocks(self, *, backend: str = "inductor") -> tuple[str, ...]:
+        """Compile each block as a whole; blocks of one kind share one compiled graph.
+
+        Many blocks of sizes of their own are compiled layer by layer (:mod:`caramba_core.nn.compiling`).  Returns the
+        names of the layers that stay uncompiled.
+        """
+        plan = plan_compilation(self)
+        # a graph a kind, all of one function: torch's own limit counts them as recompilations
         limits = torch._dynamo.config
-        limits.recompile_limit = max(limits.recompile_limit, 2 * len(blocks))
-        for block in blocks:
-            block.compile(fullgraph=True, backend=backend)
+        limits.recompile_limit = max(limits.recompile_limit, 2 * len(plan.compiled))
+        for module in plan.compiled:
+            module.compile(fullgraph=True, backend=backend)
+        return plan.left
 
     @torch.no_grad()
     def generate(

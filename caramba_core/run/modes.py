@@ -64,7 +64,11 @@ class Train:
         )
         if settings.compile:
             torch.compiler.reset()  # graphs of an earlier run of this process count against dynamo's limit
-            context.student.compile_blocks()
+            left = context.student.compile_blocks()
+            if left:
+                context.reporter.line(
+                    f"not compiled, as each has sizes of its own: {len(left)} layers, {left[0]} first"
+                )
             if settings.strategy.needs_teacher:
                 context.teacher.compile_blocks()
         all_tokens = run.steps * loop.tokens_a_step
