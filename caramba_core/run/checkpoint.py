@@ -71,14 +71,15 @@ def restore_optimizer(path: Path, model: LanguageModel, optimizer: torch.optim.O
     scalars = read_state(path)["optimizer"]
     names = _parameter_names(model)
     for group in optimizer.param_groups:
+        # where torch keeps the step counter, which has no axes: fused kernels read it on the device
+        beside = bool(group.get("fused") or group.get("capturable"))
         for parameter in group["params"]:
             name = names[id(parameter)]
             state = dict(scalars.get(name, {}))
             for key, tensor in tensors.items():
                 owner, _, entry = key.rpartition("/")
                 if owner == name:
-                    # torch keeps AdamW's step counter on the CPU, everything of the parameter's shape beside it
-                    state[entry] = tensor.to(parameter.device) if tensor.shape == parameter.shape else tensor
+                    state[entry] = tensor.to(parameter.device) if beside or tensor.ndim else tensor
             if state:
                 optimizer.state[parameter] = state
 

@@ -36,6 +36,22 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(tmp_path: Path, make: type[tor
         assert torch.equal(expected, found), name
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_step_counter_lies_where_torch_reads_it(tmp_path: Path, fused: bool) -> None:
+    """A fused step on an accelerator reads it there, a plain one on the CPU; ``meta`` stands for an accelerator."""
+    model = tiny_model(seed=0)
+    optimizer = torch.optim.AdamW(model.parameters())
+    stepped(model, optimizer, 0)
+    save_checkpoint(tmp_path / "step_000001", model=model, optimizer=optimizer, state={"step": 1})
+    elsewhere = tiny_model(seed=0).to("meta")
+    other = torch.optim.AdamW(elsewhere.parameters())
+    other.param_groups[0]["fused"] = fused
+    restore_optimizer(tmp_path / "step_000001", elsewhere, other)
+    for state in other.state.values():
+        assert state["step"].device.type == ("meta" if fused else "cpu")
+        assert state["exp_avg"].device.type == "meta"
+
+
 def test_random_numbers_go_on(tmp_path: Path) -> None:
     torch.manual_seed(3)
     torch.rand(5)
