@@ -6,7 +6,8 @@
 A record is one line of JSON.  ``kind: model`` is one measured model: ``attention``, ``cached_values`` a layer and
 token, ``cache`` (full, int8, int4), ``cache_bytes`` a token in bfloat16 over all layers, training ``tokens``,
 ``start``, and the ``ratio`` of its perplexity to the teacher's on each text (null where it was not measured).
-``kind: ablation`` is one variant of the start.  Both say date, commit, device and command.
+``kind: ablation`` is one variant of the start, ``kind: control`` one other start with what training makes of it.  All
+say date, commit, device and command.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ _FLOOR = 0.1
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito: told apart by everybody
 
 END = "<!-- end -->"
+_FOUR_MILLION, _TEN_MILLION = 3997696, 9994240
+"""Tokens of 488 and 1,220 steps of 8 x 1,024."""
 
 Record = dict[str, Any]
 
@@ -81,11 +84,24 @@ def ablation() -> str:
     )
 
 
+def controls() -> str:
+    """Other starts at 192 values, and what the same short training makes of them."""
+    found: dict[str, dict[int, Record]] = {}
+    for record in records("control"):
+        found.setdefault(record["name"], {})[record["tokens"]] = record
+    rows = (
+        [name.replace("_", " "), *("not measured" if n not in by else pair(by[n]) for n in (0, _FOUR_MILLION))]
+        for name, by in found.items()
+    )
+    return table(["start", "no training", "after 4M tokens"], rows)
+
+
 def _models(**wanted: Any) -> list[Record]:
+    """Models converted in all layers by the recipe; those of the comparison of attentions have one of their own."""
     return [
         record
         for record in records("model")
-        if record.get("layers") is None and all(record[key] == value for key, value in wanted.items())
+        if "bytes_at_1024" not in record and all(record[key] == value for key, value in wanted.items())
     ]
 
 
@@ -98,8 +114,8 @@ def sizes() -> str:
         (
             [
                 f"{r['cached_values']}{' by layer' if 'layer' in r['attention'] else ''}",
-                r["start"] + (f", for {r['max_context']:,} tokens" if "max_context" in r else ""),
-                tokens(r["tokens"]),
+                _start(r),
+                tokens(r["tokens"]) + (f", {r['optimizer']}" if "optimizer" in r else ""),
                 pair(r),
             ]
             for r in chosen
@@ -107,11 +123,18 @@ def sizes() -> str:
     )
 
 
+def _start(record: Record) -> str:
+    said = [record["start"]]
+    if "max_context" in record:
+        said.append(f"for {record['max_context']:,} tokens")
+    if "allocation_step" in record:
+        said.append(f"allocation step {record['allocation_step']:g}")
+    return ", ".join(said)
+
+
 def caches() -> str:
     """The teacher and DBA with caches in few bits."""
-    chosen = [
-        r for r in records("model") if (r["attention"] == "gqa" or r["cache"] != "full") and r.get("layers") is None
-    ]
+    chosen = [r for r in _models() if r["attention"] == "gqa" or (r["cache"] != "full" and r["start"] == "everything")]
     chosen.sort(key=lambda r: (-r["cache_bytes"], r["tokens"]))
     return table(
         ["model", "cache", "bytes a token", "training tokens", "Austen / Moby"],
@@ -132,26 +155,14 @@ def attentions() -> str:
     """Four attentions at equal bytes, and in every second layer."""
     rows = []
     for name in ("dba", "mla", "sliding_window", "linear_attention"):
-        here = [r for r in records("model") if r["attention"] == name and "max_context" not in r]
-        whole = [r for r in here if r.get("layers") is None and r["cache"] == "full" and _equal_bytes(r)]
-        zero, trained = (
-            max((r for r in whole if (r["tokens"] == count)), key=_recency(here), default=None)
-            for count in (0, 3997696)
-        )
+        here = [r for r in records("model") if r["attention"] == name and "bytes_at_1024" in r]
+        whole = {r["tokens"]: r for r in here if r.get("layers") is None and r["start"] == "everything"}
         half = next(r for r in here if r.get("layers") is not None)
-        rows.append([NAMES[name], *("not measured" if r is None else pair(r) for r in (zero, trained, half))])
+        rows.append([NAMES[name], *(pair(r) for r in (whole[0], whole[_FOUR_MILLION], half))])
     return table(["attention", "no training", "after 4M tokens", "in every second layer, no training"], rows)
 
 
-def _equal_bytes(record: Record) -> bool:
-    return record["start"] == ("values refitted" if record["attention"] == "dba" else "output refitted")
-
-
-def _recency(order: list[Record]) -> Any:
-    return order.index
-
-
-TABLES = {"ablation": ablation, "sizes": sizes, "caches": caches, "attentions": attentions}
+TABLES = {"ablation": ablation, "controls": controls, "sizes": sizes, "caches": caches, "attentions": attentions}
 
 
 def refreshed(page: str) -> str:
@@ -224,44 +235,48 @@ def _points(chosen: Iterable[Record], key: str) -> list[tuple[float, float]]:
     return [(float(r[key]), value) for r in chosen if (value := excess(r)) is not None]
 
 
-def _best(chosen: Iterable[Record]) -> list[Record]:
-    """Of records of one size and cache the one with the least ratio."""
-    least: dict[Any, Record] = {}
+def _least(chosen: Iterable[Record]) -> list[Record]:
+    """Of records of one size and cache (optimizers, settings of the allocation) the one with the least ratio."""
+    least: dict[Any, tuple[float, Record]] = {}
     for record in chosen:
         value, at = excess(record), (record["cached_values"], record["cache"])
-        if value is not None and (at not in least or value < (excess(least[at]) or value)):
-            least[at] = record
-    return list(least.values())
+        if value is not None and (at not in least or value < least[at][0]):
+            least[at] = value, record
+    return [record for _, record in least.values()]
 
 
 def _against_bytes(path: Path) -> None:
     figure, axes = _axes("Perplexity against cached bytes, SmolLM2-135M, 1,024 tokens")
-    dba = [r for r in records("model") if r["attention"].startswith("dba") and not r.get("layers")]
-    for count, label, color, style in (
-        (0, "DBA without training: 96, 192, 336 values a layer", ORANGE, "--"),
-        (9994240, "DBA after 10M tokens", BLUE, "-"),
+    whole = [r for r in _models(start="everything") if "max_context" not in r]
+    for attention, trained, label, color, style, at in (
+        ("dba", False, "no training, one size for all layers", ORANGE, ":", (0, 10, 6)),
+        ("dba by layer", False, "no training, sizes by layer", ORANGE, "--", (0, 10, 6)),
+        ("dba by layer", True, "10M tokens, sizes by layer", BLUE, "-", (0, 10, 6)),
     ):
-        best = _best(r for r in dba if r["tokens"] == count)
+        chosen = [r for r in whole if r["attention"] == attention and r["tokens"] == (_TEN_MILLION if trained else 0)]
+        if attention != "dba":
+            chosen = [r for r in chosen if "allocation_step" not in r]
+        best = _least(chosen)
         _line(
-            axes,
-            _points((r for r in best if r["cache"] == "full"), "cache_bytes"),
-            color,
-            label,
-            (0, 10, 6),
-            linestyle=style,
+            axes, _points((r for r in best if r["cache"] == "full"), "cache_bytes"), color, label, at, linestyle=style
         )
         for record in best:
-            if record["cache"] != "full":
+            if record["cache"] != "full" and trained:
                 _mark(axes, record, color, f"{record['cached_values']}, {record['cache']}")
+    for tokens_seen, label in (
+        (39976960, "96, 40M tokens"),
+        (29982720, "192, 30M tokens"),
+        (19988480, "336, 20M tokens"),
+    ):
+        (record,) = (r for r in whole if r["tokens"] == tokens_seen and r["cache"] == "full")
+        _mark(axes, record, GREEN, label)
     teacher = _points((r for r in records("model") if r["attention"] == "gqa"), "cache_bytes")
     _line(axes, teacher, INK, "teacher: int4, int8, bf16", (-1, -150, 14), linestyle=":")
-    mla = [r for r in records("model") if r["attention"] == "mla" and r["tokens"] and not r.get("layers")]
-    _mark(axes, mla[0], GREEN, "MLA, 4M tokens", at=(-48, -4))
     axes.set_xscale("log")
-    axes.set_xticks([3600, 5760, 7200, 11520, 12960, 20160, 23040], minor=False)
-    axes.set_xticklabels(["3,600", "5,760", "7,200", "11,520", "", "", "23,040"])
+    axes.set_xticks([3394, 3763, 5760, 6642, 7200, 11520, 12960, 20160, 23040], minor=False)
+    axes.set_xticklabels(["3,394", "", "5,760", "", "7,200", "11,520", "", "", "23,040"])
     axes.xaxis.set_minor_formatter("")
-    axes.set_xlim(3200, 36000)
+    axes.set_xlim(3000, 36000)
     axes.set_xlabel("cached bytes a token, all layers")
     figure.savefig(path, metadata={"Date": None})
 
@@ -282,16 +297,21 @@ def _mark(axes: Any, record: Record, color: str, label: str, at: tuple[int, int]
 
 def _against_tokens(path: Path) -> None:
     figure, axes = _axes("Perplexity against training tokens, SmolLM2-135M, 1,024 tokens")
-    full = [r for r in _models(cache="full") if "max_context" not in r]
-    for values, start, color, up, label in (
-        (96, "everything", ORANGE, 0, "DBA, 96 values (4x)"),
-        (192, "output refitted", MUTED, 7, "192 (2x), output refitted"),
-        (192, "values refitted", BLUE, -7, "192 (2x), values refitted"),
-        (336, "output refitted", GREEN, 0, "336 (1.14x)"),
+    full = [r for r in _models(cache="full", start="everything") if not {"max_context", "allocation_step"} & r.keys()]
+    for values, attention, color, up, style, label in (
+        (96, "dba", ORANGE, 7, ":", "96 (4x)"),
+        (96, "dba by layer", ORANGE, 0, "-", "96, sizes by layer"),
+        (192, "dba", BLUE, 7, ":", "192 (2x)"),
+        (192, "dba by layer", BLUE, 0, "-", "192, sizes by layer"),
+        (336, "dba", GREEN, 0, "-", "336 (1.14x)"),
     ):
-        chosen = [r for r in full if (r["attention"], r["cached_values"], r["start"]) == ("dba", values, start)]
-        _line(axes, [(t / 1e6, y) for t, y in _points(chosen, "tokens")], color, label, (-1, 8, up))
-    axes.set_xlim(-0.3, 13.5)
+        least: dict[int, Record] = {}
+        for r in full:
+            if (r["attention"], r["cached_values"]) == (attention, values):
+                least[r["tokens"]] = min((least.get(r["tokens"], r), r), key=lambda r: excess(r) or 0.0)
+        points = [(t / 1e6, y) for t, y in _points(least.values(), "tokens")]
+        _line(axes, points, color, label, (-1, 8, up), linestyle=style)
+    axes.set_xlim(-1, 49)
     axes.set_xlabel("training tokens, millions")
     figure.savefig(path, metadata={"Date": None})
 
