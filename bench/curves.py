@@ -249,9 +249,9 @@ def _against_bytes(path: Path) -> None:
     figure, axes = _axes("Perplexity against cached bytes, SmolLM2-135M, 1,024 tokens")
     whole = [r for r in _models(start="everything") if "max_context" not in r]
     for attention, trained, label, color, style, at in (
-        ("dba", False, "no training, one size for all layers", ORANGE, ":", (0, 10, 6)),
-        ("dba by layer", False, "no training, sizes by layer", ORANGE, "--", (0, 10, 6)),
-        ("dba by layer", True, "10M tokens, sizes by layer", BLUE, "-", (0, 10, 6)),
+        ("dba", False, "DBA, no training, one size for all layers", ORANGE, ":", (0, 10, 6)),
+        ("dba by layer", False, "no training, sizes by layer", ORANGE, "--", (-1, 10, -12)),
+        ("dba by layer", True, "10M tokens, sizes by layer", BLUE, "-", (-1, 10, 4)),
     ):
         chosen = [r for r in whole if r["attention"] == attention and r["tokens"] == (_TEN_MILLION if trained else 0)]
         if attention != "dba":
@@ -262,7 +262,7 @@ def _against_bytes(path: Path) -> None:
         )
         for record in best:
             if record["cache"] != "full" and trained:
-                _mark(axes, record, color, f"{record['cached_values']}, {record['cache']}")
+                _mark(axes, record, color, f"{record['cached_values']}, {record['cache']}", at=(-14, -13))
     for tokens_seen, label in (
         (39976960, "96, 40M tokens"),
         (29982720, "192, 30M tokens"),
@@ -270,6 +270,13 @@ def _against_bytes(path: Path) -> None:
     ):
         (record,) = (r for r in whole if r["tokens"] == tokens_seen and r["cache"] == "full")
         _mark(axes, record, GREEN, label)
+    for name, at in (("mla", (30, 14)), ("sliding_window", (44, -12)), ("linear_attention", (48, 12))):
+        (record,) = (
+            r
+            for r in records("model")
+            if (r["attention"], r["tokens"], r["start"]) == (name, _FOUR_MILLION, "everything")
+        )
+        _mark(axes, record, MUTED, f"{NAMES[name]}, 4M", at=at)
     teacher = _points((r for r in records("model") if r["attention"] == "gqa"), "cache_bytes")
     _line(axes, teacher, INK, "teacher: int4, int8, bf16", (-1, -150, 14), linestyle=":")
     axes.set_xscale("log")
