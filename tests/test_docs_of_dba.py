@@ -11,7 +11,7 @@ def test_tables_are_up_to_date() -> None:
 
 
 def test_every_record_says_where_it_comes_from() -> None:
-    for record in (*records("model"), *records("ablation")):
+    for record in (*records("model"), *records("ablation"), *records("control")):
         assert {"date", "commit", "device", "command", "ratio"} <= record.keys()
         assert all(value is None or value > 0.9 for value in record["ratio"].values())
 

@@ -71,15 +71,16 @@ def restore_optimizer(path: Path, model: LanguageModel, optimizer: torch.optim.O
     scalars = read_state(path)["optimizer"]
     names = _parameter_names(model)
     for group in optimizer.param_groups:
-        # where torch keeps the step counter, which has no axes: fused kernels read it on the device
-        beside = bool(group.get("fused") or group.get("capturable"))
+        # torch keeps its step counter on the CPU, unless kernels read it
+        counts_on_device = bool(group.get("fused") or group.get("capturable"))
         for parameter in group["params"]:
             name = names[id(parameter)]
             state = dict(scalars.get(name, {}))
             for key, tensor in tensors.items():
                 owner, _, entry = key.rpartition("/")
                 if owner == name:
-                    state[entry] = tensor.to(parameter.device) if beside or tensor.ndim else tensor
+                    moves = entry != "step" or counts_on_device
+                    state[entry] = tensor.to(parameter.device) if moves else tensor
             if state:
                 optimizer.state[parameter] = state
 

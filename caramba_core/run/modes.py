@@ -64,13 +64,12 @@ class Train:
         )
         if settings.compile:
             torch.compiler.reset()  # graphs of an earlier run of this process count against dynamo's limit
-            left = context.student.compile_blocks()
+            models = [context.student, *([context.teacher] if settings.strategy.needs_teacher else [])]
+            left = [name for model in models for name in model.compile_blocks()]
             if left:
                 context.reporter.line(
                     f"not compiled, as each has sizes of its own: {len(left)} layers, {left[0]} first"
                 )
-            if settings.strategy.needs_teacher:
-                context.teacher.compile_blocks()
         all_tokens = run.steps * loop.tokens_a_step
         with context.reporter.bar(run.id, all_tokens, done=loop.step * loop.tokens_a_step) as bar:
             loop.run(bar)
