@@ -155,6 +155,9 @@ class Train:
     cuda_graph: bool = option(
         default=False, help="record a step once and replay it: faster where kernels are short; CUDA only"
     )
+    deterministic: bool = option(
+        default=False, help="only algorithms that give the same bits every time, on CUDA too, where they are slower"
+    )
     checkpoint_every: int | None = option(default=None, help="steps between checkpoints", unit="steps", minimum=1)
     evaluate_every: int | None = option(default=None, help="steps between evaluations", unit="steps", minimum=1)
 

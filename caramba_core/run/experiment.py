@@ -15,6 +15,7 @@ from caramba_core.plan.sections import plan_document
 from caramba_core.plugins.manager import hooks
 from caramba_core.plugins.registry import registry
 from caramba_core.run.context import GroupContext, RunContext
+from caramba_core.run.determinism import allow_determinism
 from caramba_core.run.device import pick_device
 from caramba_core.run.directory import RunDirectory, State
 from caramba_core.run.modes import Mode, Results
@@ -54,6 +55,8 @@ class Experiment:
 
     def run(self, left: Sequence[tuple[Group, Run]]) -> bool:
         """Do the runs; whether all of them came to their end (a time limit or a signal may stop one midway)."""
+        if any(run.train is not None and run.train.deterministic for _, run in left):
+            allow_determinism()
         return all(self._one(group, run) for group, run in left)
 
     def finished_context(self, group: Group, run: Run) -> RunContext | None:

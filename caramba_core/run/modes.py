@@ -6,6 +6,7 @@ A mode is a class with one method ``run(context) -> Results``; ``convert`` comes
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import attrs
@@ -13,8 +14,10 @@ import torch
 
 from caramba_core.component import evolve
 from caramba_core.errors import InputError
+from caramba_core.manifest.schema import Train as Settings
 from caramba_core.plugins.registry import registry
 from caramba_core.run.context import RunContext
+from caramba_core.run.determinism import deterministic
 from caramba_core.run.loop import TrainingLoop
 from caramba_core.run.measuring import Perplexities
 from caramba_core.run.reporter import short_count
@@ -53,14 +56,33 @@ class Train:
         )
         perplexities = Perplexities(context)
         perplexities.before()
-        loop = TrainingLoop(context, settings, run.steps)
+        with deterministic(run.id) if settings.deterministic else nullcontext():
+            loop = self._trained(context, settings, run.steps)
+        if loop.step < run.steps and context.stop_reason is None:
+            return Results(done=False)
+        entries: dict[str, Any] = {
+            "tokens": loop.step * loop.tokens_a_step,
+            "steps": loop.step,
+            "train_seconds": round(loop.seconds, 3),
+            "trained_parameters": sum(parameter.numel() for parameter in loop.parameters),
+            "parameters": sum(parameter.numel() for parameter in context.student.parameters()),
+        }
+        if loop.step < run.steps:
+            context.reporter.line(f"{run.id} ended at step {loop.step} of {run.steps}: {context.stop_reason}")
+            entries["stop_reason"] = context.stop_reason
+        return Results(entries={**entries, **perplexities.after(step=loop.step)})
+
+    def _trained(self, context: RunContext, settings: Settings, steps: int) -> TrainingLoop:
+        """The loop, at its end or where something asked it to stop."""
+        run = context.run
+        loop = TrainingLoop(context, settings, steps)
         loop.prepare()
         trained = sum(parameter.numel() for parameter in loop.parameters)
         total = sum(parameter.numel() for parameter in context.student.parameters())
         context.reporter.stage(
             f"train {run.id}",
-            f"{', '.join(run.train.trains)}: {short_count(trained)} of {short_count(total)} parameters train, "
-            f"{run.steps} steps of {loop.tokens_a_step:,} tokens on {context.device.type}",
+            f"{', '.join(settings.trains)}: {short_count(trained)} of {short_count(total)} parameters train, "
+            f"{steps} steps of {loop.tokens_a_step:,} tokens on {context.device.type}",
         )
         if settings.compile:
             torch.compiler.reset()  # graphs of an earlier run of this process count against dynamo's limit
@@ -70,22 +92,10 @@ class Train:
                 context.reporter.line(
                     f"not compiled, as each has sizes of its own: {len(left)} layers, {left[0]} first"
                 )
-        all_tokens = run.steps * loop.tokens_a_step
+        all_tokens = steps * loop.tokens_a_step
         with context.reporter.bar(run.id, all_tokens, done=loop.step * loop.tokens_a_step) as bar:
             loop.run(bar)
-        if loop.step < run.steps and context.stop_reason is None:
-            return Results(done=False)
-        entries: dict[str, Any] = {
-            "tokens": loop.step * loop.tokens_a_step,
-            "steps": loop.step,
-            "train_seconds": round(loop.seconds, 3),
-            "trained_parameters": trained,
-            "parameters": total,
-        }
-        if loop.step < run.steps:
-            context.reporter.line(f"{run.id} ended at step {loop.step} of {run.steps}: {context.stop_reason}")
-            entries["stop_reason"] = context.stop_reason
-        return Results(entries={**entries, **perplexities.after(step=loop.step)})
+        return loop
 
 
 class Evaluate:

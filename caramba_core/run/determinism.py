@@ -1,0 +1,49 @@
+"""The same bits from the same step, on CUDA too, so that a run that stopped goes on as if it had not.
+
+Kernels that add with atomics (attention's backward pass, embeddings' gradients) give sums whose last bits depend on
+timing; torch has slower ones that do not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from caramba_core.errors import InputError
+
+__all__ = ["allow_determinism", "deterministic"]
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+def allow_determinism() -> None:
+    """Give cuBLAS workspaces of fixed sizes; it reads this once, before its first product of a process."""
+    os.environ.setdefault(_WORKSPACE, ":4096:8")
+
+
+@contextmanager
+def deterministic(run: str) -> Iterator[None]:
+    """Only deterministic algorithms inside; as before outside.
+
+    Raises :class:`InputError` where ``run`` computes something that has no deterministic algorithm.
+    """
+    before, fills = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and no operation here reads such memory
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_deterministic_algorithms" not in str(error):
+            raise
+        raise InputError(
+            f"run {run}: train.deterministic asks for what this machine cannot do: {str(error).split('. ')[0]}",
+            hint=f"leave train.deterministic out, or set {_WORKSPACE}=:4096:8 before caramba starts"
+            if _WORKSPACE in str(error)
+            else "leave train.deterministic out",
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
