@@ -89,11 +89,9 @@ def controls() -> str:
     found: dict[str, dict[int, Record]] = {}
     for record in records("control"):
         found.setdefault(record["name"], {})[record["tokens"]] = record
-    rows = (
-        [name.replace("_", " "), *("not measured" if n not in by else pair(by[n]) for n in (0, _FOUR_MILLION))]
-        for name, by in found.items()
-    )
-    return table(["start", "no training", "after 4M tokens"], rows)
+    columns = (0, _FOUR_MILLION, _TEN_MILLION)
+    rows = ([name.replace("_", " "), *(pair(by[n]) if n in by else "" for n in columns)] for name, by in found.items())
+    return table(["start", "no training", "after 4M tokens", "after 10M tokens"], rows)
 
 
 def _models(**wanted: Any) -> list[Record]:
@@ -127,9 +125,17 @@ def _start(record: Record) -> str:
     said = [record["start"]]
     if "max_context" in record:
         said.append(f"for {record['max_context']:,} tokens")
+    if "calibration_tokens" in record:
+        said.append(f"{record['calibration_tokens'] // 1024}k calibration tokens")
     if "allocation_step" in record:
         said.append(f"allocation step {record['allocation_step']:g}")
     return ", ".join(said)
+
+
+def _named(record: Record) -> str:
+    if record["attention"] == "gqa":
+        return NAMES["gqa"]
+    return ", ".join([NAMES[record["attention"]], str(record["cached_values"]), *_start(record).split(", ")[1:]])
 
 
 def caches() -> str:
@@ -140,7 +146,7 @@ def caches() -> str:
         ["model", "cache", "bytes a token", "training tokens", "Austen / Moby"],
         (
             [
-                NAMES[r["attention"]] + (f", {r['cached_values']}" if r["attention"] != "gqa" else ""),
+                _named(r),
                 r["cache"],
                 f"{r['cache_bytes']:,}",
                 tokens(r["tokens"]),
@@ -236,7 +242,7 @@ def _points(chosen: Iterable[Record], key: str) -> list[tuple[float, float]]:
 
 
 def _least(chosen: Iterable[Record]) -> list[Record]:
-    """Of records of one size and cache (optimizers, settings of the allocation) the one with the least ratio."""
+    """Of records of one size and cache (optimizers, calibration, allocation) the one with the least ratio."""
     least: dict[Any, tuple[float, Record]] = {}
     for record in chosen:
         value, at = excess(record), (record["cached_values"], record["cache"])
@@ -250,12 +256,10 @@ def _against_bytes(path: Path) -> None:
     whole = [r for r in _models(start="everything") if "max_context" not in r]
     for attention, trained, label, color, style, at in (
         ("dba", False, "DBA, no training, one size for all layers", ORANGE, ":", (0, 10, 6)),
-        ("dba by layer", False, "no training, sizes by layer", ORANGE, "--", (-1, 10, -12)),
-        ("dba by layer", True, "10M tokens, sizes by layer", BLUE, "-", (-1, 10, 4)),
+        ("dba by layer", False, "no training, sizes by layer", ORANGE, "--", (0, -150, 0)),
+        ("dba by layer", True, "10M tokens, sizes by layer", BLUE, "-", (0, -130, 13)),
     ):
         chosen = [r for r in whole if r["attention"] == attention and r["tokens"] == (_TEN_MILLION if trained else 0)]
-        if attention != "dba":
-            chosen = [r for r in chosen if "allocation_step" not in r]
         best = _least(chosen)
         _line(
             axes, _points((r for r in best if r["cache"] == "full"), "cache_bytes"), color, label, at, linestyle=style
@@ -264,7 +268,7 @@ def _against_bytes(path: Path) -> None:
             if record["cache"] != "full" and trained:
                 _mark(axes, record, color, f"{record['cached_values']}, {record['cache']}", at=(-14, -13))
     for tokens_seen, label in (
-        (39976960, "96, 40M tokens"),
+        (90112000, "96, 90M tokens"),
         (29982720, "192, 30M tokens"),
         (19988480, "336, 20M tokens"),
     ):
@@ -304,7 +308,7 @@ def _mark(axes: Any, record: Record, color: str, label: str, at: tuple[int, int]
 
 def _against_tokens(path: Path) -> None:
     figure, axes = _axes("Perplexity against training tokens, SmolLM2-135M, 1,024 tokens")
-    full = [r for r in _models(cache="full", start="everything") if not {"max_context", "allocation_step"} & r.keys()]
+    full = [r for r in _models(cache="full", start="everything") if "max_context" not in r]
     for values, attention, color, up, style, label in (
         (96, "dba", ORANGE, 7, ":", "96 (4x)"),
         (96, "dba by layer", ORANGE, 0, "-", "96, sizes by layer"),
@@ -318,7 +322,7 @@ def _against_tokens(path: Path) -> None:
                 least[r["tokens"]] = min((least.get(r["tokens"], r), r), key=lambda r: excess(r) or 0.0)
         points = [(t / 1e6, y) for t, y in _points(least.values(), "tokens")]
         _line(axes, points, color, label, (-1, 8, up), linestyle=style)
-    axes.set_xlim(-1, 49)
+    axes.set_xlim(-2, 112)
     axes.set_xlabel("training tokens, millions")
     figure.savefig(path, metadata={"Date": None})
 
