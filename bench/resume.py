@@ -1,4 +1,4 @@
-"""Whether a run that is stopped and killed goes on bit for bit: its end beside that of a run in one piece, as JSON lines.
+"""Whether a run that is stopped and killed goes on bit for bit: its end beside that of an undisturbed run (JSON lines).
 
     python bench/resume.py MANIFEST DATA --group G [--run distil] [--set path=value ...] [--output DIR]
 

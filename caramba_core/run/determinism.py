@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -30,9 +31,10 @@ def deterministic(run: str) -> Iterator[None]:
 
     Raises :class:`InputError` where ``run`` computes something that has no deterministic algorithm.
     """
-    before, fills = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic  # its attributes are not known to type checkers
+    before, fills = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and no operation here reads such memory
+    memory.fill_uninitialized_memory = False  # filling costs time, and no operation here reads such memory
     try:
         yield
     except RuntimeError as error:
@@ -46,4 +48,4 @@ def deterministic(run: str) -> Iterator[None]:
         ) from error
     finally:
         torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        memory.fill_uninitialized_memory = fills

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
@@ -135,7 +136,14 @@ class RunDirectory:
 
     def drop_old_checkpoints(self) -> None:
         """Keep the newest two."""
-        for path in self.checkpoints()[:-_KEPT_CHECKPOINTS]:
+        self._drop(self.checkpoints()[:-_KEPT_CHECKPOINTS])
+
+    def drop_checkpoints(self) -> None:
+        """Keep none: the run is done anew."""
+        self._drop(self.checkpoints())
+
+    def _drop(self, checkpoints: Iterable[Path]) -> None:
+        for path in checkpoints:
             hidden = path.with_name(
                 f".{path.name}.old"
             )  # so that a half-removed folder is never taken for a checkpoint

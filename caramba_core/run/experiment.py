@@ -76,9 +76,11 @@ class Experiment:
             state = directory.state()
             identity = fingerprint(self.loaded.manifest.groups, group, run)
             context = self._context(group, run, directory)
-            if state is not None and directory.checkpoints() and run.task == "train":
+            if run.task == "train" and state is not None and directory.checkpoints():
                 context.resume_from = directory.checkpoints()[-1]
                 self.reporter.line(f"{run.id}: going on from {context.resume_from}")
+            elif run.task != "train":
+                directory.drop_checkpoints()  # of a run that ended before its result was measured: it is done again
             directory.set_state(State(status="running", fingerprint=identity, step=0 if state is None else state.step))
             directory.write_text("manifest.yml", self._manifest(context))
             directory.write_json("plan.json", plan)

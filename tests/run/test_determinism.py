@@ -1,4 +1,4 @@
-"""``train.deterministic``: the same bits, on CUDA too; what cannot give them is refused, and torch is left as it was."""
+"""``train.deterministic``: the same bits on CUDA too; what cannot give them is refused, and torch is left as it was."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 
 
 def test_what_has_no_deterministic_algorithm_is_named() -> None:
-    with pytest.raises(InputError, match=r"run fast: .*put_ does not have a deterministic implementation"):
-        with deterministic("fast"):
-            torch.zeros(3).put_(torch.tensor([1]), torch.ones(1))
+    missing = r"run fast: .*put_ does not have a deterministic implementation"
+    with pytest.raises(InputError, match=missing), deterministic("fast"):
+        torch.zeros(3).put_(torch.tensor([1]), torch.ones(1))
     assert not torch.are_deterministic_algorithms_enabled()
     torch.zeros(3).put_(torch.tensor([1]), torch.ones(1))
 
 
 def test_other_faults_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="something else"):
-        with deterministic("fast"):
-            assert torch.are_deterministic_algorithms_enabled()
-            raise RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"), deterministic("fast"):
+        assert torch.are_deterministic_algorithms_enabled()
+        raise RuntimeError("something else")
     assert not torch.are_deterministic_algorithms_enabled()
 
 

@@ -130,6 +130,37 @@ def test_an_interrupted_run_goes_on_bit_for_bit(manifest: Path, tmp_path_factory
     assert [(line["step"], line["loss"]) for line in lines] == [(line["step"], line["loss"]) for line in other]
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        "caramba_plugins_upcycle.calibration.Calibration.run",
+        "caramba_plugins_upcycle.convert.save_checkpoint",
+        "caramba_core.run.measuring.Perplexities.after",
+    ],
+    ids=["calibrating", "publishing its result", "measuring it"],
+)
+def test_an_interrupted_conversion_is_done_again(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, where: str
+) -> None:
+    whole = make_workspace(tmp_path_factory.mktemp("whole"))
+    assert run(whole, "--run", "convert") == 0
+
+    def interrupted(*arguments: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, interrupted)
+        assert run(manifest, "--run", "convert") == 130
+    state = json.loads((folder_of(manifest, "convert") / "state.json").read_text())
+    assert state["status"] == "interrupted"
+    assert not (folder_of(manifest, "convert") / "summary.json").exists()
+    assert run(manifest, "--run", "finetune", "--resume") == 2  # what it starts from is not there
+    assert run(manifest, "--run", "convert", "--resume") == 0
+    expected, found = weights(folder_of(whole, "convert")), weights(folder_of(manifest, "convert"))
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert summary(manifest, "convert")["perplexity"]["end"] == summary(whole, "convert")["perplexity"]["end"]
+
+
 def test_a_changed_manifest_does_not_mix_with_an_old_run(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(manifest) == 0
     assert run(manifest, "--set", "vars.sem=8") == 2
