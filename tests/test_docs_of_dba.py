@@ -13,7 +13,7 @@ def test_tables_are_up_to_date() -> None:
 def test_every_record_says_where_it_comes_from() -> None:
     for record in (*records("model"), *records("ablation"), *records("control")):
         assert {"date", "commit", "device", "command", "ratio"} <= record.keys()
-        assert all(value is None or value > 0.9 for value in record["ratio"].values())
+        assert all(value is None or value > 0.8 for value in record["ratio"].values())
 
 
 def test_the_page_shows_every_table_and_picture() -> None:
