@@ -25,6 +25,7 @@ __all__ = [
     "Fetched",
     "Loader",
     "Source",
+    "Span",
     "Stored",
     "Tokenizer",
     "fetch_source",
@@ -38,18 +39,34 @@ _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<location>.*)",
 
 
 @attrs.frozen(kw_only=True)
+class Span:
+    """Where a tensor's values lie in a file as they will in memory: row-major, without gaps, little-endian.
+
+    They start at byte ``offset`` of ``path``; ``dtype`` is their type under torch's name (``bfloat16``).
+    """
+
+    path: Path
+    offset: int
+    dtype: str
+
+
+@attrs.frozen(kw_only=True)
 class Stored:
     """One tensor of a checkpoint, as the headers describe it.
 
     ``key`` is its name in the checkpoint, ``name`` the parameter of the graph that it fills (without ``model.``).  A
     loader that knows a tensor to hold nothing the graph needs (rotary frequencies that follow from the configuration)
     gives ``None``; a tensor that it does not know keeps its key as name, and filling a model with it is an error.
+
+    ``span`` says where the very values that :meth:`Checkpoint.tensors` gives lie in a file, so that they can be looked
+    at in pieces, by several threads.  ``None`` where they come about by reading: pickled, quantized, rearranged.
     """
 
     key: str
     name: str | None
     shape: tuple[int, ...]
     dtype: str
+    span: Span | None = None
 
 
 class Tokenizer(Protocol):

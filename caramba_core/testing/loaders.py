@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from caramba_core.errors import InputError
-from caramba_core.loading import Checkpoint, Loader
+from caramba_core.loading import Checkpoint, Loader, Stored
 from caramba_core.lowering import lower
 from caramba_core.manifest import structure_model
 from caramba_core.nn.build import build
@@ -27,8 +29,8 @@ def check_loader(loader: type[Loader], path: Path, folder: Path) -> None:
     """Hold a loader to its contract with the sound checkpoint at ``path``; ``folder`` takes damaged copies.
 
     It recognizes the checkpoint and nothing else, tells the model in a manifest's words without importing torch or
-    numpy, streams the tensors that its layout announces, fills the model completely, and refuses damaged files with an
-    :class:`InputError`.  Raises :class:`CheckFailed`.
+    numpy, streams the tensors that its layout announces (the same values as in the spans that it names), fills the
+    model completely, and refuses damaged files with an :class:`InputError`.  Raises :class:`CheckFailed`.
     """
     name = loader.__name__
     _check_recognition(name, loader, path, folder)
@@ -66,15 +68,32 @@ def _check_recognition(name: str, loader: type[Loader], path: Path, folder: Path
 
 
 def _check_streams(name: str, checkpoint: Checkpoint) -> None:
-    announced = {stored.name: stored.shape for stored in checkpoint.layout() if stored.name is not None}
+    layout = {stored.name: stored for stored in checkpoint.layout() if stored.name is not None}
+    announced = {key: stored.shape for key, stored in layout.items()}
     given: dict[str, Any] = {}
     for key, tensor in checkpoint.tensors():
         if key in given:
             raise CheckFailed(f"{name}: tensors() gives {key} twice")
         given[key] = tuple(tensor.shape)
+        if key in layout:
+            _check_span(name, layout[key], tensor)
     if given != announced:
         wrong = sorted(key for key in given.keys() | announced.keys() if given.get(key) != announced.get(key))
         raise CheckFailed(f"{name}: layout() and tensors() differ in {', '.join(wrong[:5])}")
+
+
+def _check_span(name: str, stored: Stored, tensor: torch.Tensor) -> None:
+    """Filling looks at the bytes of a span in the place of what is streamed: they must be the same."""
+    if stored.span is None:
+        return
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if stored.span.dtype != dtype:
+        raise CheckFailed(f"{name}: the span of {stored.key} is of {stored.span.dtype}, and tensors() gives {dtype}")
+    with stored.span.path.open("rb") as file:
+        file.seek(stored.span.offset)
+        there = file.read(tensor.nbytes)
+    if there != tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes():
+        raise CheckFailed(f"{name}: the span of {stored.key} does not hold the values that tensors() gives")
 
 
 def _check_light(name: str, loader: type[Loader], path: Path) -> None:

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 from caramba_core.errors import CarambaError, InputError, PluginError
 from caramba_core.loading import find_loader
 from caramba_core.rope import Rope
+from caramba_core.testing.loaders import check_loader
 
 from .conftest import random_tokens, read_model, write_oracle
 
@@ -155,6 +156,38 @@ def test_rows_a_few_at_a_time_are_rows_all_at_once(tmp_path: Path, kind: str, mo
     ((_, found),) = values_of(tmp_path / "raw", [entry])
     expected = torch.from_numpy(gguf.quants.dequantize(raw, quantized))
     assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_plain_values_that_are_no_numbers(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    """Rearranged (``q_proj``) or as the file holds them, of the model's type or another."""
+    write_oracle(tmp_path / "hf", "llama")
+    write_gguf(tmp_path / "m.gguf", tmp_path / "hf", "llama", gguf.GGMLQuantizationType[kind])
+    tensors = read_header(tmp_path / "m.gguf").tensors
+    values = bytearray((tmp_path / "m.gguf").read_bytes())
+    for name in ("blk.0.attn_q.weight", "blk.1.ffn_down.weight"):
+        nan = b"\0\0\xc0\x7f" if kind == "F32" else b"\xc0\x7f" if kind == "BF16" else b"\x00\x7e"
+        end = tensors[name].offset + tensors[name].bytes
+        values[end - len(nan) : end] = nan
+    (tmp_path / "m.gguf").write_bytes(values)
+    with pytest.raises(InputError, match=r"2 of its tensors") as caught:
+        read_model(tmp_path / "m.gguf", dtype)
+    assert "blk.0.attn_q.weight holds 1 NaN of 2304 values (fills model.blocks.0.attention.q_proj)" in str(caught.value)
+    assert "blk.1.ffn_down.weight holds 1 NaN of 3840 values (fills model.blocks.1.mlp.down_proj)" in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["F16", "Q8_0"])
+def test_spans(tmp_path: Path, model_type: str, kind: str) -> None:
+    """Plain tensors whose rows stand as the graph has them have one; the kit compares values."""
+    write_oracle(tmp_path / "hf", model_type, **Q4_1_SIZES)
+    write_gguf(tmp_path / "m.gguf", tmp_path / "hf", model_type, gguf.GGMLQuantizationType[kind])
+    for stored in GgufFile.open(tmp_path / "m.gguf").layout():
+        rearranged = model_type == "llama" and stored.key.split(".")[-2] in ("attn_q", "attn_k")
+        assert (stored.span is not None) == (stored.dtype in ("F32", "F16") and not rearranged), stored.key
+    (tmp_path / "kit").mkdir()
+    check_loader(GgufFile, tmp_path / "m.gguf", tmp_path / "kit")
 
 
 def test_rows_apart() -> None:

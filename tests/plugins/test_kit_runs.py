@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+import attrs
 import pytest
 import torch
 from caramba_plugins_standard.pretrain import Pretrain
@@ -16,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from caramba_core.component import component, option
 from caramba_core.errors import InputError, PluginError
 from caramba_core.hookspecs import Section, hookimpl
-from caramba_core.loading import Stored
+from caramba_core.loading import Span, Stored
 from caramba_core.run.context import RunContext
 from caramba_core.testing import CheckFailed
 from caramba_core.testing.hooks import play_failure, play_run
@@ -213,6 +215,31 @@ class Opaque(Sound):
         return {**MODEL, "topology": object()}
 
 
+class Placed(Sound):
+    """Says where its tensors lie, and may be wrong."""
+
+    skipped: ClassVar[int] = 0
+    dtype: ClassVar[str] = "float32"
+
+    def layout(self) -> tuple[Stored, ...]:
+        content = self.path.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        base = 8 + length + self.skipped
+        first = {key: entry["data_offsets"][0] for key, entry in json.loads(content[8 : 8 + length]).items()}
+        return tuple(
+            attrs.evolve(stored, span=Span(path=self.path, offset=base + first[stored.key], dtype=self.dtype))
+            for stored in super().layout()
+        )
+
+
+class Misplaced(Placed):
+    skipped = 4
+
+
+class Mistyped(Placed):
+    dtype = "int32"
+
+
 @pytest.mark.parametrize(
     ("loader", "message"),
     [
@@ -222,7 +249,10 @@ class Opaque(Sound):
         (Forgetful, r"layout\(\) and tensors\(\) differ in embedder.weight"),
         (Lonely, r"what open\(\) gives has no method companions"),
         (Opaque, r"model\(\) is not plain data"),
+        (Misplaced, r"the span of \S+weight does not hold the values that tensors\(\) gives"),
+        (Mistyped, r"the span of \S+weight is of int32, and tensors\(\) gives float32"),
         (Sound, r"open\(\), model\(\) or layout\(\) imports"),  # this module imports torch
+        (Placed, r"open\(\), model\(\) or layout\(\) imports"),  # and finds no other fault
     ],
 )
 def test_fault_of_a_loader(loader: Any, message: str, tmp_path: Path) -> None:

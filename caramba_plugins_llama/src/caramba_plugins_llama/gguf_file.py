@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from caramba_core.errors import InputError
-from caramba_core.loading import Stored, Tokenizer
+from caramba_core.loading import Span, Stored, Tokenizer
 from caramba_plugins_llama.configuration import key_of, model_of
 from caramba_plugins_llama.families import ARCHITECTURES, Architecture
-from caramba_plugins_llama.gguf_header import MAGIC, GgufHeader, GgufTensor, read_header
+from caramba_plugins_llama.gguf_header import MAGIC, PLAIN, GgufHeader, GgufTensor, read_header
 from caramba_plugins_llama.gguf_metadata import configuration, metadata_key
 from caramba_plugins_llama.tokenizer import HuggingFaceTokenizer, tokenizer_files
 
@@ -96,7 +96,13 @@ class GgufFile:
     def layout(self) -> tuple[Stored, ...]:
         """Every tensor, from the header."""
         return tuple(
-            Stored(key=tensor.name, name=_graph_name(tensor.name), shape=tensor.shape, dtype=tensor.dtype)
+            Stored(
+                key=tensor.name,
+                name=_graph_name(tensor.name),
+                shape=tensor.shape,
+                dtype=tensor.dtype,
+                span=self._span(tensor),
+            )
             for tensor in self.header.tensors.values()
         )
 
@@ -107,7 +113,7 @@ class GgufFile:
         wanted = [tensor for tensor in self.header.tensors.values() if _graph_name(tensor.name) is not None]
         for tensor, values in values_of(self.path, wanted):
             name = str(_graph_name(tensor.name))
-            if self.architecture.adjacent_pairs and name.endswith(_TURNED):
+            if self._turns(tensor):
                 values = rows_apart(values, self._heads(name, tensor))
             yield name, values
 
@@ -127,6 +133,15 @@ class GgufFile:
         if isinstance(tokenizer, HuggingFaceTokenizer):
             files |= tokenizer_files(tokenizer, self.header.metadata)
         return files
+
+    def _span(self, tensor: GgufTensor) -> Span | None:
+        if tensor.dtype not in PLAIN or self._turns(tensor):
+            return None
+        return Span(path=self.path, offset=tensor.offset, dtype=PLAIN[tensor.dtype])
+
+    def _turns(self, tensor: GgufTensor) -> bool:
+        """Whether rows of the file stand in another order than the graph's."""
+        return self.architecture.adjacent_pairs and str(_graph_name(tensor.name)).endswith(_TURNED)
 
     def _heads(self, name: str, tensor: GgufTensor) -> int:
         key = "num_attention_heads" if ".q_" in name else "num_key_value_heads"

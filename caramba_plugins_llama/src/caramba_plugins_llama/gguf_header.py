@@ -18,7 +18,7 @@ import attrs
 
 from caramba_core.errors import InputError
 
-__all__ = ["MAGIC", "GgufHeader", "GgufTensor", "read_header"]
+__all__ = ["MAGIC", "PLAIN", "GgufHeader", "GgufTensor", "read_header"]
 
 MAGIC: Final = b"GGUF"
 
@@ -45,6 +45,9 @@ _TYPES: Final[dict[int, tuple[str, int, int]]] = {
     30: ("BF16", 1, 2),
 }
 """Number to name, values a block, bytes a block, of the types that are read."""
+
+PLAIN: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""The types whose values lie in the file as in memory, under torch's names."""
 
 
 @attrs.frozen(kw_only=True)

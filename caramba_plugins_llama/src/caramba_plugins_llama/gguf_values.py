@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from caramba_core.errors import PluginError
-from caramba_plugins_llama.gguf_header import GgufTensor
+from caramba_plugins_llama.gguf_header import PLAIN, GgufTensor
 from caramba_plugins_llama.mapped_file import MappedFile
 
 __all__ = ["rows_apart", "values_of"]
 
-_PLAIN: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CHUNK: Final = 1 << 20
 """Values dequantized at a time: the library makes several float32 copies of them."""
 
@@ -24,8 +23,9 @@ def values_of(path: Path, tensors: Iterable[GgufTensor]) -> Iterator[tuple[GgufT
     """The values of tensors: mapped, in the stored type if that is a floating-point one; else in float32."""
     file = MappedFile(path)
     for tensor in tensors:
-        if tensor.dtype in _PLAIN:
-            yield tensor, file.tensor(tensor.offset, tensor.shape, _PLAIN[tensor.dtype], tensor.name)
+        if tensor.dtype in PLAIN:
+            dtype = getattr(torch, PLAIN[tensor.dtype])
+            yield tensor, file.tensor(tensor.offset, tensor.shape, dtype, tensor.name)
         else:
             yield tensor, _dequantized(file, tensor)
         file.release(tensor.offset, tensor.bytes)

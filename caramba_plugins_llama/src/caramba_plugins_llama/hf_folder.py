@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from caramba_core.errors import InputError
-from caramba_core.loading import Stored, Tokenizer
+from caramba_core.loading import Span, Stored, Tokenizer
 from caramba_plugins_llama.configuration import key_of, model_of
 from caramba_plugins_llama.families import graph_name
 from caramba_plugins_llama.inside import inside
@@ -100,7 +100,7 @@ class HuggingFaceFolder:
                 for tensors in self._pickles()
                 for key, values in tensors.items()
             )
-        return tuple(self._stored(entry.key, entry.shape, entry.dtype) for entry in self._entries)
+        return tuple(self._stored(entry.key, entry.shape, entry.dtype, entry.span) for entry in self._entries)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that the graph needs once, in the stored type."""
@@ -152,8 +152,8 @@ class HuggingFaceFolder:
             raise InputError(f"{self.folder / 'config.json'}: caramba.keys is no mapping of names to keys")
         return {key: name for name, key in keys.items()}
 
-    def _stored(self, key: str, shape: tuple[int, ...], dtype: str) -> Stored:
-        return Stored(key=key, name=self._name(key), shape=shape, dtype=dtype)
+    def _stored(self, key: str, shape: tuple[int, ...], dtype: str, span: Span | None = None) -> Stored:
+        return Stored(key=key, name=self._name(key), shape=shape, dtype=dtype, span=span)
 
     def _pickles(self) -> Iterator[Mapping[str, torch.Tensor]]:
         from caramba_plugins_llama.torch_file import load_pickled

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import attrs
 
 from caramba_core.errors import InputError
-from caramba_core.loading import what_it_seems
+from caramba_core.loading import Span, what_it_seems
 from caramba_plugins_llama.json_file import parse_object
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ class SafetensorsEntry:
     shape: tuple[int, ...]
     first: int
     last: int
+
+    @property
+    def span(self) -> Span:
+        """The same in the core's words."""
+        return Span(path=self.path, offset=self.first, dtype=_TYPES[self.dtype][1])
 
 
 def looks_like_safetensors(path: Path) -> bool:
@@ -105,8 +110,7 @@ def values_of(entries: Iterable[SafetensorsEntry]) -> Iterator[tuple[Safetensors
     for entry in entries:
         if file is None or file.path != entry.path:
             file = MappedFile(entry.path)
-        dtype = getattr(torch, _TYPES[entry.dtype][1])
-        yield entry, file.tensor(entry.first, entry.shape, dtype, entry.key)
+        yield entry, file.tensor(entry.first, entry.shape, getattr(torch, entry.span.dtype), entry.key)
         file.release(entry.first, entry.last - entry.first)
 
 
