@@ -11,12 +11,12 @@ from torch import Tensor
 
 from caramba_core.errors import InputError
 from caramba_core.graph import ROOT, Graph
-from caramba_core.loading import Checkpoint, Stored
+from caramba_core.loading import Checkpoint, Span, Stored
+from caramba_core.nn.finite import NotNumbers, not_numbers, not_numbers_in_files
 from caramba_core.nn.language_model import LanguageModel
 
 __all__ = ["load_weights"]
 
-_WORTH_THREADS = 1 << 22
 _SHOWN = 40
 """Lines of an error: tensors that differ by the number of their layer alone share one."""
 
@@ -38,14 +38,16 @@ def load_weights(
     targets = model.state_dict(keep_vars=True)
     stored = checkpoint.layout()
     _refuse(checkpoint, _misfits(model.graph, targets, stored, place))
-    keys = {entry.name: entry.key for entry in stored}
-    broken: list[str] = []
+    entries = {entry.name: entry for entry in stored}
+    mapped = [entry for entry in stored if entry.name is not None and _maps(targets[entry.name], entry.span)]
+    looked_at = not_numbers_in_files(mapped)
+    broken = [_broken(entry, _holding(counts, entry.shape)) for entry in mapped if (counts := looked_at[entry.key])]
     filled: set[str] = set()
     with torch.no_grad():
         for name, values in checkpoint.tensors():
-            fault = _fault(values, targets[name])
+            fault = None if entries[name].key in looked_at else _fault(values, targets[name])
             if fault is not None:
-                broken.append(f"{keys[name]} {fault} (fills {ROOT}.{name})")
+                broken.append(_broken(entries[name], fault))
             elif not broken:
                 _fill(targets[name], values)
             filled.add(name)
@@ -60,6 +62,16 @@ def _fill(target: Tensor, values: Tensor) -> None:
         target.data = values
     else:
         target.copy_(values)
+
+
+def _maps(target: Tensor, span: Span | None) -> bool:
+    """Whether a parameter will take the pages of a file as its values, which nobody looks at on the way."""
+    return (
+        span is not None
+        and target.is_floating_point()
+        and target.device.type == "cpu"
+        and str(target.dtype) == f"torch.{span.dtype}"
+    )
 
 
 def _misfits(
@@ -104,27 +116,17 @@ def _fault(values: Tensor, target: Tensor) -> str | None:
     if values.is_floating_point() != target.is_floating_point():
         wanted = "floating-point" if target.is_floating_point() else "whole"
         return f"holds {str(values.dtype).removeprefix('torch.')}, not {wanted} numbers"
-    if not values.is_floating_point():
-        return None
-    if not values.numel() or all(math.isfinite(bound) for bound in _bounds(values)):
-        return None  # NaN is a bound of whatever holds one
-    nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
-    found = [f"{count} {word}" for count, word in ((nan, "NaN"), (infinite, "infinite")) if count]
-    return f"holds {' and '.join(found)} of {values.numel()} values" if found else None
+    if values.is_floating_point() and (counts := not_numbers(values)):
+        return _holding(counts, values.shape)
+    return None
 
 
-def _bounds(values: Tensor) -> tuple[float, float]:
-    """Least and greatest value, in one pass without a copy.
+def _holding(counts: NotNumbers, shape: Sequence[int]) -> str:
+    return f"holds {counts} of {math.prod(shape)} values"
 
-    Small tensors on one thread: threads cost more to start than they take.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads if values.numel() >= _WORTH_THREADS else 1)
-    try:
-        least, greatest = torch.aminmax(values)
-    finally:
-        torch.set_num_threads(threads)
-    return float(least), float(greatest)
+
+def _broken(entry: Stored, fault: str) -> str:
+    return f"{entry.key} {fault} (fills {ROOT}.{entry.name})"
 
 
 def _refuse(checkpoint: Checkpoint, problems: Sequence[str]) -> None:

@@ -150,6 +150,17 @@ def test_values_that_are_no_numbers_are_all_named(folder: Path, dtype: torch.dty
     assert "k_proj.weight holds 1 NaN and 1 infinite of 768 values" in str(error)
 
 
+def test_nothing_is_filled_if_the_last_tensor_is_broken(folder: Path) -> None:
+    """In the file's type; where values are converted, those before it are."""
+    edit_weights(folder, lambda tensors: tensors[sorted(tensors)[-1]].fill_(float("nan")))
+    checkpoint = find_loader(folder)
+    model = build(graph_of(checkpoint), seed=3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match="holds 48 NaN of 48 values"):
+        load_weights(model, checkpoint)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_large_finite_values_are_fine(folder: Path) -> None:
     """Their sum is not finite; they are."""
     edit_weights(folder, lambda tensors: tensors["model.norm.weight"].fill_(3e38))
