@@ -1,14 +1,15 @@
 """Values that are no numbers: how many of a tensor are NaN or infinite, in memory and where they lie in files.
 
 Files are read in pieces, by several threads, each into a buffer of its own: what that takes does not grow with a
-tensor, and a file that was cut off meanwhile is an error, where touching its mapping would end the process.
+tensor, and a file that was cut off meanwhile is an error, where touching its mapping would end the process.  A file
+without fault is not read again until it changes.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 
 from caramba_core.errors import InputError
-from caramba_core.loading import Span, Stored
+from caramba_core.loading import Stored
+from caramba_core.nn.looked_at import Look
 
 __all__ = ["NotNumbers", "not_numbers", "not_numbers_in_files"]
 
@@ -63,16 +65,34 @@ def not_numbers(values: Tensor) -> NotNumbers:
 def not_numbers_in_files(tensors: Collection[Stored]) -> dict[str, NotNumbers]:
     """The same by key, of tensors that have a span of a floating-point type.
 
+    What was looked at before, in a file that has not changed since, is not read: see :mod:`caramba_core.nn.looked_at`.
     Raises :class:`InputError` where a file cannot be read, or ends inside a tensor.
     """
     found = {stored.key: NotNumbers() for stored in tensors}
-    pieces = deque(piece for stored in tensors if stored.span is not None for piece in _pieces(stored, stored.span))
-    worth = sum(piece.size for piece in pieces) // _WORTH_A_THREAD
-    threads = min(worth, torch.get_num_threads(), _MOST_THREADS)
-    with _torch_threads(1):
-        for key, counts in _look_together(pieces, threads) if threads > 1 else _look(pieces):
-            found[key] += counts
+    looks = _looks(tensors)
+    unknown = [look for look in looks if not look.known_sound()]
+    pieces = deque(piece for look in unknown for stored in looks[look] for piece in _pieces(stored))
+    for key, counts in _looked(pieces):
+        found[key] += counts
+    for look in unknown:
+        if not any(found[stored.key] for stored in looks[look]):
+            look.remember_sound()
     return found
+
+
+def _looks(tensors: Iterable[Stored]) -> dict[Look, list[Stored]]:
+    """The tensors of each file, by the look at all of them that begins now."""
+    files: dict[Path, list[Stored]] = {}
+    for stored in tensors:
+        if stored.span is not None:
+            files.setdefault(stored.span.path, []).append(stored)
+    return {Look.at(path, _extents(entries)): entries for path, entries in files.items()}
+
+
+def _extents(entries: Iterable[Stored]) -> str:
+    """What a look at tensors looks at, in words."""
+    spans = [(stored.span.offset, math.prod(stored.shape), stored.span.dtype) for stored in entries if stored.span]
+    return f"finite {spans}"
 
 
 @attrs.frozen
@@ -86,11 +106,21 @@ class _Piece:
     dtype: torch.dtype
 
 
-def _pieces(stored: Stored, span: Span) -> Iterator[_Piece]:
-    dtype = getattr(torch, span.dtype)
+def _pieces(stored: Stored) -> Iterator[_Piece]:
+    assert stored.span is not None
+    path, first = stored.span.path, stored.span.offset
+    dtype = getattr(torch, stored.span.dtype)
     size = math.prod(stored.shape) * dtype.itemsize
     for at in range(0, size, _PIECE):
-        yield _Piece(stored.key, span.path, span.offset + at, min(_PIECE, size - at), dtype)
+        yield _Piece(stored.key, path, first + at, min(_PIECE, size - at), dtype)
+
+
+def _looked(pieces: deque[_Piece]) -> list[tuple[str, NotNumbers]]:
+    """The keys of the pieces that hold what is no number, and how much; every key as often as it has such pieces."""
+    worth = sum(piece.size for piece in pieces) // _WORTH_A_THREAD
+    threads = min(worth, torch.get_num_threads(), _MOST_THREADS)
+    with _torch_threads(1):
+        return _look_together(pieces, threads) if threads > 1 else _look(pieces)
 
 
 def _look_together(pieces: deque[_Piece], threads: int) -> list[tuple[str, NotNumbers]]:
@@ -103,7 +133,7 @@ def _look_together(pieces: deque[_Piece], threads: int) -> list[tuple[str, NotNu
 
 
 def _look(pieces: deque[_Piece]) -> list[tuple[str, NotNumbers]]:
-    """Take pieces until none is left; the keys of those that hold what is no number, and how much."""
+    """The same, of the pieces that this thread takes until none is left."""
     broken = []
     # aligned: to read into a bytearray takes twice as long
     buffer = torch.empty(_PIECE, dtype=torch.uint8, device="cpu")

@@ -13,14 +13,14 @@ import zlib
 from pathlib import Path
 
 from caramba_core.plugins.metadata import Entry, Problem
+from caramba_core.user_cache import user_cache
 
 __all__ = ["forget", "last_failures", "remember"]
 
 
 def _file() -> Path:
     """Failures of this Python environment; the file's name is a hash of the environment's place."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "caramba" / f"broken-plugins-{zlib.crc32(sys.prefix.encode()):08x}.json"
+    return user_cache() / f"broken-plugins-{zlib.crc32(sys.prefix.encode()):08x}.json"
 
 
 def _key(entry: Entry) -> str:
