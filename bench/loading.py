@@ -63,9 +63,9 @@ def measure(which: str, folder: Path) -> None:
             model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
             return model
     else:
-        import caramba_plugins_llama.hf_folder  # noqa: F401
+        import caramba_plugins_llama.hf_folder
         import caramba_plugins_llama.mapped_file  # noqa: F401
-        import caramba_plugins_standard.catalogue  # noqa: F401
+        import caramba_plugins_standard.catalogue
         import caramba_plugins_standard.gqa_module  # noqa: F401
 
         from caramba_core.loading import find_loader
