@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WEIGHTS := .demo
-DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(sort $(wildcard caramba_plugins_*/pyproject.toml plugins/*/pyproject.toml)))
+DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(sort $(wildcard caramba/pyproject.toml caramba_plugins_*/pyproject.toml plugins/*/pyproject.toml)))
 EDITABLE := $(foreach folder,$(DISTRIBUTIONS),-e $(folder))
 JOBS ?= 2
 

@@ -60,7 +60,7 @@ def hooks() -> str:
 
 def checks() -> str:
     """One row a check."""
-    from caramba_core.testing.checks import CHECKS
+    from caramba_plugins_testing.checks import CHECKS
 
     rows = [f"| `{check.name}` | {check.summary} |" for check in CHECKS.values()]
     return "\n".join(["| check | holds where |", "|---|---|", *rows])
@@ -68,7 +68,8 @@ def checks() -> str:
 
 def attentions() -> str:
     """What each shipped attention passes; ``tests/plugins/test_kit_on_shipped.py`` runs all of it."""
-    from caramba_core.testing.checks import CHECKS
+    from caramba_plugins_testing.checks import CHECKS
+
     from tests.plugins.attentions import CASES
 
     types = list(dict.fromkeys(case.name.split()[0] for case in CASES))

@@ -25,6 +25,7 @@ from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norms import RMSNorm
 from caramba_plugins_standard.optimizers import AdamW
 from caramba_plugins_standard.pretrain_runner import backward_in_chunks
+from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.swiglu import SwiGLU
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 from torch import Tensor, nn
@@ -33,7 +34,6 @@ from caramba_core.lowering import lower
 from caramba_core.manifest.schema import Model
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.rope import Rope
 
 VOCABULARY, LAYERS, WIDTH, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, THETA = 49152, 30, 576, 9, 3, 64, 1536, 100000.0
 LOGIT_ROWS = 512

@@ -29,11 +29,6 @@ class Command(NamedTuple):
 COMMANDS: Final[dict[str, Command]] = {
     "run": Command("caramba_core.cli.run:command", "Run a manifest: convert, train, evaluate, generate."),
     "compile": Command("caramba_core.cli.compile:command", "Check a manifest and plan it, without torch."),
-    "data": Command("caramba_core.cli.data:app", "Make token arrays from texts."),
-    "export": Command("caramba_core.cli.export:command", "Write a run's model as a Hugging Face folder."),
-    "graph": Command("caramba_core.cli.graph:command", "Draw a manifest's model."),
-    "schema": Command("caramba_core.cli.schema:command", "Write the JSON Schema of manifests, for editors."),
-    "explain": Command("caramba_core.cli.explain:command", "Document the fields of a component."),
     "plugins": Command("caramba_core.cli.plugins:app", "List, show, check and scaffold plugins."),
     "presets": Command("caramba_core.cli.presets:app", "List and show the manifests that plugins carry."),
 }

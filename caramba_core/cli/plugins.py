@@ -38,8 +38,9 @@ def show(
     name: Annotated[str, typer.Argument(help="a distribution, or the short name of a plugin")],
 ) -> None:
     """Show one plugin: what it says of itself, and its components with their fields."""
+    from caramba_plugins_tools.showing import shown
+
     from caramba_core.plugins.registry import registry
-    from caramba_core.plugins.showing import shown
 
     typer.echo(shown(registry(), name, style=typer.style))
 
@@ -49,7 +50,8 @@ def check(
     name: Annotated[str | None, typer.Argument(help="a distribution; all of them if not given")] = None,
 ) -> None:
     """Import everything that plugins name, build what can be built without settings, and say what is broken."""
-    from caramba_core.plugins.checking import check_plugins
+    from caramba_plugins_tools.checking import check_plugins
+
     from caramba_core.plugins.registry import registry
 
     broken = check_plugins(registry(), name, write=typer.echo, style=typer.style)
@@ -67,7 +69,7 @@ def new(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder to make; caramba-plugin-NAME")] = None,
 ) -> None:
     """Write a small complete distribution whose tests pass as they are."""
-    from caramba_core.plugins.scaffold import write_distribution
+    from caramba_plugins_tools.scaffold import write_distribution
 
     folder = write_distribution(name, kind, output)
     typer.echo(f"wrote {folder}\n  next: pip install -e {folder} && pytest {folder}")

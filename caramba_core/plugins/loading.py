@@ -32,7 +32,7 @@ BASES = {
 METHODS = {
     "loader": ("caramba_core.loading:Loader", ("accepts", "open")),
     "source": ("caramba_core.loading:Source", ("fetch", "cached")),
-    "exporter": ("caramba_core.exporting:Exporter", ("describe",)),
+    "exporter": ("caramba_plugins_llama.exporting:Exporter", ("describe",)),
     "mode": ("caramba_core.run.modes:Mode", ("run",)),
 }
 """The protocol that the class of an entry follows, and the methods that it must have, by kind."""

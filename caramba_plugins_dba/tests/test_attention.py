@@ -9,13 +9,13 @@ import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.module import DecoupledBottleneckModule
 from caramba_plugins_dba.reference import reference
+from caramba_plugins_standard.rope import Rope
 from dba_conversion import cached, filled, frame, inputs
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from caramba_core.component import Shape
 from caramba_core.errors import InvalidValue
-from caramba_core.rope import Rope
 
 ROPE = Rope(theta=100.0)
 YARN = Rope(theta=100.0, scaling="yarn", factor=4.0, original_max_position_embeddings=8)

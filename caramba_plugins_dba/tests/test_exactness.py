@@ -13,12 +13,12 @@ from caramba_plugins_dba.start.assemble import geometric
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_llama.gguf_values import rows_apart
 from caramba_plugins_standard.gqa import GroupedQueryAttention
+from caramba_plugins_standard.rope import Rope
 from dba_conversion import convert, filled, frame, inputs
 from torch import Tensor
 
 from caramba_core.errors import InvalidValue
 from caramba_core.nn.build import load_object
-from caramba_core.rope import Rope
 
 WIDTH = 48
 SHAPES = {"mha": (4, 4, 8), "gqa": (6, 2, 12), "mqa": (3, 1, 16)}

@@ -14,6 +14,7 @@ import pytest
 import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.export import exporter
+from caramba_plugins_llama.export import export
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from torch import Tensor
 
@@ -28,7 +29,6 @@ from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plan.nodes import plan_model
 from caramba_core.run.checkpoint import save_checkpoint
 from caramba_core.run.directory import RunDirectory
-from caramba_core.run.export import export
 
 VOCABULARY, WIDTH = 61, 24
 GQA: dict[str, Any] = {"type": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rope": {"theta": 500.0}}

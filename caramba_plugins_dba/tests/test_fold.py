@@ -11,11 +11,11 @@ from caramba_plugins_dba.start import start
 from caramba_plugins_dba.start.selection import folded, importance, rotation_mean, stand_in
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
+from caramba_plugins_standard.rope import Rope
 from dba_conversion import filled, gather_moments, inputs
 from torch import Tensor
 
 from caramba_core.errors import InvalidValue
-from caramba_core.rope import Rope
 
 WIDTH, HEADS, GROUPS, HEAD_DIM = 24, 4, 2, 8
 ROPE = Rope(theta=50.0)

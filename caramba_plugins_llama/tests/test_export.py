@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from caramba_plugins_llama.export import export
 from safetensors import SafetensorError
 
 from caramba_core.cli import main
 from caramba_core.errors import InputError
 from caramba_core.loading import find_loader
-from caramba_core.run.export import export
 
 from .conftest import quiet, random_tokens, read_model, write_oracle
 from .runs import decoder, make_run
@@ -122,7 +122,7 @@ def test_what_transformers_wrote_comes_out_the_same(tmp_path: Path) -> None:
 
 
 def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caramba_core.run.export._SHARD_BYTES", 6000)
+    monkeypatch.setattr("caramba_plugins_llama.export._SHARD_BYTES", 6000)
     mine = make_run(tmp_path / "run", decoder(GQA))
     done = export(tmp_path / "run", tmp_path / "out")
     assert "model.safetensors.index.json" in done.files
@@ -285,7 +285,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("caramba_core.run.export.save_file", full)
+    monkeypatch.setattr("caramba_plugins_llama.export.save_file", full)
     with pytest.raises(SystemExit) as ended:
         main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "out")])
     assert ended.value.code == 5

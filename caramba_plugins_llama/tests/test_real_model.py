@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from caramba_plugins_llama.export import StandardExporter
 from caramba_plugins_llama.gguf_file import GgufFile
+from caramba_plugins_llama.standard_exporter import StandardExporter
 
 from caramba_core.loading import find_loader
 from caramba_core.lowering import lower

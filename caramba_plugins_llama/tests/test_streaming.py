@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from caramba_plugins_llama.hf_folder import HuggingFaceFolder
+from caramba_plugins_testing.loaders import check_loader
 
 from caramba_core.errors import InputError
 from caramba_core.loading import find_loader
 from caramba_core.nn.build import build
 from caramba_core.nn.filling import load_weights
-from caramba_core.testing.loaders import check_loader
 
 from .conftest import graph_of, read_model, write_oracle
 from .damage import edit_weights, refused

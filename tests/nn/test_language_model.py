@@ -9,6 +9,7 @@ import pytest
 import torch
 from caramba_plugins_standard.fans import Branching, Parallel
 from caramba_plugins_standard.norms import RMSNorm
+from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.routers import TopKRouter
 from caramba_plugins_standard.topologies import Cyclic, Nested, Recurrent, Residual
 from hypothesis import given, settings
@@ -19,7 +20,6 @@ from torch._dynamo.testing import CompileCounter
 from caramba_core.component import Layer
 from caramba_core.nn.frame import Frame, Taps
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.rope import Rope
 
 Make = Callable[..., LanguageModel]
 

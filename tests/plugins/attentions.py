@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from caramba_plugins_standard.rope import Rope
+from caramba_plugins_testing import Case
+
 from caramba_core.plugins.registry import registry
-from caramba_core.rope import Rope
-from caramba_core.testing import Case
 
 __all__ = ["CASES"]
 

@@ -13,7 +13,7 @@ import attrs
 __all__ = ["ATTENTION", "Ran", "Site"]
 
 ATTENTION = """
-from caramba_core.testing import TinyAttention
+from caramba_plugins_testing import TinyAttention
 from caramba_core.component import component
 
 @component

@@ -47,7 +47,7 @@ BROKEN_ON_LOAD = {
         "report it to its author",
     ),
     "is of another kind": (
-        "from caramba_core.testing import TinyLinear as Attention",
+        "from caramba_plugins_testing import TinyLinear as Attention",
         "is the class TinyLinear expected: a class derived from caramba_core.component.Attention",
         "report it to its author",
     ),
@@ -87,7 +87,7 @@ def test_component_that_does_not_load(site: Site, text: str | None, message: str
         (
             "exporter",
             "class Thing: ...",
-            "no method describe expected: a class like caramba_core.exporting.Exporter, with",
+            "no method describe expected: a class like caramba_plugins_llama.exporting.Exporter, with",
         ),
         ("mode", "class Thing: ...", "bad:Thing has no method run"),
         ("command", "Thing = 'text'", "bad:Thing is a str, not a class expected: a function with typer's annotations"),

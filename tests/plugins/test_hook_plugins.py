@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from caramba_plugins_testing.hooks import play_run
 
-from caramba_core.testing.hooks import play_run
 from tests.plugins.made import early_stop
 from tests.plugins.site import Ran, Site
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from caramba_plugins_testing import Case, CheckFailed, TinyAttention, TinyLinear
+from caramba_plugins_testing.checks import CHECKS
 
-from caramba_core.testing import Case, CheckFailed, TinyAttention, TinyLinear
-from caramba_core.testing.checks import CHECKS
 from tests.plugins.broken_components import (
     Blunt,
     BrokenAttention,

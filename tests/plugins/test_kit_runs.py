@@ -12,6 +12,10 @@ import attrs
 import pytest
 import torch
 from caramba_plugins_standard.pretrain import Pretrain
+from caramba_plugins_testing import CheckFailed
+from caramba_plugins_testing.hooks import play_failure, play_run
+from caramba_plugins_testing.loaders import check_loader
+from caramba_plugins_testing.strategies import check_strategy
 from caramba_plugins_upcycle.distillation import Global
 from safetensors.torch import load_file, save_file
 
@@ -20,10 +24,6 @@ from caramba_core.errors import InputError, PluginError
 from caramba_core.hookspecs import Section, hookimpl
 from caramba_core.loading import Span, Stored
 from caramba_core.run.context import RunContext
-from caramba_core.testing import CheckFailed
-from caramba_core.testing.hooks import play_failure, play_run
-from caramba_core.testing.loaders import check_loader
-from caramba_core.testing.strategies import check_strategy
 from caramba_core.training import StepResult, Strategy
 
 # ------------------------------------------------------------------------------------------------------ strategies

@@ -151,9 +151,9 @@ def test_entries_are_sorted_and_found_by_every_name(site: Site) -> None:
 
 def test_the_kit_costs_a_pytest_run_nothing_until_it_is_asked_for(site: Site) -> None:
     program = (
-        "import sys, caramba_core.testing.plugin\n"
+        "import sys, caramba_plugins_testing.pytest_plugin\n"
         f"assert not {{*{HEAVY!r}, 'attrs'}} & (set(sys.modules) - before), sys.modules\n"
-        "from caramba_core.testing import Case\n"
+        "from caramba_plugins_testing import Case\n"
         f"assert not set({HEAVY!r}) & set(sys.modules)"
     )
     ran = site.run("-c", "import sys, pytest\nbefore = set(sys.modules)\n" + program)

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from caramba_plugins_tools.scaffold import SCAFFOLDS, write_distribution
 
 from caramba_core.errors import InputError
 from caramba_core.kinds import LAYER_KINDS
-from caramba_core.plugins.scaffold import SCAFFOLDS, write_distribution
 from tests.plugins.site import Ran, Site
 
 

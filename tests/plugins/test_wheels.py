@@ -15,7 +15,7 @@ import pytest
 from tests.plugins.site import Ran
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (ROOT, *sorted(file.parent for file in ROOT.glob("caramba_plugins_*/pyproject.toml")))
+FOLDERS = (ROOT, ROOT / "caramba", *sorted(file.parent for file in ROOT.glob("caramba_plugins_*/pyproject.toml")))
 FOLDERS += tuple(sorted(file.parent for file in ROOT.glob("plugins/*/pyproject.toml")))
 
 MANIFEST = """

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+from caramba_plugins_standard.rope import Rope
+
 from caramba_core.component import Attention, CacheEntry, Constant, Cost, Given, Shape, Weight, component, option
 from caramba_core.errors import InvalidValue
-from caramba_core.rope import Rope
 
 __all__ = ["DecoupledBottleneckAttention"]
 

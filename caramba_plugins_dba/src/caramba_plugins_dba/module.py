@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from caramba_plugins_standard.rotary import Rotary, cos_sin, rotate
 from torch import Tensor
 
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
-from caramba_core.nn.rotary import Rotary, cos_sin, rotate
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 
 __all__ = ["DecoupledBottleneckModule"]

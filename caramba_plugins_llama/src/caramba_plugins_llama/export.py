@@ -1,149 +1,186 @@
-"""Models with standard attention as folders that transformers loads as they are."""
+"""Writing a run's model as a Hugging Face folder, and reading it back before it appears."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, cast
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
 
 import attrs
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
-from caramba_core.exporting import Block, Decoder, ExportError, Folder, decoder_of
-from caramba_core.graph import Graph
-from caramba_core.rope import Rope
-from caramba_plugins_llama.configuration import model_of
-from caramba_plugins_llama.families import FAMILIES, Family, hugging_face_keys
+from caramba_core.errors import InputError
+from caramba_core.graph import Graph, local_name
+from caramba_core.loading import Checkpoint, find_loader, open_source
+from caramba_core.lowering import lower
+from caramba_core.manifest import load_manifest
+from caramba_core.plugins.registry import registry
+from caramba_core.run.atomic import publish_folder
+from caramba_core.run.checkpoint import load_tensors
+from caramba_core.run.directory import RunDirectory
+from caramba_plugins_llama.exporting import Exporter, ExportError, Folder
+from caramba_plugins_llama.model_card import model_card
 
-__all__ = ["StandardExporter"]
+__all__ = ["Exported", "export"]
 
-_USAGE: Final = """\
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("{folder}")
-"""
-_SPECIAL: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
-
-
-class StandardExporter:
-    """Writes a model as the first family that says the same."""
-
-    @classmethod
-    def describe(cls, graph: Graph, model: Mapping[str, Any], origin: Mapping[str, Any]) -> Folder:
-        """The folder of a decoder of grouped-query attention, RMSNorm and SwiGLU."""
-        decoder = decoder_of(graph)
-        _require_types(decoder)
-        reasons = []
-        for family in FAMILIES.values():
-            config = _config(decoder, family, origin)
-            reason = _difference(decoder, config)
-            if reason is None:
-                return Folder(config=config, keys=hugging_face_keys(), usage=_USAGE)
-            reasons.append(f"{family.model_type}: {reason}")
-        raise ExportError("no family that transformers knows says the same:\n    " + "\n    ".join(reasons))
+_SHARD_BYTES: Final = 5_000_000_000
+_INDEX: Final = "model.safetensors.index.json"
 
 
-def _require_types(decoder: Decoder) -> None:
-    first = decoder.blocks[0]
-    for index, block in enumerate(decoder.blocks):
-        for part, types in (
-            (block.attention, ("gqa", "mha")),
-            (block.norm, ("rms_norm",)),
-            (block.norm_2, ("rms_norm",)),
-            (block.mlp, ("swiglu",)),
-        ):
-            if part.type not in types:
-                raise ExportError(f"{part.node.name} is {part.type}", expected=" or ".join(types))
-        for name in ("norm", "norm_2", "mlp", "attention"):
-            one, other = getattr(block, name).config, getattr(first, name).config
-            if name == "attention":  # windows may differ by block, and do in some families
-                one, other = attrs.evolve(one, window=None), attrs.evolve(other, window=None)
-            if one != other:
-                raise ExportError(f"blocks 0 and {index} differ in their {name}", expected="blocks that are alike")
-    if decoder.norm.type != "rms_norm" or decoder.embedder.type != "token" or decoder.head.type != "linear":
-        raise ExportError("the model needs a token embedder, an rms_norm at the end and a linear head")
+@attrs.frozen(kw_only=True)
+class Exported:
+    """What was written: ``files`` by name, ``dtype`` of the weights, the ``exporter`` that described the folder."""
+
+    path: Path
+    exporter: str
+    dtype: str
+    parameters: int
+    files: tuple[str, ...]
 
 
-def _config(decoder: Decoder, family: Family, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``config.json`` of this family would have to say."""
-    block: Block = decoder.blocks[0]
-    attention, mlp = block.attention.config, block.mlp.config
-    context = origin.get("max_position_embeddings")
-    config: dict[str, Any] = {
-        "architectures": [family.architecture],
-        "model_type": family.model_type,
-        "vocab_size": decoder.embedder.config.vocab_size,
-        "hidden_size": decoder.embedder.config.d_model,
-        "intermediate_size": mlp.d_ff,
-        "num_hidden_layers": len(decoder.blocks),
-        "num_attention_heads": attention.n_heads,
-        "num_key_value_heads": attention.n_kv_heads,
-        "head_dim": attention.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": context or _context(attention.rope) or family.defaults["max_position_embeddings"],
-        "rms_norm_eps": block.norm.config.eps,
-        "tie_word_embeddings": decoder.tied,
-        "attention_dropout": 0.0,
-        **{key: origin.get(key) for key in _SPECIAL},
-    }
-    if attention.rope is not None:
-        config |= _rope(attention.rope)
-    if isinstance(family.qkv_bias, str):
-        config[family.qkv_bias] = attention.qkv_bias
-    if isinstance(family.mlp_bias, str):
-        config[family.mlp_bias] = mlp.bias
-    windows = [part.attention.config.window for part in decoder.blocks]
-    given = next((window for window in windows if window is not None), None)
-    if family.window == "always":
-        config["sliding_window"] = given
-    elif family.window == "by_layer":
-        config |= {"use_sliding_window": given is not None, "sliding_window": given}
-        config["layer_types"] = ["full_attention" if window is None else "sliding_attention" for window in windows]
-    return config
+def export(run: Path, output: Path, *, dtype: str = "auto", origin: str | None = None) -> Exported:
+    """Write the model of a run's last checkpoint to the folder ``output``, which must not exist.
+
+    ``dtype`` names the type of the weights; ``auto`` is the widest that the checkpoint holds, so that nothing is lost.
+    ``origin`` is the checkpoint whose tokenizer and settings go with the model: the run's teacher if not given.
+    Nothing is left behind where anything fails.
+    """
+    _require_room(output)
+    loaded, checkpoint = _opened(run)
+    (group,) = loaded.manifest.groups
+    graph = lower(group.model)
+    source = origin if origin is not None else (group.teacher.source if group.teacher is not None else None)
+    companions = _companions(source, Path() if origin is not None else loaded.folder)
+    settings = json.loads(companions.pop("config.json", "{}"))
+    model = loaded.resolved_group(group.name)["model"]
+    name, folder = _described(graph, model, settings)
+    tensors = load_tensors(checkpoint)
+    kind = _dtype(tensors, dtype)
+    summary = RunDirectory(run).summary() or {}
+    with publish_folder(output) as scratch:
+        config = {**folder.config, "torch_dtype": kind}
+        _write(scratch / "config.json", json.dumps(config, indent=2) + "\n")
+        for file, content in {**companions, **folder.files}.items():
+            _write(scratch / file, content)
+        keyed = ((folder.key(local_name(key)), value) for key, value in tensors.items())
+        _write_weights(scratch, keyed, getattr(torch, kind))
+        written = {path.name for path in scratch.iterdir()}
+        tokenizer = not written.isdisjoint(("tokenizer.json", "tokenizer_config.json"))
+        _write(scratch / "README.md", model_card(output.name, folder.usage, summary, config, tokenizer=tokenizer))
+        _require_same(find_loader(scratch), tensors, getattr(torch, kind))
+        files = tuple(sorted(path.name for path in scratch.iterdir()))
+    count = sum(value.numel() for value in tensors.values() if value.is_floating_point())
+    return Exported(path=output, exporter=name, dtype=kind, parameters=count, files=files)
 
 
-def _context(rope: Rope | None) -> int | None:
-    """The longest context that a scaling was made for."""
-    if rope is None or rope.original_max_position_embeddings is None:
-        return None
-    stretch = 1.0 if rope.scaling == "dynamic" or rope.factor is None else rope.factor
-    return int(rope.original_max_position_embeddings * stretch)
+def _require_room(output: Path) -> None:
+    """The folder can be made: nothing stands in its place, and what stands above it is a folder to write in."""
+    if output.exists() or output.is_symlink():
+        raise InputError(f"{output} exists already", hint="name a folder that is not there yet")
+    above = next(parent for parent in output.absolute().parents if parent.exists() or parent.is_symlink())
+    if not above.is_dir():
+        raise InputError(f"{output} cannot be made: {above} is no folder", hint="name a folder elsewhere")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{output} cannot be made: {above} is not yours to write in", hint="name a folder elsewhere")
 
 
-def _rope(rope: Rope) -> dict[str, Any]:
-    """In the old words (``rope_theta``, ``rope_scaling``) and the new (``rope_parameters``): each version reads one."""
-    fields: dict[str, Any] = attrs.asdict(cast(Any, rope))
-    theta, scaling = fields.pop("theta"), fields.pop("scaling")
-    fields = {key: value for key, value in fields.items() if value is not None}
-    if scaling == "none":
-        return {
-            "rope_theta": theta,
-            "rope_scaling": None,
-            "rope_parameters": {"rope_type": "default", "rope_theta": theta},
-        }
-    changes: dict[str, Any] = {}
-    if scaling == "dynamic":  # the family's word for it is the configuration's own longest context
-        changes["max_position_embeddings"] = fields.pop("original_max_position_embeddings")
-    parameters = {"rope_type": scaling, **fields}
-    return {
-        "rope_theta": theta,
-        "rope_scaling": parameters,
-        "rope_parameters": {**parameters, "rope_theta": theta},
-        **changes,
-    }
+def _opened(run: Path) -> tuple[Any, Path]:
+    """A run's manifest and its last checkpoint."""
+    if not (run / "manifest.yml").is_file():
+        raise InputError(f"{run} is not a run's folder", expected="a folder such as runs/NAME/GROUP/RUN")
+    checkpoints = RunDirectory(run).checkpoints()
+    if not checkpoints:
+        raise InputError(
+            f"{run} holds no checkpoint", hint="a run that evaluates or generates makes none: name the one before"
+        )
+    return load_manifest(run / "manifest.yml"), checkpoints[-1]
 
 
-def _difference(decoder: Decoder, config: Mapping[str, Any]) -> str | None:
-    """What a configuration, read again, says otherwise than the model; ``None`` if nothing."""
-    from caramba_core.lowering import lower
-    from caramba_core.manifest import structure_model
+def _companions(source: str | None, folder: Path) -> dict[str, str]:
+    """The files that go with a checkpoint's weights: its configuration, tokenizer, settings of generation."""
+    if source is None:
+        return {}
+    try:
+        checkpoint: Checkpoint = open_source(source, folder)
+    except InputError as error:
+        raise InputError(
+            f"the tokenizer and settings come from {source}, which cannot be opened:\n  {error}",
+            hint="name the checkpoint that the run started from: --origin FILE, FOLDER or hf://org/repo",
+        ) from error
+    return dict(checkpoint.companions())
 
-    again = decoder_of(lower(structure_model(model_of(config, "config.json"), origin="config.json")))
-    for mine, theirs in zip(_parts(decoder), _parts(again), strict=True):
-        for field in attrs.fields(type(theirs)):
-            if field.name not in ("name", "init_std") and getattr(mine, field.name) != getattr(theirs, field.name):
-                return f"{field.name} would be {getattr(theirs, field.name)}, not {getattr(mine, field.name)}"
-    return None
+
+def _described(graph: Graph, model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, Folder]:
+    """The folder, by the first exporter that can express the model."""
+    plugins = registry()
+    reasons = []
+    for entry in plugins.entries("exporter"):
+        exporter: type[Exporter] = plugins.load(entry)
+        try:
+            return entry.name, exporter.describe(graph, model, settings)
+        except ExportError as error:
+            reasons.append(f"{entry.name}: {error}")
+    raise InputError(
+        "no installed exporter can write this model:\n  " + "\n  ".join(reasons or ["there is none"]),
+        hint="an attention's exporter comes with the attention's own distribution",
+    )
 
 
-def _parts(decoder: Decoder) -> list[Any]:
-    blocks = [part for b in decoder.blocks for part in (b.norm, b.attention, b.norm_2, b.mlp)]
-    return [part.config for part in (decoder.embedder, *blocks, decoder.norm, decoder.head)]
+def _dtype(tensors: Mapping[str, Tensor], wanted: str) -> str:
+    floats = [value.dtype for value in tensors.values() if value.is_floating_point()]
+    if wanted != "auto":
+        return wanted
+    widest = floats[0]
+    for found in floats:
+        widest = torch.promote_types(widest, found)
+    return str(widest).removeprefix("torch.")
+
+
+def _write(path: Path, content: str) -> None:
+    path.write_text(content, encoding="utf-8")
+
+
+def _write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> None:
+    """One file, or shards and their index."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = total = 0
+    for key, value in tensors:
+        stored = value.to(dtype) if value.is_floating_point() else value
+        width = stored.numel() * stored.element_size()
+        if shards[-1] and size + width > _SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][key] = stored.contiguous()
+        size, total = size + width, total + width
+    names = [_shard_name(index, len(shards)) for index in range(len(shards))]
+    try:
+        for name, shard in zip(names, shards, strict=True):
+            save_file(shard, folder / name, metadata={"format": "pt"})
+    except SafetensorError as error:  # the library's writer tells the system's error in words alone
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number.group(1)) if number else errno.EIO, str(error), str(folder)) from error
+    if len(shards) > 1:
+        placed = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": placed}
+        _write(folder / _INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def _shard_name(index: int, count: int) -> str:
+    return "model.safetensors" if count == 1 else f"model-{index + 1:05}-of-{count:05}.safetensors"
+
+
+def _require_same(written: Checkpoint, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """What was written is read by caramba's own loader as the same tensors, bit for bit."""
+    left = {local_name(name): value for name, value in tensors.items()}
+    for name, value in written.tensors():
+        expected = left.pop(name)
+        expected = expected.to(dtype) if expected.is_floating_point() else expected
+        assert value.dtype == expected.dtype and torch.equal(value, expected), f"{name} came back otherwise"
+    assert not left, f"not written: {', '.join(left)}"

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from caramba_plugins_standard.rope import Rope
+
 from caramba_core.errors import InputError
-from caramba_core.rope import Rope
 from caramba_plugins_llama.gguf_header import GgufHeader
 
 __all__ = ["configuration", "metadata_key"]

@@ -6,8 +6,7 @@ import pytest
 import torch
 from caramba_plugin_example.attention import AlibiAttention
 from caramba_plugin_example.module import AlibiModule
-
-from caramba_core.testing import Case
+from caramba_plugins_testing import Case
 
 
 @pytest.mark.components(

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 from caramba_plugins_linear.attention import LinearAttention
-
-from caramba_core.rope import Rope
-from caramba_core.testing import Case
+from caramba_plugins_standard.rope import Rope
+from caramba_plugins_testing import Case
 
 ROPE = Rope(theta=1000.0)
 SIZES: dict[str, Any] = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "features": 6, "rope": ROPE}

@@ -10,9 +10,9 @@ from caramba_plugins_linear.attention import LinearAttention
 from caramba_plugins_linear.far import linear_attention
 from caramba_plugins_linear.module import LinearAttentionModule
 from caramba_plugins_linear.reference import mixed
+from caramba_plugins_standard.rope import Rope
 
 from caramba_core.nn.frame import Frame
-from caramba_core.rope import Rope
 
 ROPES = {
     "plain": Rope(theta=100.0),

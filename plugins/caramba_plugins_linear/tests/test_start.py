@@ -14,13 +14,13 @@ from caramba_plugins_linear.start.maps import _metric, _turned
 from caramba_plugins_linear.transplant import GQAToLinear
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.gqa_module import GroupedQueryAttentionModule
+from caramba_plugins_standard.rope import Rope
+from caramba_plugins_standard.rotary import cos_sin, rotate_reference
 from torch import Tensor
 
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.nn.build import load_object
 from caramba_core.nn.frame import Frame
-from caramba_core.nn.rotary import cos_sin, rotate_reference
-from caramba_core.rope import Rope
 
 WIDTH = 24
 SIZES: dict[str, Any] = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "rope": Rope(theta=1000.0)}

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
-
-from caramba_core.rope import Rope
-from caramba_core.testing import Case
+from caramba_plugins_standard.rope import Rope
+from caramba_plugins_testing import Case
 
 ROPE = Rope(theta=1000.0)
 SIZES: dict[str, Any] = {"n_heads": 4, "head_dim": 8, "rank": 10, "rope_dim": 6, "rope": ROPE}

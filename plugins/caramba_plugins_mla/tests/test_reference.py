@@ -9,9 +9,9 @@ import torch
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
 from caramba_plugins_mla.module import MultiHeadLatentModule
 from caramba_plugins_mla.reference import mixed
+from caramba_plugins_standard.rope import Rope
 
 from caramba_core.nn.frame import Frame
-from caramba_core.rope import Rope
 
 ROPES = {
     "plain": Rope(theta=100.0),

@@ -11,10 +11,10 @@ from caramba_plugins_mla.start.latent import solve
 from caramba_plugins_mla.start.rotary import choose
 from caramba_plugins_mla.transplant import GQAToMLA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
+from caramba_plugins_standard.rope import Rope
 from mla_conversion import WIDTH, convert, frame, inputs, moments, teacher
 
 from caramba_core.errors import InvalidValue
-from caramba_core.rope import Rope
 
 SHAPES = {"mha": (4, 4, 8), "gqa": (6, 2, 12), "mqa": (3, 1, 16)}
 ROPES = {

@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import pytest
 from caramba_plugins_sliding_window.attention import SlidingWindowAttention
-
-from caramba_core.rope import Rope
-from caramba_core.testing import Case
+from caramba_plugins_standard.rope import Rope
+from caramba_plugins_testing import Case
 
 ROPE = Rope(theta=1000.0)
 SIZES = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "window": 5, "sinks": 2}

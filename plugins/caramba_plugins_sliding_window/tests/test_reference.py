@@ -7,9 +7,9 @@ import torch
 from caramba_plugins_sliding_window.attention import SlidingWindowAttention
 from caramba_plugins_sliding_window.module import SlidingWindowModule
 from caramba_plugins_sliding_window.reference import mixed
+from caramba_plugins_standard.rope import Rope
 
 from caramba_core.nn.frame import Frame
-from caramba_core.rope import Rope
 
 YARN = Rope(theta=100.0, scaling="yarn", factor=8.0, original_max_position_embeddings=32)
 ROPE = Rope(theta=100.0)

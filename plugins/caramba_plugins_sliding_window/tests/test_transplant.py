@@ -9,10 +9,10 @@ from caramba_plugins_sliding_window.module import SlidingWindowModule
 from caramba_plugins_sliding_window.transplant import GQAToSlidingWindow
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.gqa_module import GroupedQueryAttentionModule
+from caramba_plugins_standard.rope import Rope
 
 from caramba_core.errors import InvalidValue
 from caramba_core.nn.frame import Frame
-from caramba_core.rope import Rope
 
 ROPE = Rope(theta=100.0)
 SIZES = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "rope": ROPE}

@@ -11,13 +11,13 @@ from caramba_plugins_standard.embedding import TokenEmbedder
 from caramba_plugins_standard.fans import Parallel
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norms import RMSNorm
+from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.swiglu import SwiGLU
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 
 from caramba_core.errors import InvalidValue
 from caramba_core.lowering import lower
 from caramba_core.manifest.schema import Model
-from caramba_core.rope import Rope
 
 BLOCK = (
     Residual(layers=(RMSNorm(), GroupedQueryAttention(n_heads=4, n_kv_heads=2, head_dim=4, rope=Rope()))),
@@ -105,6 +105,8 @@ def test_configs_import_neither_torch_nor_numpy() -> None:
     modules = ["norms", "linear", "dropout", "swiglu", "embedding", "gqa", "topologies", "fans", "routers", "each"]
     modules += ["datasets", "optimizers", "schedules", "pretrain"]
     code = "; ".join(f"import caramba_plugins_standard.{name}" for name in modules)
-    code += "; import sys, caramba_core.rope; print({'torch', 'numpy', 'cattrs', 'ruamel'} & set(sys.modules))"
+    code += (
+        "; import sys, caramba_plugins_standard.rope; print({'torch', 'numpy', 'cattrs', 'ruamel'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -9,13 +9,13 @@ import pytest
 import torch
 from caramba_plugins_standard.gqa import GroupedQueryAttention, MultiHeadAttention
 from caramba_plugins_standard.gqa_module import GroupedQueryAttentionModule
+from caramba_plugins_standard.rope import Rope
 from torch import Tensor, nn
 
 from caramba_core.component import Shape
 from caramba_core.errors import InvalidValue
 from caramba_core.nn.build import initialize
 from caramba_core.nn.frame import Frame
-from caramba_core.rope import Rope
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},

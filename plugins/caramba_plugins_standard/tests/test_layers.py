@@ -14,6 +14,7 @@ from caramba_plugins_standard.norm_modules import rms_norm
 from caramba_plugins_standard.norms import LayerNorm, RMSNorm
 from caramba_plugins_standard.swiglu import SwiGLU
 from caramba_plugins_standard.swiglu_module import gated
+from caramba_plugins_testing import Case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +23,6 @@ from caramba_core.errors import InvalidValue
 from caramba_core.nn.build import initialize, load_object
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
-from caramba_core.testing import Case
 
 
 def rms_reference(x: Tensor, w: dict[str, Tensor], eps: float) -> Tensor:

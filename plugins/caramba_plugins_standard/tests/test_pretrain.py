@@ -12,6 +12,7 @@ from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norms import RMSNorm
 from caramba_plugins_standard.pretrain import Pretrain
 from caramba_plugins_standard.pretrain_runner import PretrainRunner
+from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Residual, Stacked
 from torch.nn import functional as F
 
@@ -19,7 +20,6 @@ from caramba_core.lowering import lower
 from caramba_core.manifest.schema import Model
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.rope import Rope
 
 
 def model_of(tied: bool) -> LanguageModel:

@@ -11,9 +11,11 @@ from caramba_plugins_standard.fans import Branching, Parallel
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.linear import Linear
 from caramba_plugins_standard.norms import RMSNorm
+from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.routers import SoftmaxRouter, TopKRouter
 from caramba_plugins_standard.swiglu import SwiGLU
 from caramba_plugins_standard.topologies import Cyclic, Nested, Recurrent, Residual, Stacked
+from caramba_plugins_testing import Case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,8 +26,6 @@ from caramba_core.manifest.schema import Model
 from caramba_core.nn.build import build
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.rope import Rope
-from caramba_core.testing import Case
 
 WIDTH, HIDDEN = 12, 7
 

@@ -9,6 +9,7 @@ import torch
 from caramba_plugins_standard.embedding import TokenEmbedder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norms import RMSNorm
+from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.swiglu import SwiGLU
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 from torch import Tensor, nn
@@ -17,7 +18,6 @@ from caramba_core.lowering import lower
 from caramba_core.manifest.schema import Model
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.rope import Rope
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61,

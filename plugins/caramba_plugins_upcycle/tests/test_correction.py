@@ -10,6 +10,7 @@ from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_standard.embedding import TokenEmbedder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norms import RMSNorm
+from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.swiglu import SwiGLU
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 from caramba_plugins_upcycle.calibration import Calibration
@@ -23,7 +24,6 @@ from caramba_core.manifest.schema import Model, Start
 from caramba_core.nn.build import build, initialize
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.rope import Rope
 from caramba_core.run.student import assemble, find_sites
 
 WIDTH, VOCABULARY, LAYERS = 16, 32, 3

@@ -7,10 +7,10 @@ from importlib.resources import files
 from typing import Any, Final
 
 import attrs
+from caramba_plugins_llama.exporting import Decoder, ExportError, Folder, Part, decoder_of
+from caramba_plugins_standard.rope import Rope
 
-from caramba_core.exporting import Decoder, ExportError, Folder, Part, decoder_of
 from caramba_core.graph import Graph
-from caramba_core.rope import Rope
 
 __all__ = ["DBAExporter"]
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from caramba_plugins_standard.rotary import cos_sin, rotate
 from torch import Tensor
 
-from caramba_core.nn.rotary import cos_sin, rotate
 from caramba_core.transplant import Example, Probe
 from caramba_plugins_dba.module import DecoupledBottleneckModule
 from caramba_plugins_dba.refine.conjugate import conjugate_gradient, eigen

@@ -7,10 +7,10 @@ from typing import Any
 
 import attrs
 import torch
+from caramba_plugins_standard.rope import Rope
 from torch import Tensor
 
 from caramba_core.component import Attention
-from caramba_core.rope import Rope
 from caramba_plugins_dba.start.selection import folded, importance, rotation_mean, stand_in
 
 __all__ = ["Rotation"]

@@ -7,13 +7,13 @@ f features.
 from __future__ import annotations
 
 import torch
+from caramba_plugins_standard.rotary import Rotary, rotate
 from torch import Tensor
 from torch.nn import functional as F
 
 from caramba_core.nn.cache import LayerCache
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
-from caramba_core.nn.rotary import Rotary, rotate
 from caramba_plugins_linear.attention import LinearAttention
 from caramba_plugins_linear.far import linear_attention
 from caramba_plugins_linear.near import mix_near

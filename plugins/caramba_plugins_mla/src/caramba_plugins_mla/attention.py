@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import attrs
+from caramba_plugins_standard.rope import Rope
 
 from caramba_core.component import (
     Attention,
@@ -28,7 +29,6 @@ from caramba_core.component import (
     option,
 )
 from caramba_core.errors import InvalidValue
-from caramba_core.rope import Rope
 
 __all__ = ["MultiHeadLatentAttention"]
 

@@ -7,12 +7,12 @@ key/value head, d head width, e width of the rotary key, r rank of the latent.
 from __future__ import annotations
 
 import torch
+from caramba_plugins_standard.rotary import Rotary, cos_sin, rotate
 from torch import Tensor
 from torch.nn import functional as F
 
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
-from caramba_core.nn.rotary import Rotary, cos_sin, rotate
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
 
 __all__ = ["MultiHeadLatentModule"]

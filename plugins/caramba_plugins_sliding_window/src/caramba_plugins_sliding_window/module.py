@@ -6,12 +6,12 @@ Axes: B batch, T tokens of this pass, S tokens seen, D model, H query heads, G k
 from __future__ import annotations
 
 import torch
+from caramba_plugins_standard.rotary import Rotary, rotate
 from torch import Tensor
 from torch.nn import functional as F
 
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
-from caramba_core.nn.rotary import Rotary, rotate
 from caramba_plugins_sliding_window.attention import SlidingWindowAttention
 
 __all__ = ["SlidingWindowModule"]

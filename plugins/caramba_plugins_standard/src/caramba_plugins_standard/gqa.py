@@ -9,7 +9,7 @@ import attrs
 
 from caramba_core.component import Attention, CacheEntry, Constant, Cost, Normal, Shape, Weight, component, option
 from caramba_core.errors import InvalidValue
-from caramba_core.rope import Rope
+from caramba_plugins_standard.rope import Rope
 
 __all__ = ["GroupedQueryAttention", "MultiHeadAttention"]
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
-from caramba_core.nn.rotary import Rotary, rotate
 from caramba_core.transplant import Probe
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norm_modules import rms_norm
+from caramba_plugins_standard.rotary import Rotary, rotate
 
 __all__ = ["GroupedQueryAttentionModule", "visible"]
 

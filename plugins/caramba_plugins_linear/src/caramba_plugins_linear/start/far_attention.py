@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import attrs
 import torch
+from caramba_plugins_standard.rotary import cos_sin, rotate_reference
 from torch import Tensor
 
-from caramba_core.nn.rotary import cos_sin, rotate_reference
 from caramba_plugins_linear.attention import LinearAttention
 
 __all__ = ["FarAttention", "far_attention", "summed_turns", "waves"]

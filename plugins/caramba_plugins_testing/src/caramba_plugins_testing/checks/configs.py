@@ -1,0 +1,83 @@
+"""Configs: light, documented, and clear about what they refuse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any, cast
+
+import attrs
+
+from caramba_core.errors import InvalidValue
+from caramba_plugins_testing.case import Case, CheckFailed
+from caramba_plugins_testing.registered import check
+
+__all__ = ["bad_configs", "documented", "light"]
+
+
+@check("the config's module imports neither torch nor numpy")
+def light(case: Case) -> None:
+    """Plans, listings and schemas import configs; a fresh interpreter tells what comes with them."""
+    module = type(case.config).__module__
+    program = f"import {module}, sys; print(*sorted({{'torch', 'numpy'}} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise CheckFailed(f"{case.name}: importing {module} alone fails: {ran.stderr.strip().splitlines()[-1]}")
+    if ran.stdout.strip():
+        raise CheckFailed(
+            f"{case.name}: importing {module} imports {ran.stdout.strip()}; "
+            "put the torch module into another file and name it in builds"
+        )
+
+
+@check("the config and each of its fields say what they are")
+def documented(case: Case) -> None:
+    """``caramba explain`` and the JSON Schema show these texts."""
+    config: type[Any] = type(case.config)
+    if not (config.__doc__ or "").strip():
+        raise CheckFailed(f"{case.name}: {config.__name__} has no docstring")
+    for field in attrs.fields(config):
+        if not str(field.metadata.get("help", "")).strip():
+            raise CheckFailed(f"{case.name}: the field {field.name} has no help; declare it with option(help=...)")
+
+
+@check("bad settings are refused by name")
+def bad_configs(case: Case) -> None:
+    """The declared ranges, and the changes and widths that the case calls bad."""
+    for changes in (*_out_of_range(case), *case.bad):
+        _refuse(case, changes, case.width)
+    for width in case.bad_widths:
+        _refuse(case, {}, width)
+
+
+def _out_of_range(case: Case) -> list[Mapping[str, Any]]:
+    """For each field with a range, a value outside of it."""
+    changes: list[Mapping[str, Any]] = []
+    for field in attrs.fields(cast("type[Any]", type(case.config))):
+        rules = field.metadata
+        for rule, step in (("minimum", -1), ("above", 0), ("maximum", 1), ("below", 0)):
+            if rules.get(rule) is not None:
+                changes.append({field.name: rules[rule] + step})
+        if rules.get("choices"):
+            changes.append({field.name: "no such choice"})
+    return changes
+
+
+def _refuse(case: Case, changes: Mapping[str, Any], width: int) -> None:
+    words = ", ".join(f"{name}={value!r}" for name, value in changes.items()) or f"an input width of {width}"
+    try:
+        attrs.evolve(case.config, **changes).check(width)  # type: ignore[misc]
+    except InvalidValue as error:
+        if not error.message.strip() or (changes and error.field is not None and error.field not in changes):
+            raise CheckFailed(
+                f"{case.name}: {words} is refused, but the message blames {error.field!r}: {error}"
+            ) from None
+    except Exception as error:
+        raise CheckFailed(
+            f"{case.name}: {words} raises {type(error).__name__}, which points at no field; raise InvalidValue instead"
+        ) from error
+    else:
+        raise CheckFailed(
+            f"{case.name}: {words} is accepted; raise InvalidValue in __attrs_post_init__ or check(width)"
+        )

@@ -1,0 +1,248 @@
+"""Who may see whom: causality, cached decoding, positions, batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from caramba_core.nn.frame import Frame
+from caramba_core.storage import Storage
+from caramba_plugins_testing.case import Case, CheckFailed
+from caramba_plugins_testing.registered import check
+from caramba_plugins_testing.subject import Subject, difference, inputs
+
+__all__ = [
+    "batch_independence",
+    "causality",
+    "decoding",
+    "padding",
+    "positions",
+    "relative_positions",
+    "rounding",
+    "tokenwise",
+    "truncation",
+]
+
+_EXACT = 1e-10
+"""Relative difference of float64 results that were computed along different ways."""
+
+_ROUNDED = Storage(4, block=4)
+
+
+@check("no later token changes an earlier output", applies=lambda case: case.is_attention or case.is_topology)
+@torch.no_grad()
+def causality(case: Case) -> None:
+    """Replace the tokens from each position on, and compare what comes before."""
+    subject, x = Subject(case), inputs(case)
+    before = subject.run(x)
+    for cut in range(1, case.tokens):
+        changed = torch.cat([x[:, :cut], 3 * inputs(case, seed=2)[:, cut:]], dim=1)
+        after = subject.run(changed)
+        leak = difference(after[:, :cut], before[:, :cut])
+        if leak > _EXACT:
+            raise CheckFailed(
+                f"{case.name} is not causal: with other tokens from position {cut} on, "
+                f"the outputs before it change by {leak:.1e} of the largest"
+            )
+        if difference(after[:, cut:], before[:, cut:]) == 0.0:
+            raise CheckFailed(
+                f"{case.name} ignores its input: other tokens from position {cut} on give the same outputs"
+            )
+
+
+@check(
+    "a layer without a cache treats each token alone", applies=lambda case: not (case.is_attention or case.is_topology)
+)
+@torch.no_grad()
+def tokenwise(case: Case) -> None:
+    """Replace all tokens but one, and compare that one's output."""
+    subject, x, other = Subject(case), inputs(case), inputs(case, seed=2)
+    before = subject.run(x)
+    for kept in range(case.tokens):
+        changed = other.clone()
+        changed[:, kept] = x[:, kept]
+        leak = difference(subject.run(changed)[:, kept], before[:, kept])
+        if leak > _EXACT:
+            raise CheckFailed(
+                f"{case.name} mixes tokens: the output at position {kept} changes by {leak:.1e} of the largest when "
+                "other tokens do; what mixes tokens is an attention: derive from Attention and declare its cache"
+            )
+
+
+def _splits(tokens: int) -> dict[str, list[int]]:
+    """Ways to cut a prompt into passes."""
+    half = tokens // 2
+    return {
+        "at once": [tokens],
+        "token by token": [1] * tokens,
+        "a prompt, then token by token": [half] + [1] * (tokens - half),
+        "in two pieces": [half, tokens - half],
+        "one token, then the rest": [1, tokens - 1],
+        "all, then one token": [tokens - 1, 1],
+        "in uneven pieces": [2, 3, 1, tokens - 6],
+    }
+
+
+@check("cached decoding gives what the full pass gives, however the prompt is cut")
+@torch.no_grad()
+def decoding(case: Case) -> None:
+    """Decode several sequences in pieces of many lengths, past the first growth of the cache too."""
+    subject = Subject(case)
+    for tokens in (case.tokens, 70):
+        x = inputs(case, batch=3, tokens=tokens)
+        wanted = subject.run(x)
+        splits = _splits(tokens) if tokens == case.tokens else {"60 tokens, then 1, then 9": [60, 1, 9]}
+        for words, split in splits.items():
+            for capacity in (None, tokens):
+                cache = subject.model.new_cache(3, capacity=capacity)
+                found = subject.decode(x, split, cache=cache)
+                _compare_decoding(case, found, wanted, words)
+
+
+def _compare_decoding(case: Case, found: Tensor, wanted: Tensor, words: str) -> None:
+    if found.shape != wanted.shape:
+        raise CheckFailed(
+            f"{case.name}: decoding {words} gives shape {tuple(found.shape)}, the full pass {tuple(wanted.shape)}"
+        )
+    error = difference(found, wanted)
+    if not error <= case.decoding_tolerance:
+        wrong = (found - wanted).abs().amax(dim=(0, 2)) / wanted.abs().max()
+        first = int((wrong > case.decoding_tolerance).nonzero()[0])
+        raise CheckFailed(
+            f"{case.name}: decoding {words} differs from the full pass by {error:.1e} of the largest output "
+            f"(at most {case.decoding_tolerance:.0e}), first at position {first}"
+        )
+
+
+@check(
+    "sequences that start at different places see nothing of their padding",
+    applies=lambda case: case.is_attention and case.config.takes_starts,  # type: ignore[attr-defined]
+)
+@torch.no_grad()
+def padding(case: Case) -> None:
+    """Right-align sequences of unequal lengths behind other tokens, and compare with each alone."""
+    subject, x = Subject(case), inputs(case, batch=3)
+    starts = torch.tensor([0, 2, case.tokens - 3])
+    frame = Frame.of(x[..., 0], starts=starts)
+    found = {"in the full pass": subject.run(x, frame)}
+    for words, split in _splits(case.tokens).items():
+        cache = subject.model.new_cache(3)
+        pieces = []
+        for piece in torch.split(x, split, dim=1):
+            pieces.append(subject.run(piece, Frame.of(piece[..., 0], cache=cache, starts=starts)))
+            cache.advance(piece.shape[1])
+        found[f"decoding {words}"] = torch.cat(pieces, dim=1)
+    for row, start in enumerate(starts.tolist()):
+        wanted = subject.run(x[row : row + 1, start:])
+        for words, output in found.items():
+            error = difference(output[row : row + 1, start:], wanted)
+            if not error <= case.decoding_tolerance:
+                raise CheckFailed(
+                    f"{case.name}: {words}, a sequence behind {start} tokens of padding differs from it alone by "
+                    f"{error:.1e} of the largest output: hide keys by frame.hidden_padding, or leave takes_starts out"
+                )
+
+
+def _rounds(case: Case) -> bool:
+    """Whether a cache that rounds would round something of what is kept."""
+    return case.is_attention and any(
+        _ROUNDED.rounds(entry)
+        for entry in case.config.cache_spec(case.width).values()  # type: ignore[attr-defined]
+    )
+
+
+@check("what the cache rounds is what every pass attends to, the first one too", applies=_rounds)
+@torch.no_grad()
+def rounding(case: Case) -> None:
+    """Decode through a cache in 4 bits: at once as in pieces, and not as without rounding."""
+    subject, x = Subject(case), inputs(case, batch=2)
+    found = {
+        words: subject.decode(x, split, cache=subject.model.new_cache(2, storage=_ROUNDED))
+        for words, split in _splits(case.tokens).items()
+    }
+    wanted = found["token by token"]
+    if difference(subject.run(x), wanted) < 1e-6:
+        raise CheckFailed(f"{case.name}: a cache that rounds to 4 bits changes nothing: attend to what extend returns")
+    for words, output in found.items():
+        error = difference(output, wanted)
+        if not error <= case.decoding_tolerance:
+            raise CheckFailed(
+                f"{case.name}: with a cache in 4 bits, decoding {words} differs from decoding token by token by "
+                f"{error:.1e} of the largest output: attend to what extend returns in every pass"
+            )
+
+
+def _takes_back(case: Case) -> bool:
+    """Whether what is cached can be taken back: nothing but whole tokens, and no window."""
+    return case.is_attention and all(
+        entry.per_token and entry.window is None
+        for entry in case.config.cache_spec(case.width).values()  # type: ignore[attr-defined]
+    )
+
+
+@check("tokens taken back from the cache leave no trace", applies=_takes_back)
+@torch.no_grad()
+def truncation(case: Case) -> None:
+    """Decode a wrong continuation, take it back, decode the right one."""
+    subject, x = Subject(case), inputs(case)
+    kept = case.tokens // 2
+    cache = subject.model.new_cache(x.shape[0])
+    wrong = torch.cat([x[:, :kept], inputs(case, seed=2)[:, kept:]], dim=1)
+    subject.decode(wrong, [kept, case.tokens - kept], cache=cache)
+    cache.truncate(kept)
+    found = subject.decode(x[:, kept:], [case.tokens - kept], cache=cache)
+    _compare_decoding(case, found, subject.run(x)[:, kept:], "after taking tokens back")
+
+
+@check("positions for each sequence give what positions for all give")
+@torch.no_grad()
+def positions(case: Case) -> None:
+    """A frame's positions may be ``[T]`` or ``[B, T]``."""
+    subject, x = Subject(case), inputs(case)
+    frame = subject.frame(x)
+    from dataclasses import replace
+
+    each = replace(frame, positions=frame.positions.expand(x.shape[0], -1).contiguous())
+    error = difference(subject.run(x, each), subject.run(x, frame))
+    if error > _EXACT:
+        raise CheckFailed(
+            f"{case.name}: equal positions given as [B, T] change the output by {error:.1e} of the largest; "
+            "cos and sin of [B, T] positions must broadcast over heads"
+        )
+
+
+@check("only distances between tokens count", applies=lambda case: case.relative)
+@torch.no_grad()
+def relative_positions(case: Case) -> None:
+    """Start the same sequence at other positions."""
+    subject, x = Subject(case), inputs(case)
+    wanted = subject.run(x)
+    for shift in (1, 1000):
+        error = difference(subject.run(x, subject.frame(x, shift=shift)), wanted)
+        if error > 1e-9:
+            raise CheckFailed(
+                f"{case.name} claims relative positions, but starting at position {shift} "
+                f"changes the output by {error:.1e} of the largest"
+            )
+
+
+@check("a sequence's output does not depend on the others of its batch")
+@torch.no_grad()
+def batch_independence(case: Case) -> None:
+    """Run sequences together and alone, with and without a cache."""
+    subject, x = Subject(case), inputs(case, batch=3)
+    half = case.tokens // 2
+    for words, together, alone in (
+        ("in the full pass", subject.run(x), [subject.run(row[None]) for row in x]),
+        (
+            "in decoding",
+            subject.decode(x, [half, case.tokens - half]),
+            [subject.decode(row[None], [half, case.tokens - half]) for row in x],
+        ),
+    ):
+        error = difference(together, torch.cat(alone))
+        if error > _EXACT:
+            raise CheckFailed(
+                f"{case.name}: the sequences of a batch see each other {words}: together and alone they differ by "
+                f"{error:.1e} of the largest output"
+            )

@@ -1,0 +1,95 @@
+"""A case, built: a whole small model around the component, with weights that are nowhere zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from caramba_core.graph import Graph, Node, local_name
+from caramba_core.lowering import lower
+from caramba_core.manifest.schema import Model
+from caramba_core.nn.build import build
+from caramba_core.nn.cache import Cache
+from caramba_core.nn.frame import Frame
+from caramba_core.nn.language_model import LanguageModel
+from caramba_core.nn.sequence import Sequence
+from caramba_plugins_testing.case import Case
+from caramba_plugins_testing.components import TinyChain, TinyEmbedder, TinyHead
+
+__all__ = ["Subject", "difference", "graph_of", "inputs"]
+
+_VOCABULARY = 17
+
+
+def graph_of(case: Case) -> Graph:
+    """The component between the kit's embedder and head."""
+    model = Model(
+        embedder=TinyEmbedder(vocab_size=_VOCABULARY, d_model=case.width),
+        topology=TinyChain(layers=(case.config,)),
+        head=TinyHead(),
+    )
+    return lower(model)
+
+
+def inputs(case: Case, *, batch: int = 2, tokens: int | None = None, seed: int = 1) -> Tensor:
+    """Random inputs of the component: float64 ``[B, T, D]``."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, tokens or case.tokens, case.width, generator=generator, dtype=torch.float64)
+
+
+def difference(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference, relative to the largest value wanted."""
+    scale = wanted.double().abs().max().item()
+    return (found.double() - wanted.double()).abs().max().item() / (scale or 1.0)
+
+
+class Subject:
+    """The component inside a model, called without the embedder and the head.
+
+    Weights are drawn around their declared start, so that zero-initialized gates and offsets take part.
+    """
+
+    def __init__(self, case: Case, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> None:
+        self.case = case
+        self.graph = graph_of(case)
+        self.model: LanguageModel = build(self.graph, dtype=dtype, seed=seed).eval()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for _, parameter in self.parameters():
+                spread = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.3
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_((noise * spread).to(parameter.dtype))
+
+    def parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
+        """The component's own parameters."""
+        return [(n, p) for n, p in self.model.named_parameters() if not n.startswith(("embedder.", "head."))]
+
+    def nodes(self) -> Iterable[Node]:
+        """The component's own nodes."""
+        return [node for node in self.graph.topology.walk() if not node.inline]
+
+    def module(self) -> torch.nn.Module:
+        """The module of a case that is one component."""
+        (node,) = self.nodes()
+        return self.model.get_submodule(local_name(node.name))
+
+    def frame(self, x: Tensor, *, cache: Cache | None = None, shift: int = 0) -> Frame:
+        """The frame of inputs ``[B, T, D]`` that follow what the cache holds."""
+        start = shift + (0 if cache is None else cache.length)
+        return Frame(positions=torch.arange(start, start + x.shape[1], device=x.device), cache=cache)
+
+    def run(self, x: Tensor, frame: Frame | None = None) -> Tensor:
+        """``[B, T, D] -> [B, T, D']``."""
+        return Sequence.forward(self.model, x, frame or self.frame(x))
+
+    @torch.no_grad()
+    def decode(self, x: Tensor, split: Iterable[int], *, cache: Cache | None = None) -> Tensor:
+        """The same through a cache, in pieces of these lengths."""
+        cache = cache or self.model.new_cache(x.shape[0])
+        pieces = []
+        for piece in torch.split(x, list(split), dim=1):
+            pieces.append(self.run(piece, self.frame(piece, cache=cache)))
+            cache.advance(piece.shape[1])
+        return torch.cat(pieces, dim=1)

@@ -1,0 +1,1 @@
+"""Tools for authors of manifests and plugins: explain, JSON Schema, scaffolds, checks."""
