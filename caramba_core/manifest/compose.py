@@ -14,10 +14,10 @@ import attrs
 
 from caramba_core.errors import PluginError
 from caramba_core.manifest.presets import find_source, is_file_name
-from caramba_core.manifest.problem import Problem, shown
+from caramba_core.manifest.problem import ManifestProblem, shown
 from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.source import Broken, Source, Span
-from caramba_core.manifest.tree import Entry, Gap, List, Map, Node, Scalar, list_of, map_of, merge, plain
+from caramba_core.manifest.source import Broken, SourceText, TextSpan
+from caramba_core.manifest.tree import Gap, List, Map, MapItem, Node, Scalar, list_of, map_of, merge, plain
 from caramba_core.manifest.yaml_text import read_yaml
 from caramba_core.plugins.registry import registry
 
@@ -27,7 +27,7 @@ _MOST_TEXTS: Final = 32
 """Manifests that one may be made of."""
 
 
-def read(source: Source, reading: Reading) -> Node:
+def read(source: SourceText, reading: Reading) -> Node:
     """The tree of one text, by its file's suffix."""
     if source.file is not None and source.file.suffix.lower() == ".json":
         from caramba_core.manifest.json_text import read_json
@@ -36,7 +36,7 @@ def read(source: Source, reading: Reading) -> Node:
     return read_yaml(source, reading)
 
 
-def check_requires(node: Node) -> list[Problem]:
+def check_requires(node: Node) -> list[ManifestProblem]:
     """A problem for each entry of ``requires:`` that is not met; its form is the structure's business."""
     problems = []
     for item in node.items if isinstance(node, List) else ():
@@ -55,17 +55,17 @@ class Composer:
     """Reads a manifest and everything that it is made of."""
 
     reading: Reading
-    sources: list[Source] = attrs.field(factory=list)
+    sources: list[SourceText] = attrs.field(factory=list)
     inherited: dict[str, Node] = attrs.field(factory=dict)
     """Groups by name of the manifests that are extended: a group may extend them."""
     complete: bool = True
     """Whether everything that is named was found: without a part, what is missing says nothing."""
 
-    def compose(self, source: Source) -> Map:
+    def compose(self, source: SourceText) -> Map:
         """The tree of a manifest; raises :class:`Broken` where there is none, or where ``requires:`` is not met."""
         return self._root(source, ())
 
-    def _root(self, source: Source, chain: tuple[Source, ...]) -> Map:
+    def _root(self, source: SourceText, chain: tuple[SourceText, ...]) -> Map:
         self.sources.append(source)
         node = read(source, self.reading)
         if not isinstance(node, Map):
@@ -84,7 +84,7 @@ class Composer:
 
     # ------------------------------------------------------------------------------------------------ extends
 
-    def _extends(self, root: Map, chain: tuple[Source, ...]) -> Map:
+    def _extends(self, root: Map, chain: tuple[SourceText, ...]) -> Map:
         entry = root.entries.get("extends")
         if entry is None:
             return root
@@ -108,7 +108,7 @@ class Composer:
 
     # ------------------------------------------------------------------------------------------------ include
 
-    def _includes(self, node: Node, chain: tuple[Source, ...]) -> Node:
+    def _includes(self, node: Node, chain: tuple[SourceText, ...]) -> Node:
         """The tree with every ``include:`` in it filled in; the same node where there is none."""
         if isinstance(node, List):
             items = [self._includes(item, chain) for item in node.items]
@@ -117,7 +117,7 @@ class Composer:
             return list_of(items, node.span, head=node.head, notes=node.notes)
         if not isinstance(node, Map):
             return node
-        entries = {key: Entry(entry.key, self._includes(entry.value, chain)) for key, entry in node.entries.items()}
+        entries = {key: MapItem(entry.key, self._includes(entry.value, chain)) for key, entry in node.entries.items()}
         if any(entries[key].value is not entry.value for key, entry in node.entries.items()):
             node = map_of(entries, node.span, head=node.head, notes=node.notes)
         entry = node.entries.get("include")
@@ -142,9 +142,9 @@ class Composer:
 
     # ------------------------------------------------------------------------------------------------ both
 
-    def _names(self, node: Node, key: str) -> list[tuple[str, Span]]:
+    def _names(self, node: Node, key: str) -> list[tuple[str, TextSpan]]:
         """The manifests that an ``extends:`` or ``include:`` names; each is laid on the ones before it."""
-        names: list[tuple[str, Span]] = []
+        names: list[tuple[str, TextSpan]] = []
         for item in node.items if isinstance(node, List) else (node,):
             if isinstance(item, Scalar) and isinstance(item.value, str):
                 names.append((item.value, item.span))
@@ -162,7 +162,7 @@ class Composer:
                 )
         return names
 
-    def _open(self, name: str, span: Span, chain: tuple[Source, ...], verb: str) -> Source | None:
+    def _open(self, name: str, span: TextSpan, chain: tuple[SourceText, ...], verb: str) -> SourceText | None:
         asking = span.source
         folder = asking.file.parent if asking.file is not None else FilePath.cwd()
         try:
@@ -183,7 +183,7 @@ class Composer:
         return attrs.evolve(text, name=shown_as, notes=(f"{verb} at {span.place}", *asking.notes))
 
 
-def _same(one: Source, other: Source) -> bool:
+def _same(one: SourceText, other: SourceText) -> bool:
     if one.file is None or other.file is None:
         return one.name == other.name
     return one.file.resolve() == other.file.resolve()
@@ -205,14 +205,14 @@ def _lay(base: Map, over: Map) -> Map:
     known = {item.value: item for node in both for item in node.items if isinstance(item, Scalar)}
     odd = [item for node in both for item in node.items if not isinstance(item, Scalar)]
     requires = list_of([*known.values(), *odd], both[1].span, head=both[1].head)
-    entry = Entry(merged.entries["requires"].key, requires)
+    entry = MapItem(merged.entries["requires"].key, requires)
     return map_of({**merged.entries, "requires": entry}, merged.span, head=merged.head, notes=merged.notes)
 
 
-def _not_a_mapping(node: Node, source: Source) -> Problem:
+def _not_a_mapping(node: Node, source: SourceText) -> ManifestProblem:
     expected = "a mapping with version:, name:, model: and groups:"
     if isinstance(node, Scalar) and node.value is None:
-        return Span(source, 0, 0).problem("the manifest is empty", expected=expected)
+        return TextSpan(source, 0, 0).problem("the manifest is empty", expected=expected)
     if isinstance(node, Gap):
         return node.span.problem("the manifest cannot be read", expected=expected)
     return node.span.problem(f"the root of a manifest cannot be {shown(plain(node))}", expected=expected)

@@ -17,7 +17,7 @@ import attrs
 
 from caramba_core.manifest.scalars import MAX_INTEGER
 
-__all__ = ["NAME", "ExpressionError", "Lookup", "Part", "evaluate", "only_name", "split"]
+__all__ = ["NAME", "ExpressionError", "Lookup", "Piece", "evaluate", "only_name", "split"]
 
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """What a variable may be called."""
@@ -42,7 +42,7 @@ class ExpressionError(ValueError):
 
 
 @attrs.frozen
-class Part:
+class Piece:
     """A piece of a string: literal text, or an expression that starts at ``start`` (behind its ``${``)."""
 
     text: str
@@ -50,9 +50,9 @@ class Part:
     expression: bool
 
 
-def split(text: str) -> list[Part]:
+def split(text: str) -> list[Piece]:
     """A string's literal pieces and expressions in order; raises :class:`ExpressionError` for an open ``${``."""
-    parts: list[Part] = []
+    parts: list[Piece] = []
     literal = ""
     index = 0
     while index < len(text):
@@ -64,15 +64,15 @@ def split(text: str) -> list[Part]:
             if end < 0:
                 raise ExpressionError("the ${ is never closed", index, len(text), hint="write $${ for a plain ${")
             if literal:
-                parts.append(Part(literal, index, False))
+                parts.append(Piece(literal, index, False))
                 literal = ""
-            parts.append(Part(text[index + 2 : end], index + 2, True))
+            parts.append(Piece(text[index + 2 : end], index + 2, True))
             index = end + 1
         else:
             literal += text[index]
             index += 1
     if literal or not parts:
-        parts.append(Part(literal, len(text), False))
+        parts.append(Piece(literal, len(text), False))
     return parts
 
 

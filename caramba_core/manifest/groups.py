@@ -9,11 +9,11 @@ from typing import Final
 
 import attrs
 
-from caramba_core.manifest.names import listing, nearest, suggestion
-from caramba_core.manifest.problem import Path, Problem, shown
+from caramba_core.manifest.problem import ManifestProblem, Path, shown
 from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.tree import Entry, Gap, List, Map, Node, Scalar, list_of, map_of, merge, noted, plain
-from caramba_core.manifest.variables import Mentions, Scope, declared
+from caramba_core.manifest.tree import Gap, List, Map, MapItem, Node, Scalar, list_of, map_of, merge, noted, plain
+from caramba_core.manifest.variables import Mentions, Variables, declared
+from caramba_core.suggestions import listing, nearest, suggestion
 
 __all__ = ["expand_groups"]
 
@@ -42,14 +42,14 @@ def expand_groups(root: Map, inherited: Mapping[str, Node], *, reading: Reading,
             problems.append(item.span.problem(f"the groups expand to more than {_MOST}", path=("groups", index)))
             break
     expanded = list_of(groups, entry.value.span, head=entry.value.head, notes=entry.value.notes)
-    return map_of({**root.entries, "groups": Entry(entry.key, expanded)}, root.span, head=root.head, notes=root.notes)
+    return map_of({**root.entries, "groups": MapItem(entry.key, expanded)}, root.span, head=root.head, notes=root.notes)
 
 
 @attrs.define
 class _Expansion:
     own: List
     inherited: Mapping[str, Node]
-    problems: list[Problem]
+    problems: list[ManifestProblem]
     circles: list[Node] = attrs.field(factory=list)
     """Groups of circles that have been reported."""
 
@@ -103,16 +103,18 @@ class _Expansion:
         if not isinstance(below, Map):
             return Gap(reference.span)
         note = f"taken over from the group {reference.value} at {reference.span.place}"
-        taken = {key: Entry(entry.key, noted(entry.value, note)) for key, entry in below.entries.items()}
+        taken = {key: MapItem(entry.key, noted(entry.value, note)) for key, entry in below.entries.items()}
         return merge(_replaced(below, {**taken, "name": None}), own)
 
 
-def _matrix(group: Map, path: Path, variables: Mapping[str, Entry], reading: Reading, mentions: Mentions) -> list[Node]:
+def _matrix(
+    group: Map, path: Path, variables: Mapping[str, MapItem], reading: Reading, mentions: Mentions
+) -> list[Node]:
     """One group for each combination of the values that ``matrix:`` gives its variables."""
     problems = reading.problems
     own = declared(group.entries["vars"].value, [], ()) if "vars" in group.entries else {}
-    scope = Scope({**variables, **own}, reading=reading, mentions=mentions)
-    axes: list[tuple[str, Entry, tuple[Node, ...]]] = []
+    scope = Variables({**variables, **own}, reading=reading, mentions=mentions)
+    axes: list[tuple[str, MapItem, tuple[Node, ...]]] = []
     axis_path = (*path, "matrix")
     for name, entry in declared(group.entries["matrix"].value, problems, axis_path).items():
         values = scope.resolve(entry.value)
@@ -143,14 +145,14 @@ def _matrix(group: Map, path: Path, variables: Mapping[str, Entry], reading: Rea
         return [without]
     expanded: list[Node] = []
     for values_here in itertools.product(*(values_of_axis for _, _, values_of_axis in axes)):
-        chosen = {name: Entry(entry.key, value) for (name, entry, _), value in zip(axes, values_here, strict=True)}
+        chosen = {name: MapItem(entry.key, value) for (name, entry, _), value in zip(axes, values_here, strict=True)}
         variables_node = map_of({**own, **chosen}, group.entries["matrix"].value.span)
         named = _suffixed(without, chosen)
-        expanded.append(_replaced(named, {"vars": Entry(group.entries["matrix"].key, variables_node)}))
+        expanded.append(_replaced(named, {"vars": MapItem(group.entries["matrix"].key, variables_node)}))
     return expanded
 
 
-def _suffixed(group: Map, chosen: Mapping[str, Entry]) -> Map:
+def _suffixed(group: Map, chosen: Mapping[str, MapItem]) -> Map:
     """A name of its own for each combination, unless the user's name is made from variables."""
     entry = group.entries.get("name")
     if (
@@ -165,10 +167,10 @@ def _suffixed(group: Map, chosen: Mapping[str, Entry]) -> Map:
         text = plain(value.value)
         short = _NOT_IN_NAMES.sub("-", str(text).lower() if isinstance(text, bool) else str(text)).strip("-")
         parts.append(f"{name}_{short}")
-    return _replaced(group, {"name": Entry(entry.key, Scalar("-".join(parts), entry.value.span, entry.value.notes))})
+    return _replaced(group, {"name": MapItem(entry.key, Scalar("-".join(parts), entry.value.span, entry.value.notes))})
 
 
-def _replaced(node: Map, changes: Mapping[str, Entry | None]) -> Map:
+def _replaced(node: Map, changes: Mapping[str, MapItem | None]) -> Map:
     """A mapping with entries set, or left out where the change is ``None``."""
     entries = {**node.entries, **changes}
     kept = {key: entry for key, entry in entries.items() if entry is not None}

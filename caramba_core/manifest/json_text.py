@@ -8,8 +8,8 @@ from typing import Final
 
 from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.scalars import BadScalarError, resolve_scalar
-from caramba_core.manifest.source import Broken, Source, Span
-from caramba_core.manifest.tree import MAX_DEPTH, Entry, Gap, Node, Scalar, list_of, map_of
+from caramba_core.manifest.source import Broken, SourceText, TextSpan
+from caramba_core.manifest.tree import MAX_DEPTH, Gap, MapItem, Node, Scalar, list_of, map_of
 
 __all__ = ["read_json"]
 
@@ -21,21 +21,23 @@ _WORDS: Final[dict[str, bool | None]] = {"null": None, "true": True, "false": Fa
 _NO_VALUE: Final = re.compile("[\x00\ud800-\udfff]")
 
 
-def read_json(source: Source, reading: Reading) -> Node:
+def read_json(source: SourceText, reading: Reading) -> Node:
     """The tree of a JSON text; as :func:`~caramba_core.manifest.yaml_text.read_yaml`."""
     reader = _Reader(source, reading)
     index = reader.space(0)
     if index == len(source.text):
-        return Scalar(None, Span(source, 0, 0))
+        return Scalar(None, TextSpan(source, 0, 0))
     node, index = reader.value(index, 1)
     index = reader.space(index)
     if index < len(source.text):
-        raise Broken(Span(source, index, index + 1).problem("more text after the end of the value", expected="nothing"))
+        raise Broken(
+            TextSpan(source, index, index + 1).problem("more text after the end of the value", expected="nothing")
+        )
     return node
 
 
 class _Reader:
-    def __init__(self, source: Source, reading: Reading) -> None:
+    def __init__(self, source: SourceText, reading: Reading) -> None:
         self.source = source
         self.text = source.text
         self.problems = reading.problems
@@ -49,7 +51,7 @@ class _Reader:
     def value(self, index: int, depth: int) -> tuple[Node, int]:
         """The value that starts at ``index``, and where it ends."""
         character = self.text[index : index + 1]
-        span = Span(self.source, index, index + 1)
+        span = TextSpan(self.source, index, index + 1)
         self.budget.spend(1, span)
         if character in ("{", "["):
             if depth > MAX_DEPTH:
@@ -57,13 +59,13 @@ class _Reader:
             return self._mapping(index, depth) if character == "{" else self._list(index, depth)
         if character == '"':
             text, end = self._string(index)
-            return self._checked(text, Span(self.source, index, end)), end
+            return self._checked(text, TextSpan(self.source, index, end)), end
         number = _NUMBER.match(self.text, index)
         word = _WORD.match(self.text, index)
         if number is not None and word is not None and number.end() == word.end():
-            return self._number(Span(self.source, index, number.end())), number.end()
+            return self._number(TextSpan(self.source, index, number.end())), number.end()
         if word is not None and word.group() in _WORDS:
-            return Scalar(_WORDS[word.group()], Span(self.source, index, word.end())), word.end()
+            return Scalar(_WORDS[word.group()], TextSpan(self.source, index, word.end())), word.end()
         end = word.end() if word is not None else index + 1
         what = repr(self.text[index:end]) if index < len(self.text) else "the end of the text"
         raise self._broken(
@@ -74,9 +76,9 @@ class _Reader:
         if index >= len(self.text):
             index = len(self.text.rstrip())
             end = index + 1
-        return Broken(Span(self.source, index, end).problem(message, expected=expected))
+        return Broken(TextSpan(self.source, index, end).problem(message, expected=expected))
 
-    def _number(self, span: Span) -> Node:
+    def _number(self, span: TextSpan) -> Node:
         text = self.text[span.start : span.end]
         try:
             return Scalar(resolve_scalar(text), span)
@@ -96,7 +98,7 @@ class _Reader:
             ) from None
         return str(text), end
 
-    def _checked(self, text: str, span: Span) -> Node:
+    def _checked(self, text: str, span: TextSpan) -> Node:
         bad = _NO_VALUE.search(text)
         if bad is None:
             return Scalar(text, span)
@@ -114,16 +116,16 @@ class _Reader:
                 break
         else:
             index += 1
-        return list_of(items, Span(self.source, start, index)), index
+        return list_of(items, TextSpan(self.source, start, index)), index
 
     def _mapping(self, start: int, depth: int) -> tuple[Node, int]:
-        entries: dict[str, Entry] = {}
+        entries: dict[str, MapItem] = {}
         index = self.space(start + 1)
         while self.text[index : index + 1] != "}" or entries:
             if self.text[index : index + 1] != '"':
                 raise self._broken(index, index + 1, "a key must stand here", "a string in double quotes")
             key, end = self._string(index)
-            key_span = Span(self.source, index, end)
+            key_span = TextSpan(self.source, index, end)
             index = self.space(end)
             if self.text[index : index + 1] != ":":
                 raise self._broken(index, index + 1, "a ':' must follow the key", "':'")
@@ -137,13 +139,13 @@ class _Reader:
                 )
             else:
                 self._checked(key, key_span)
-                entries[key] = Entry(key_span, node)
+                entries[key] = MapItem(key_span, node)
             index, more = self._separator(index, start, "}")
             if not more:
                 break
         else:
             index += 1
-        return map_of(entries, Span(self.source, start, index)), index
+        return map_of(entries, TextSpan(self.source, start, index)), index
 
     def _separator(self, index: int, opened: int, closing: str) -> tuple[int, bool]:
         """Behind the ``,`` that announces another item, or behind the closing bracket."""

@@ -18,10 +18,9 @@ from caramba_core.manifest.compose import Composer, check_requires
 from caramba_core.manifest.faults import Fault, Faults
 from caramba_core.manifest.groups import expand_groups
 from caramba_core.manifest.model import structure_model
-from caramba_core.manifest.names import nearest
 from caramba_core.manifest.overrides import apply, override_name, parse
 from caramba_core.manifest.presets import find_source, is_file_name
-from caramba_core.manifest.problem import Path, Problem
+from caramba_core.manifest.problem import ManifestProblem, Path
 from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.rules import rule_faults, teacher_faults
 from caramba_core.manifest.schema import Manifest
@@ -29,10 +28,10 @@ from caramba_core.manifest.source import Broken
 from caramba_core.manifest.structure import Structurer
 from caramba_core.manifest.tree import (
     MAX_DEPTH,
-    Entry,
     Gap,
     List,
     Map,
+    MapItem,
     Node,
     Scalar,
     find,
@@ -42,8 +41,9 @@ from caramba_core.manifest.tree import (
     plain,
     replaced_at,
 )
-from caramba_core.manifest.variables import Mentions, Scope, declared
+from caramba_core.manifest.variables import Mentions, Variables, declared
 from caramba_core.plugins.registry import registry
+from caramba_core.suggestions import nearest
 
 __all__ = ["Loaded", "load_manifest", "structure_model"]
 
@@ -88,7 +88,9 @@ class Loaded:
         start: Path = ("groups", names.index(name), "model")
         return {("model", *path[3:]): key for path, key in found.items() if path[:3] == start}
 
-    def problem_at(self, path: Path, message: str, *, expected: str | None = None, hint: str | None = None) -> Problem:
+    def problem_at(
+        self, path: Path, message: str, *, expected: str | None = None, hint: str | None = None
+    ) -> ManifestProblem:
         """A problem with the value at a path of the resolved manifest, where its user wrote it."""
         return _problem(self.tree, Fault(path=path, message=message, expected=expected, hint=hint))
 
@@ -172,9 +174,9 @@ def _resolved(root: Map, reading: Reading, mentions: Mentions) -> Map:
     """The manifest with variables filled in: one model for itself, and one for each group."""
     vars_entry = root.entries.get("vars")
     variables = declared(None if vars_entry is None else vars_entry.value, reading.problems, ("vars",))
-    base = Scope(variables, reading=reading, mentions=mentions)
+    base = Variables(variables, reading=reading, mentions=mentions)
     entries = {
-        key: Entry(entry.key, base.resolve(entry.value))
+        key: MapItem(entry.key, base.resolve(entry.value))
         for key, entry in root.entries.items()
         if key not in ("vars", "groups")
     }
@@ -189,7 +191,7 @@ def _resolved(root: Map, reading: Reading, mentions: Mentions) -> Map:
             value = list_of(items, value.span, head=value.head, notes=value.notes)
         else:
             value = base.resolve(value)
-        entries["groups"] = Entry(groups.key, value)
+        entries["groups"] = MapItem(groups.key, value)
     for entry in variables.values():  # a variable that nothing uses is checked all the same
         base.resolve(entry.value)
     if vars_entry is None:
@@ -204,8 +206,8 @@ def _resolved(root: Map, reading: Reading, mentions: Mentions) -> Map:
 def _resolved_group(
     group: Node,
     index: int,
-    model: Entry | None,
-    base: Scope,
+    model: MapItem | None,
+    base: Variables,
     reading: Reading,
     mentions: Mentions,
 ) -> Node:
@@ -216,24 +218,24 @@ def _resolved_group(
     for name, entry in own.items():
         if name not in base.variables:
             mentions.miss(name, entry.key, setting=True)
-    scope = Scope({**base.variables, **own}, reading=reading, mentions=mentions) if own else base
+    scope = Variables({**base.variables, **own}, reading=reading, mentions=mentions) if own else base
     entries = {
-        key: Entry(entry.key, scope.resolve(entry.value)) for key, entry in group.entries.items() if key != "vars"
+        key: MapItem(entry.key, scope.resolve(entry.value)) for key, entry in group.entries.items() if key != "vars"
     }
     own_model = group.entries.get("model")
     if own_model is not None and model is not None:
         merged = merge(model.value, own_model.value)
-        entries["model"] = Entry(own_model.key, scope.resolve(merged))
+        entries["model"] = MapItem(own_model.key, scope.resolve(merged))
     elif model is not None:
         reading.expanded.spend(model.value.size if own else 1, model.key)
-        entries["model"] = Entry(model.key, scope.resolve(model.value))
+        entries["model"] = MapItem(model.key, scope.resolve(model.value))
     elif own_model is None:  # the manifest's missing model is reported once, for the manifest
-        entries["model"] = Entry(group.head, Gap(group.head))
+        entries["model"] = MapItem(group.head, Gap(group.head))
     named = {"name": entries["name"], **entries} if "name" in entries else entries
     return map_of(named, group.span, head=group.head, notes=group.notes)
 
 
-def _with_teachers(tree: Map, folder: FilePath, problems: list[Problem], *, fetch: bool) -> Map:
+def _with_teachers(tree: Map, folder: FilePath, problems: list[ManifestProblem], *, fetch: bool) -> Map:
     """The manifest with the models that are taken from teachers spelled out; its own is taken from the first's."""
     groups = tree.entries["groups"].value if "groups" in tree.entries else None
     places: list[tuple[Path, Node | None]] = [
@@ -271,7 +273,7 @@ def _structured(data: dict[str, Any]) -> tuple[Manifest | None, list[Fault]]:
 # ------------------------------------------------------------------------------------------------ places and order
 
 
-def _problem(tree: Map, fault: Fault) -> Problem:
+def _problem(tree: Map, fault: Fault) -> ManifestProblem:
     """A fault with the place of what it is about."""
     found = find(tree, fault.path)
     if fault.at == "key" and found.key is not None and not found.missing:
@@ -285,17 +287,17 @@ def _problem(tree: Map, fault: Fault) -> Problem:
     )
 
 
-def _in_order(composer: Composer, overrides: Sequence[str]) -> tuple[Problem, ...]:
+def _in_order(composer: Composer, overrides: Sequence[str]) -> tuple[ManifestProblem, ...]:
     """Problems in the order of the file, then of the files that it is made of, then of the command line; each once."""
     names = dict.fromkeys([*(source.name for source in composer.sources), *map(override_name, overrides)])
     order = {name: index for index, name in enumerate(names)}
-    once: dict[tuple[str, int | None, int | None, str], Problem] = {}
+    once: dict[tuple[str, int | None, int | None, str], ManifestProblem] = {}
     problems = composer.reading.problems
     for problem in problems:
         once.setdefault((problem.file, problem.line, problem.column, problem.message), problem)
     ordered = sorted(once.values(), key=lambda p: (order.get(p.file, len(order)), p.line or 0, p.column or 0))
     if problems.left_out:
-        ordered.append(Problem(file=ordered[0].file, message=f"and {problems.left_out} problems more"))
+        ordered.append(ManifestProblem(file=ordered[0].file, message=f"and {problems.left_out} problems more"))
     return tuple(ordered)
 
 

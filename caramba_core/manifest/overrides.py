@@ -8,13 +8,13 @@ from typing import Final
 
 import attrs
 
-from caramba_core.manifest.names import listing, nearest, suggestion
-from caramba_core.manifest.problem import Path, Problem, dotted, shown
+from caramba_core.manifest.problem import ManifestProblem, Path, dotted, shown
 from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.source import Broken, Source, Span, check_characters
-from caramba_core.manifest.tree import Entry, Gap, List, Map, Node, Scalar, list_of, map_of, plain
+from caramba_core.manifest.source import Broken, SourceText, TextSpan, check_characters
+from caramba_core.manifest.tree import Gap, List, Map, MapItem, Node, Scalar, list_of, map_of, plain
 from caramba_core.manifest.variables import known_variables
 from caramba_core.manifest.yaml_text import read_yaml
+from caramba_core.suggestions import listing, nearest, suggestion
 
 __all__ = ["Override", "apply", "override_name", "parse"]
 
@@ -25,7 +25,7 @@ _PART: Final = re.compile(r'"([^"]+)"|([^".=\s]+)')
 class Override:
     """One ``--set``: the path as written, the place of each part, and the value."""
 
-    parts: tuple[tuple[str, Span], ...]
+    parts: tuple[tuple[str, TextSpan], ...]
     value: Node
 
     @property
@@ -43,7 +43,7 @@ def parse(texts: Sequence[str], reading: Reading) -> list[Override]:
     """The overrides of a command line; what cannot be read is noted as a problem."""
     overrides = []
     for text in texts:
-        source = Source(name=override_name(text), text=text, placeless=True)
+        source = SourceText(name=override_name(text), text=text, placeless=True)
         try:
             overrides.append(_parse(source, reading))
         except Broken as broken:
@@ -51,36 +51,36 @@ def parse(texts: Sequence[str], reading: Reading) -> list[Override]:
     return overrides
 
 
-def _parse(source: Source, reading: Reading) -> Override:
+def _parse(source: SourceText, reading: Reading) -> Override:
     check_characters(source)
-    parts: list[tuple[str, Span]] = []
+    parts: list[tuple[str, TextSpan]] = []
     index = 0
     while True:
         part = _PART.match(source.text, index)
         if part is None:
             break
-        parts.append((part[1] or part[2], Span(source, part.start(), part.end())))
+        parts.append((part[1] or part[2], TextSpan(source, part.start(), part.end())))
         index = part.end()
         if source.text[index : index + 1] != ".":
             break
         index += 1
     if not parts or source.text[index : index + 1] != "=":
         raise Broken(
-            Span(source, index, index + 1).problem(
+            TextSpan(source, index, index + 1).problem(
                 "this does not set anything", expected="path=value, such as groups.0.runs.0.train.lr=1e-3"
             )
         )
     value_text = source.text[index + 1 :]
     if not value_text.strip():
         raise Broken(
-            Span(source, index, index + 1).problem("there is no value behind the =", hint="write null for none")
+            TextSpan(source, index, index + 1).problem("there is no value behind the =", hint="write null for none")
         )
     # Spaces in place of the path keep offsets into the value equal to offsets into the whole.
-    shifted = Source(name=source.name, text=" " * (index + 1) + value_text, placeless=True)
+    shifted = SourceText(name=source.name, text=" " * (index + 1) + value_text, placeless=True)
     return Override(tuple(parts), read_yaml(shifted, reading))
 
 
-def apply(root: Map, overrides: Sequence[Override], problems: list[Problem]) -> Map:
+def apply(root: Map, overrides: Sequence[Override], problems: list[ManifestProblem]) -> Map:
     """The tree with the values of ``overrides`` in it, the last one winning."""
     for override in overrides:
         try:
@@ -119,11 +119,11 @@ def _set(node: Node, override: Override, depth: int, path: Path) -> Node:
         )
     inner = map_of({}, span) if below is None else below.value
     changed = _set(inner, override, depth + 1, (*path, name))
-    entry = Entry(span if below is None else below.key, changed)
+    entry = MapItem(span if below is None else below.key, changed)
     return map_of({**node.entries, name: entry}, node.span, head=node.head, notes=node.notes)
 
 
-def _index(node: List, part: str, span: Span, path: Path) -> int:
+def _index(node: List, part: str, span: TextSpan, path: Path) -> int:
     """The item that a part means: by its index, or by its ``name:`` or ``id:``."""
     if part.isdecimal() and len(part) < 7:
         if int(part) < len(node.items):

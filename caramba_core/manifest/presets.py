@@ -7,10 +7,10 @@ from pathlib import Path as FilePath
 from typing import Final
 
 from caramba_core.errors import PluginError
-from caramba_core.manifest.names import nearest, suggestion
-from caramba_core.manifest.problem import Problem
-from caramba_core.manifest.source import SUFFIXES, Broken, Source, Span, read_source
+from caramba_core.manifest.problem import ManifestProblem
+from caramba_core.manifest.source import SUFFIXES, Broken, SourceText, TextSpan, read_source
 from caramba_core.plugins.registry import registry
+from caramba_core.suggestions import nearest, suggestion
 
 __all__ = ["find_source", "is_file_name"]
 
@@ -22,7 +22,7 @@ def is_file_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) or "/" in name or "\\" in name
 
 
-def find_source(name: str, folder: FilePath, asked: Span | None = None) -> Source:
+def find_source(name: str, folder: FilePath, asked: TextSpan | None = None) -> SourceText:
     """The text of a file (relative to ``folder``) or preset; raises :class:`Broken` where there is none.
 
     ``asked`` is where a manifest names it, for the report; without it the name came from the command line.
@@ -42,7 +42,7 @@ def find_source(name: str, folder: FilePath, asked: Span | None = None) -> Sourc
     return read_source(_preset(name, folder, asked), name)
 
 
-def _preset(name: str, folder: FilePath, asked: Span | None) -> FilePath:
+def _preset(name: str, folder: FilePath, asked: TextSpan | None) -> FilePath:
     """The file that a plugin carries under a preset's name."""
     try:
         entry = registry().find(_KIND, name)
@@ -76,5 +76,5 @@ def _preset(name: str, folder: FilePath, asked: Span | None) -> FilePath:
     )
 
 
-def _problem(asked: Span | None, name: str, message: str, **more: str | None) -> Problem:
-    return Problem(file=name, message=message, **more) if asked is None else asked.problem(message, **more)  # type: ignore[arg-type]
+def _problem(asked: TextSpan | None, name: str, message: str, **more: str | None) -> ManifestProblem:
+    return ManifestProblem(file=name, message=message, **more) if asked is None else asked.problem(message, **more)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 
-__all__ = ["Path", "Problem", "dotted", "shown"]
+__all__ = ["ManifestProblem", "Path", "dotted", "shown"]
 
 Path: TypeAlias = "tuple[str | int, ...]"
 """Keys and indices that lead from the root of a manifest to a value."""
@@ -27,7 +27,7 @@ _WIDEST: Final = 120
 
 
 @attrs.frozen(kw_only=True)
-class Problem:
+class ManifestProblem:
     """What is wrong, where, and how to repair it.
 
     ``line``, ``column`` and ``end_column`` count from 1 in code points; ``line`` is ``None`` where a place has none (a

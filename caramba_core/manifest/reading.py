@@ -7,8 +7,8 @@ from typing import Final
 
 import attrs
 
-from caramba_core.manifest.problem import Problem
-from caramba_core.manifest.source import Broken, Span
+from caramba_core.manifest.problem import ManifestProblem
+from caramba_core.manifest.source import Broken, TextSpan
 
 __all__ = ["Budget", "Reading", "Report"]
 
@@ -17,21 +17,21 @@ _MOST_WRITTEN: Final = 50_000
 _MOST_EXPANDED: Final = 200_000
 
 
-class Report(list[Problem]):
+class Report(list[ManifestProblem]):
     """The problems of a manifest, up to a number that a person might still read; the rest is counted."""
 
     def __init__(self) -> None:
         super().__init__()
         self.left_out = 0
 
-    def append(self, problem: Problem) -> None:
+    def append(self, problem: ManifestProblem) -> None:
         """Add a problem, or count it."""
         if len(self) < _MOST_PROBLEMS:
             super().append(problem)
         else:
             self.left_out += 1
 
-    def extend(self, problems: Iterable[Problem]) -> None:
+    def extend(self, problems: Iterable[ManifestProblem]) -> None:
         """Add several."""
         for problem in problems:
             self.append(problem)
@@ -44,7 +44,7 @@ class Budget:
     most: int
     spent: int = 0
 
-    def spend(self, size: int, span: Span) -> None:
+    def spend(self, size: int, span: TextSpan) -> None:
         """Take ``size`` values; raises :class:`~caramba_core.manifest.source.Broken` where that is too many."""
         self.spent += size
         if self.spent > self.most:

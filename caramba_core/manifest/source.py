@@ -13,9 +13,9 @@ from typing import Final
 
 import attrs
 
-from caramba_core.manifest.problem import Path, Problem
+from caramba_core.manifest.problem import ManifestProblem, Path
 
-__all__ = ["MAX_BYTES", "SUFFIXES", "Broken", "Source", "Span", "check_characters", "read_source"]
+__all__ = ["MAX_BYTES", "SUFFIXES", "Broken", "SourceText", "TextSpan", "check_characters", "read_source"]
 
 MAX_BYTES: Final = 1 << 20
 """Size that a manifest may have: 1 MiB."""
@@ -34,13 +34,13 @@ _NO_TEXT: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud8
 class Broken(Exception):  # noqa: N818 - never leaves this package
     """Reading cannot go on; the problem that says why."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: ManifestProblem) -> None:
         super().__init__(problem.message)
         self.problem = problem
 
 
 @attrs.frozen(kw_only=True, slots=False, eq=False)
-class Source:
+class SourceText:
     """A text under the name that messages use for it.
 
     ``file`` is ``None`` for a text that is not a file; ``placeless`` marks what has no lines, and whose name says it
@@ -73,10 +73,10 @@ class Source:
 
 
 @attrs.frozen(slots=True, eq=False)
-class Span:
+class TextSpan:
     """A stretch of a source: offsets of its first character and of the one behind its last."""
 
-    source: Source
+    source: SourceText
     start: int
     end: int
 
@@ -97,14 +97,14 @@ class Span:
         expected: str | None = None,
         hint: str | None = None,
         notes: tuple[str, ...] = (),
-    ) -> Problem:
+    ) -> ManifestProblem:
         """A problem that points here."""
         line, column = self.source.place(self.start)
         text = self.source.line(line)
         first = 0 if len(text) <= _LONG_LINE else max(0, column - 1 - _LONG_LINE // 2)
         last_shown = first + _LONG_LINE
         last, end = self.source.place(max(self.start, self.end))
-        return Problem(
+        return ManifestProblem(
             file=self.source.name,
             message=message,
             line=None if self.source.placeless else line,
@@ -120,14 +120,14 @@ class Span:
         )
 
 
-def read_source(file: FilePath, name: str) -> Source:
+def read_source(file: FilePath, name: str) -> SourceText:
     """The text of a manifest's file; raises :class:`Broken` unless it is sound UTF-8 of bounded size."""
     return decode(_bytes_of(file, name), name, file)
 
 
 def _bytes_of(file: FilePath, name: str) -> bytes:
     def broken(message: str, *, expected: str | None = None, hint: str | None = None) -> Broken:
-        return Broken(Problem(file=name, message=message, expected=expected, hint=hint))
+        return Broken(ManifestProblem(file=name, message=message, expected=expected, hint=hint))
 
     try:
         status = file.stat()
@@ -156,11 +156,13 @@ def _bytes_of(file: FilePath, name: str) -> bytes:
     return content
 
 
-def decode(content: bytes, name: str, file: FilePath | None = None) -> Source:
+def decode(content: bytes, name: str, file: FilePath | None = None) -> SourceText:
     """Bytes as text; raises :class:`Broken` where they are not UTF-8, or hold characters that no text has."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or content[:4].count(0) > 1:
         raise Broken(
-            Problem(file=name, message="this file is UTF-16 or UTF-32 text", expected="UTF-8", hint="save it as UTF-8")
+            ManifestProblem(
+                file=name, message="this file is UTF-16 or UTF-32 text", expected="UTF-8", hint="save it as UTF-8"
+            )
         )
     content = content.removeprefix(codecs.BOM_UTF8)
     try:
@@ -168,25 +170,25 @@ def decode(content: bytes, name: str, file: FilePath | None = None) -> Source:
     except UnicodeDecodeError as error:
         readable = content.decode("utf-8", errors="replace")
         start = len(content[: error.start].decode("utf-8", errors="replace"))
-        source = Source(name=name, text=readable, file=file)
+        source = SourceText(name=name, text=readable, file=file)
         raise Broken(
-            Span(source, start, start + 1).problem(
+            TextSpan(source, start, start + 1).problem(
                 f"this byte (0x{content[error.start]:02x}) is not UTF-8 text",
                 expected="UTF-8",
                 hint="save the file as UTF-8",
             )
         ) from None
-    source = Source(name=name, text=text, file=file)
+    source = SourceText(name=name, text=text, file=file)
     check_characters(source)
     return source
 
 
-def check_characters(source: Source) -> None:
+def check_characters(source: SourceText) -> None:
     """Raise :class:`Broken` for characters that YAML does not allow unescaped."""
     control = _NO_TEXT.search(source.text)
     if control is not None:
         raise Broken(
-            Span(source, control.start(), control.end()).problem(
+            TextSpan(source, control.start(), control.end()).problem(
                 f"the character U+{ord(control.group()):04X} cannot stand in a manifest", expected="printable text"
             )
         )

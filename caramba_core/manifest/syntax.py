@@ -6,8 +6,8 @@ from typing import Final
 
 from ruamel.yaml.error import MarkedYAMLError
 
-from caramba_core.manifest.problem import Problem
-from caramba_core.manifest.source import Source, Span
+from caramba_core.manifest.problem import ManifestProblem
+from caramba_core.manifest.source import SourceText, TextSpan
 
 __all__ = ["explain"]
 
@@ -15,7 +15,7 @@ _OPENED: Final = {"while parsing a flow sequence": "[", "while parsing a flow ma
 _CLOSING: Final = {"[": "]", "{": "}"}
 
 
-def explain(error: MarkedYAMLError, source: Source) -> Problem:
+def explain(error: MarkedYAMLError, source: SourceText) -> ManifestProblem:
     """The problem that a parser's error stands for."""
     problem = str(error.problem or "").strip()
     context = str(error.context or "").strip()
@@ -28,7 +28,7 @@ def explain(error: MarkedYAMLError, source: Source) -> Problem:
         start = at - 1 if text[at] == "{" else at
         end = text.find("}", start) + 1 or start + 2
         quoted = f'"{text[start:end]}"'
-        return Span(source, start, end).problem("${...} must be quoted here", hint=f"write {quoted}")
+        return TextSpan(source, start, end).problem("${...} must be quoted here", hint=f"write {quoted}")
     if text[at : at + 1] == "\t" or "\\t" in problem:
         return here.problem("a tab cannot indent or separate here", hint="use spaces")
     if context in _OPENED:
@@ -61,7 +61,7 @@ def explain(error: MarkedYAMLError, source: Source) -> Problem:
     return here.problem(_sentence(problem or context))
 
 
-def _is_outside(source: Source, at: int, opened: int) -> bool:
+def _is_outside(source: SourceText, at: int, opened: int) -> bool:
     """Whether a place looks as if the bracket before it were closed: it starts a line that is indented no further."""
     line, column = source.place(at)
     before, _ = source.place(opened)
@@ -74,13 +74,13 @@ def _sentence(problem: str) -> str:
     return f"this is not YAML: {problem}"
 
 
-def _index(mark: object, source: Source) -> int:
+def _index(mark: object, source: SourceText) -> int:
     index = getattr(mark, "index", 0)
     return max(0, min(int(index), len(source.text)))
 
 
-def _mark(source: Source, index: int) -> Span:
+def _mark(source: SourceText, index: int) -> TextSpan:
     """One character; the end of the text points behind the last line that says something."""
     if index >= len(source.text):
         index = len(source.text.rstrip())
-    return Span(source, index, index + 1)
+    return TextSpan(source, index, index + 1)

@@ -12,16 +12,16 @@ from typing import Any, Final, TypeAlias
 import attrs
 
 from caramba_core.manifest.problem import Path
-from caramba_core.manifest.source import Span
+from caramba_core.manifest.source import TextSpan
 
 __all__ = [
     "GAP",
     "MAX_DEPTH",
-    "Entry",
     "Found",
     "Gap",
     "List",
     "Map",
+    "MapItem",
     "Node",
     "Scalar",
     "find",
@@ -42,7 +42,7 @@ class Scalar:
     """A string, number, truth value or null; ``dynamic`` says that it may hold variables."""
 
     value: bool | int | float | str | None
-    span: Span
+    span: TextSpan
     notes: tuple[str, ...] = ()
     dynamic: bool = attrs.field()
 
@@ -59,8 +59,8 @@ class List:
     """A list.  ``head`` is what to point at where the list as a whole lacks something."""
 
     items: tuple[Node, ...]
-    span: Span
-    head: Span
+    span: TextSpan
+    head: TextSpan
     notes: tuple[str, ...]
     size: int
     depth: int
@@ -68,10 +68,10 @@ class List:
 
 
 @attrs.frozen(slots=True, eq=False)
-class Entry:
+class MapItem:
     """One key of a mapping with its value."""
 
-    key: Span
+    key: TextSpan
     value: Node
 
 
@@ -79,9 +79,9 @@ class Entry:
 class Map:
     """A mapping, in the order of writing."""
 
-    entries: dict[str, Entry]
-    span: Span
-    head: Span
+    entries: dict[str, MapItem]
+    span: TextSpan
+    head: TextSpan
     notes: tuple[str, ...]
     size: int
     depth: int
@@ -92,7 +92,7 @@ class Map:
 class Gap:
     """Stands where a value could not be made and a problem has already been reported; what reads it keeps quiet."""
 
-    span: Span
+    span: TextSpan
     notes: tuple[str, ...] = ()
 
     size = 1
@@ -103,13 +103,17 @@ class Gap:
 Node: TypeAlias = "Scalar | List | Map | Gap"
 
 
-def list_of(items: Iterable[Node], span: Span, *, head: Span | None = None, notes: tuple[str, ...] = ()) -> List:
+def list_of(
+    items: Iterable[Node], span: TextSpan, *, head: TextSpan | None = None, notes: tuple[str, ...] = ()
+) -> List:
     """A list node."""
     held = tuple(items)
     return List(held, span, head or span, notes, *_measures(held))
 
 
-def map_of(entries: dict[str, Entry], span: Span, *, head: Span | None = None, notes: tuple[str, ...] = ()) -> Map:
+def map_of(
+    entries: dict[str, MapItem], span: TextSpan, *, head: TextSpan | None = None, notes: tuple[str, ...] = ()
+) -> Map:
     """A mapping node."""
     return Map(entries, span, head or span, notes, *_measures([entry.value for entry in entries.values()]))
 
@@ -138,7 +142,7 @@ def merge(base: Node, over: Node) -> Node:
     entries = dict(base.entries)
     for key, entry in over.entries.items():
         below = entries.get(key)
-        entries[key] = entry if below is None else Entry(entry.key, merge(below.value, entry.value))
+        entries[key] = entry if below is None else MapItem(entry.key, merge(below.value, entry.value))
     return map_of(entries, over.span, head=over.head, notes=over.notes)
 
 
@@ -182,7 +186,7 @@ class Found:
     """Where a path leads: the node, its key if it has one, the notes on the way; ``missing`` is what was not there."""
 
     node: Node
-    key: Span | None
+    key: TextSpan | None
     notes: tuple[str, ...]
     missing: Path
 
@@ -216,5 +220,5 @@ def replaced_at(root: Node, path: Path, new: Node) -> Node:
     assert isinstance(root, Map) and isinstance(part, str)
     below = root.entries.get(part)
     inner = new if below is None else replaced_at(below.value, rest, new)
-    entry = Entry(new.span if below is None else below.key, inner)
+    entry = MapItem(new.span if below is None else below.key, inner)
     return map_of({**root.entries, part: entry}, root.span, head=root.head, notes=root.notes)

@@ -7,17 +7,16 @@ from typing import Final
 
 import attrs
 
-from caramba_core.manifest.expressions import NAME, ExpressionError, Part, evaluate, only_name, split
-from caramba_core.manifest.names import listing, nearest, suggestion
-from caramba_core.manifest.problem import Problem, shown
+from caramba_core.manifest.expressions import NAME, ExpressionError, Piece, evaluate, only_name, split
+from caramba_core.manifest.problem import ManifestProblem, shown
 from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.source import Span
+from caramba_core.manifest.source import TextSpan
 from caramba_core.manifest.tree import (
     MAX_DEPTH,
-    Entry,
     Gap,
     List,
     Map,
+    MapItem,
     Node,
     Scalar,
     list_of,
@@ -25,8 +24,9 @@ from caramba_core.manifest.tree import (
     noted,
     plain,
 )
+from caramba_core.suggestions import listing, nearest, suggestion
 
-__all__ = ["Mentions", "Scope", "declared", "known_variables"]
+__all__ = ["Mentions", "Variables", "declared", "known_variables"]
 
 _DEEPEST: Final = 24
 """How long a chain of variables that refer to one another may be."""
@@ -47,18 +47,18 @@ class Mentions:
     """Who asks for which variable, over all scopes, to tell a misspelt use from a misspelt declaration."""
 
     used: set[str] = attrs.field(factory=set)
-    unknown: dict[str, dict[int, tuple[Span, bool]]] = attrs.field(factory=dict)
+    unknown: dict[str, dict[int, tuple[TextSpan, bool]]] = attrs.field(factory=dict)
     """By name, the places that ask for it (one a place), and whether that place is a group that sets it."""
 
-    def miss(self, name: str, span: Span, *, setting: bool = False) -> None:
+    def miss(self, name: str, span: TextSpan, *, setting: bool = False) -> None:
         """Note a name that is not declared."""
         places = self.unknown.setdefault(name, {})
         places.setdefault(hash((span.source, span.start)), (span, setting))
 
-    def problems(self, variables: Mapping[str, Entry]) -> list[Problem]:
+    def problems(self, variables: Mapping[str, MapItem]) -> list[ManifestProblem]:
         """One problem for each misspelt name, at the use or at the declaration, whichever is alone."""
         unused = {name: entry for name, entry in variables.items() if name not in self.used}
-        found: list[Problem] = []
+        found: list[ManifestProblem] = []
         for name, places in self.unknown.items():
             spans = [span for span, _ in places.values()]
             idle = nearest(name, unused)
@@ -82,8 +82,13 @@ class Mentions:
 
 
 def _unknown(
-    name: str, span: Span, near: tuple[str, ...], idle: tuple[str, ...], variables: Mapping[str, Entry], setting: bool
-) -> Problem:
+    name: str,
+    span: TextSpan,
+    near: tuple[str, ...],
+    idle: tuple[str, ...],
+    variables: Mapping[str, MapItem],
+    setting: bool,
+) -> ManifestProblem:
     hint = "groups set variables that the manifest's own vars: declares" if setting else None
     if idle and not setting:
         return span.problem(
@@ -97,14 +102,14 @@ def _unknown(
     )
 
 
-def known_variables(variables: Mapping[str, Entry]) -> str:
+def known_variables(variables: Mapping[str, MapItem]) -> str:
     """What to expect in place of a name that is none of these."""
     return (
         f"one of the manifest's vars: {listing(variables)}" if variables else "a name that vars: declares; it has none"
     )
 
 
-def declared(node: Node | None, problems: list[Problem], path: tuple[str | int, ...]) -> dict[str, Entry]:
+def declared(node: Node | None, problems: list[ManifestProblem], path: tuple[str | int, ...]) -> dict[str, MapItem]:
     """The variables of a ``vars:`` mapping."""
     if node is None or isinstance(node, Gap) or (isinstance(node, Scalar) and node.value is None):
         return {}
@@ -116,7 +121,7 @@ def declared(node: Node | None, problems: list[Problem], path: tuple[str | int, 
             )
         )
         return {}
-    variables: dict[str, Entry] = {}
+    variables: dict[str, MapItem] = {}
     for name, entry in node.entries.items():
         if NAME.fullmatch(name):
             variables[name] = entry
@@ -131,14 +136,14 @@ def declared(node: Node | None, problems: list[Problem], path: tuple[str | int, 
     return variables
 
 
-class Scope:
+class Variables:
     """The variables that hold for the manifest itself, or for one group.
 
     Variables refer to one another in any order and are looked up late: a group's value changes every variable that is
     made from it.
     """
 
-    def __init__(self, variables: Mapping[str, Entry], *, reading: Reading, mentions: Mentions) -> None:
+    def __init__(self, variables: Mapping[str, MapItem], *, reading: Reading, mentions: Mentions) -> None:
         self.variables = variables
         self._problems = reading.problems
         self._budget = reading.expanded
@@ -161,7 +166,7 @@ class Scope:
             result = list_of(map(self.resolve, node.items), node.span, head=node.head, notes=node.notes)
         else:
             assert isinstance(node, Map)
-            entries = {key: Entry(entry.key, self.resolve(entry.value)) for key, entry in node.entries.items()}
+            entries = {key: MapItem(entry.key, self.resolve(entry.value)) for key, entry in node.entries.items()}
             result = map_of(entries, node.span, head=node.head, notes=node.notes)
         self._memo[id(node)] = (node, result)
         return result
@@ -193,7 +198,7 @@ class Scope:
             return Gap(node.span)
         return Scalar(text, node.span, node.notes, dynamic=False)
 
-    def _whole(self, node: Scalar, part: Part) -> Node:
+    def _whole(self, node: Scalar, part: Piece) -> Node:
         """The value of a string that is one ``${...}``: of any type."""
         name = only_name(part.text)
         if name is None:
@@ -208,7 +213,7 @@ class Scope:
         self._budget.spend(value_node.size, node.span)
         return noted(value_node, f"used as ${{{name}}} at {node.span.place}")
 
-    def _piece(self, node: Scalar, part: Part) -> str:
+    def _piece(self, node: Scalar, part: Piece) -> str:
         """The text of an expression that stands inside a longer string."""
         name = only_name(part.text)
         if name is None:
@@ -234,7 +239,7 @@ class Scope:
         )
         raise _Unresolved
 
-    def _integer(self, node: Scalar, part: Part) -> int:
+    def _integer(self, node: Scalar, part: Piece) -> int:
         def lookup(name: str, offset: int) -> int:
             span = _inside(node, part.start + offset, part.start + offset + len(name))
             value = self._value(name, span)
@@ -265,7 +270,7 @@ class Scope:
 
     # ------------------------------------------------------------------------------------------------ one variable
 
-    def _value(self, name: str, span: Span) -> Node:
+    def _value(self, name: str, span: TextSpan) -> Node:
         """What a variable stands for; a gap where that is a problem, which has been reported."""
         known = self._values.get(name)
         if known is not None:
@@ -294,17 +299,17 @@ class Scope:
         return value
 
 
-def _place_of(node: Scalar, part: Part, name: str) -> Span:
+def _place_of(node: Scalar, part: Piece, name: str) -> TextSpan:
     """Where the name stands that is all of an expression."""
     start = part.start + len(part.text) - len(part.text.lstrip())
     return _inside(node, start, start + len(name))
 
 
-def _inside(node: Scalar, start: int, end: int) -> Span:
+def _inside(node: Scalar, start: int, end: int) -> TextSpan:
     """Where a piece of a string stands; the whole string where escapes or line breaks shift it."""
     written = node.span.source.text[node.span.start : node.span.end]
     assert isinstance(node.value, str)
     quote = 1 if written[:1] in ("'", '"') else 0
     if written[quote : quote + len(node.value)] != node.value:
         return node.span
-    return Span(node.span.source, node.span.start + quote + start, node.span.start + quote + end)
+    return TextSpan(node.span.source, node.span.start + quote + start, node.span.start + quote + end)

@@ -22,24 +22,24 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
 )
 
-from caramba_core.manifest.names import nearest, suggestion
 from caramba_core.manifest.problem import shown
 from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.scalars import BadScalarError, resolve_scalar
-from caramba_core.manifest.source import Broken, Source, Span
+from caramba_core.manifest.source import Broken, SourceText, TextSpan
 from caramba_core.manifest.syntax import explain
 from caramba_core.manifest.tree import (
     MAX_DEPTH,
-    Entry,
     Gap,
     List,
     Map,
+    MapItem,
     Node,
     Scalar,
     list_of,
     map_of,
     noted,
 )
+from caramba_core.suggestions import nearest, suggestion
 
 __all__ = ["read_yaml"]
 
@@ -54,7 +54,7 @@ _HEAD: Final = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n|%[^\n]*\n)*")
 _NO_VALUE: Final = re.compile("[\x00\ud800-\udfff]")
 
 
-def read_yaml(source: Source, reading: Reading) -> Node:
+def read_yaml(source: SourceText, reading: Reading) -> Node:
     """The tree of a YAML text.
 
     What can be skipped (a duplicate key, a foreign tag) is noted as a problem and leaves a gap; raises
@@ -68,13 +68,13 @@ class _Open:
     """A list or mapping whose end has not come yet."""
 
     mapping: bool
-    span: Span
+    span: TextSpan
     anchor: str | None
     items: list[Node] = attrs.field(factory=list)
-    entries: dict[str, Entry] = attrs.field(factory=dict)
-    merged: list[tuple[Span, Node]] = attrs.field(factory=list)
+    entries: dict[str, MapItem] = attrs.field(factory=dict)
+    merged: list[tuple[TextSpan, Node]] = attrs.field(factory=list)
     key: str | None = None
-    key_span: Span | None = None
+    key_span: TextSpan | None = None
     """Set between a key and its value; ``key`` is ``None`` there for a key that was refused."""
     merges: bool = False
     block: bool = False
@@ -89,7 +89,7 @@ def _head(text: str) -> int:
 
 
 class _Builder:
-    def __init__(self, source: Source, reading: Reading) -> None:
+    def __init__(self, source: SourceText, reading: Reading) -> None:
         self.source = source
         self.problems = reading.problems
         self.budget = reading.written
@@ -107,7 +107,7 @@ class _Builder:
                     raise Broken(self._span(event).problem(message, expected="one document"))
             else:
                 self._take(event)
-        return Scalar(None, Span(self.source, 0, 0)) if self.root is None else self.root
+        return Scalar(None, TextSpan(self.source, 0, 0)) if self.root is None else self.root
 
     def _events(self) -> Iterator[Any]:
         """The parser's events; whatever it raises becomes a problem with a place."""
@@ -122,7 +122,7 @@ class _Builder:
                 raise Broken(explain(error, self.source)) from None
             except Exception as error:  # noqa: BLE001 - escapes that are no character, and faults of the parser itself
                 index = min(yaml.reader.index, len(self.source.text))
-                raise Broken(Span(self.source, index, index + 1).problem(f"this is not YAML: {error}")) from None
+                raise Broken(TextSpan(self.source, index, index + 1).problem(f"this is not YAML: {error}")) from None
             yield event
 
     def _without_directives(self) -> str:
@@ -130,13 +130,13 @@ class _Builder:
         text = self.source.text
         for directive in _DIRECTIVE.finditer(text, 0, _head(text)):
             if directive[0].split()[:2] != ["%YAML", "1.2"]:
-                span = Span(self.source, directive.start(), directive.end())
+                span = TextSpan(self.source, directive.start(), directive.end())
                 raise Broken(
                     span.problem("this directive is not allowed", expected="YAML 1.2", hint="leave the line out")
                 )
         return text[: _head(text)].replace("%", "#") + text[_head(text) :]
 
-    def _span(self, event: Any) -> Span:
+    def _span(self, event: Any) -> TextSpan:
         start, end = event.start_mark.index, event.end_mark.index
         if isinstance(event, ScalarEvent | MappingStartEvent | SequenceStartEvent) and (
             event.anchor is not None or event.tag is not None
@@ -144,7 +144,7 @@ class _Builder:
             prefix = _PREFIX.match(self.source.text, start)
             if prefix is not None:
                 start = min(prefix.end(), end) if isinstance(event, ScalarEvent) else prefix.end()
-        return Span(self.source, start, max(start, end))
+        return TextSpan(self.source, start, max(start, end))
 
     # -------------------------------------------------------------------------------------------- one event
 
@@ -172,7 +172,7 @@ class _Builder:
     def _expects_key(self) -> bool:
         return bool(self.open) and self.open[-1].mapping and self.open[-1].key_span is None
 
-    def _take_key(self, event: ScalarEvent, span: Span) -> None:
+    def _take_key(self, event: ScalarEvent, span: TextSpan) -> None:
         top = self.open[-1]
         plain = event.implicit[0]
         if plain and event.value == "<<":
@@ -193,13 +193,13 @@ class _Builder:
             self._check_text(key, span)
             top.key, top.key_span = key, span
 
-    def _refuse_key(self, span: Span, what: str) -> None:
+    def _refuse_key(self, span: TextSpan, what: str) -> None:
         text = self.source.text[span.start : span.end]
         hint = f'quote it: "{text}"' if text.replace(".", "").isalnum() else None
         self.problems.append(span.problem(f"a key must be a string, this is {what}", expected="a string", hint=hint))
         self.open[-1].key, self.open[-1].key_span = None, span
 
-    def _scalar(self, event: ScalarEvent, span: Span) -> Node:
+    def _scalar(self, event: ScalarEvent, span: TextSpan) -> Node:
         tag = None if event.tag is None else str(event.tag)
         try:
             if tag is None:
@@ -217,13 +217,13 @@ class _Builder:
             return Gap(span)
         return Scalar(value, span) if not isinstance(value, str) or self._check_text(value, span) else Gap(span)
 
-    def _check_text(self, text: str, span: Span) -> bool:
+    def _check_text(self, text: str, span: TextSpan) -> bool:
         bad = _NO_VALUE.search(text)
         if bad is not None:
             self.problems.append(span.problem(f"the character U+{ord(bad.group()):04X} cannot stand in a value"))
         return bad is None
 
-    def _refuse_tag(self, tag: str, span: Span) -> Gap:
+    def _refuse_tag(self, tag: str, span: TextSpan) -> Gap:
         short = tag.replace(_CORE, "!!")
         self.problems.append(
             span.problem(
@@ -234,7 +234,7 @@ class _Builder:
         )
         return Gap(span)
 
-    def _alias(self, anchor: str, span: Span) -> Node:
+    def _alias(self, anchor: str, span: TextSpan) -> Node:
         if any(frame.anchor == anchor for frame in self.open):
             raise Broken(span.problem(f"*{anchor} stands inside &{anchor} itself, so it would never end"))
         target = self.anchors.get(anchor)
@@ -248,7 +248,7 @@ class _Builder:
 
     # -------------------------------------------------------------------------------------------- lists and mappings
 
-    def _check_depth(self, depth: int, span: Span) -> None:
+    def _check_depth(self, depth: int, span: TextSpan) -> None:
         if depth > MAX_DEPTH:
             raise Broken(span.problem(f"lists and mappings nest more than {MAX_DEPTH} deep here"))
 
@@ -267,7 +267,7 @@ class _Builder:
 
     def _finish(self, event: Any) -> None:
         frame = self.open.pop()
-        span = Span(self.source, frame.span.start, event.end_mark.index)
+        span = TextSpan(self.source, frame.span.start, event.end_mark.index)
         parent = self.open[-1] if self.open else None
         head = parent.key_span if frame.block and parent is not None and parent.mapping else frame.span
         node: Node = list_of(frame.items, span, head=head)
@@ -280,9 +280,9 @@ class _Builder:
         if not frame.is_key:
             self._add(node)
 
-    def _merged(self, frame: _Open) -> dict[str, Entry]:
+    def _merged(self, frame: _Open) -> dict[str, MapItem]:
         """The entries of a mapping with those that ``<<`` brings in: its own win, then the ones named first."""
-        brought: dict[str, Entry] = {}
+        brought: dict[str, MapItem] = {}
         for span, value in frame.merged:
             for base in value.items if isinstance(value, List) else (value,):
                 if isinstance(base, Gap):
@@ -293,7 +293,7 @@ class _Builder:
                 self.budget.spend(base.size, span)
                 for key, entry in base.entries.items():
                     value_here = noted(entry.value, f"merged by << at {span.place}")
-                    brought.setdefault(key, Entry(entry.key, value_here))
+                    brought.setdefault(key, MapItem(entry.key, value_here))
         return {**{key: entry for key, entry in brought.items() if key not in frame.entries}, **frame.entries}
 
     def _add(self, node: Node) -> None:
@@ -309,7 +309,7 @@ class _Builder:
         if top.merges:
             top.merged.append((top.key_span, node))
         elif top.key is not None:
-            top.entries[top.key] = Entry(top.key_span, node)
+            top.entries[top.key] = MapItem(top.key_span, node)
         top.key, top.key_span, top.merges = None, None, False
 
 

@@ -16,7 +16,7 @@ from caramba_core.errors import ManifestError
 from caramba_core.manifest import dump, load_manifest
 from caramba_core.manifest.json_text import read_json
 from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.source import MAX_BYTES, Source
+from caramba_core.manifest.source import MAX_BYTES, SourceText
 from caramba_core.manifest.tree import plain
 from caramba_core.manifest.yaml_text import read_yaml
 
@@ -25,7 +25,7 @@ from .workspace import SMALL, Workspace
 
 def yaml(text: str) -> Any:
     reading = Reading()
-    data = plain(read_yaml(Source(name="m.yml", text=text), reading))
+    data = plain(read_yaml(SourceText(name="m.yml", text=text), reading))
     assert not reading.problems
     return data
 
@@ -85,7 +85,7 @@ def test_json_is_read_as_json_does(data: Any) -> None:
     if "\0" in (text := json.dumps(data, indent=2)) or "\\u0000" in text or "\\ud" in text:
         return
     reading = Reading()
-    assert plain(read_json(Source(name="m.json", text=text), reading)) == data
+    assert plain(read_json(SourceText(name="m.json", text=text), reading)) == data
     assert not reading.problems
 
 
