@@ -7,7 +7,7 @@ from typing import Final
 
 import attrs
 
-from caramba_core.manifest.expressions import NAME, ExpressionError, Piece, evaluate, only_name, split
+from caramba_core.manifest.expressions import NAME, ExpressionError, Piece, evaluate, split
 from caramba_core.manifest.problem import ManifestProblem, shown
 from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.source import TextSpan
@@ -200,7 +200,7 @@ class Variables:
 
     def _whole(self, node: Scalar, part: Piece) -> Node:
         """The value of a string that is one ``${...}``: of any type."""
-        name = only_name(part.text)
+        name = part.name
         if name is None:
             try:
                 value = self._integer(node, part)
@@ -215,7 +215,7 @@ class Variables:
 
     def _piece(self, node: Scalar, part: Piece) -> str:
         """The text of an expression that stands inside a longer string."""
-        name = only_name(part.text)
+        name = part.name
         if name is None:
             return str(self._integer(node, part))
         span = _place_of(node, part, name)

@@ -66,17 +66,21 @@ def test_a_group_changes_what_is_made_of_its_variables(workspace: Workspace) -> 
         ("--a", 10),
         ("2*(a-(b+1))", 12),
         ("a//b//2", 1),
+        ("(a)\n//(b)", 3),
+        ("010", 10),
+        ("lambda * if", 1),
+        (" + ".join("a" * 100), 1000),
     ],
 )
 def test_arithmetic(expression: str, value: int) -> None:
-    assert evaluate(expression, lambda name, _: {"a": 10, "b": 3}[name]) == value
+    assert evaluate(expression, lambda name, _: {"a": 10, "b": 3}.get(name, 1)) == value
 
 
 @pytest.mark.parametrize(
     "expression",
-    ["", "+", "a b", "a +", "(a", "a)", "a / b", "a ** b", "1.5", "1e3", "a.b", "f(a)", "a < b", "'a'",
-     "a // 0", "a[0]",
-     "__import__('os')", "9" * 40, "a * " * 50, "(" * 40 + "a" + ")" * 40, "1_000", "0x10", "a % (b - b)"],
+    ["", "+", "a b", "a +", "(a", "a)", "a / b", "a ** b", "1.5", "1e3", "a.b", "f(a)", "a < b", "'a'", "a // 0",
+     "a[0]", "__import__('os')", "9" * 40, "a * " * 50, "-" * 40 + "a", "a * (" * 40 + "a" + ")" * 40,
+     "(" * 300 + "a" + ")" * 300, "()", "a # b", "(a) + (b", "a) + (b", "+a", "é", "1_000", "0x10", "a % (b - b)"],
 )  # fmt: skip
 def test_what_is_not_arithmetic(expression: str) -> None:
     with pytest.raises(ExpressionError) as caught:
