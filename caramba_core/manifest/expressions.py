@@ -16,15 +16,17 @@ import attrs
 
 from caramba_core.manifest.scalars import MAX_INTEGER
 
-__all__ = ["NAME", "ExpressionError", "Lookup", "Piece", "evaluate", "split"]
+__all__ = ["NAME", "USE", "ExpressionError", "evaluate"]
 
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """What a variable may be called."""
 
+USE: Final = re.compile(r"\$\$\{|\$\{(?:([^}]*)\})?")
+"""``${...}`` with what stands in it; ``${`` alone if it is never closed; or ``$${``."""
+
 Lookup: TypeAlias = Callable[[str, int], int]
 """The integer that a name at an offset of the expression stands for."""
 
-_PIECE: Final = re.compile(r"\$\$\{|\$\{(?:([^}]*)\})?")
 _WORD: Final = re.compile(r"[\w.]+|\*\*|//|.", re.DOTALL)
 _NOT_PYTHON: Final = re.compile(rf"({NAME.pattern})|(\s|(?<![\w.])0+(?=[0-9]))|[^ -~]|#")
 _OPERATORS: Final[dict[type, tuple[str, Callable[[int, int], int]]]] = {
@@ -46,41 +48,6 @@ class ExpressionError(ValueError):
     start: int
     end: int
     hint: str | None = None
-
-
-@attrs.frozen
-class Piece:
-    """A piece of a string: literal text, or an expression that starts at ``start`` (behind its ``${``)."""
-
-    text: str
-    start: int
-    expression: bool
-
-    @property
-    def name(self) -> str | None:
-        """The variable, if the expression is nothing but its name."""
-        name = self.text.strip()
-        return name if NAME.fullmatch(name) else None
-
-
-def split(text: str) -> list[Piece]:
-    """A string's literal pieces and expressions in order; raises :class:`ExpressionError` for an open ``${``."""
-    pieces: list[Piece] = []
-    literal, end = "", 0
-    for found in _PIECE.finditer(text):
-        literal += text[end : found.start()]
-        end = found.end()
-        if found[0] == "$${":
-            literal += "${"
-            continue
-        if found[1] is None:
-            raise ExpressionError("the ${ is never closed", found.start(), len(text), hint="write $${ for a plain ${")
-        if literal:
-            pieces.append(Piece(literal, found.start(), False))
-        pieces.append(Piece(found[1], found.start(1), True))
-        literal = ""
-    literal += text[end:]
-    return [*pieces, Piece(literal, len(text), False)] if literal or not pieces else pieces
 
 
 def evaluate(expression: str, lookup: Lookup) -> int:

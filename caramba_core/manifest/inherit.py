@@ -22,7 +22,7 @@ from caramba_core.manifest.repetitions import Repeated
 from caramba_core.manifest.source import TextSpan
 from caramba_core.manifest.structure import Structurer
 from caramba_core.manifest.teacher import Teachers
-from caramba_core.manifest.tree import Gap, Map, MapItem, Node, Scalar, find, map_of, merge, plain, replaced_at
+from caramba_core.manifest.tree import Gap, Map, MapItem, Node, Scalar, find, merge, plain, replaced_at
 from caramba_core.plugins.registry import registry
 from caramba_core.suggestions import nearest, suggestion
 
@@ -74,7 +74,7 @@ def inherit(model: Node, teacher: Node | None, teachers: Teachers, path: Path, p
     replacing = _Replacing(known.tree, known.graph, (*path, "replace"), problems)
     tree = replacing.tree_with(model.entries.get("replace"))
     own = {key: entry for key, entry in model.entries.items() if key not in _KEYS}
-    return merge(tree, map_of(own, model.span, head=model.head)) if own else tree
+    return merge(tree, Map(own, model.span, head=model.head)) if own else tree
 
 
 @attrs.frozen
@@ -140,7 +140,7 @@ class _Replacing:
     def _replacement(self, value: Node, here: Node) -> Node:
         """The layer that takes the place of ``here``."""
         if isinstance(value, Scalar) and isinstance(value.value, str):
-            value = map_of({"type": MapItem(value.span, value)}, value.span)
+            value = Map({"type": MapItem(value.span, value)}, value.span)
         if not isinstance(value, Map) or not isinstance(here, Map):
             return value
         own_type = value.entries.get("type")
@@ -150,7 +150,7 @@ class _Replacing:
         taken: dict[str, MapItem] = {
             key: here.entries[key] for key in _TAKEN_OVER if key in here.entries and key in fields
         }
-        return map_of({"type": own_type, **taken, **value.entries}, value.span, head=value.head, notes=value.notes)
+        return Map({"type": own_type, **taken, **value.entries}, value.span, head=value.head, notes=value.notes)
 
     def _unmatched(self, pattern: str, key: TextSpan, sites: list[_Site]) -> None:
         names = list(dict.fromkeys(local_name(site.node.name) for site in sites))

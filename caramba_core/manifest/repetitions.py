@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from caramba_core.manifest.problem import Path
-from caramba_core.manifest.tree import List, Map, MapItem, Node, Scalar, find, list_of, map_of, plain, replaced_at
+from caramba_core.manifest.tree import List, Map, MapItem, Node, Scalar, find, plain, replaced_at
 
 __all__ = ["Change", "Repeated"]
 
@@ -52,11 +52,11 @@ class Repeated:
         span = self.topology.span
         entries["layers"] = MapItem(entries["layers"].key, distinct[0][1])
         if each and values is not None:
-            entries["each"] = MapItem(values.key, map_of(each, values.value.span))
+            entries["each"] = MapItem(values.key, Map(each, values.value.span))
         if len(distinct) > 1:
-            entries["variants"] = MapItem(span, list_of((layers for _, layers in distinct[1:]), span))
-            entries["order"] = MapItem(span, list_of((Scalar(place, span) for place in order), span))
-        return map_of(entries, span, head=self.topology.head, notes=self.topology.notes)
+            entries["variants"] = MapItem(span, List(tuple(layers for _, layers in distinct[1:]), span))
+            entries["order"] = MapItem(span, List(tuple(Scalar(place, span) for place in order), span))
+        return Map(entries, span, head=self.topology.head, notes=self.topology.notes)
 
     def _node_of(self, key: str) -> str | None:
         """The changed node that a key of ``each`` is about."""
