@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from caramba_core.manifest.problem import Problem
+    from caramba_core.manifest.problem import ManifestProblem
 
 __all__ = [
     "CarambaError",
@@ -56,7 +56,7 @@ class CarambaError(Exception):
 class ManifestError(CarambaError):
     """Everything that is wrong with a manifest, in the order of the file."""
 
-    def __init__(self, problems: tuple[Problem, ...]) -> None:
+    def __init__(self, problems: tuple[ManifestProblem, ...]) -> None:
         assert problems, "a ManifestError needs at least one problem"
         self.problems = problems
         super().__init__("\n\n".join(problem.render() for problem in problems))

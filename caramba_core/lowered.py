@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from caramba_core.errors import ManifestError
 from caramba_core.graph import Graph
-from caramba_core.lowering import Fault, LoweringError, lower
-from caramba_core.manifest.problem import Problem
+from caramba_core.lowering import LoweringError, lower
+from caramba_core.manifest.faults import Fault
+from caramba_core.manifest.problem import ManifestProblem
 from caramba_core.manifest.schema import Group
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ def group_path(loaded: Loaded, group: Group) -> tuple[str | int, ...]:
     return "groups", next(index for index, other in enumerate(loaded.manifest.groups) if other is group)
 
 
-def located(loaded: Loaded, faults: Sequence[Fault]) -> tuple[Problem, ...]:
+def located(loaded: Loaded, faults: Sequence[Fault]) -> tuple[ManifestProblem, ...]:
     """Faults where the user wrote what is at fault, each place and message once, in the order of the file."""
-    once: dict[tuple[str, int | None, int | None, str], Problem] = {}
+    once: dict[tuple[str, int | None, int | None, str], ManifestProblem] = {}
     for fault in faults:
         problem = loaded.problem_at(fault.path, fault.message, expected=fault.expected, hint=fault.hint)
         once.setdefault((problem.file, problem.line, problem.column, problem.message), problem)

@@ -14,23 +14,13 @@ import attrs
 from caramba_core.component import Body, Embedder, Head, Layer, Topology, evolve
 from caramba_core.errors import CarambaError, InvalidValue
 from caramba_core.graph import MAX_NODES, ROOT, Graph, Node, Scope
+from caramba_core.manifest.faults import Fault
+from caramba_core.manifest.problem import Path
 from caramba_core.manifest.schema import Model
 from caramba_core.naming import Names, name_fault
 from caramba_core.plugins.registry import registry
 
-__all__ = ["Fault", "LoweringError", "lower"]
-
-Path = tuple[str | int, ...]
-
-
-@attrs.frozen(kw_only=True)
-class Fault:
-    """One thing that is wrong with a model; ``path`` leads to it in the resolved manifest."""
-
-    path: Path
-    message: str
-    expected: str | None = None
-    hint: str | None = None
+__all__ = ["LoweringError", "lower"]
 
 
 class LoweringError(CarambaError):

@@ -12,9 +12,9 @@ from caramba_core.component import Attention, Embedder, Head, Layer, Router, Top
 from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.kinds import LAYER_KINDS
 from caramba_core.manifest.faults import Fault
-from caramba_core.manifest.names import listing, nearest, suggestion
 from caramba_core.manifest.schema import Group, Manifest
 from caramba_core.manifest.values import members, words
+from caramba_core.suggestions import listing, nearest, suggestion
 from caramba_core.training import Dataset, Optimizer, Schedule, Strategy
 from caramba_core.transplant import Transplant
 

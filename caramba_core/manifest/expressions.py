@@ -1,176 +1,116 @@
 """What stands between ``${`` and ``}``: a variable's name, or integer arithmetic over variables.
 
-    expression = term (("+" | "-") term)*
-    term       = factor (("*" | "//" | "%") factor)*
-    factor     = "-" factor | "(" expression ")" | integer | name
-
-``$${`` is a plain ``${``.  Nothing is evaluated but this grammar.
+The arithmetic is Python's with ``+ - * // %``, parentheses, integers and names; ``$${`` is a plain ``${``.
 """
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
 from collections.abc import Callable
+from string import whitespace
 from typing import Final, TypeAlias
 
 import attrs
 
 from caramba_core.manifest.scalars import MAX_INTEGER
 
-__all__ = ["NAME", "ExpressionError", "Lookup", "Part", "evaluate", "only_name", "split"]
+__all__ = ["NAME", "USE", "ExpressionError", "evaluate"]
 
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """What a variable may be called."""
 
-_TOKEN: Final = re.compile(rf"\s*(?:([0-9]+(?![.0-9A-Za-z_]))|({NAME.pattern})|(//|\*\*|[-+*%/()]))")
-_SPACE: Final = re.compile(r"\s*")
-_DEEPEST: Final = 16
+USE: Final = re.compile(r"\$\$\{|\$\{(?:([^}]*)\})?")
+"""``${...}`` with what stands in it; ``${`` alone if it is never closed; or ``$${``."""
 
 Lookup: TypeAlias = Callable[[str, int], int]
 """The integer that a name at an offset of the expression stands for."""
 
+_WORD: Final = re.compile(r"[\w.]+|\*\*|//|.", re.DOTALL)
+_NOT_PYTHON: Final = re.compile(rf"({NAME.pattern})|(\s|(?<![\w.])0+(?=[0-9]))|[^ -~]|#")
+_OPERATORS: Final[dict[type, tuple[str, Callable[[int, int], int]]]] = {
+    ast.Add: ("+", operator.add),
+    ast.Sub: ("-", operator.sub),
+    ast.Mult: ("*", operator.mul),
+    ast.FloorDiv: ("//", operator.floordiv),
+    ast.Mod: ("%", operator.mod),
+}
+_DEEPEST: Final = 16
+_LONGEST: Final = 500
 
+
+@attrs.define(eq=False)
 class ExpressionError(ValueError):
     """What is wrong with an expression; ``start`` and ``end`` are offsets into it."""
 
-    def __init__(self, message: str, start: int, end: int, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.start = start
-        self.end = end
-        self.hint = hint
-
-
-@attrs.frozen
-class Part:
-    """A piece of a string: literal text, or an expression that starts at ``start`` (behind its ``${``)."""
-
-    text: str
+    message: str
     start: int
-    expression: bool
-
-
-def split(text: str) -> list[Part]:
-    """A string's literal pieces and expressions in order; raises :class:`ExpressionError` for an open ``${``."""
-    parts: list[Part] = []
-    literal = ""
-    index = 0
-    while index < len(text):
-        if text.startswith("$${", index):
-            literal += "${"
-            index += 3
-        elif text.startswith("${", index):
-            end = text.find("}", index)
-            if end < 0:
-                raise ExpressionError("the ${ is never closed", index, len(text), hint="write $${ for a plain ${")
-            if literal:
-                parts.append(Part(literal, index, False))
-                literal = ""
-            parts.append(Part(text[index + 2 : end], index + 2, True))
-            index = end + 1
-        else:
-            literal += text[index]
-            index += 1
-    if literal or not parts:
-        parts.append(Part(literal, len(text), False))
-    return parts
-
-
-def only_name(expression: str) -> str | None:
-    """The name, if the expression is nothing but one."""
-    name = expression.strip()
-    return name if NAME.fullmatch(name) else None
+    end: int
+    hint: str | None = None
 
 
 def evaluate(expression: str, lookup: Lookup) -> int:
     """The value; raises :class:`ExpressionError`, and whatever ``lookup`` raises."""
-    parser = _Parser(expression, lookup)
-    value = parser.sum(0)
-    parser.expect_end()
+    if len(expression) > _LONGEST:
+        raise ExpressionError(f"an expression has at most {_LONGEST} characters", 0, len(expression))
+    # Made Python without moving anything: names may be its keywords (so all become underscores), white space may
+    # indent (a form feed does not), 010 is ten, and there are no comments.
+    python = _NOT_PYTHON.sub(lambda m: ("_" if m[1] else "\f" if m[2] else "?") * len(m[0]), expression)
+    try:
+        return _value(ast.parse(python, mode="eval").body, expression, lookup, 0)
+    except SyntaxError as error:
+        raise _misplaced(expression, (error.offset or 0) - 1) from None
+
+
+def _value(node: ast.expr, text: str, lookup: Lookup, depth: int) -> int:
+    """The value of a node; sums and products nest on their left side, as deep as they are long."""
+    chain: list[ast.BinOp] = []
+    while isinstance(node, ast.BinOp):
+        chain.append(node)
+        node = node.left
+    start = node.col_offset
+    if depth > _DEEPEST:
+        raise ExpressionError(f"the expression nests more than {_DEEPEST} deep", start, start + 1)
+    if isinstance(node, ast.Name):
+        value = lookup(text[start : node.end_col_offset], start)
+    elif isinstance(node, ast.Constant) and type(node.value) is int:
+        value = node.value
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = -_value(node.operand, text, lookup, depth + 1)
+    else:
+        raise _misplaced(text, start, node.end_col_offset)
+    for operation in reversed(chain):
+        value = _applied(operation, value, _value(operation.right, text, lookup, depth + 1), text)
+    if abs(value) > MAX_INTEGER:
+        raise ExpressionError("the result does not fit in 64 bits", 0, len(text))
     return value
 
 
-class _Parser:
-    def __init__(self, text: str, lookup: Lookup) -> None:
-        self.text = text
-        self.lookup = lookup
-        self.index = 0
+def _applied(operation: ast.BinOp, left: int, right: int, text: str) -> int:
+    symbol, function = _OPERATORS.get(type(operation.op), (None, None))
+    end, stop = operation.left.end_col_offset, operation.right.end_col_offset
+    assert end is not None and stop is not None
+    start = end + len(text[end:]) - len(text[end:].lstrip(f"){whitespace}"))
+    if symbol is None or function is None:
+        raise _misplaced(text, start)
+    if symbol in ("//", "%") and right == 0:
+        raise ExpressionError("this divides by zero", start, stop)
+    return function(left, right)
 
-    def _peek(self) -> re.Match[str] | None:
-        return _TOKEN.match(self.text, self.index)
 
-    def _operator(self, *wanted: str) -> str | None:
-        token = self._peek()
-        if token is None or token[3] not in wanted:
-            return None
-        self.index = token.end()
-        return token[3]
-
-    def _here(self) -> int:
-        space = _SPACE.match(self.text, self.index)
-        assert space is not None
-        return space.end()
-
-    def expect_end(self) -> None:
-        start = self._here()
-        if start == len(self.text):
-            return
-        token = self._peek()
-        if token is not None and token[3] == "/":
-            raise ExpressionError("/ would leave the integers", start, start + 1, hint="write // for whole division")
-        if token is not None and token[3] == "**":
-            raise ExpressionError("there is no **", start, start + 2, hint="operators are + - * // %")
-        end = token.end() if token is not None else start + 1
-        raise ExpressionError(
-            f"{self.text[start:end]!r} does not belong here", start, end, hint="operators are + - * // %"
-        )
-
-    def sum(self, depth: int) -> int:
-        value = self._product(depth)
-        while operator := self._operator("+", "-"):
-            right = self._product(depth)
-            value = self._bounded(value + right if operator == "+" else value - right)
-        return value
-
-    def _product(self, depth: int) -> int:
-        value = self._factor(depth)
-        while True:
-            start = self._here()
-            operator = self._operator("*", "//", "%")
-            if operator is None:
-                return value
-            right = self._factor(depth)
-            if operator != "*" and right == 0:
-                raise ExpressionError("this divides by zero", start, self.index)
-            value = self._bounded(
-                value * right if operator == "*" else value // right if operator == "//" else value % right
-            )
-
-    def _factor(self, depth: int) -> int:
-        start = self._here()
-        if depth > _DEEPEST:
-            raise ExpressionError(f"the expression nests more than {_DEEPEST} deep", start, start + 1)
-        token = self._peek()
-        if token is None or (token[3] is not None and token[3] not in "(-"):
-            found = f"found {self.text[start]!r}" if start < len(self.text) else "but it ends here"
-            wanted = f"expected a variable, an integer or '(', {found}"
-            raise ExpressionError(wanted, start, start + 1, hint=self._number_hint(start))
-        self.index = token.end()
-        if token[1] is not None:
-            return self._bounded(int(token[1]) if len(token[1]) < 30 else MAX_INTEGER + 1)
-        if token[2] is not None:
-            return self.lookup(token[2], start)
-        if token[3] == "-":
-            return -self._factor(depth + 1)
-        value = self.sum(depth + 1)
-        if self._operator(")") is None:
-            raise ExpressionError("the ( is never closed", start, start + 1)
-        return value
-
-    def _number_hint(self, start: int) -> str | None:
-        return "arithmetic takes integers" if self.text[start : start + 1].isdigit() else None
-
-    def _bounded(self, value: int) -> int:
-        if abs(value) > MAX_INTEGER:
-            raise ExpressionError("the result does not fit in 64 bits", 0, len(self.text))
-        return value
+def _misplaced(text: str, start: int, end: int | None = None) -> ExpressionError:
+    """What to say of a piece of an expression, of the word at an offset, or of the end, that cannot stand there."""
+    if end is None:
+        word = next((word for word in _WORD.finditer(text) if word.end() > start >= 0 and word[0].strip()), None)
+        if word is None:
+            message = "expected a variable, an integer or '(', but it ends here"
+            return ExpressionError(message, len(text), len(text) + 1)
+        start, end = word.span()
+    found = text[start:end]
+    if found == "(":
+        return ExpressionError("the ( is never closed", start, end)
+    if found == "/":
+        return ExpressionError("/ would leave the integers", start, end, hint="write // for whole division")
+    hint = "arithmetic takes integers" if found[0].isdigit() else "operators are + - * // %"
+    return ExpressionError(f"{found!r} does not belong here", start, end, hint=hint)

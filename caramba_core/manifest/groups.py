@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from typing import Final
 
 import attrs
 
-from caramba_core.manifest.names import listing, nearest, suggestion
-from caramba_core.manifest.problem import Path, Problem, shown
+from caramba_core.manifest.problem import Path
 from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.tree import Entry, Gap, List, Map, Node, Scalar, list_of, map_of, merge, noted, plain
-from caramba_core.manifest.variables import Mentions, Scope, declared
+from caramba_core.manifest.tree import Gap, List, Map, MapItem, Node, Scalar, merge, noted, plain, text_of
+from caramba_core.manifest.variables import Variables, declared
+from caramba_core.suggestions import listing, nearest, suggestion
 
 __all__ = ["expand_groups"]
 
@@ -23,159 +24,109 @@ _MOST: Final = 256
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._]+")
 
 
-def expand_groups(root: Map, inherited: Mapping[str, Node], *, reading: Reading, mentions: Mentions) -> Map:
+def expand_groups(root: Map, inherited: Mapping[str, Node], reading: Reading) -> Map:
     """The manifest with every group spelled out: no ``extends`` and no ``matrix`` left, ``vars`` still in place."""
-    entry = root.entries.get("groups")
-    if entry is None or not isinstance(entry.value, List):
+    own = root.get("groups")
+    if not isinstance(own, List):
         return root
-    problems = reading.problems
-    expansion = _Expansion(entry.value, inherited, problems)
-    variables = declared(root.entries["vars"].value, [], ()) if "vars" in root.entries else {}
+    expansion = _Expansion(own, inherited, reading)
+    variables = declared(root.get("vars"), Reading(), ())  # which reports nothing here
     groups: list[Node] = []
-    for index, item in enumerate(entry.value.items):
-        group = expansion.extended(item, ("groups", index), ())
+    for index, item in enumerate(own.items):
+        path = ("groups", index)
+        group = expansion.extended(item, path, ())
         if isinstance(group, Map) and "matrix" in group.entries:
-            groups.extend(_matrix(group, ("groups", index), variables, reading, mentions))
+            groups.extend(_matrix(group, (*path, "matrix"), variables, reading))
         else:
             groups.append(group)
         if len(groups) > _MOST:
-            problems.append(item.span.problem(f"the groups expand to more than {_MOST}", path=("groups", index)))
+            reading.gap(item.span, f"the groups expand to more than {_MOST}", path=path)
             break
-    expanded = list_of(groups, entry.value.span, head=entry.value.head, notes=entry.value.notes)
-    return map_of({**root.entries, "groups": Entry(entry.key, expanded)}, root.span, head=root.head, notes=root.notes)
+    return root.set("groups", attrs.evolve(own, items=tuple(groups)))
 
 
 @attrs.define
 class _Expansion:
     own: List
     inherited: Mapping[str, Node]
-    problems: list[Problem]
+    reading: Reading
     circles: list[Node] = attrs.field(factory=list)
     """Groups of circles that have been reported."""
 
-    def _named(self, name: str, asking: Node) -> Node | None:
-        """The group of a name: one of this manifest, else one of those that it extends."""
-        for item in self.own.items:
-            if item is not asking and _name(item) == name:
-                return item
-        return self.inherited.get(name) if self.inherited.get(name) is not asking else None
-
     def extended(self, item: Node, path: Path, chain: tuple[Node, ...]) -> Node:
-        """A group laid on the one that it extends."""
-        if not isinstance(item, Map) or "extends" not in item.entries:
+        """A group laid on the one that it extends; ``chain`` are those that extend it."""
+        reference = item.get("extends") if isinstance(item, Map) else None
+        if not isinstance(item, Map) or reference is None:
             return item
-        reference = item.entries["extends"].value
-        own = _replaced(item, {"extends": None})
-        if isinstance(reference, Gap):
-            return reference
         path = (*path[:2], "extends")
-        if not isinstance(reference, Scalar) or not isinstance(reference.value, str):
-            found = shown(plain(reference))
-            self.problems.append(
-                reference.span.problem(
-                    f"expected a group's name, found {found}", path=path, found=found, expected="a name"
-                )
-            )
+        name = text_of(reference)
+        if name is None:
+            return self.reading.mismatch(reference, "a group's name", path)
+        if item in self.circles:
             return Gap(reference.span)
-        if any(other is item for other in (*chain, *self.circles)):
-            if not any(other is item for other in self.circles):
-                self.circles.extend(chain)
-                names = " -> ".join(str(_name(other)) for other in (*chain[chain.index(item) :], item))
-                problem = reference.span.problem(f"the groups {names} go round in a circle", path=path)
-                self.problems.append(problem)
-            return Gap(reference.span)
-        base = self._named(reference.value, item)
-        if base is None and not all(_name(other) for other in self.own.items):
-            return Gap(reference.span)  # it may be the one whose name cannot be read, which is reported
+        if item in chain:
+            self.circles.extend(chain)
+            names = " -> ".join(str(_name(other)) for other in (*chain[chain.index(item) :], item))
+            return self.reading.gap(reference.span, f"the groups {names} go round in a circle", path=path)
+        base = self._named(name, item)
         if base is None:
-            known = dict.fromkeys(name for node in (*self.own.items, *self.inherited.values()) if (name := _name(node)))
-            known.pop(_name(item) or "", None)
-            near = nearest(reference.value, known)
-            self.problems.append(
-                reference.span.problem(
-                    f"there is no group {reference.value!r}{suggestion(near)}",
-                    path=path,
-                    expected=None if near else f"one of {listing(known)}",
-                )
-            )
-            return Gap(reference.span)
+            return self._unknown(name, item, reference, path)
         below = self.extended(base, path, (*chain, item))
         if not isinstance(below, Map):
             return Gap(reference.span)
-        note = f"taken over from the group {reference.value} at {reference.span.place}"
-        taken = {key: Entry(entry.key, noted(entry.value, note)) for key, entry in below.entries.items()}
-        return merge(_replaced(below, {**taken, "name": None}), own)
+        note = f"taken over from the group {name} at {reference.span.place}"
+        taken = {key: MapItem(entry.key, noted(entry.value, note)) for key, entry in below.entries.items()}
+        return merge(below.with_entries(taken).without("name"), item.without("extends"))
+
+    def _named(self, name: str, asking: Node) -> Node | None:
+        """The group of a name: one of this manifest, else one of those that it extends."""
+        own = (item for item in self.own.items if item is not asking and _name(item) == name)
+        inherited = self.inherited.get(name)
+        return next(own, None if inherited is asking else inherited)
+
+    def _unknown(self, name: str, item: Node, reference: Node, path: Path) -> Gap:
+        if not all(_name(other) for other in self.own.items):
+            return Gap(reference.span)  # it may be the one whose name cannot be read, which is reported
+        known = dict.fromkeys(str(_name(node)) for node in (*self.own.items, *self.inherited.values()))
+        known.pop(_name(item) or "", None)
+        near = nearest(name, known)
+        message, expected = f"there is no group {name!r}{suggestion(near)}", f"one of {listing(known)}"
+        return self.reading.gap(reference.span, message, path=path, expected=None if near else expected)
 
 
-def _matrix(group: Map, path: Path, variables: Mapping[str, Entry], reading: Reading, mentions: Mentions) -> list[Node]:
+def _matrix(group: Map, path: Path, variables: Mapping[str, MapItem], reading: Reading) -> list[Map]:
     """One group for each combination of the values that ``matrix:`` gives its variables."""
-    problems = reading.problems
-    own = declared(group.entries["vars"].value, [], ()) if "vars" in group.entries else {}
-    scope = Scope({**variables, **own}, reading=reading, mentions=mentions)
-    axes: list[tuple[str, Entry, tuple[Node, ...]]] = []
-    axis_path = (*path, "matrix")
-    for name, entry in declared(group.entries["matrix"].value, problems, axis_path).items():
-        values = scope.resolve(entry.value)
+    matrix, group = group.entries["matrix"], group.without("matrix")
+    own = declared(group.get("vars"), Reading(), ())
+    scope = Variables({**variables, **own}, reading)
+    axes: dict[str, list[MapItem]] = {}
+    for name, item in declared(matrix.value, reading, path).items():
+        values = scope.resolve(item.value)
         if isinstance(values, List) and values.items:
-            axes.append((name, entry, values.items))
-        elif not isinstance(values, Gap):
-            found = shown(plain(values))
-            problems.append(
-                values.span.problem(
-                    f"expected a list of values, found {found}",
-                    path=(*axis_path, name),
-                    found=found,
-                    expected="a list with a value for each group",
-                )
-            )
-    without = _replaced(group, {"matrix": None})
-    if not axes:
-        return [without]
-    combinations = 1
-    for _, _, values_of_axis in axes:
-        combinations *= len(values_of_axis)
+            axes[name] = [MapItem(item.key, value) for value in values.items]
+        else:
+            reading.mismatch(values, "a list of values, one for each group", (*path, name))
+    combinations = math.prod(map(len, axes.values()))
     if combinations > _MOST:
-        problems.append(
-            group.entries["matrix"].key.problem(
-                f"this makes {combinations} groups", path=axis_path, expected=f"at most {_MOST}"
-            )
-        )
-        return [without]
-    expanded: list[Node] = []
-    for values_here in itertools.product(*(values_of_axis for _, _, values_of_axis in axes)):
-        chosen = {name: Entry(entry.key, value) for (name, entry, _), value in zip(axes, values_here, strict=True)}
-        variables_node = map_of({**own, **chosen}, group.entries["matrix"].value.span)
-        named = _suffixed(without, chosen)
-        expanded.append(_replaced(named, {"vars": Entry(group.entries["matrix"].key, variables_node)}))
-    return expanded
+        reading.gap(matrix.key, f"this makes {combinations} groups", path=path, expected=f"at most {_MOST}")
+    if combinations > _MOST or not axes:
+        return [group]
+    chosen = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    return [_suffixed(group, one).set("vars", Map({**own, **one}, matrix.value.span)) for one in chosen]
 
 
-def _suffixed(group: Map, chosen: Mapping[str, Entry]) -> Map:
+def _suffixed(group: Map, chosen: Mapping[str, MapItem]) -> Map:
     """A name of its own for each combination, unless the user's name is made from variables."""
-    entry = group.entries.get("name")
-    if (
-        entry is None
-        or not isinstance(entry.value, Scalar)
-        or not isinstance(entry.value.value, str)
-        or entry.value.dynamic
-    ):
+    name = group.get("name")
+    if not isinstance(name, Scalar) or not isinstance(name.value, str) or name.dynamic:
         return group
-    parts = [entry.value.value]
-    for name, value in chosen.items():
-        text = plain(value.value)
-        short = _NOT_IN_NAMES.sub("-", str(text).lower() if isinstance(text, bool) else str(text)).strip("-")
-        parts.append(f"{name}_{short}")
-    return _replaced(group, {"name": Entry(entry.key, Scalar("-".join(parts), entry.value.span, entry.value.notes))})
-
-
-def _replaced(node: Map, changes: Mapping[str, Entry | None]) -> Map:
-    """A mapping with entries set, or left out where the change is ``None``."""
-    entries = {**node.entries, **changes}
-    kept = {key: entry for key, entry in entries.items() if entry is not None}
-    return map_of(kept, node.span, head=node.head, notes=node.notes)
+    parts = [name.value]
+    for variable, item in chosen.items():
+        value = plain(item.value)
+        short = _NOT_IN_NAMES.sub("-", str(value).lower() if isinstance(value, bool) else str(value)).strip("-")
+        parts.append(f"{variable}_{short}")
+    return group.set("name", attrs.evolve(name, value="-".join(parts)))
 
 
 def _name(node: Node) -> str | None:
-    entry = node.entries.get("name") if isinstance(node, Map) else None
-    value = entry.value.value if entry is not None and isinstance(entry.value, Scalar) else None
-    return value if isinstance(value, str) else None
+    return text_of(node.get("name")) if isinstance(node, Map) else None

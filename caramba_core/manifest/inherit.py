@@ -17,14 +17,14 @@ from caramba_core.component import Layer
 from caramba_core.errors import CarambaError, ResourceExhausted
 from caramba_core.graph import Graph, local_name, matches
 from caramba_core.graph import Node as GraphNode
-from caramba_core.manifest.names import nearest, suggestion
-from caramba_core.manifest.problem import Path, Problem, shown
+from caramba_core.manifest.problem import ManifestProblem, Path, shown
 from caramba_core.manifest.repetitions import Repeated
-from caramba_core.manifest.source import Span
+from caramba_core.manifest.source import TextSpan
 from caramba_core.manifest.structure import Structurer
 from caramba_core.manifest.teacher import Teachers
-from caramba_core.manifest.tree import Entry, Gap, Map, Node, Scalar, find, map_of, merge, plain, replaced_at
+from caramba_core.manifest.tree import Gap, Map, MapItem, Node, Scalar, find, merge, plain, replaced_at
 from caramba_core.plugins.registry import registry
+from caramba_core.suggestions import nearest, suggestion
 
 __all__ = ["inherit"]
 
@@ -34,7 +34,7 @@ _TAKEN_OVER: Final = ("name", "n_heads", "n_kv_heads", "head_dim", "rope", "scal
 _KEYS: Final = ("from", "replace")
 
 
-def inherit(model: Node, teacher: Node | None, teachers: Teachers, path: Path, problems: list[Problem]) -> Node:
+def inherit(model: Node, teacher: Node | None, teachers: Teachers, path: Path, problems: list[ManifestProblem]) -> Node:
     """The whole model; a gap where that is a problem, which is added to ``problems``.
 
     ``teacher`` is the group's ``teacher:``, ``path`` where the model stands.
@@ -74,7 +74,7 @@ def inherit(model: Node, teacher: Node | None, teachers: Teachers, path: Path, p
     replacing = _Replacing(known.tree, known.graph, (*path, "replace"), problems)
     tree = replacing.tree_with(model.entries.get("replace"))
     own = {key: entry for key, entry in model.entries.items() if key not in _KEYS}
-    return merge(tree, map_of(own, model.span, head=model.head)) if own else tree
+    return merge(tree, Map(own, model.span, head=model.head)) if own else tree
 
 
 @attrs.frozen
@@ -91,9 +91,9 @@ class _Replacing:
     tree: Map
     graph: Graph
     path: Path
-    problems: list[Problem]
+    problems: list[ManifestProblem]
 
-    def tree_with(self, entry: Entry | None) -> Node:
+    def tree_with(self, entry: MapItem | None) -> Node:
         """The teacher's tree with the layers of ``replace:`` in it."""
         if entry is None or isinstance(entry.value, Gap):
             return self.tree
@@ -140,19 +140,19 @@ class _Replacing:
     def _replacement(self, value: Node, here: Node) -> Node:
         """The layer that takes the place of ``here``."""
         if isinstance(value, Scalar) and isinstance(value.value, str):
-            value = map_of({"type": Entry(value.span, value)}, value.span)
+            value = Map({"type": MapItem(value.span, value)}, value.span)
         if not isinstance(value, Map) or not isinstance(here, Map):
             return value
         own_type = value.entries.get("type")
         if own_type is None or plain(own_type.value) == plain(here.entries["type"].value):
             return merge(here, value)
         fields = Structurer(registry()).fields_of(plain(own_type.value), Layer)
-        taken: dict[str, Entry] = {
+        taken: dict[str, MapItem] = {
             key: here.entries[key] for key in _TAKEN_OVER if key in here.entries and key in fields
         }
-        return map_of({"type": own_type, **taken, **value.entries}, value.span, head=value.head, notes=value.notes)
+        return Map({"type": own_type, **taken, **value.entries}, value.span, head=value.head, notes=value.notes)
 
-    def _unmatched(self, pattern: str, key: Span, sites: list[_Site]) -> None:
+    def _unmatched(self, pattern: str, key: TextSpan, sites: list[_Site]) -> None:
         names = list(dict.fromkeys(local_name(site.node.name) for site in sites))
         general = list(
             dict.fromkeys(".".join("*" if part.isdecimal() else part for part in name.split(".")) for name in names)
@@ -166,7 +166,7 @@ class _Replacing:
             pattern=pattern,
         )
 
-    def _report(self, span: Span, message: str, *, expected: str | None = None, pattern: str | None = None) -> None:
+    def _report(self, span: TextSpan, message: str, *, expected: str | None = None, pattern: str | None = None) -> None:
         path = self.path if pattern is None else (*self.path, pattern)
         self.problems.append(span.problem(message, path=path, expected=expected))
 

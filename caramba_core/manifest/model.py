@@ -7,7 +7,7 @@ from typing import Any
 
 from caramba_core.errors import ManifestError
 from caramba_core.manifest.faults import Faults
-from caramba_core.manifest.problem import Problem
+from caramba_core.manifest.problem import ManifestProblem
 from caramba_core.manifest.schema import Model
 from caramba_core.manifest.structure import Structurer
 from caramba_core.plugins.registry import registry
@@ -21,7 +21,7 @@ def structure_model(model: Mapping[str, Any], *, origin: str = "model") -> Model
         return Structurer(registry()).structure(_as_read(model), Model)
     except Faults as error:
         problems = [
-            Problem(
+            ManifestProblem(
                 file=origin,
                 path=("model", *fault.path),
                 message=fault.message,

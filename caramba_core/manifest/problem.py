@@ -9,11 +9,12 @@ m.yml:9:27: error: model.layers.1.n_heads: expected an integer, found the string
 from __future__ import annotations
 
 import unicodedata
-from typing import Any, Final, TypeAlias
+from collections.abc import Iterable
+from typing import Any, Final, TypeAlias, TypedDict
 
 import attrs
 
-__all__ = ["Path", "Problem", "dotted", "shown"]
+__all__ = ["About", "ManifestProblem", "Path", "dotted", "in_order", "shown"]
 
 Path: TypeAlias = "tuple[str | int, ...]"
 """Keys and indices that lead from the root of a manifest to a value."""
@@ -26,8 +27,18 @@ _WIDEST: Final = 120
 """Columns of a source line that are shown."""
 
 
+class About(TypedDict, total=False):
+    """What a problem may say besides its message."""
+
+    path: Path
+    found: str | None
+    expected: str | None
+    hint: str | None
+    notes: tuple[str, ...]
+
+
 @attrs.frozen(kw_only=True)
-class Problem:
+class ManifestProblem:
     """What is wrong, where, and how to repair it.
 
     ``line``, ``column`` and ``end_column`` count from 1 in code points; ``line`` is ``None`` where a place has none (a
@@ -89,6 +100,16 @@ class Problem:
             "source": self.excerpt,
             "notes": list(self.notes),
         }
+
+
+def in_order(problems: Iterable[ManifestProblem], files: Iterable[str] = ()) -> list[ManifestProblem]:
+    """Each place and message once, in the order of ``files``, then of the first problem of each file, then of lines."""
+    once: dict[tuple[str, int | None, int | None, str], ManifestProblem] = {}
+    for problem in problems:
+        once.setdefault((problem.file, problem.line, problem.column, problem.message), problem)
+    names = dict.fromkeys([*files, *(problem.file for problem in once.values())])
+    order = {name: index for index, name in enumerate(names)}
+    return sorted(once.values(), key=lambda p: (order[p.file], p.line or 0, p.column or 0))
 
 
 def dotted(path: Path) -> str:

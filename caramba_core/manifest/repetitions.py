@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from caramba_core.manifest.problem import Path
-from caramba_core.manifest.tree import Entry, List, Map, Node, Scalar, find, list_of, map_of, plain, replaced_at
+from caramba_core.manifest.tree import List, Map, MapItem, Node, Scalar, find, plain, replaced_at
 
 __all__ = ["Change", "Repeated"]
 
@@ -50,19 +50,19 @@ class Repeated:
                 distinct.append((data, layers))
             order.append(place)
         span = self.topology.span
-        entries["layers"] = Entry(entries["layers"].key, distinct[0][1])
+        entries["layers"] = MapItem(entries["layers"].key, distinct[0][1])
         if each and values is not None:
-            entries["each"] = Entry(values.key, map_of(each, values.value.span))
+            entries["each"] = MapItem(values.key, Map(each, values.value.span))
         if len(distinct) > 1:
-            entries["variants"] = Entry(span, list_of((layers for _, layers in distinct[1:]), span))
-            entries["order"] = Entry(span, list_of((Scalar(place, span) for place in order), span))
-        return map_of(entries, span, head=self.topology.head, notes=self.topology.notes)
+            entries["variants"] = MapItem(span, List(tuple(layers for _, layers in distinct[1:]), span))
+            entries["order"] = MapItem(span, List(tuple(Scalar(place, span) for place in order), span))
+        return Map(entries, span, head=self.topology.head, notes=self.topology.notes)
 
     def _node_of(self, key: str) -> str | None:
         """The changed node that a key of ``each`` is about."""
         return next((name for name in self.names if key.startswith(f"{name}.")), None)
 
-    def _repetition(self, index: int, touched: dict[str, Entry]) -> Node:
+    def _repetition(self, index: int, touched: dict[str, MapItem]) -> Node:
         """The topology as one repetition has it."""
         node: Node = self.topology
         for key, entry in touched.items():

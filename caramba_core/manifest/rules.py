@@ -12,10 +12,10 @@ import attrs
 
 from caramba_core.errors import PluginError
 from caramba_core.manifest.faults import Fault
-from caramba_core.manifest.names import listing, nearest, suggestion
 from caramba_core.manifest.problem import Path
 from caramba_core.manifest.schema import Manifest
 from caramba_core.plugins.registry import Registry
+from caramba_core.suggestions import listing, nearest, suggestion
 
 __all__ = ["rule_faults", "teacher_faults"]
 

@@ -9,13 +9,13 @@ import stat
 from bisect import bisect_right
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import Final
+from typing import Final, Unpack
 
 import attrs
 
-from caramba_core.manifest.problem import Path, Problem
+from caramba_core.manifest.problem import About, ManifestProblem
 
-__all__ = ["MAX_BYTES", "SUFFIXES", "Broken", "Source", "Span", "check_characters", "read_source"]
+__all__ = ["MAX_BYTES", "SUFFIXES", "Broken", "SourceText", "TextSpan", "check_characters", "read_source"]
 
 MAX_BYTES: Final = 1 << 20
 """Size that a manifest may have: 1 MiB."""
@@ -34,13 +34,13 @@ _NO_TEXT: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud8
 class Broken(Exception):  # noqa: N818 - never leaves this package
     """Reading cannot go on; the problem that says why."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: ManifestProblem) -> None:
         super().__init__(problem.message)
         self.problem = problem
 
 
 @attrs.frozen(kw_only=True, slots=False, eq=False)
-class Source:
+class SourceText:
     """A text under the name that messages use for it.
 
     ``file`` is ``None`` for a text that is not a file; ``placeless`` marks what has no lines, and whose name says it
@@ -73,10 +73,10 @@ class Source:
 
 
 @attrs.frozen(slots=True, eq=False)
-class Span:
+class TextSpan:
     """A stretch of a source: offsets of its first character and of the one behind its last."""
 
-    source: Source
+    source: SourceText
     start: int
     end: int
 
@@ -88,67 +88,72 @@ class Span:
         line, column = self.source.place(self.start)
         return f"{self.source.name}:{line}:{column}"
 
-    def problem(
-        self,
-        message: str,
-        *,
-        path: Path = (),
-        found: str | None = None,
-        expected: str | None = None,
-        hint: str | None = None,
-        notes: tuple[str, ...] = (),
-    ) -> Problem:
+    def problem(self, message: str, **about: Unpack[About]) -> ManifestProblem:
         """A problem that points here."""
+        about["notes"] = (*about.get("notes", ()), *self.source.notes)
+        if self.source.placeless:
+            return ManifestProblem(file=self.source.name, message=message, **about)
         line, column = self.source.place(self.start)
         text = self.source.line(line)
         first = 0 if len(text) <= _LONG_LINE else max(0, column - 1 - _LONG_LINE // 2)
-        last_shown = first + _LONG_LINE
         last, end = self.source.place(max(self.start, self.end))
-        return Problem(
+        return ManifestProblem(
             file=self.source.name,
             message=message,
-            line=None if self.source.placeless else line,
+            line=line,
             column=column,
             end_column=max(column + 1, end if last == line else len(text) + 1),
-            path=path,
-            found=found,
-            expected=expected,
-            hint=hint,
-            excerpt=None if self.source.placeless else text[first:last_shown],
+            excerpt=text[first : first + _LONG_LINE],
             excerpt_column=first + 1,
-            notes=(*notes, *self.source.notes),
+            **about,
         )
 
+    def broken(self, message: str, **about: Unpack[About]) -> Broken:
+        """The end of reading, for a problem that points here."""
+        return Broken(self.problem(message, **about))
 
-def read_source(file: FilePath, name: str) -> Source:
+
+def read_source(file: FilePath, name: str) -> SourceText:
     """The text of a manifest's file; raises :class:`Broken` unless it is sound UTF-8 of bounded size."""
-    return decode(_bytes_of(file, name), name, file)
+    nowhere = TextSpan(SourceText(name=name, text="", placeless=True), 0, 0)
+    content = _content(file, nowhere)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or content[:4].count(0) > 1:
+        raise nowhere.broken("this file is UTF-16 or UTF-32 text", expected="UTF-8", hint="save it as UTF-8")
+    content = content.removeprefix(codecs.BOM_UTF8)
+    source = SourceText(name=name, text=content.decode("utf-8", errors="replace"), file=file)
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        start = len(content[: error.start].decode("utf-8"))
+        raise TextSpan(source, start, start + 1).broken(
+            f"this byte (0x{content[error.start]:02x}) is not UTF-8 text",
+            expected="UTF-8",
+            hint="save the file as UTF-8",
+        ) from None
+    check_characters(source)
+    return source
 
 
-def _bytes_of(file: FilePath, name: str) -> bytes:
-    def broken(message: str, *, expected: str | None = None, hint: str | None = None) -> Broken:
-        return Broken(Problem(file=name, message=message, expected=expected, hint=hint))
-
+def _content(file: FilePath, nowhere: TextSpan) -> bytes:
     try:
         status = file.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise broken("this is a folder", expected="a manifest file")
+            raise nowhere.broken("this is a folder", expected="a manifest file")
         if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
-            raise broken("this is not a regular file", expected="a manifest file")
+            raise nowhere.broken("this is not a regular file", expected="a manifest file")
         with file.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise broken("there is no such file") from None
+        raise nowhere.broken("there is no such file") from None
     except PermissionError:
-        raise broken(
-            "this file may not be read", hint=f"give yourself the right to read it: chmod u+r {file}"
-        ) from None
+        hint = f"give yourself the right to read it: chmod u+r {file}"
+        raise nowhere.broken("this file may not be read", hint=hint) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        raise broken(f"this file cannot be read: {reason}") from None
+        raise nowhere.broken(f"this file cannot be read: {reason}") from None
     if len(content) > MAX_BYTES:
         size = max(status.st_size, len(content))
-        raise broken(
+        raise nowhere.broken(
             f"this file is too large for a manifest: {size / (1 << 20):.1f} MiB",
             expected=f"at most {MAX_BYTES // (1 << 20)} MiB",
             hint="use repeat: for layers that are alike, vars: and matrix: for variants",
@@ -156,37 +161,9 @@ def _bytes_of(file: FilePath, name: str) -> bytes:
     return content
 
 
-def decode(content: bytes, name: str, file: FilePath | None = None) -> Source:
-    """Bytes as text; raises :class:`Broken` where they are not UTF-8, or hold characters that no text has."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or content[:4].count(0) > 1:
-        raise Broken(
-            Problem(file=name, message="this file is UTF-16 or UTF-32 text", expected="UTF-8", hint="save it as UTF-8")
-        )
-    content = content.removeprefix(codecs.BOM_UTF8)
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        readable = content.decode("utf-8", errors="replace")
-        start = len(content[: error.start].decode("utf-8", errors="replace"))
-        source = Source(name=name, text=readable, file=file)
-        raise Broken(
-            Span(source, start, start + 1).problem(
-                f"this byte (0x{content[error.start]:02x}) is not UTF-8 text",
-                expected="UTF-8",
-                hint="save the file as UTF-8",
-            )
-        ) from None
-    source = Source(name=name, text=text, file=file)
-    check_characters(source)
-    return source
-
-
-def check_characters(source: Source) -> None:
+def check_characters(source: SourceText) -> None:
     """Raise :class:`Broken` for characters that YAML does not allow unescaped."""
     control = _NO_TEXT.search(source.text)
     if control is not None:
-        raise Broken(
-            Span(source, control.start(), control.end()).problem(
-                f"the character U+{ord(control.group()):04X} cannot stand in a manifest", expected="printable text"
-            )
-        )
+        message = f"the character U+{ord(control[0]):04X} cannot stand in a manifest"
+        raise TextSpan(source, *control.span()).broken(message, expected="printable text")

@@ -19,7 +19,6 @@ from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.kinds import KINDS
 from caramba_core.manifest.configs import OPEN, Shape, argument, article, of_invalid, shape_of
 from caramba_core.manifest.faults import Fault, Faults
-from caramba_core.manifest.names import nearest, suggestion
 from caramba_core.manifest.tree import GAP
 from caramba_core.manifest.values import (
     PLAIN,
@@ -34,6 +33,7 @@ from caramba_core.manifest.values import (
     words,
 )
 from caramba_core.plugins.registry import Registry
+from caramba_core.suggestions import nearest, suggestion
 
 __all__ = ["Structurer"]
 

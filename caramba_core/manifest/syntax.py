@@ -1,22 +1,31 @@
-"""YAML syntax errors in a user's words, at the place that helps."""
+"""Syntax errors of YAML and JSON in a user's words, at the place that helps."""
 
 from __future__ import annotations
 
+import re
+from string import ascii_letters, digits
 from typing import Final
 
 from ruamel.yaml.error import MarkedYAMLError
 
-from caramba_core.manifest.problem import Problem
-from caramba_core.manifest.source import Source, Span
+from caramba_core.manifest.source import Broken, SourceText, TextSpan
 
-__all__ = ["explain"]
+__all__ = ["explain_json", "explain_yaml"]
 
 _OPENED: Final = {"while parsing a flow sequence": "[", "while parsing a flow mapping": "{"}
 _CLOSING: Final = {"[": "]", "{": "}"}
+_JSON_TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|.', re.DOTALL)
+_JSON_LAST: Final = re.compile(r",?\s*([]}])")
+_JSON_WORD: Final = f"{ascii_letters}{digits}_.+-"
+_JSON_RULES: Final = (
+    ("Expecting property name", "a key must stand here", "a string in double quotes"),
+    ("Expecting ':'", "a ':' must follow the key", "':'"),
+    ("Extra data", "more text after the end of the value", "nothing"),
+)
 
 
-def explain(error: MarkedYAMLError, source: Source) -> Problem:
-    """The problem that a parser's error stands for."""
+def explain_yaml(error: MarkedYAMLError, source: SourceText) -> Broken:
+    """What a parser's error stands for."""
     problem = str(error.problem or "").strip()
     context = str(error.context or "").strip()
     at = _index(error.problem_mark, source)
@@ -27,41 +36,40 @@ def explain(error: MarkedYAMLError, source: Source) -> Problem:
     if text[at - 1 : at + 1] == "${" or text[at : at + 2] == "${":
         start = at - 1 if text[at] == "{" else at
         end = text.find("}", start) + 1 or start + 2
-        quoted = f'"{text[start:end]}"'
-        return Span(source, start, end).problem("${...} must be quoted here", hint=f"write {quoted}")
+        return TextSpan(source, start, end).broken("${...} must be quoted here", hint=f'write "{text[start:end]}"')
     if text[at : at + 1] == "\t" or "\\t" in problem:
-        return here.problem("a tab cannot indent or separate here", hint="use spaces")
+        return here.broken("a tab cannot indent or separate here", hint="use spaces")
     if context in _OPENED:
         bracket = _OPENED[context]
         if "<stream end>" in problem or "<document" in problem or _is_outside(source, at, opened):
-            return there.problem(f"the {bracket} opened here is never closed")
-        return here.problem(
+            return there.broken(f"the {bracket} opened here is never closed")
+        return here.broken(
             f"a ',' or '{_CLOSING[bracket]}' is missing in front of this",
             notes=(f"the {bracket} was opened at {there.place}",),
         )
     if "quoted scalar" in context and "end of stream" in problem:
-        return there.problem("the quote opened here is never closed")
+        return there.broken("the quote opened here is never closed")
     if "mapping values are not allowed" in problem:
-        return here.problem(
+        return here.broken(
             "a second ':' is not allowed here",
             hint="quote a text that holds ': ', or put the inner mapping on lines of its own",
         )
     if "could not find expected ':'" in problem:
-        return there.problem("this is no `key: value`", expected="a ':' and a space behind the key")
-    if context == "while parsing a block mapping" or context == "while parsing a block collection":
-        return here.problem(
+        return there.broken("this is no `key: value`", expected="a ':' and a space behind the key")
+    if context in ("while parsing a block mapping", "while parsing a block collection"):
+        return here.broken(
             "this does not fit the lines above it",
             expected="the same indentation as its siblings, and `- ` before items of a list",
             notes=(f"the {'list' if 'collection' in context else 'mapping'} begins at {there.place}",),
         )
     if "cannot start any token" in problem:
-        return here.problem(f"no value can start with {text[at : at + 1]!r}", hint="quote it")
+        return here.broken(f"no value can start with {text[at : at + 1]!r}", hint="quote it")
     if "undefined tag handle" in problem or "tag" in context:
-        return there.problem("tags are not allowed", hint="components are named by type:")
-    return here.problem(_sentence(problem or context))
+        return there.broken("tags are not allowed", hint="components are named by type:")
+    return here.broken(f"this is not YAML: {problem or context}")
 
 
-def _is_outside(source: Source, at: int, opened: int) -> bool:
+def _is_outside(source: SourceText, at: int, opened: int) -> bool:
     """Whether a place looks as if the bracket before it were closed: it starts a line that is indented no further."""
     line, column = source.place(at)
     before, _ = source.place(opened)
@@ -70,17 +78,46 @@ def _is_outside(source: Source, at: int, opened: int) -> bool:
     return line > before and starts_line and column - 1 <= len(text) - len(text.lstrip(" "))
 
 
-def _sentence(problem: str) -> str:
-    return f"this is not YAML: {problem}"
-
-
-def _index(mark: object, source: Source) -> int:
+def _index(mark: object, source: SourceText) -> int:
     index = getattr(mark, "index", 0)
     return max(0, min(int(index), len(source.text)))
 
 
-def _mark(source: Source, index: int) -> Span:
+def _mark(source: SourceText, index: int) -> TextSpan:
     """One character; the end of the text points behind the last line that says something."""
     if index >= len(source.text):
         index = len(source.text.rstrip())
-    return Span(source, index, index + 1)
+    return TextSpan(source, index, index + 1)
+
+
+def explain_json(source: SourceText, at: int, reason: str) -> Broken:
+    """What an error of Python's decoder stands for: its message, and the offset where it stopped."""
+    text = source.text
+    here = _mark(source, at)
+    if reason.startswith(("Unterminated", "Invalid")):
+        return here.broken(f"this is not a JSON string: {reason}", expected="a string in double quotes")
+    opened: list[int] = []
+    for token in _JSON_TOKEN.finditer(text, 0, at):
+        if token[0] in ("{", "["):
+            opened.append(token.start())
+        elif token[0] in ("}", "]"):
+            opened.pop()
+    closing = _CLOSING[text[opened[-1]]] if opened else ""
+    if opened and not text[at:].strip():
+        message = f"the {text[opened[-1]]} opened here is never closed"
+        return _mark(source, opened[-1]).broken(message, expected=f"'{closing}'")
+    last = _JSON_LAST.match(text, at)
+    if last is not None and (last[0].startswith(",") or text[:at].rstrip().endswith(",")):
+        message = "a ',' stands before the closing bracket"
+        return _mark(source, last.start(1)).broken(message, expected="another value, or no ','")
+    start = len(text[:at].rstrip(_JSON_WORD))
+    end = len(text) - len(text[at:].lstrip(_JSON_WORD))
+    if reason.startswith("Expecting value") or start < at < end:
+        end = max(end, at + 1)
+        message = f"{text[start:end]!r} is not a JSON value"
+        expected = 'a value: "text", 1.5, true, false, null, [...] or {...}'
+        return TextSpan(source, start, end).broken(message, expected=expected)
+    for beginning, message, expected in _JSON_RULES:
+        if reason.startswith(beginning):
+            return here.broken(message, expected=expected)
+    return here.broken(f"{text[at : at + 1]!r} cannot stand here", expected=f"',' or '{closing}'")

@@ -14,8 +14,8 @@ from caramba_core.graph import Graph
 from caramba_core.loading import Checkpoint, fetch_source, find_loader
 from caramba_core.manifest.model import structure_model
 from caramba_core.manifest.problem import dotted
-from caramba_core.manifest.source import Source, Span
-from caramba_core.manifest.tree import Entry, Map, Node, Scalar, list_of, map_of
+from caramba_core.manifest.source import SourceText, TextSpan
+from caramba_core.manifest.tree import List, Map, MapItem, Node, Scalar
 from caramba_core.plugins.registry import registry
 
 __all__ = ["TeacherModel", "Teachers"]
@@ -84,11 +84,11 @@ def _located(value: Any, checkpoint: Checkpoint, path: tuple[str | int, ...]) ->
     """A tree whose places are keys of the teacher's configuration."""
     key = checkpoint.key_of(path) if path else None
     name = f"{checkpoint.path}: teacher config, key {key or dotted(path)}" if path else str(checkpoint.path)
-    span = Span(Source(name=name, text="", placeless=True, key=key), 0, 0)
+    span = TextSpan(SourceText(name=name, text="", placeless=True, key=key), 0, 0)
     if isinstance(value, Mapping):
-        return map_of(
-            {name: Entry(span, _located(item, checkpoint, (*path, name))) for name, item in value.items()}, span
+        return Map(
+            {name: MapItem(span, _located(item, checkpoint, (*path, name))) for name, item in value.items()}, span
         )
     if isinstance(value, list | tuple):
-        return list_of((_located(item, checkpoint, (*path, index)) for index, item in enumerate(value)), span)
+        return List(tuple(_located(item, checkpoint, (*path, index)) for index, item in enumerate(value)), span)
     return Scalar(value, span, dynamic=False)

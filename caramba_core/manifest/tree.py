@@ -6,43 +6,43 @@ change, so a value that stands in two places (anchors, groups that share a model
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, TypeAlias
 
 import attrs
 
 from caramba_core.manifest.problem import Path
-from caramba_core.manifest.source import Span
+from caramba_core.manifest.source import TextSpan
 
 __all__ = [
     "GAP",
     "MAX_DEPTH",
-    "Entry",
     "Found",
     "Gap",
     "List",
     "Map",
+    "MapItem",
     "Node",
     "Scalar",
     "find",
-    "list_of",
-    "map_of",
+    "mapped",
     "merge",
     "noted",
     "plain",
     "replaced_at",
+    "text_of",
 ]
 
 MAX_DEPTH: Final = 64
 """How deep lists and mappings may nest."""
 
 
-@attrs.frozen(slots=True, eq=False)
+@attrs.frozen(eq=False)
 class Scalar:
     """A string, number, truth value or null; ``dynamic`` says that it may hold variables."""
 
     value: bool | int | float | str | None
-    span: Span
+    span: TextSpan
     notes: tuple[str, ...] = ()
     dynamic: bool = attrs.field()
 
@@ -54,45 +54,11 @@ class Scalar:
         return isinstance(self.value, str) and "$" in self.value
 
 
-@attrs.frozen(slots=True, eq=False)
-class List:
-    """A list.  ``head`` is what to point at where the list as a whole lacks something."""
-
-    items: tuple[Node, ...]
-    span: Span
-    head: Span
-    notes: tuple[str, ...]
-    size: int
-    depth: int
-    dynamic: bool
-
-
-@attrs.frozen(slots=True, eq=False)
-class Entry:
-    """One key of a mapping with its value."""
-
-    key: Span
-    value: Node
-
-
-@attrs.frozen(slots=True, eq=False)
-class Map:
-    """A mapping, in the order of writing."""
-
-    entries: dict[str, Entry]
-    span: Span
-    head: Span
-    notes: tuple[str, ...]
-    size: int
-    depth: int
-    dynamic: bool
-
-
-@attrs.frozen(slots=True, eq=False)
+@attrs.frozen(eq=False)
 class Gap:
     """Stands where a value could not be made and a problem has already been reported; what reads it keeps quiet."""
 
-    span: Span
+    span: TextSpan
     notes: tuple[str, ...] = ()
 
     size = 1
@@ -100,27 +66,81 @@ class Gap:
     dynamic = False
 
 
+def _measure(node: List | Map) -> None:
+    """Set how many values a collection holds, how deep they nest, and whether any may hold variables."""
+    children = node.children
+    object.__setattr__(node, "size", 1 + sum(child.size for child in children))
+    object.__setattr__(node, "depth", 1 + max((child.depth for child in children), default=0))
+    object.__setattr__(node, "dynamic", any(child.dynamic for child in children))
+
+
+@attrs.frozen(eq=False)
+class List:
+    """A list.  ``head`` is what to point at where the list as a whole lacks something."""
+
+    items: tuple[Node, ...]
+    span: TextSpan
+    head: TextSpan = attrs.field(default=attrs.Factory(lambda self: self.span, takes_self=True), kw_only=True)
+    notes: tuple[str, ...] = attrs.field(default=(), kw_only=True)
+    size: int = attrs.field(init=False)
+    depth: int = attrs.field(init=False)
+    dynamic: bool = attrs.field(init=False)
+
+    __attrs_post_init__ = _measure
+
+    @property
+    def children(self) -> Collection[Node]:
+        """The items."""
+        return self.items
+
+
+@attrs.frozen(eq=False)
+class MapItem:
+    """One key of a mapping with its value."""
+
+    key: TextSpan
+    value: Node
+
+
+@attrs.frozen(eq=False)
+class Map:
+    """A mapping, in the order of writing; ``head`` as for lists."""
+
+    entries: dict[str, MapItem]
+    span: TextSpan
+    head: TextSpan = attrs.field(default=attrs.Factory(lambda self: self.span, takes_self=True), kw_only=True)
+    notes: tuple[str, ...] = attrs.field(default=(), kw_only=True)
+    size: int = attrs.field(init=False)
+    depth: int = attrs.field(init=False)
+    dynamic: bool = attrs.field(init=False)
+
+    __attrs_post_init__ = _measure
+
+    @property
+    def children(self) -> Collection[Node]:
+        """The values."""
+        return [item.value for item in self.entries.values()]
+
+    def get(self, key: str) -> Node | None:
+        """The value of a key, if it is there."""
+        item = self.entries.get(key)
+        return None if item is None else item.value
+
+    def with_entries(self, entries: Mapping[str, MapItem]) -> Map:
+        """This mapping with other entries."""
+        return attrs.evolve(self, entries=dict(entries))
+
+    def without(self, *keys: str) -> Map:
+        """This mapping without some keys."""
+        return self.with_entries({key: item for key, item in self.entries.items() if key not in keys})
+
+    def set(self, key: str, value: Node, span: TextSpan | None = None) -> Map:
+        """This mapping with a value; ``span`` is the place of a key that is new (its value's if not given)."""
+        item = self.entries.get(key)
+        return self.with_entries({**self.entries, key: MapItem(item.key if item else span or value.span, value)})
+
+
 Node: TypeAlias = "Scalar | List | Map | Gap"
-
-
-def list_of(items: Iterable[Node], span: Span, *, head: Span | None = None, notes: tuple[str, ...] = ()) -> List:
-    """A list node."""
-    held = tuple(items)
-    return List(held, span, head or span, notes, *_measures(held))
-
-
-def map_of(entries: dict[str, Entry], span: Span, *, head: Span | None = None, notes: tuple[str, ...] = ()) -> Map:
-    """A mapping node."""
-    return Map(entries, span, head or span, notes, *_measures([entry.value for entry in entries.values()]))
-
-
-def _measures(children: Sequence[Node]) -> tuple[int, int, bool]:
-    """Size, depth and whether anything in it waits for variables."""
-    return (
-        1 + sum(child.size for child in children),
-        1 + max((child.depth for child in children), default=0),
-        any(child.dynamic for child in children),
-    )
 
 
 def noted(node: Node, note: str) -> Node:
@@ -128,7 +148,25 @@ def noted(node: Node, note: str) -> Node:
     return attrs.evolve(node, notes=(*node.notes, note))
 
 
+def text_of(node: Node | None) -> str | None:
+    """The string that a node is, if it is one."""
+    return node.value if isinstance(node, Scalar) and isinstance(node.value, str) else None
+
+
 # ------------------------------------------------------------------------------------------------ what is done with it
+
+
+def mapped(node: Node, change: Callable[[Node], Node]) -> Node:
+    """A collection with every child changed; the same node where none is."""
+    if not isinstance(node, List | Map):
+        return node
+    new = [change(child) for child in node.children]
+    if all(one is other for one, other in zip(new, node.children, strict=True)):
+        return node
+    if isinstance(node, List):
+        return attrs.evolve(node, items=tuple(new))
+    pairs = zip(node.entries.items(), new, strict=True)
+    return node.with_entries({key: MapItem(item.key, value) for (key, item), value in pairs})
 
 
 def merge(base: Node, over: Node) -> Node:
@@ -136,16 +174,14 @@ def merge(base: Node, over: Node) -> Node:
     if not isinstance(base, Map) or not isinstance(over, Map) or _other_type(base, over):
         return over
     entries = dict(base.entries)
-    for key, entry in over.entries.items():
+    for key, item in over.entries.items():
         below = entries.get(key)
-        entries[key] = entry if below is None else Entry(entry.key, merge(below.value, entry.value))
-    return map_of(entries, over.span, head=over.head, notes=over.notes)
+        entries[key] = item if below is None else MapItem(item.key, merge(below.value, item.value))
+    return over.with_entries(entries)
 
 
 def _other_type(base: Map, over: Map) -> bool:
-    types = [
-        entry.value.value for m in (base, over) if (entry := m.entries.get("type")) and isinstance(entry.value, Scalar)
-    ]
+    types = [node.value for node in (base.get("type"), over.get("type")) if isinstance(node, Scalar)]
     return len(types) == 2 and types[0] != types[1]
 
 
@@ -166,15 +202,10 @@ def plain(node: Node, memo: dict[int, Any] | None = None) -> Any:
         return node.value
     if isinstance(node, Gap):
         return GAP
-    known = memo.get(id(node))
-    if known is None:
-        known = (
-            [plain(item, memo) for item in node.items]
-            if isinstance(node, List)
-            else {key: plain(entry.value, memo) for key, entry in node.entries.items()}
-        )
-        memo[id(node)] = known
-    return known
+    if id(node) not in memo:
+        values = [plain(child, memo) for child in node.children]
+        memo[id(node)] = values if isinstance(node, List) else dict(zip(node.entries, values, strict=True))
+    return memo[id(node)]
 
 
 @attrs.frozen
@@ -182,7 +213,7 @@ class Found:
     """Where a path leads: the node, its key if it has one, the notes on the way; ``missing`` is what was not there."""
 
     node: Node
-    key: Span | None
+    key: TextSpan | None
     notes: tuple[str, ...]
     missing: Path
 
@@ -190,17 +221,16 @@ class Found:
 def find(root: Node, path: Path) -> Found:
     """The node at a path, or the nearest one above where the path leads nowhere."""
     node, key = root, None
-    notes = list(node.notes)
+    notes = dict.fromkeys(root.notes)
     for depth, part in enumerate(path):
         if isinstance(node, Map) and isinstance(part, str) and part in node.entries:
-            entry = node.entries[part]
-            node, key = entry.value, entry.key
+            key, node = node.entries[part].key, node.entries[part].value
         elif isinstance(node, List) and isinstance(part, int) and 0 <= part < len(node.items):
-            node, key = node.items[part], None
+            key, node = None, node.items[part]
         else:
-            return Found(node, key, tuple(dict.fromkeys(notes)), path[depth:])
-        notes.extend(node.notes)
-    return Found(node, key, tuple(dict.fromkeys(notes)), ())
+            return Found(node, key, tuple(notes), path[depth:])
+        notes.update(dict.fromkeys(node.notes))
+    return Found(node, key, tuple(notes), ())
 
 
 def replaced_at(root: Node, path: Path, new: Node) -> Node:
@@ -212,9 +242,7 @@ def replaced_at(root: Node, path: Path, new: Node) -> Node:
         assert isinstance(part, int)
         items = list(root.items)
         items[part] = replaced_at(items[part], rest, new)
-        return list_of(items, root.span, head=root.head, notes=root.notes)
+        return attrs.evolve(root, items=tuple(items))
     assert isinstance(root, Map) and isinstance(part, str)
-    below = root.entries.get(part)
-    inner = new if below is None else replaced_at(below.value, rest, new)
-    entry = Entry(new.span if below is None else below.key, inner)
-    return map_of({**root.entries, part: entry}, root.span, head=root.head, notes=root.notes)
+    below = root.get(part)
+    return root.set(part, new if below is None else replaced_at(below, rest, new))

@@ -113,7 +113,7 @@ PLAIN: Final[dict[Any, Hook]] = {
 
 def literal(type_: Any) -> Hook:
     """The hook of ``Literal[...]``: one of its values, of the same type."""
-    from caramba_core.manifest.names import nearest, suggestion
+    from caramba_core.suggestions import nearest, suggestion
 
     choices = get_args(type_)
     expected = words(type_)

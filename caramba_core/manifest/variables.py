@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
-import attrs
+from caramba_core.manifest.expressions import NAME, USE, ExpressionError, evaluate
+from caramba_core.manifest.problem import ManifestProblem, Path, shown
+from caramba_core.manifest.reading import Reading, check_depth
+from caramba_core.manifest.source import TextSpan
+from caramba_core.manifest.tree import Gap, Map, MapItem, Node, Scalar, mapped, noted, plain
+from caramba_core.suggestions import listing, nearest, suggestion
 
-from caramba_core.manifest.expressions import NAME, ExpressionError, Part, evaluate, only_name, split
-from caramba_core.manifest.names import listing, nearest, suggestion
-from caramba_core.manifest.problem import Problem, shown
-from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.source import Span
-from caramba_core.manifest.tree import (
-    MAX_DEPTH,
-    Entry,
-    Gap,
-    List,
-    Map,
-    Node,
-    Scalar,
-    list_of,
-    map_of,
-    noted,
-    plain,
-)
-
-__all__ = ["Mentions", "Scope", "declared", "known_variables"]
+__all__ = ["Variables", "declared", "misspelt", "unknown_variable"]
 
 _DEEPEST: Final = 24
 """How long a chain of variables that refer to one another may be."""
@@ -38,273 +26,195 @@ _LONGEST: Final = 10_000
 """Characters of a string that is put together from variables."""
 
 
-class _Unresolved(Exception):  # noqa: N818 - control flow: the problem has been reported
-    """An operand that cannot be had."""
-
-
-@attrs.define
-class Mentions:
-    """Who asks for which variable, over all scopes, to tell a misspelt use from a misspelt declaration."""
-
-    used: set[str] = attrs.field(factory=set)
-    unknown: dict[str, dict[int, tuple[Span, bool]]] = attrs.field(factory=dict)
-    """By name, the places that ask for it (one a place), and whether that place is a group that sets it."""
-
-    def miss(self, name: str, span: Span, *, setting: bool = False) -> None:
-        """Note a name that is not declared."""
-        places = self.unknown.setdefault(name, {})
-        places.setdefault(hash((span.source, span.start)), (span, setting))
-
-    def problems(self, variables: Mapping[str, Entry]) -> list[Problem]:
-        """One problem for each misspelt name, at the use or at the declaration, whichever is alone."""
-        unused = {name: entry for name, entry in variables.items() if name not in self.used}
-        found: list[Problem] = []
-        for name, places in self.unknown.items():
-            spans = [span for span, _ in places.values()]
-            idle = nearest(name, unused)
-            if idle and len(spans) > 1:
-                entry = unused.pop(idle[0])
-                uses = tuple(f"${{{name}}} is asked for at {span.place}" for span in spans[:3])
-                found.append(
-                    entry.key.problem(
-                        f"did you mean {name!r}? No variable has that name, and nothing uses {idle[0]!r}",
-                        path=("vars", idle[0]),
-                        notes=uses,
-                    )
-                )
-                continue
-            near = nearest(name, variables)
-            for span, setting in list(places.values())[:_MOST_PLACES]:
-                found.append(
-                    _unknown(name, span, near, near[:1] if near and near[0] in unused else (), variables, setting)
-                )
-        return found
-
-
-def _unknown(
-    name: str, span: Span, near: tuple[str, ...], idle: tuple[str, ...], variables: Mapping[str, Entry], setting: bool
-) -> Problem:
-    hint = "groups set variables that the manifest's own vars: declares" if setting else None
-    if idle and not setting:
-        return span.problem(
-            f"no variable {name!r} is declared, but {idle[0]!r} is and nothing uses it: one of the two is misspelt",
-            notes=(f"{idle[0]!r} is declared at {variables[idle[0]].key.place}",),
-        )
-    return span.problem(
-        f"unknown variable {name!r}{suggestion(near)}",
-        expected=None if near else known_variables(variables),
-        hint=hint,
-    )
-
-
-def known_variables(variables: Mapping[str, Entry]) -> str:
-    """What to expect in place of a name that is none of these."""
-    return (
-        f"one of the manifest's vars: {listing(variables)}" if variables else "a name that vars: declares; it has none"
-    )
-
-
-def declared(node: Node | None, problems: list[Problem], path: tuple[str | int, ...]) -> dict[str, Entry]:
+def declared(node: Node | None, reading: Reading, path: Path) -> dict[str, MapItem]:
     """The variables of a ``vars:`` mapping."""
-    if node is None or isinstance(node, Gap) or (isinstance(node, Scalar) and node.value is None):
+    if node is None or (isinstance(node, Scalar) and node.value is None):
         return {}
     if not isinstance(node, Map):
-        found = shown(plain(node))
-        problems.append(
-            node.span.problem(
-                f"expected a mapping of variables, found {found}", path=path, found=found, expected="a mapping"
-            )
-        )
+        reading.mismatch(node, "a mapping of variables", path)
         return {}
-    variables: dict[str, Entry] = {}
-    for name, entry in node.entries.items():
-        if NAME.fullmatch(name):
-            variables[name] = entry
-        else:
-            problems.append(
-                entry.key.problem(
-                    f"{name!r} cannot be the name of a variable",
-                    path=(*path, name),
-                    expected="letters, digits and _, not a digit first",
-                )
+    for name, item in node.entries.items():
+        if not NAME.fullmatch(name):
+            message, expected = f"{name!r} cannot be the name of a variable", "letters, digits and _, not a digit first"
+            reading.gap(item.key, message, path=(*path, name), expected=expected)
+    return {name: item for name, item in node.entries.items() if NAME.fullmatch(name)}
+
+
+def misspelt(variables: Mapping[str, MapItem], reading: Reading) -> None:
+    """Report every name that is not declared: at its uses, or at the declaration where that alone is misspelt."""
+    unused = {name: item for name, item in variables.items() if name not in reading.used}
+    for name, places in reading.unknown.items():
+        asked = list(places.values())
+        idle = nearest(name, unused)
+        if idle and len(asked) > 1:
+            reading.gap(
+                unused.pop(idle[0]).key,
+                f"did you mean {name!r}? No variable has that name, and nothing uses {idle[0]!r}",
+                path=("vars", idle[0]),
+                notes=tuple(f"${{{name}}} is asked for at {span.place}" for span, _ in asked[:3]),
             )
-    return variables
+            continue
+        near = nearest(name, variables)
+        for span, setting in asked[:_MOST_PLACES]:
+            if setting:
+                hint = "groups set variables that the manifest's own vars: declares"
+                reading.report(unknown_variable(name, span, variables, hint))
+            elif near and near[0] in unused:
+                reading.gap(
+                    span,
+                    f"no variable {name!r} is declared, but {near[0]!r} is and nothing uses it: "
+                    "one of the two is misspelt",
+                    notes=(f"{near[0]!r} is declared at {variables[near[0]].key.place}",),
+                )
+            else:
+                reading.report(unknown_variable(name, span, variables))
 
 
-class Scope:
+def unknown_variable(
+    name: str, span: TextSpan, variables: Mapping[str, MapItem], hint: str | None = None
+) -> ManifestProblem:
+    """The problem with a name that is none of these variables."""
+    near = nearest(name, variables)
+    known = (
+        f"one of the manifest's vars: {listing(variables)}" if variables else "a name that vars: declares; it has none"
+    )
+    expected = None if near else known
+    return span.problem(f"unknown variable {name!r}{suggestion(near)}", expected=expected, hint=hint)
+
+
+class _UnresolvedError(Exception):
+    """A variable has no value, which has been reported."""
+
+
+class Variables:
     """The variables that hold for the manifest itself, or for one group.
 
     Variables refer to one another in any order and are looked up late: a group's value changes every variable that is
     made from it.
     """
 
-    def __init__(self, variables: Mapping[str, Entry], *, reading: Reading, mentions: Mentions) -> None:
+    def __init__(self, variables: Mapping[str, MapItem], reading: Reading) -> None:
         self.variables = variables
-        self._problems = reading.problems
-        self._budget = reading.expanded
-        self._mentions = mentions
+        self._reading = reading
         self._values: dict[str, Node] = {}
         self._active: list[str] = []
+        self._depth = 0
         self._memo: dict[int, tuple[Node, Node]] = {}
 
     def resolve(self, node: Node) -> Node:
         """The tree with every ``${...}`` replaced; the same node where there is none."""
         if not node.dynamic:
             return node
-        known = self._memo.get(id(node))
-        if known is not None:
-            return known[1]
-        result: Node
-        if isinstance(node, Scalar):
-            result = self._text(node)
-        elif isinstance(node, List):
-            result = list_of(map(self.resolve, node.items), node.span, head=node.head, notes=node.notes)
-        else:
-            assert isinstance(node, Map)
-            entries = {key: Entry(entry.key, self.resolve(entry.value)) for key, entry in node.entries.items()}
-            result = map_of(entries, node.span, head=node.head, notes=node.notes)
-        self._memo[id(node)] = (node, result)
-        return result
+        if id(node) not in self._memo:
+            self._depth += node.depth > 0
+            check_depth(self._depth, node.span)
+            result = self._text(node) if isinstance(node, Scalar) else mapped(node, self.resolve)
+            self._depth -= node.depth > 0
+            self._memo[id(node)] = (node, result)
+        return self._memo[id(node)][1]
 
     # ------------------------------------------------------------------------------------------------ one string
 
     def _text(self, node: Scalar) -> Node:
         assert isinstance(node.value, str)
         if len(node.value) > _LONGEST:
-            self._problems.append(
-                node.span.problem(
-                    f"a text with variables has at most {_LONGEST} characters, this one {len(node.value)}"
-                )
-            )
-            return Gap(node.span)
+            message = f"a text with variables has at most {_LONGEST} characters, this one {len(node.value)}"
+            return self._reading.gap(node.span, message)
+        whole = USE.fullmatch(node.value)
         try:
-            parts = split(node.value)
-            if len(parts) == 1 and parts[0].expression:
-                return self._whole(node, parts[0])
-            pieces = [self._piece(node, part) if part.expression else part.text for part in parts]
+            if whole is not None and whole[1] is not None:
+                return self._value(node, whole)
+            text = USE.sub(partial(self._inserted, node), node.value)
         except ExpressionError as error:
-            self._report(node, error, 0)
+            span = _inside(node, error.start, error.end)
+            return self._reading.gap(span, error.message, hint=error.hint, notes=node.notes)
+        except _UnresolvedError:
             return Gap(node.span)
-        except _Unresolved:
-            return Gap(node.span)
-        text = "".join(pieces)
         if len(text) > _LONGEST:
-            self._problems.append(node.span.problem(f"this grows to more than {_LONGEST} characters"))
-            return Gap(node.span)
+            return self._reading.gap(node.span, f"this grows to more than {_LONGEST} characters")
         return Scalar(text, node.span, node.notes, dynamic=False)
 
-    def _whole(self, node: Scalar, part: Part) -> Node:
-        """The value of a string that is one ``${...}``: of any type."""
-        name = only_name(part.text)
-        if name is None:
-            try:
-                value = self._integer(node, part)
-            except _Unresolved:
-                return Gap(node.span)
-            return Scalar(value, node.span, (*node.notes, f"{node.value} is {value} here"), dynamic=False)
-        value_node = self._value(name, _place_of(node, part, name))
-        if isinstance(value_node, Gap):
-            return value_node
-        self._budget.spend(value_node.size, node.span)
-        return noted(value_node, f"used as ${{{name}}} at {node.span.place}")
+    def _value(self, node: Scalar, use: re.Match[str]) -> Node:
+        """What a ``${...}`` stands for: of any type."""
+        name = use[1].strip()
+        if NAME.fullmatch(name):
+            value = self._variable(name, _name_span(node, use))
+            self._reading.expand(value.size, node.span)
+            return noted(value, f"used as ${{{name}}} at {node.span.place}")
+        try:
+            number = evaluate(use[1], partial(self._operand, node, use))
+        except ExpressionError as error:
+            error.start += use.start(1)
+            error.end += use.start(1)
+            raise
+        return Scalar(number, node.span, (*node.notes, f"{use[0]} is {number} here"), dynamic=False)
 
-    def _piece(self, node: Scalar, part: Part) -> str:
-        """The text of an expression that stands inside a longer string."""
-        name = only_name(part.text)
-        if name is None:
-            return str(self._integer(node, part))
-        span = _place_of(node, part, name)
-        value = self._value(name, span)
-        if isinstance(value, Gap):
-            raise _Unresolved
-        if (
-            isinstance(value, Scalar)
-            and isinstance(value.value, str | int | float)
-            and not isinstance(value.value, bool)
-        ):
+    def _inserted(self, node: Scalar, use: re.Match[str]) -> str:
+        """The text of a ``${...}`` that stands inside a longer string."""
+        if use[0] == "$${":
+            return "${"
+        if use[1] is None:
+            end = len(use.string)
+            raise ExpressionError("the ${ is never closed", use.start(), end, hint="write $${ for a plain ${")
+        value = self._value(node, use)
+        if isinstance(value, Scalar) and type(value.value) in (str, int, float):
             return str(value.value)
         found = shown(plain(value))
-        self._problems.append(
-            value.span.problem(
-                f"{found} cannot stand inside a text",
-                found=found,
-                expected="a string or a number",
-                notes=(f"used as ${{{name}}} at {span.place}",),
-            )
-        )
-        raise _Unresolved
+        message, note = f"{found} cannot stand inside a text", f"used as {use[0]} at {_name_span(node, use).place}"
+        self._reading.gap(value.span, message, found=found, expected="a string or a number", notes=(note,))
+        raise _UnresolvedError
 
-    def _integer(self, node: Scalar, part: Part) -> int:
-        def lookup(name: str, offset: int) -> int:
-            span = _inside(node, part.start + offset, part.start + offset + len(name))
-            value = self._value(name, span)
-            if isinstance(value, Gap):
-                raise _Unresolved
-            if isinstance(value, Scalar) and isinstance(value.value, int) and not isinstance(value.value, bool):
-                return value.value
-            found = shown(plain(value))
-            self._problems.append(
-                value.span.problem(
-                    f"arithmetic takes integers, {name} is {found}",
-                    found=found,
-                    expected="an integer",
-                    notes=(f"used in ${{{part.text}}} at {span.place}",),
-                )
-            )
-            raise _Unresolved
-
-        try:
-            return evaluate(part.text, lookup)
-        except ExpressionError as error:
-            self._report(node, error, part.start)
-            raise _Unresolved from None
-
-    def _report(self, node: Scalar, error: ExpressionError, offset: int) -> None:
-        span = _inside(node, offset + error.start, offset + error.end)
-        self._problems.append(span.problem(error.message, hint=error.hint, notes=node.notes))
+    def _operand(self, node: Scalar, use: re.Match[str], name: str, offset: int) -> int:
+        """The integer that a variable is."""
+        span = _inside(node, use.start(1) + offset, use.start(1) + offset + len(name))
+        value = self._variable(name, span)
+        if isinstance(value, Scalar) and type(value.value) is int:
+            return value.value
+        found = shown(plain(value))
+        message, note = f"arithmetic takes integers, {name} is {found}", f"used in {use[0]} at {span.place}"
+        self._reading.gap(value.span, message, found=found, expected="an integer", notes=(note,))
+        raise _UnresolvedError
 
     # ------------------------------------------------------------------------------------------------ one variable
 
-    def _value(self, name: str, span: Span) -> Node:
-        """What a variable stands for; a gap where that is a problem, which has been reported."""
-        known = self._values.get(name)
-        if known is not None:
-            return known
-        entry = self.variables.get(name)
-        if entry is None:
-            self._mentions.miss(name, span)
-            return Gap(span)
-        self._mentions.used.add(name)
-        if name in self._active:
-            cycle = " -> ".join([*self._active[self._active.index(name) :], name])
-            self._problems.append(span.problem(f"the variables {cycle} go round in a circle"))
-            return Gap(span)
-        if len(self._active) >= _DEEPEST:
-            self._problems.append(span.problem(f"variables refer to one another more than {_DEEPEST} deep here"))
-            return Gap(span)
-        self._active.append(name)
-        try:
-            value = self.resolve(entry.value)
-        finally:
+    def _variable(self, name: str, span: TextSpan) -> Node:
+        """The value of a variable that is asked for at a place; raises :class:`_UnresolvedError` where it has none."""
+        if name not in self._values:
+            item = self.variables.get(name)
+            if item is None:
+                self._reading.miss(name, span)
+                raise _UnresolvedError
+            self._reading.used.add(name)
+            problem = None
+            if name in self._active:
+                cycle = " -> ".join([*self._active[self._active.index(name) :], name])
+                problem = f"the variables {cycle} go round in a circle"
+            elif len(self._active) >= _DEEPEST:
+                problem = f"variables refer to one another more than {_DEEPEST} deep here"
+            if problem is not None:
+                self._reading.gap(span, problem)
+                raise _UnresolvedError
+            self._active.append(name)
+            value = self.resolve(item.value)
             self._active.pop()
-        if value.depth > MAX_DEPTH:
-            self._problems.append(span.problem(f"lists and mappings nest more than {MAX_DEPTH} deep here"))
-            value = Gap(span)
-        self._values[name] = value
-        return value
+            check_depth(value.depth, span)
+            self._values[name] = value
+        if isinstance(self._values[name], Gap):
+            raise _UnresolvedError
+        return self._values[name]
 
 
-def _place_of(node: Scalar, part: Part, name: str) -> Span:
-    """Where the name stands that is all of an expression."""
-    start = part.start + len(part.text) - len(part.text.lstrip())
-    return _inside(node, start, start + len(name))
+def _name_span(node: Scalar, use: re.Match[str]) -> TextSpan:
+    """Where the name stands that is all of a ``${...}``."""
+    end = use.start(1) + len(use[1].rstrip())
+    return _inside(node, end - len(use[1].strip()), end)
 
 
-def _inside(node: Scalar, start: int, end: int) -> Span:
+def _inside(node: Scalar, start: int, end: int) -> TextSpan:
     """Where a piece of a string stands; the whole string where escapes or line breaks shift it."""
     written = node.span.source.text[node.span.start : node.span.end]
     assert isinstance(node.value, str)
     quote = 1 if written[:1] in ("'", '"') else 0
     if written[quote : quote + len(node.value)] != node.value:
         return node.span
-    return Span(node.span.source, node.span.start + quote + start, node.span.start + quote + end)
+    return TextSpan(node.span.source, node.span.start + quote + start, node.span.start + quote + end)

@@ -9,8 +9,7 @@ import attrs
 from caramba_core.errors import ManifestError
 from caramba_core.graph import Graph, local_name, matches
 from caramba_core.lowered import group_path, located, lower_all, lower_group
-from caramba_core.lowering import Fault
-from caramba_core.manifest.names import listing, nearest, suggestion
+from caramba_core.manifest.faults import Fault
 from caramba_core.manifest.schema import Group
 from caramba_core.plan.data import plan_data
 from caramba_core.plan.figures import bytes_in_words, count_in_words
@@ -18,6 +17,7 @@ from caramba_core.plan.nodes import ModelPlan, plan_model
 from caramba_core.plan.runs import RunPlan, Stage, plan_runs
 from caramba_core.plan.teacher import TeacherPlan, plan_teacher
 from caramba_core.plugins.manager import hooks
+from caramba_core.suggestions import listing, nearest, suggestion
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -52,3 +52,30 @@ def test_problems_that_are_not_shown_are_counted(tmp_path: Path) -> None:
     with pytest.raises(ManifestError) as caught:
         load_manifest(tmp_path / "m.yml")
     assert caught.value.problems[-1].message.endswith("problems more")
+
+
+DEEP = "lists and mappings nest more than 64 deep here"
+
+
+def test_what_nests_too_deep_only_when_texts_include_one_another(tmp_path: Path) -> None:
+    for index in range(31):
+        text = f"a: {'{a: ' * 60}{{include: {index + 1}.yml}}{'}' * 60}"
+        (tmp_path / f"{index}.yml").write_text(text, encoding="utf-8")
+    (tmp_path / "31.yml").write_text("a: 1", encoding="utf-8")
+    with pytest.raises(ManifestError, match=DEEP):
+        load_manifest(tmp_path / "0.yml")
+
+
+def test_what_nests_too_deep_only_when_variables_are_filled_in(tmp_path: Path) -> None:
+    inner = "".join(f"  v{index}: {'[' * 60}'${{v{index + 1}}}'{']' * 60}\n" for index in range(23))
+    (tmp_path / "m.yml").write_text(f"version: 1\nvars:\n{inner}  v23: 1\nname: ${{v0}}\n", encoding="utf-8")
+    with pytest.raises(ManifestError, match=DEEP):
+        load_manifest(tmp_path / "m.yml")
+
+
+@pytest.mark.parametrize("override", [f"a{'.a' * 2000}=1", f"a{'.0' * 30}={'[' * 60}{']' * 60}"])
+def test_what_nests_too_deep_on_the_command_line(override: str, tmp_path: Path) -> None:
+    (tmp_path / "m.yml").write_text("version: 1", encoding="utf-8")
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(tmp_path / "m.yml", overrides=[override])
+    assert DEEP in [problem.message for problem in caught.value.problems]

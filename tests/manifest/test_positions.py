@@ -8,7 +8,7 @@ import pytest
 
 from caramba_core.errors import ManifestError
 from caramba_core.manifest import load_manifest
-from caramba_core.manifest.problem import Problem, dotted
+from caramba_core.manifest.problem import ManifestProblem, dotted
 
 from .mutants import PRESETS, leaves, preset_text
 
@@ -16,7 +16,7 @@ WRONG = "{wrong: [kind]}"
 """A value that no field of a preset takes."""
 
 
-def problems(file: Path, *overrides: str) -> tuple[Problem, ...]:
+def problems(file: Path, *overrides: str) -> tuple[ManifestProblem, ...]:
     try:
         load_manifest(file, overrides=overrides)
     except ManifestError as error:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from caramba_core import manifest
-from caramba_core.manifest.problem import Problem, dotted, shown
-from caramba_core.manifest.source import Source, Span
+from caramba_core.manifest.problem import ManifestProblem, dotted, shown
+from caramba_core.manifest.source import SourceText, TextSpan
 
 
 def render(text: str, start: int, end: int, message: str = "wrong") -> list[str]:
-    return Span(Source(name="m.yml", text=text), start, end).problem(message).render().split("\n")
+    return TextSpan(SourceText(name="m.yml", text=text), start, end).problem(message).render().split("\n")
 
 
 def test_a_mark_under_the_value() -> None:
@@ -49,7 +49,7 @@ def test_long_lines_are_cut_around_the_mark(at: int) -> None:
 
 
 def test_expectation_hint_and_notes_follow() -> None:
-    problem = Problem(
+    problem = ManifestProblem(
         file="m.yml", line=1, column=1, path=("a", 0), message="bad", expected="good", hint="try", notes=("one", "two")
     )
     assert problem.render() == (
@@ -60,7 +60,8 @@ def test_expectation_hint_and_notes_follow() -> None:
 
 def test_an_expectation_that_the_message_holds_is_not_repeated() -> None:
     assert (
-        "= expected" not in Problem(file="f", message="expected an integer, found null", expected="an integer").render()
+        "= expected"
+        not in ManifestProblem(file="f", message="expected an integer, found null", expected="an integer").render()
     )
 
 
@@ -89,7 +90,7 @@ def test_values_in_words(value: object, words: str) -> None:
 
 
 def test_the_public_names() -> None:
-    assert manifest.__all__ == ["Loaded", "Problem", "dump", "load_manifest", "structure_model"]
+    assert manifest.__all__ == ["Loaded", "ManifestProblem", "dump", "load_manifest", "structure_model"]
     for name in manifest.__all__:
         assert getattr(manifest, name) is not None
     with pytest.raises(AttributeError):

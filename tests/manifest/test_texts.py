@@ -14,18 +14,17 @@ from hypothesis import strategies as st
 
 from caramba_core.errors import ManifestError
 from caramba_core.manifest import dump, load_manifest
-from caramba_core.manifest.json_text import read_json
 from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.source import MAX_BYTES, Source
+from caramba_core.manifest.source import MAX_BYTES, SourceText
+from caramba_core.manifest.texts import read_text
 from caramba_core.manifest.tree import plain
-from caramba_core.manifest.yaml_text import read_yaml
 
 from .workspace import SMALL, Workspace
 
 
 def yaml(text: str) -> Any:
     reading = Reading()
-    data = plain(read_yaml(Source(name="m.yml", text=text), reading))
+    data = plain(read_text(SourceText(name="m.yml", text=text), reading))
     assert not reading.problems
     return data
 
@@ -85,7 +84,7 @@ def test_json_is_read_as_json_does(data: Any) -> None:
     if "\0" in (text := json.dumps(data, indent=2)) or "\\u0000" in text or "\\ud" in text:
         return
     reading = Reading()
-    assert plain(read_json(Source(name="m.json", text=text), reading)) == data
+    assert plain(read_text(SourceText(name="m.json", text=text, file=Path("m.json")), reading)) == data
     assert not reading.problems
 
 
@@ -106,6 +105,45 @@ def test_what_is_written_reads_the_same(data: dict[str, Any]) -> None:
     if any(not (c.isprintable() or c == "\n") for c in text) or "\\u0000" in text or "\\ud" in text:
         return
     assert (yaml(text) or {}) == data
+
+
+JSON_ERRORS = {
+    "[1,]": (4, "a ',' stands before the closing bracket"),
+    '{"a": 1,}': (9, "a ',' stands before the closing bracket"),
+    "[1": (1, "the [ opened here is never closed"),
+    '{"a": [1, {': (11, "the { opened here is never closed"),
+    '{"a" 1}': (6, "a ':' must follow the key"),
+    "{a: 1}": (2, "a key must stand here"),
+    "{} x": (4, "more text after the end of the value"),
+    "[01]": (2, "'01' is not a JSON value"),
+    "[1. ]": (2, "'1.' is not a JSON value"),
+    "[0x1F]": (2, "'0x1F' is not a JSON value"),
+    "[+1]": (2, "'+1' is not a JSON value"),
+    "[-Infinity]": (2, "'-Infinity' is not a JSON value"),
+    "[1 2]": (4, "'2' cannot stand here"),
+    "[1}": (3, "'}' cannot stand here"),
+    '["a': (2, "this is not a JSON string: Unterminated string starting at"),
+    '["a\tb"]': (4, "this is not a JSON string: Invalid control character at"),
+    '["\\q"]': (3, "this is not a JSON string: Invalid \\escape"),
+    '{"a": 1, "a": 2}': (10, "the key 'a' is given twice"),
+    '["\\ud800"]': (2, "the character U+D800 cannot stand in a value"),
+}
+
+
+@pytest.mark.parametrize("text", JSON_ERRORS)
+def test_what_json_refuses(text: str, workspace: Workspace) -> None:
+    with pytest.raises(ManifestError) as caught:
+        workspace.load(text, name="m.json")
+    found = next(problem for problem in caught.value.problems if problem.column == JSON_ERRORS[text][0])
+    assert found.message == JSON_ERRORS[text][1]
+
+
+def test_json_that_yaml_would_read_otherwise(workspace: Workspace) -> None:
+    text = '{"\\ud83d\\ude00\\/"\n: "a\u2028b", "<<": "no",\t"' + "k" * 2000 + '": {"~": "null"}}'
+    reading = Reading()
+    data = plain(read_text(SourceText(name="m.json", text=text, file=Path("m.json")), reading))
+    assert data == {"\U0001f600/": "a\u2028b", "<<": "no", "k" * 2000: {"~": "null"}}
+    assert not reading.problems
 
 
 def test_json_has_places_too(workspace: Workspace) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from caramba_core.errors import ManifestError
 from caramba_core.manifest import load_manifest
-from caramba_core.manifest.names import nearest
-from caramba_core.manifest.problem import Problem
+from caramba_core.manifest.problem import ManifestProblem
+from caramba_core.suggestions import nearest
 
 from .mutants import PRESETS, Written, keys, leaves, preset_text, typos
 
@@ -23,7 +23,7 @@ STEP = 1 if os.environ.get("CARAMBA_THOROUGH") else 6
 NAMES = ("type", "strategy", "mode", "dtype", "device", "extends")
 
 
-def problems(file: Path) -> tuple[Problem, ...]:
+def problems(file: Path) -> tuple[ManifestProblem, ...]:
     try:
         load_manifest(file)
     except ManifestError as error:
@@ -31,7 +31,7 @@ def problems(file: Path) -> tuple[Problem, ...]:
     return ()
 
 
-def check(problem: Problem, typo: str, right: str) -> None:
+def check(problem: ManifestProblem, typo: str, right: str) -> None:
     """The right name comes first, unless the letter that tells it from another name is the misspelt one."""
     found = SUGGESTED.search(problem.message)
     suggested = [] if found is None else re.findall(r"'([^']+)'", found[1])

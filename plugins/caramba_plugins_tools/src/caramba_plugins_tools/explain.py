@@ -18,9 +18,9 @@ from caramba_core.errors import InputError
 from caramba_core.kinds import KINDS
 from caramba_core.manifest import schema
 from caramba_core.manifest.configs import OPEN, shape_of
-from caramba_core.manifest.names import nearest, suggestion
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, members
 from caramba_core.plugins.registry import Entry, Registry
+from caramba_core.suggestions import nearest, suggestion
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,0 +1,269 @@
+"""YAML and JSON text to a located tree, from a parser's events: without constructors, nothing can be executed.
+
+Bounds hold while events arrive: what nests or expands too far is refused before it is built.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, StringMark
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentEndEvent,
+    DocumentStartEvent,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+    StreamEndEvent,
+    StreamStartEvent,
+)
+
+from caramba_core.manifest.problem import shown
+from caramba_core.manifest.reading import Reading, check_depth
+from caramba_core.manifest.scalars import BadScalarError, resolve_scalar
+from caramba_core.manifest.source import SourceText, TextSpan
+from caramba_core.manifest.syntax import explain_json, explain_yaml
+from caramba_core.manifest.tree import Gap, List, Map, MapItem, Node, Scalar, noted
+from caramba_core.suggestions import nearest, suggestion
+
+__all__ = ["read_text"]
+
+_CORE: Final = "tag:yaml.org,2002:"
+_TAGGED: Final = {"!!int": int, "!!float": float, "!!bool": bool, "!!null": type(None), "!!str": str, "!": str}
+_PREFIX: Final = re.compile(r"(?:[&!]\S*\s+)+")
+"""Anchor and tag in front of a node: a mark belongs on the value."""
+
+_DIRECTIVE: Final = re.compile(r"^%.*$", re.MULTILINE)
+_HEAD: Final = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n|%[^\n]*\n)*")
+"""What may stand in front of a document."""
+
+_NO_VALUE: Final = re.compile("[\x00\ud800-\udfff]")
+_JSON_TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]|[^][{},:"\s]+')
+
+
+def read_text(source: SourceText, reading: Reading) -> Node:
+    """The tree of a text: JSON in a file of that suffix, else YAML.
+
+    What can be skipped (a duplicate key, a foreign tag) is noted as a problem and leaves a gap; raises
+    :class:`~caramba_core.manifest.source.Broken` where reading cannot go on.
+    """
+    is_json = source.file is not None and source.file.suffix.lower() == ".json"
+    return _Builder(source, reading, _json_events(source) if is_json else _yaml_events(source)).document()
+
+
+# ------------------------------------------------------------------------------------------------ events
+
+
+def _yaml_events(source: SourceText) -> Iterator[Any]:
+    """The parser's events; whatever it raises becomes a problem with a place."""
+    yaml = YAML(typ="safe", pure=True)
+    _, parser = yaml.get_constructor_parser(_without_directives(source))
+    while True:
+        try:
+            if not parser.check_event():
+                return
+            event = parser.get_event()
+        except MarkedYAMLError as error:
+            raise explain_yaml(error, source) from None
+        except Exception as error:  # noqa: BLE001 - escapes that are no character, and faults of the parser itself
+            index = min(yaml.reader.index, len(source.text))
+            raise TextSpan(source, index, index + 1).broken(f"this is not YAML: {error}") from None
+        yield event
+
+
+def _without_directives(source: SourceText) -> str:
+    """The text with ``%YAML 1.2`` made a comment, which changes no offset; other directives are refused."""
+    head = _HEAD.match(source.text)
+    assert head is not None
+    for directive in _DIRECTIVE.finditer(head[0]):
+        if directive[0].split()[:2] != ["%YAML", "1.2"]:
+            span = TextSpan(source, *directive.span())
+            raise span.broken("this directive is not allowed", expected="YAML 1.2", hint="leave the line out")
+    return head[0].replace("%", "#") + source.text[head.end() :]
+
+
+def _json_events(source: SourceText) -> Iterator[Any]:
+    """The events of a JSON text (RFC 8259), as YAML's parser would give them."""
+    try:
+        if source.text.strip():
+            json.loads(source.text, parse_int=str, parse_float=str)
+    except json.JSONDecodeError as error:
+        raise explain_json(source, error.pos, error.msg) from None
+    except RecursionError:
+        pass  # the tree will be refused for its depth
+    for token in _JSON_TOKEN.finditer(source.text):
+        start, end = (StringMark("", index, 0, 0, "", 0) for index in token.span())
+        if token[0] == "{":
+            yield MappingStartEvent(None, None, True, start, end, flow_style=True)
+        elif token[0] == "[":
+            yield SequenceStartEvent(None, None, True, start, end, flow_style=True)
+        elif token[0] in ("}", "]"):
+            yield (MappingEndEvent if token[0] == "}" else SequenceEndEvent)(start, end)
+        elif token[0].startswith('"'):
+            yield ScalarEvent(None, None, (False, True), json.loads(token[0]), start, end)
+        elif token[0] in ("NaN", "Infinity", "-Infinity"):  # which Python reads
+            raise explain_json(source, token.start(), "Expecting value")
+        else:
+            yield ScalarEvent(None, None, (True, False), token[0], start, end)
+
+
+# ------------------------------------------------------------------------------------------------ the tree
+
+
+class _Builder:
+    def __init__(self, source: SourceText, reading: Reading, events: Iterator[Any]) -> None:
+        self.source = source
+        self.reading = reading
+        self.events = events
+        self.end = 0
+        """Offset behind the list or mapping that ended last."""
+        self.anchors: dict[str, Node | None] = {}
+        """``None`` for one whose list or mapping has not ended."""
+
+    def document(self) -> Node:
+        """The value of the one document; null where there is none."""
+        root: Node = Scalar(None, TextSpan(self.source, 0, 0))
+        documents = 0
+        for event in self.events:
+            if isinstance(event, DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise self._span(event).broken("a second document starts here", expected="one document")
+            elif not isinstance(event, DocumentEndEvent | StreamStartEvent | StreamEndEvent):
+                root = self._node(event, 0)
+        return root
+
+    def _span(self, event: Any) -> TextSpan:
+        start, end = event.start_mark.index, event.end_mark.index
+        prefix = _PREFIX.match(self.source.text, start)
+        if prefix is not None:
+            start = min(prefix.end(), end) if isinstance(event, ScalarEvent) else prefix.end()
+        return TextSpan(self.source, start, max(start, end))
+
+    def _node(self, event: Any, depth: int, key: TextSpan | None = None) -> Node:
+        """The value that begins with an event, inside of ``depth`` others and behind ``key``."""
+        span = self._span(event)
+        node: Node
+        if isinstance(event, AliasEvent):
+            node = self._alias(event.anchor, depth, span)
+        elif isinstance(event, ScalarEvent):
+            node = self._scalar(event, span)
+        else:
+            node = self._collection(event, depth + 1, span, span if event.flow_style or key is None else key)
+        if event.anchor is not None and not isinstance(event, AliasEvent):
+            self.anchors[event.anchor] = node
+        self.reading.write(1, node.span)
+        return node
+
+    def _alias(self, anchor: str, depth: int, span: TextSpan) -> Node:
+        if anchor not in self.anchors:
+            near = suggestion([f"*{name}" for name in nearest(anchor, self.anchors)])
+            return self.reading.gap(span, f"no anchor &{anchor} comes before this{near}")
+        target = self.anchors[anchor]
+        if target is None:
+            raise span.broken(f"*{anchor} stands inside &{anchor} itself, so it would never end")
+        self.reading.write(target.size, span)
+        check_depth(depth + target.depth, span)
+        return noted(target, f"through *{anchor} at {span.place}")
+
+    def _scalar(self, event: Any, span: TextSpan) -> Scalar | Gap:
+        tag = _tag(event)
+        value = event.value
+        try:
+            if (tag or event.implicit[0]) and _TAGGED.get(tag) is not str:
+                value = resolve_scalar(value)
+        except BadScalarError as error:
+            expected = "an integer of at most 64 bits, or a number up to 1.8e308"
+            return self.reading.gap(span, str(error), expected=expected)
+        if tag and type(value) is not _TAGGED.get(tag):
+            return self._foreign(tag, span)
+        bad = _NO_VALUE.search(value) if isinstance(value, str) else None
+        if bad is not None:
+            return self.reading.gap(span, f"the character U+{ord(bad[0]):04X} cannot stand in a value")
+        return Scalar(value, span)
+
+    def _foreign(self, tag: str, span: TextSpan) -> Gap:
+        hint = "components are named by type:; nothing in a manifest names code"
+        return self.reading.gap(span, f"the tag {tag} is not allowed", expected="plain values", hint=hint)
+
+    # ------------------------------------------------------------------------------------------ lists and mappings
+
+    def _collection(self, event: Any, depth: int, span: TextSpan, head: TextSpan) -> Node:
+        """A list or mapping up to its end; ``head`` is what to point at where it lacks something."""
+        check_depth(depth, span)
+        is_map = isinstance(event, MappingStartEvent)
+        tag = _tag(event)
+        gap = None if tag in ("", "!!map" if is_map else "!!seq") else self._foreign(tag, span)
+        if event.anchor is not None:
+            self.anchors[event.anchor] = None
+        content = self._entries(depth) if is_map else tuple(self._node(inner, depth) for inner in self._inside())
+        whole = TextSpan(self.source, span.start, self.end)
+        if gap is not None:
+            return gap
+        return Map(content, whole, head=head) if isinstance(content, dict) else List(content, whole, head=head)
+
+    def _inside(self) -> Iterator[Any]:
+        """The events up to the end of a list or mapping."""
+        for event in self.events:
+            if isinstance(event, MappingEndEvent | SequenceEndEvent):
+                self.end = event.end_mark.index
+                return
+            yield event
+
+    def _entries(self, depth: int) -> dict[str, MapItem]:
+        """The entries of a mapping with those that ``<<`` brings in: its own win, then the ones named first."""
+        own: dict[str, MapItem] = {}
+        brought: dict[str, MapItem] = {}
+        for event in self._inside():
+            span = self._span(event)
+            if isinstance(event, ScalarEvent) and event.implicit[0] and event.value == "<<":
+                self._merge(self._node(next(self.events), depth, span), span, brought)
+                continue
+            name = self._key(event, span, own, depth)
+            value = self._node(next(self.events), depth, span)
+            if name is not None:
+                own[name] = MapItem(span, value)
+        return {**{name: item for name, item in brought.items() if name not in own}, **own}
+
+    def _key(self, event: Any, span: TextSpan, before: Mapping[str, MapItem], depth: int) -> str | None:
+        """A key; ``None`` for one that is refused."""
+        if isinstance(event, ScalarEvent):
+            node = self._scalar(event, span)
+            if isinstance(node, Gap):
+                return None
+            if isinstance(node.value, str) and node.value not in before:
+                return node.value
+            if isinstance(node.value, str):
+                first = f"first given at {before[node.value].key.place}"
+                self.reading.gap(span, f"the key {node.value!r} is given twice", hint="keep one", notes=(first,))
+                return None
+            what = shown(node.value)
+        elif isinstance(event, AliasEvent):
+            what = "an alias"
+        else:
+            what = "a mapping" if isinstance(event, MappingStartEvent) else "a list"
+            self._node(event, depth)
+        text = self.source.text[span.start : span.end]
+        hint = f'quote it: "{text}"' if text.replace(".", "").isalnum() else None
+        self.reading.gap(span, f"a key must be a string, this is {what}", expected="a string", hint=hint)
+        return None
+
+    def _merge(self, value: Node, span: TextSpan, brought: dict[str, MapItem]) -> None:
+        for base in value.items if isinstance(value, List) else (value,):
+            if isinstance(base, Map):
+                self.reading.write(base.size, span)
+                for name, item in base.entries.items():
+                    brought.setdefault(name, MapItem(item.key, noted(item.value, f"merged by << at {span.place}")))
+            elif not isinstance(base, Gap):
+                self.reading.gap(span, "<< merges a mapping or a list of mappings", expected="an alias")
+
+
+def _tag(event: Any) -> str:
+    return str(event.tag or "").replace(_CORE, "!!")
