@@ -1,4 +1,4 @@
-"""From texts to one tree: reading, ``extends:`` and ``include:``.
+"""From names to one tree: files and presets that plugins carry, ``extends:`` and ``include:``.
 
 ``extends:`` at the root names a manifest or preset (or a list of them) that this one is laid on; ``include:`` does the
 same in any mapping.  Mappings merge key by key, everything else is replaced, and so is a component of another ``type``.
@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path as FilePath
 from typing import Final
 
 import attrs
 
 from caramba_core.errors import PluginError
-from caramba_core.manifest.presets import find_source, is_file_name
 from caramba_core.manifest.problem import ManifestProblem, shown
 from caramba_core.manifest.reading import Reading, check_depth
-from caramba_core.manifest.source import Broken, SourceText, TextSpan
+from caramba_core.manifest.source import SUFFIXES, Broken, SourceText, TextSpan, read_source
 from caramba_core.manifest.texts import read_text
-from caramba_core.manifest.tree import Gap, List, Map, Node, Scalar, mapped, merge, plain, text_of
+from caramba_core.manifest.tree import Gap, List, Map, Node, Scalar, mapped, merge, plain
 from caramba_core.plugins.registry import registry
+from caramba_core.suggestions import nearest, suggestion
 
-__all__ = ["Composer", "check_requires"]
+__all__ = ["Composer", "check_requires", "find_source", "is_file_name"]
 
 _MOST_TEXTS: Final = 32
 """Manifests that one may be made of."""
@@ -30,14 +31,70 @@ _MOST_TEXTS: Final = 32
 _VERBS: Final = {"extends": "extended", "include": "included"}
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a name means a file: it has a manifest's suffix, or a folder in it."""
+    return name.lower().endswith(SUFFIXES) or "/" in name or "\\" in name
+
+
+def find_source(name: str, folder: FilePath, asked: TextSpan | None = None) -> SourceText:
+    """The text of a file (relative to ``folder``) or preset; raises :class:`Broken` where there is none.
+
+    ``asked`` is where a manifest names it, for the report; without it the name came from the command line.
+    """
+    place = asked or TextSpan(SourceText(name=name, text="", placeless=True), 0, 0)
+    if not is_file_name(name):
+        return read_source(_preset(name, folder, place), name)
+    if not name.lower().endswith(SUFFIXES):
+        raise place.broken("this is not a manifest's file name", expected=", ".join(SUFFIXES))
+    try:
+        return read_source(folder / name, name)
+    except Broken as broken:
+        problem = broken.problem
+        if asked is None or problem.line is not None:
+            raise
+        raise asked.broken(f"{name}: {problem.message}", expected=problem.expected, hint=problem.hint) from None
+
+
+def _preset(name: str, folder: FilePath, asked: TextSpan) -> FilePath:
+    """The file that a plugin carries under a preset's name."""
+    try:
+        entry = registry().find(("preset",), name)
+    except PluginError as error:
+        beside = [f"{name}{suffix}" for suffix in SUFFIXES if (folder / f"{name}{suffix}").is_file()]
+        near = (
+            ()
+            if registry().supplier(("preset",), name)
+            else nearest(name, [e.name for e in registry().entries("preset")])
+        )
+        hint = error.hint
+        if beside:
+            hint = f"for the file beside it, write {beside[0]}"
+        elif near and hint is not None and hint.startswith("did you mean"):
+            hint = None
+        expected = None if near else error.expected
+        raise asked.broken(f"there is no preset {name!r}{suggestion(near)}", expected=expected, hint=hint) from None
+    package, _, stem = entry.value.partition(":")
+    try:
+        spec = find_spec(package)
+    except Exception as error:  # noqa: BLE001 - a plugin's package may raise anything while it is imported
+        raise asked.broken(f"the preset {entry.qualified} cannot be read: {error}") from None
+    for place in (spec and spec.submodule_search_locations) or ():
+        file = FilePath(place, f"{stem}.yml")
+        if file.is_file():
+            return file
+    raise asked.broken(
+        f"{entry.distribution} {entry.version} lists the preset {entry.name} but does not carry {stem}.yml",
+        hint=f"pip install --force-reinstall {entry.distribution}",
+    )
+
+
 def check_requires(node: Node | None) -> list[ManifestProblem]:
     """A problem for each entry of ``requires:`` that is not met; its form is the structure's business."""
     problems = []
     for item in node.items if isinstance(node, List) else ():
-        text = text_of(item)
         try:
-            if text is not None:
-                registry().require(text)
+            if item.text is not None:
+                registry().require(item.text)
         except PluginError as error:
             about = item.span.problem(error.message, path=("requires",), expected=error.expected, hint=error.hint)
             problems.append(about)
@@ -73,7 +130,7 @@ class Composer:
             base = _laid(base, self.compose(text, chain))
         groups = None if base is None else base.get("groups")
         for group in groups.items if isinstance(groups, List) else ():
-            name = text_of(group.get("name")) if isinstance(group, Map) else None
+            name = group.text_at("name")
             if name is not None:
                 self.inherited[name] = group
         return _laid(base, root.without("extends"))
@@ -115,10 +172,9 @@ class Composer:
         """The texts that an ``extends:`` or ``include:`` names, each to be laid on the ones before it."""
         names = node.get(key)
         for item in names.items if isinstance(names, List) else (names,) if names is not None else ():
-            name = text_of(item)
-            if name is None:
+            if item.text is None:
                 self.reading.mismatch(item, "a file name or a preset's name", (key,))
-            text = None if name is None else self._open(name, item.span, chain, _VERBS[key])
+            text = None if item.text is None else self._open(item.text, item.span, chain, _VERBS[key])
             if text is None:
                 self.complete = False
             else:
@@ -131,13 +187,14 @@ class Composer:
         except Broken as broken:
             self.reading.report(broken.problem)
             return None
-        if any(other.file and text.file and other.file.resolve() == text.file.resolve() for other in chain):
+        assert text.file is not None
+        if text.file.resolve() in [other.file.resolve() for other in chain if other.file is not None]:
             names = " -> ".join([*(other.name for other in chain), text.name])
             self.reading.gap(span, f"the manifests {names} go round in a circle")
             return None
         if len(self.sources) >= _MOST_TEXTS:
             raise span.broken(f"a manifest is made of at most {_MOST_TEXTS} texts")
-        shown_as = os.path.normpath(FilePath(asking.name).parent / name) if text.file and is_file_name(name) else name
+        shown_as = os.path.normpath(FilePath(asking.name).parent / name) if is_file_name(name) else name
         return attrs.evolve(text, name=shown_as, notes=(f"{verb} at {span.place}", *asking.notes))
 
 

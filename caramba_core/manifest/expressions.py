@@ -52,15 +52,19 @@ class ExpressionError(ValueError):
 
 def evaluate(expression: str, lookup: Lookup) -> int:
     """The value; raises :class:`ExpressionError`, and whatever ``lookup`` raises."""
-    if len(expression) > _LONGEST:
-        raise ExpressionError(f"an expression has at most {_LONGEST} characters", 0, len(expression))
+    start, end = len(expression) - len(expression.lstrip()), len(expression)
+    if end - start > _LONGEST:
+        raise ExpressionError(f"an expression has at most {_LONGEST} characters", start, end)
     # Made Python without moving anything: names may be its keywords (so all become underscores), white space may
     # indent (a form feed does not), 010 is ten, and there are no comments.
     python = _NOT_PYTHON.sub(lambda m: ("_" if m[1] else "\f" if m[2] else "?") * len(m[0]), expression)
     try:
-        return _value(ast.parse(python, mode="eval").body, expression, lookup, 0)
+        value = _value(ast.parse(python, mode="eval").body, expression, lookup, 0)
     except SyntaxError as error:
         raise _misplaced(expression, (error.offset or 0) - 1) from None
+    if abs(value) > MAX_INTEGER:
+        raise ExpressionError("the result does not fit in 64 bits", start, end)
+    return value
 
 
 def _value(node: ast.expr, text: str, lookup: Lookup, depth: int) -> int:
@@ -82,8 +86,6 @@ def _value(node: ast.expr, text: str, lookup: Lookup, depth: int) -> int:
         raise _misplaced(text, start, node.end_col_offset)
     for operation in reversed(chain):
         value = _applied(operation, value, _value(operation.right, text, lookup, depth + 1), text)
-    if abs(value) > MAX_INTEGER:
-        raise ExpressionError("the result does not fit in 64 bits", 0, len(text))
     return value
 
 

@@ -12,7 +12,7 @@ import attrs
 
 from caramba_core.manifest.problem import Path
 from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.tree import Gap, List, Map, MapItem, Node, Scalar, merge, noted, plain, text_of
+from caramba_core.manifest.tree import Gap, List, Map, MapItem, Node, Scalar, merge, noted, plain
 from caramba_core.manifest.variables import Variables, declared
 from caramba_core.suggestions import listing, nearest, suggestion
 
@@ -55,18 +55,18 @@ class _Expansion:
 
     def extended(self, item: Node, path: Path, chain: tuple[Node, ...]) -> Node:
         """A group laid on the one that it extends; ``chain`` are those that extend it."""
-        reference = item.get("extends") if isinstance(item, Map) else None
-        if not isinstance(item, Map) or reference is None:
+        reference = item.get("extends")
+        if reference is None or not isinstance(item, Map):
             return item
         path = (*path[:2], "extends")
-        name = text_of(reference)
+        name = reference.text
         if name is None:
             return self.reading.mismatch(reference, "a group's name", path)
         if item in self.circles:
             return Gap(reference.span)
         if item in chain:
             self.circles.extend(chain)
-            names = " -> ".join(str(_name(other)) for other in (*chain[chain.index(item) :], item))
+            names = " -> ".join(str(other.text_at("name")) for other in (*chain[chain.index(item) :], item))
             return self.reading.gap(reference.span, f"the groups {names} go round in a circle", path=path)
         base = self._named(name, item)
         if base is None:
@@ -80,15 +80,15 @@ class _Expansion:
 
     def _named(self, name: str, asking: Node) -> Node | None:
         """The group of a name: one of this manifest, else one of those that it extends."""
-        own = (item for item in self.own.items if item is not asking and _name(item) == name)
+        own = (item for item in self.own.items if item is not asking and item.text_at("name") == name)
         inherited = self.inherited.get(name)
         return next(own, None if inherited is asking else inherited)
 
     def _unknown(self, name: str, item: Node, reference: Node, path: Path) -> Gap:
-        if not all(_name(other) for other in self.own.items):
+        if not all(other.text_at("name") for other in self.own.items):
             return Gap(reference.span)  # it may be the one whose name cannot be read, which is reported
-        known = dict.fromkeys(str(_name(node)) for node in (*self.own.items, *self.inherited.values()))
-        known.pop(_name(item) or "", None)
+        known = dict.fromkeys(str(node.text_at("name")) for node in (*self.own.items, *self.inherited.values()))
+        known.pop(item.text_at("name") or "", None)
         near = nearest(name, known)
         message, expected = f"there is no group {name!r}{suggestion(near)}", f"one of {listing(known)}"
         return self.reading.gap(reference.span, message, path=path, expected=None if near else expected)
@@ -126,7 +126,3 @@ def _suffixed(group: Map, chosen: Mapping[str, MapItem]) -> Map:
         short = _NOT_IN_NAMES.sub("-", str(value).lower() if isinstance(value, bool) else str(value)).strip("-")
         parts.append(f"{variable}_{short}")
     return group.set("name", attrs.evolve(name, value="-".join(parts)))
-
-
-def _name(node: Node) -> str | None:
-    return text_of(node.get("name")) if isinstance(node, Map) else None

@@ -14,12 +14,11 @@ from typing import Any
 import attrs
 
 from caramba_core.errors import ManifestError
-from caramba_core.manifest.compose import Composer, check_requires
+from caramba_core.manifest.compose import Composer, check_requires, find_source, is_file_name
 from caramba_core.manifest.faults import Fault, Faults
 from caramba_core.manifest.groups import expand_groups
 from caramba_core.manifest.model import structure_model
 from caramba_core.manifest.overrides import apply, override_name, parse
-from caramba_core.manifest.presets import find_source, is_file_name
 from caramba_core.manifest.problem import ManifestProblem, Path, in_order
 from caramba_core.manifest.reading import Reading, check_depth
 from caramba_core.manifest.rules import rule_faults, teacher_faults
@@ -139,14 +138,11 @@ def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer, 
 
 def _main_source(source: str | FilePath) -> tuple[SourceText, FilePath]:
     """The text of a file or preset, and what its relative file names are relative to."""
-    name = str(source)
-    here = FilePath.cwd()
-    if not is_file_name(name):
-        if not isinstance(source, FilePath):
-            return find_source(name, here), here
+    name, here = str(source), FilePath.cwd()
+    if isinstance(source, FilePath) and not is_file_name(name):
         name = f"./{name}"
     try:
-        return find_source(name, here), (here / name).parent
+        return find_source(name, here), (here / name).parent if is_file_name(name) else here
     except Broken as broken:
         near = nearest(FilePath(name).stem, [entry.name for entry in registry().entries("preset")])
         if broken.problem.message == "there is no such file" and near:
@@ -162,19 +158,19 @@ def _resolved(root: Map, reading: Reading) -> Map:
     scope = Variables(variables, reading)
     tree = scope.resolve(root.without("vars", "groups"))
     assert isinstance(tree, Map)
-    groups = root.entries.get("groups")
+    groups = root.get("groups")
+    if isinstance(groups, List):
+        items = [_resolved_group(item, index, root, scope, reading) for index, item in enumerate(groups.items)]
+        groups = attrs.evolve(groups, items=tuple(items))
     if groups is not None:
-        value = groups.value
-        if isinstance(value, List):
-            items = [_resolved_group(item, index, root, scope, reading) for index, item in enumerate(value.items)]
-            value = attrs.evolve(value, items=tuple(items))
-        tree = tree.set("groups", scope.resolve(value), groups.key)
+        tree = tree.set("groups", scope.resolve(groups), root.entries["groups"].key)
     for item in variables.values():  # a variable that nothing uses is checked all the same
         scope.resolve(item.value)
-    # Where vars: itself cannot be read, every variable is unknown, for a reason that is reported.
-    if isinstance(written, Map) or (
-        plain(written) is None if written else not any(nearest(key, ["vars"]) for key in root.entries)
-    ):
+    if written is None:
+        readable = not any(nearest(key, ["vars"]) for key in root.entries)
+    else:
+        readable = isinstance(written, Map) or plain(written) is None
+    if readable:  # else every variable is unknown, for a reason that is reported
         misspelt(variables, reading)
     return tree
 
@@ -203,24 +199,20 @@ def _resolved_group(group: Node, index: int, root: Map, scope: Variables, readin
 def _with_teachers(tree: Map, folder: FilePath, reading: Reading, *, fetch: bool) -> Map:
     """The manifest with the models that are taken from teachers spelled out; its own is taken from the first's."""
     groups = tree.get("groups")
-    places: list[tuple[Path, Node | None]] = [
-        (("groups", index), group.get("teacher"))
-        for index, group in enumerate(groups.items if isinstance(groups, List) else ())
-        if isinstance(group, Map)
-    ]
-    teachers = None
-    for path, teacher in [((), places[0][1] if places else None), *places]:
-        model = find(tree, (*path, "model"))
-        if model.missing or not (isinstance(model.node, Map) and "from" in model.node.entries):
+    teachers = [group.get("teacher") for group in groups.children] if groups is not None else []
+    places: list[Path] = [("model",), *(("groups", index, "model") for index in range(len(teachers)))]
+    opened = None
+    for path, teacher in zip(places, [*(teachers[:1] or [None]), *teachers], strict=True):
+        model = find(tree, path)
+        if model.missing or model.node.get("from") is None:
             continue
         from caramba_core.manifest.inherit import inherit
         from caramba_core.manifest.teacher import Teachers
 
-        teachers = teachers or Teachers(folder, fetch=fetch)
+        opened = opened or Teachers(folder, fetch=fetch)
         problems: list[ManifestProblem] = []
-        spelled_out = inherit(model.node, teacher, teachers, (*path, "model"), problems)
+        changed = replaced_at(tree, path, inherit(model.node, teacher, opened, path, problems))
         reading.report(*problems)
-        changed = replaced_at(tree, (*path, "model"), spelled_out)
         assert isinstance(changed, Map)
         tree = changed
     return tree

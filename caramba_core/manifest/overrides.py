@@ -90,9 +90,7 @@ def _set(node: Node, override: Override, path: Path) -> Node:
     name, span = override.parts[len(path)]
     if isinstance(node, List):
         index = _index(node, name, span, path)
-        items = list(node.items)
-        items[index] = _set(items[index], override, (*path, index))
-        return attrs.evolve(node, items=tuple(items))
+        return node.set(index, _set(node.items[index], override, (*path, index)))
     if isinstance(node, Scalar) and node.value is None:
         node = Map({}, span)
     if not isinstance(node, Map):

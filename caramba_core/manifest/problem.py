@@ -19,12 +19,14 @@ __all__ = ["About", "ManifestProblem", "Path", "dotted", "in_order", "shown"]
 Path: TypeAlias = "tuple[str | int, ...]"
 """Keys and indices that lead from the root of a manifest to a value."""
 
-_TAB: Final = 4
 _LONGEST: Final = 600
 """Characters of a line of prose that are shown."""
 
 _WIDEST: Final = 120
 """Columns of a source line that are shown."""
+
+_QUOTED: Final = 60
+"""Characters of a value that are shown."""
 
 
 class About(TypedDict, total=False):
@@ -87,19 +89,9 @@ class ManifestProblem:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, for ``--format json``."""
-        return {
-            "file": self.file,
-            "line": self.line,
-            "column": self.column,
-            "end_column": self.end_column,
-            "path": dotted(self.path),
-            "message": self.message,
-            "found": self.found,
-            "expected": self.expected,
-            "hint": self.hint,
-            "source": self.excerpt,
-            "notes": list(self.notes),
-        }
+        data = attrs.asdict(self)
+        del data["excerpt_column"]
+        return {**data, "path": dotted(self.path), "source": data.pop("excerpt"), "notes": list(self.notes)}
 
 
 def in_order(problems: Iterable[ManifestProblem], files: Iterable[str] = ()) -> list[ManifestProblem]:
@@ -117,7 +109,7 @@ def dotted(path: Path) -> str:
     return ".".join(f'"{part}"' if isinstance(part, str) and ("." in part or not part) else str(part) for part in path)
 
 
-def shown(value: object, *, most: int = 60) -> str:
+def shown(value: object) -> str:
     """What a value is, in a user's words: ``the string 'two'``, ``a list of 3 items``."""
     if value is None:
         return "null"
@@ -127,14 +119,13 @@ def shown(value: object, *, most: int = 60) -> str:
         return "a mapping" if value else "an empty mapping"
     if isinstance(value, list | tuple):
         return "an empty list" if not value else f"a list of {len(value)} item{'s' * (len(value) != 1)}"
-    if isinstance(value, str):
-        return f"the string {_short(value, most)}"
     if isinstance(value, int):
-        digits = str(value) if abs(value) < 10**most else f"of more than {most} digits"
-        return f"the integer {digits}"
+        return f"the integer {value if abs(value) < 10**_QUOTED else f'of more than {_QUOTED} digits'}"
     if isinstance(value, float):
         return f"the number {value!r}"
-    return f"{type(value).__name__} {_short(str(value), most)}"
+    text = str(value)
+    quoted = repr(text if len(text) <= _QUOTED else f"{text[: _QUOTED - 15]}...{text[-12:]}")
+    return f"{'the string' if isinstance(value, str) else type(value).__name__} {quoted}"
 
 
 def _line(text: str) -> str:
@@ -143,34 +134,25 @@ def _line(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def _short(text: str, most: int) -> str:
-    """A quoted text, its middle left out where it is long."""
-    return repr(text if len(text) <= most else f"{text[: most - 15]}...{text[-12:]}")
-
-
 def _cut(line: str, column: int, end: int) -> tuple[str, int, int]:
-    """A printable piece of a source line around the mark: the text, the mark's offset in it, the mark's length.
-
-    Tabs are expanded, what would move a terminal's cursor is replaced, wide characters take two cells.
-    """
-    cells = [_cell(character) for character in line]
-    start = min(column - 1, len(cells))
-    end = max(start, min(end - 1, len(cells)))
-    first, last = 0, len(cells)
-    if sum(width for _, width in cells) > _WIDEST:
+    """A printable piece of a source line around the mark: the text, the mark's offset in it, the mark's length."""
+    start = min(column - 1, len(line))
+    first, last = 0, len(line)
+    if _width(_printable(line)) > _WIDEST:
         first = max(0, start - _WIDEST // 3)
-        last = min(len(cells), first + _WIDEST)
-    head, tail = "..." if first else "", "..." if last < len(cells) else ""
-    offset = len(head) + sum(width for _, width in cells[first:start])
-    length = sum(width for _, width in cells[start : min(end, last)])
-    return head + "".join(text for text, _ in cells[first:last]) + tail, offset, max(1, length)
+        last = first + _WIDEST
+    before = ("..." if first else "") + _printable(line[first:start])
+    marked = _printable(line[start : max(start, min(end - 1, last))])
+    after = _printable(line[max(start, end - 1) : last]) + ("..." if last < len(line) else "")
+    return before + marked + after, _width(before), max(1, _width(marked))
 
 
-def _cell(character: str) -> tuple[str, int]:
-    if character == "\t":
-        return " " * _TAB, _TAB
-    if unicodedata.combining(character):
-        return character, 0
-    if not character.isprintable():
-        return "\N{REPLACEMENT CHARACTER}", 1
-    return character, 2 if unicodedata.east_asian_width(character) in "WF" else 1
+def _printable(text: str) -> str:
+    """Tabs as spaces, and nothing that would move a terminal's cursor."""
+    text = text.replace("\t", "    ")
+    return "".join(c if c.isprintable() or unicodedata.combining(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _width(text: str) -> int:
+    """Cells of a terminal: wide characters take two, combining ones none."""
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)

@@ -15,21 +15,15 @@ __all__ = ["explain_json", "explain_yaml"]
 _OPENED: Final = {"while parsing a flow sequence": "[", "while parsing a flow mapping": "{"}
 _CLOSING: Final = {"[": "]", "{": "}"}
 _JSON_TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|.', re.DOTALL)
-_JSON_LAST: Final = re.compile(r",?\s*([]}])")
 _JSON_WORD: Final = f"{ascii_letters}{digits}_.+-"
-_JSON_RULES: Final = (
-    ("Expecting property name", "a key must stand here", "a string in double quotes"),
-    ("Expecting ':'", "a ':' must follow the key", "':'"),
-    ("Extra data", "more text after the end of the value", "nothing"),
-)
 
 
 def explain_yaml(error: MarkedYAMLError, source: SourceText) -> Broken:
     """What a parser's error stands for."""
     problem = str(error.problem or "").strip()
     context = str(error.context or "").strip()
-    at = _index(error.problem_mark, source)
-    opened = _index(error.context_mark, source) if error.context_mark is not None else at
+    marks = error.problem_mark or error.context_mark, error.context_mark or error.problem_mark
+    at, opened = (min(mark.index, len(source.text)) if mark else 0 for mark in marks)
     here, there = _mark(source, at), _mark(source, opened)
     text = source.text
 
@@ -78,11 +72,6 @@ def _is_outside(source: SourceText, at: int, opened: int) -> bool:
     return line > before and starts_line and column - 1 <= len(text) - len(text.lstrip(" "))
 
 
-def _index(mark: object, source: SourceText) -> int:
-    index = getattr(mark, "index", 0)
-    return max(0, min(int(index), len(source.text)))
-
-
 def _mark(source: SourceText, index: int) -> TextSpan:
     """One character; the end of the text points behind the last line that says something."""
     if index >= len(source.text):
@@ -102,22 +91,19 @@ def explain_json(source: SourceText, at: int, reason: str) -> Broken:
             opened.append(token.start())
         elif token[0] in ("}", "]"):
             opened.pop()
-    closing = _CLOSING[text[opened[-1]]] if opened else ""
-    if opened and not text[at:].strip():
-        message = f"the {text[opened[-1]]} opened here is never closed"
-        return _mark(source, opened[-1]).broken(message, expected=f"'{closing}'")
-    last = _JSON_LAST.match(text, at)
-    if last is not None and (last[0].startswith(",") or text[:at].rstrip().endswith(",")):
+    rest = text[at:].lstrip(", \t\r\n")
+    if opened and not rest:
+        bracket = text[opened[-1]]
+        message, expected = f"the {bracket} opened here is never closed", f"'{_CLOSING[bracket]}'"
+        return _mark(source, opened[-1]).broken(message, expected=expected)
+    if rest[:1] in ("}", "]") and "," in (text[at], text[:at].rstrip()[-1:]):
         message = "a ',' stands before the closing bracket"
-        return _mark(source, last.start(1)).broken(message, expected="another value, or no ','")
-    start = len(text[:at].rstrip(_JSON_WORD))
-    end = len(text) - len(text[at:].lstrip(_JSON_WORD))
-    if reason.startswith("Expecting value") or start < at < end:
+        return _mark(source, len(text) - len(rest)).broken(message, expected="another value, or no ','")
+    start, end = len(text[:at].rstrip(_JSON_WORD)), len(text) - len(text[at:].lstrip(_JSON_WORD))
+    if reason == "Expecting value" or start < at < end:
         end = max(end, at + 1)
-        message = f"{text[start:end]!r} is not a JSON value"
         expected = 'a value: "text", 1.5, true, false, null, [...] or {...}'
-        return TextSpan(source, start, end).broken(message, expected=expected)
-    for beginning, message, expected in _JSON_RULES:
-        if reason.startswith(beginning):
-            return here.broken(message, expected=expected)
-    return here.broken(f"{text[at : at + 1]!r} cannot stand here", expected=f"',' or '{closing}'")
+        return TextSpan(source, start, end).broken(f"{text[start:end]!r} is not a JSON value", expected=expected)
+    if reason == "Extra data":
+        return here.broken("more text after the end of the value", expected="nothing")
+    return here.broken(f"this is not JSON: {reason[:1].lower()}{reason[1:]}")

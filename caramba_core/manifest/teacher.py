@@ -91,4 +91,4 @@ def _located(value: Any, checkpoint: Checkpoint, path: tuple[str | int, ...]) ->
         )
     if isinstance(value, list | tuple):
         return List(tuple(_located(item, checkpoint, (*path, index)) for index, item in enumerate(value)), span)
-    return Scalar(value, span, dynamic=False)
+    return Scalar(value, span, literal=True)

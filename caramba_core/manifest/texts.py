@@ -10,20 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, events
 from ruamel.yaml.error import MarkedYAMLError, StringMark
-from ruamel.yaml.events import (
-    AliasEvent,
-    DocumentEndEvent,
-    DocumentStartEvent,
-    MappingEndEvent,
-    MappingStartEvent,
-    ScalarEvent,
-    SequenceEndEvent,
-    SequenceStartEvent,
-    StreamEndEvent,
-    StreamStartEvent,
-)
 
 from caramba_core.manifest.problem import shown
 from caramba_core.manifest.reading import Reading, check_depth
@@ -46,6 +34,7 @@ _HEAD: Final = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n|%[^\n]*\n)*")
 
 _NO_VALUE: Final = re.compile("[\x00\ud800-\udfff]")
 _JSON_TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]|[^][{},:"\s]+')
+_JSON_START: Final = {"{": events.MappingStartEvent, "[": events.SequenceStartEvent}
 
 
 def read_text(source: SourceText, reading: Reading) -> Node:
@@ -99,29 +88,28 @@ def _json_events(source: SourceText) -> Iterator[Any]:
     except RecursionError:
         pass  # the tree will be refused for its depth
     for token in _JSON_TOKEN.finditer(source.text):
+        text = token[0]
         start, end = (StringMark("", index, 0, 0, "", 0) for index in token.span())
-        if token[0] == "{":
-            yield MappingStartEvent(None, None, True, start, end, flow_style=True)
-        elif token[0] == "[":
-            yield SequenceStartEvent(None, None, True, start, end, flow_style=True)
-        elif token[0] in ("}", "]"):
-            yield (MappingEndEvent if token[0] == "}" else SequenceEndEvent)(start, end)
-        elif token[0].startswith('"'):
-            yield ScalarEvent(None, None, (False, True), json.loads(token[0]), start, end)
-        elif token[0] in ("NaN", "Infinity", "-Infinity"):  # which Python reads
+        if text in ("NaN", "Infinity", "-Infinity"):  # which Python reads
             raise explain_json(source, token.start(), "Expecting value")
+        if text in _JSON_START:
+            yield _JSON_START[text](None, None, True, start, end, flow_style=True)
+        elif text in ("}", "]"):
+            yield events.CollectionEndEvent(start, end)
+        elif text.startswith('"'):
+            yield events.ScalarEvent(None, None, (False, True), json.loads(text), start, end)
         else:
-            yield ScalarEvent(None, None, (True, False), token[0], start, end)
+            yield events.ScalarEvent(None, None, (True, False), text, start, end)
 
 
 # ------------------------------------------------------------------------------------------------ the tree
 
 
 class _Builder:
-    def __init__(self, source: SourceText, reading: Reading, events: Iterator[Any]) -> None:
+    def __init__(self, source: SourceText, reading: Reading, stream: Iterator[Any]) -> None:
         self.source = source
         self.reading = reading
-        self.events = events
+        self.stream = stream
         self.end = 0
         """Offset behind the list or mapping that ended last."""
         self.anchors: dict[str, Node | None] = {}
@@ -131,12 +119,12 @@ class _Builder:
         """The value of the one document; null where there is none."""
         root: Node = Scalar(None, TextSpan(self.source, 0, 0))
         documents = 0
-        for event in self.events:
-            if isinstance(event, DocumentStartEvent):
+        for event in self.stream:
+            if isinstance(event, events.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
                     raise self._span(event).broken("a second document starts here", expected="one document")
-            elif not isinstance(event, DocumentEndEvent | StreamStartEvent | StreamEndEvent):
+            elif isinstance(event, events.NodeEvent):
                 root = self._node(event, 0)
         return root
 
@@ -144,20 +132,20 @@ class _Builder:
         start, end = event.start_mark.index, event.end_mark.index
         prefix = _PREFIX.match(self.source.text, start)
         if prefix is not None:
-            start = min(prefix.end(), end) if isinstance(event, ScalarEvent) else prefix.end()
+            start = min(prefix.end(), end) if isinstance(event, events.ScalarEvent) else prefix.end()
         return TextSpan(self.source, start, max(start, end))
 
     def _node(self, event: Any, depth: int, key: TextSpan | None = None) -> Node:
         """The value that begins with an event, inside of ``depth`` others and behind ``key``."""
         span = self._span(event)
         node: Node
-        if isinstance(event, AliasEvent):
+        if isinstance(event, events.AliasEvent):
             node = self._alias(event.anchor, depth, span)
-        elif isinstance(event, ScalarEvent):
+        elif isinstance(event, events.ScalarEvent):
             node = self._scalar(event, span)
         else:
             node = self._collection(event, depth + 1, span, span if event.flow_style or key is None else key)
-        if event.anchor is not None and not isinstance(event, AliasEvent):
+        if event.anchor is not None and not isinstance(event, events.AliasEvent):
             self.anchors[event.anchor] = node
         self.reading.write(1, node.span)
         return node
@@ -198,7 +186,7 @@ class _Builder:
     def _collection(self, event: Any, depth: int, span: TextSpan, head: TextSpan) -> Node:
         """A list or mapping up to its end; ``head`` is what to point at where it lacks something."""
         check_depth(depth, span)
-        is_map = isinstance(event, MappingStartEvent)
+        is_map = isinstance(event, events.MappingStartEvent)
         tag = _tag(event)
         gap = None if tag in ("", "!!map" if is_map else "!!seq") else self._foreign(tag, span)
         if event.anchor is not None:
@@ -211,8 +199,8 @@ class _Builder:
 
     def _inside(self) -> Iterator[Any]:
         """The events up to the end of a list or mapping."""
-        for event in self.events:
-            if isinstance(event, MappingEndEvent | SequenceEndEvent):
+        for event in self.stream:
+            if isinstance(event, events.CollectionEndEvent):
                 self.end = event.end_mark.index
                 return
             yield event
@@ -223,18 +211,18 @@ class _Builder:
         brought: dict[str, MapItem] = {}
         for event in self._inside():
             span = self._span(event)
-            if isinstance(event, ScalarEvent) and event.implicit[0] and event.value == "<<":
-                self._merge(self._node(next(self.events), depth, span), span, brought)
+            if isinstance(event, events.ScalarEvent) and event.implicit[0] and event.value == "<<":
+                self._merge(self._node(next(self.stream), depth, span), span, brought)
                 continue
             name = self._key(event, span, own, depth)
-            value = self._node(next(self.events), depth, span)
+            value = self._node(next(self.stream), depth, span)
             if name is not None:
                 own[name] = MapItem(span, value)
         return {**{name: item for name, item in brought.items() if name not in own}, **own}
 
     def _key(self, event: Any, span: TextSpan, before: Mapping[str, MapItem], depth: int) -> str | None:
         """A key; ``None`` for one that is refused."""
-        if isinstance(event, ScalarEvent):
+        if isinstance(event, events.ScalarEvent):
             node = self._scalar(event, span)
             if isinstance(node, Gap):
                 return None
@@ -245,10 +233,10 @@ class _Builder:
                 self.reading.gap(span, f"the key {node.value!r} is given twice", hint="keep one", notes=(first,))
                 return None
             what = shown(node.value)
-        elif isinstance(event, AliasEvent):
+        elif isinstance(event, events.AliasEvent):
             what = "an alias"
         else:
-            what = "a mapping" if isinstance(event, MappingStartEvent) else "a list"
+            what = "a mapping" if isinstance(event, events.MappingStartEvent) else "a list"
             self._node(event, depth)
         text = self.source.text[span.start : span.end]
         hint = f'quote it: "{text}"' if text.replace(".", "").isalnum() else None

@@ -6,92 +6,104 @@ change, so a value that stands in two places (anchors, groups that share a model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Final
 
 import attrs
 
 from caramba_core.manifest.problem import Path
 from caramba_core.manifest.source import TextSpan
 
-__all__ = [
-    "GAP",
-    "MAX_DEPTH",
-    "Found",
-    "Gap",
-    "List",
-    "Map",
-    "MapItem",
-    "Node",
-    "Scalar",
-    "find",
-    "mapped",
-    "merge",
-    "noted",
-    "plain",
-    "replaced_at",
-    "text_of",
-]
+__all__ = ["GAP", "MAX_DEPTH", "Gap", "List", "Map", "MapItem", "Node", "Scalar"]
+__all__ += ["find", "mapped", "merge", "noted", "plain", "replaced_at"]
 
 MAX_DEPTH: Final = 64
 """How deep lists and mappings may nest."""
 
 
-@attrs.frozen(eq=False)
-class Scalar:
-    """A string, number, truth value or null; ``dynamic`` says that it may hold variables."""
+@attrs.frozen(eq=False, slots=False)
+class Node:
+    """A value, where its user wrote it, and ``notes`` on how it came to stand where it stands."""
+
+    span: TextSpan
+    notes: tuple[str, ...] = attrs.field(default=(), kw_only=True)
+
+    @property
+    def children(self) -> Sequence[Node]:
+        """What a list or mapping holds."""
+        return ()
+
+    @cached_property
+    def size(self) -> int:
+        """How many values this is."""
+        return 1 + sum(child.size for child in self.children)
+
+    @cached_property
+    def depth(self) -> int:
+        """How deep lists and mappings nest."""
+        return max((1 + child.depth for child in self.children), default=0)
+
+    @property
+    def text(self) -> str | None:
+        """The string that this is, if it is one."""
+        return None
+
+    @cached_property
+    def dynamic(self) -> bool:
+        """Whether there may be variables in it."""
+        return any(child.dynamic for child in self.children)
+
+    def get(self, key: str) -> Node | None:
+        """The value of a key, if this is a mapping that has it."""
+        return None
+
+    def text_at(self, key: str) -> str | None:
+        """The string that the value of a key is, if it is one."""
+        value = self.get(key)
+        return None if value is None else value.text
+
+
+@attrs.frozen(eq=False, slots=False)
+class Gap(Node):
+    """Stands where a value could not be made and a problem has already been reported; what reads it keeps quiet."""
+
+
+@attrs.frozen(eq=False, slots=False)
+class Scalar(Node):
+    """A string, number, truth value or null; not ``literal`` if ``${`` in it means variables."""
 
     value: bool | int | float | str | None
     span: TextSpan
-    notes: tuple[str, ...] = ()
-    dynamic: bool = attrs.field()
+    literal: bool = attrs.field(default=False, kw_only=True)
 
-    size = 1
-    depth = 0
+    @property
+    def text(self) -> str | None:
+        """The string that this is, if it is one."""
+        return self.value if isinstance(self.value, str) else None
 
-    @dynamic.default
-    def _is_dynamic(self) -> bool:
-        return isinstance(self.value, str) and "$" in self.value
-
-
-@attrs.frozen(eq=False)
-class Gap:
-    """Stands where a value could not be made and a problem has already been reported; what reads it keeps quiet."""
-
-    span: TextSpan
-    notes: tuple[str, ...] = ()
-
-    size = 1
-    depth = 0
-    dynamic = False
+    @cached_property
+    def dynamic(self) -> bool:
+        """Whether there may be variables in it."""
+        return not self.literal and "$" in (self.text or "")
 
 
-def _measure(node: List | Map) -> None:
-    """Set how many values a collection holds, how deep they nest, and whether any may hold variables."""
-    children = node.children
-    object.__setattr__(node, "size", 1 + sum(child.size for child in children))
-    object.__setattr__(node, "depth", 1 + max((child.depth for child in children), default=0))
-    object.__setattr__(node, "dynamic", any(child.dynamic for child in children))
-
-
-@attrs.frozen(eq=False)
-class List:
+@attrs.frozen(eq=False, slots=False)
+class List(Node):
     """A list.  ``head`` is what to point at where the list as a whole lacks something."""
 
     items: tuple[Node, ...]
     span: TextSpan
     head: TextSpan = attrs.field(default=attrs.Factory(lambda self: self.span, takes_self=True), kw_only=True)
-    notes: tuple[str, ...] = attrs.field(default=(), kw_only=True)
-    size: int = attrs.field(init=False)
-    depth: int = attrs.field(init=False)
-    dynamic: bool = attrs.field(init=False)
-
-    __attrs_post_init__ = _measure
 
     @property
-    def children(self) -> Collection[Node]:
+    def children(self) -> Sequence[Node]:
         """The items."""
         return self.items
+
+    def set(self, index: int, value: Node) -> List:
+        """This list with another item."""
+        return attrs.evolve(self, items=(*self.items[:index], value, *self.items[index + 1 :]))
 
 
 @attrs.frozen(eq=False)
@@ -102,22 +114,16 @@ class MapItem:
     value: Node
 
 
-@attrs.frozen(eq=False)
-class Map:
+@attrs.frozen(eq=False, slots=False)
+class Map(Node):
     """A mapping, in the order of writing; ``head`` as for lists."""
 
     entries: dict[str, MapItem]
     span: TextSpan
     head: TextSpan = attrs.field(default=attrs.Factory(lambda self: self.span, takes_self=True), kw_only=True)
-    notes: tuple[str, ...] = attrs.field(default=(), kw_only=True)
-    size: int = attrs.field(init=False)
-    depth: int = attrs.field(init=False)
-    dynamic: bool = attrs.field(init=False)
-
-    __attrs_post_init__ = _measure
 
     @property
-    def children(self) -> Collection[Node]:
+    def children(self) -> Sequence[Node]:
         """The values."""
         return [item.value for item in self.entries.values()]
 
@@ -140,7 +146,11 @@ class Map:
         return self.with_entries({**self.entries, key: MapItem(item.key if item else span or value.span, value)})
 
 
-Node: TypeAlias = "Scalar | List | Map | Gap"
+class GAP:
+    """The plain form of a :class:`Gap`."""
+
+
+# ------------------------------------------------------------------------------------------------ what is done with it
 
 
 def noted(node: Node, note: str) -> Node:
@@ -148,51 +158,30 @@ def noted(node: Node, note: str) -> Node:
     return attrs.evolve(node, notes=(*node.notes, note))
 
 
-def text_of(node: Node | None) -> str | None:
-    """The string that a node is, if it is one."""
-    return node.value if isinstance(node, Scalar) and isinstance(node.value, str) else None
-
-
-# ------------------------------------------------------------------------------------------------ what is done with it
-
-
 def mapped(node: Node, change: Callable[[Node], Node]) -> Node:
-    """A collection with every child changed; the same node where none is."""
-    if not isinstance(node, List | Map):
-        return node
+    """A node with every child changed; the same node where none is."""
     new = [change(child) for child in node.children]
     if all(one is other for one, other in zip(new, node.children, strict=True)):
         return node
     if isinstance(node, List):
         return attrs.evolve(node, items=tuple(new))
+    assert isinstance(node, Map)
     pairs = zip(node.entries.items(), new, strict=True)
     return node.with_entries({key: MapItem(item.key, value) for (key, item), value in pairs})
 
 
 def merge(base: Node, over: Node) -> Node:
     """``over`` laid on ``base`` key by key; anything but two mappings, and a component of another type, is replaced."""
-    if not isinstance(base, Map) or not isinstance(over, Map) or _other_type(base, over):
+    if not isinstance(base, Map) or not isinstance(over, Map):
+        return over
+    types = {node.value for node in (base.get("type"), over.get("type")) if isinstance(node, Scalar)}
+    if len(types) > 1:
         return over
     entries = dict(base.entries)
     for key, item in over.entries.items():
         below = entries.get(key)
         entries[key] = item if below is None else MapItem(item.key, merge(below.value, item.value))
     return over.with_entries(entries)
-
-
-def _other_type(base: Map, over: Map) -> bool:
-    types = [node.value for node in (base.get("type"), over.get("type")) if isinstance(node, Scalar)]
-    return len(types) == 2 and types[0] != types[1]
-
-
-class _GapData:
-    """The plain form of a :class:`Gap`."""
-
-    def __repr__(self) -> str:
-        return "<unreadable>"
-
-
-GAP: Final = _GapData()
 
 
 def plain(node: Node, memo: dict[int, Any] | None = None) -> Any:
@@ -204,7 +193,7 @@ def plain(node: Node, memo: dict[int, Any] | None = None) -> Any:
         return GAP
     if id(node) not in memo:
         values = [plain(child, memo) for child in node.children]
-        memo[id(node)] = values if isinstance(node, List) else dict(zip(node.entries, values, strict=True))
+        memo[id(node)] = dict(zip(node.entries, values, strict=True)) if isinstance(node, Map) else values
     return memo[id(node)]
 
 
@@ -240,9 +229,7 @@ def replaced_at(root: Node, path: Path, new: Node) -> Node:
     part, rest = path[0], path[1:]
     if isinstance(root, List):
         assert isinstance(part, int)
-        items = list(root.items)
-        items[part] = replaced_at(items[part], rest, new)
-        return attrs.evolve(root, items=tuple(items))
+        return root.set(part, replaced_at(root.items[part], rest, new))
     assert isinstance(root, Map) and isinstance(part, str)
     below = root.get(part)
     return root.set(part, new if below is None else replaced_at(below, rest, new))

@@ -106,10 +106,13 @@ class Variables:
         if not node.dynamic:
             return node
         if id(node) not in self._memo:
-            self._depth += node.depth > 0
-            check_depth(self._depth, node.span)
-            result = self._text(node) if isinstance(node, Scalar) else mapped(node, self.resolve)
-            self._depth -= node.depth > 0
+            if isinstance(node, Scalar):
+                result = self._text(node)
+            else:
+                self._depth += 1
+                check_depth(self._depth, node.span)
+                result = mapped(node, self.resolve)
+                self._depth -= 1
             self._memo[id(node)] = (node, result)
         return self._memo[id(node)][1]
 
@@ -132,7 +135,7 @@ class Variables:
             return Gap(node.span)
         if len(text) > _LONGEST:
             return self._reading.gap(node.span, f"this grows to more than {_LONGEST} characters")
-        return Scalar(text, node.span, node.notes, dynamic=False)
+        return Scalar(text, node.span, notes=node.notes, literal=True)
 
     def _value(self, node: Scalar, use: re.Match[str]) -> Node:
         """What a ``${...}`` stands for: of any type."""
@@ -141,13 +144,9 @@ class Variables:
             value = self._variable(name, _name_span(node, use))
             self._reading.expand(value.size, node.span)
             return noted(value, f"used as ${{{name}}} at {node.span.place}")
-        try:
-            number = evaluate(use[1], partial(self._operand, node, use))
-        except ExpressionError as error:
-            error.start += use.start(1)
-            error.end += use.start(1)
-            raise
-        return Scalar(number, node.span, (*node.notes, f"{use[0]} is {number} here"), dynamic=False)
+        # White space in place of what is in front keeps offsets into the expression equal to offsets into the string.
+        number = evaluate(" " * use.start(1) + use[1], partial(self._operand, node, use[0]))
+        return noted(Scalar(number, node.span, notes=node.notes), f"{use[0]} is {number} here")
 
     def _inserted(self, node: Scalar, use: re.Match[str]) -> str:
         """The text of a ``${...}`` that stands inside a longer string."""
@@ -164,14 +163,14 @@ class Variables:
         self._reading.gap(value.span, message, found=found, expected="a string or a number", notes=(note,))
         raise _UnresolvedError
 
-    def _operand(self, node: Scalar, use: re.Match[str], name: str, offset: int) -> int:
+    def _operand(self, node: Scalar, use: str, name: str, start: int) -> int:
         """The integer that a variable is."""
-        span = _inside(node, use.start(1) + offset, use.start(1) + offset + len(name))
+        span = _inside(node, start, start + len(name))
         value = self._variable(name, span)
         if isinstance(value, Scalar) and type(value.value) is int:
             return value.value
         found = shown(plain(value))
-        message, note = f"arithmetic takes integers, {name} is {found}", f"used in {use[0]} at {span.place}"
+        message, note = f"arithmetic takes integers, {name} is {found}", f"used in {use} at {span.place}"
         self._reading.gap(value.span, message, found=found, expected="an integer", notes=(note,))
         raise _UnresolvedError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import attrs
@@ -24,39 +24,28 @@ def dump(document: Mapping[str, Any], teacher_keys: Mapping[Path, str] | None = 
     ``teacher_keys`` are the keys of the teacher's configuration by the path of the value that was taken from there; a
     comment behind the value's line names them.
     """
-    writer = _Writer(teacher_keys or {})
-    lines: list[str] = []
-    for key, value in document.items():
-        lines.extend(writer.entry(_text(key), value, 0, (key,)))
-    return "\n".join(lines) + "\n"
+    return "\n".join(_Writer(teacher_keys or {}).inside(document, 0, ())) + "\n"
 
 
 @attrs.frozen
 class _Writer:
     keys: Mapping[Path, str]
 
-    def entry(self, key: str, value: Any, indent: int, path: Path) -> list[str]:
-        """``key: value``, on as many lines as it takes."""
-        pad = " " * indent
-        line = f"{pad}{key}: {_flow(value)}"
-        if not _is_long(value, line):
-            return [line + self.comment(path)]
-        return [f"{pad}{key}:", *self.inside(value, indent + 2, path)]
-
-    def item(self, value: Any, indent: int, path: Path) -> list[str]:
-        """``- value``, on as many lines as it takes."""
-        pad = " " * indent
-        line = f"{pad}- {_flow(value)}"
+    def lines(self, lead: str, value: Any, indent: int, path: Path) -> list[str]:
+        """A value behind ``key:`` or ``-``, on as many lines as it takes."""
+        line = f"{' ' * indent}{lead} {_flow(value)}"
         if not _is_long(value, line):
             return [line + self.comment(path)]
         inner = self.inside(value, indent + 2, path)
-        return [f"{pad}- {inner[0].lstrip()}", *inner[1:]]
+        if lead == "-":
+            return [f"{' ' * indent}- {inner[0].lstrip()}", *inner[1:]]
+        return [f"{' ' * indent}{lead}", *inner]
 
     def inside(self, value: Any, indent: int, path: Path) -> list[str]:
         """The lines of a collection's entries."""
         if isinstance(value, Mapping):
-            return [line for k, v in value.items() for line in self.entry(_text(k), v, indent, (*path, k))]
-        return [line for index, v in enumerate(value) for line in self.item(v, indent, (*path, index))]
+            return [line for k, v in value.items() for line in self.lines(f"{_text(k)}:", v, indent, (*path, k))]
+        return [line for index, v in enumerate(value) for line in self.lines("-", v, indent, (*path, index))]
 
     def comment(self, path: Path) -> str:
         """The keys behind the values of one line."""
@@ -66,25 +55,19 @@ class _Writer:
 
 def _is_long(value: Any, line: str) -> bool:
     """Whether a collection is better spread over lines: it is wide, or holds collections of collections."""
-    if not isinstance(value, Mapping | list | tuple) or not value:
-        return False
-    inner = list(value.values() if isinstance(value, Mapping) else value)
-    nested = any(_depth(item) > 1 for item in inner)
-    return len(line) > _WIDTH or nested
+    return _depth(value) > 0 and bool(value) and (len(line) > _WIDTH or _depth(value) > 2)
 
 
 def _depth(value: Any) -> int:
-    if isinstance(value, Mapping):
-        return 1 + max(map(_depth, value.values()), default=0)
-    if isinstance(value, list | tuple):
-        return 1 + max(map(_depth, value), default=0)
+    if isinstance(value, Mapping | list | tuple):
+        return 1 + max(map(_depth, value.values() if isinstance(value, Mapping) else value), default=0)
     return 0
 
 
 def _flow(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{_text(key)}: {_flow(item)}' for key, item in value.items())}}}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, list | tuple):
         return f"[{', '.join(map(_flow, value))}]"
     if value is None:
         return "null"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from caramba_core.manifest import Loaded
+from caramba_core.manifest import Loaded, dump
 from caramba_core.manifest.schema import Group
 from caramba_core.plan.sections import section_data, section_table
 from caramba_core.plugins.manager import hooks
@@ -24,8 +23,6 @@ def written_manifest(loaded: Loaded, group: Group, folder: Path, *, pinned: str 
     Names of files lead from ``folder`` to what they led to from the manifest's own.  ``pinned`` is the teacher's source
     as exactly the content that was read: a hub's address with its commit.
     """
-    from ruamel.yaml import YAML
-
     document = loaded.resolved_group(group.name)
     (written,) = document["groups"]
     if pinned is not None:
@@ -35,9 +32,7 @@ def written_manifest(loaded: Loaded, group: Group, folder: Path, *, pinned: str 
         dataset = getattr(group.data, which)
         names = {} if dataset is None else {str(name): _from(folder, loaded.folder, name) for name in dataset.files()}
         written["data"] = {**written["data"], which: _renamed(written["data"][which], names)}
-    out = StringIO()
-    YAML(typ="safe", pure=True).dump(document, out)
-    return out.getvalue()
+    return dump(document)
 
 
 def _from(folder: Path, origin: Path, name: str | Path) -> str:

@@ -9,7 +9,7 @@ import attrs
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from caramba_core.manifest.presets import find_source
+from caramba_core.manifest.compose import find_source
 from caramba_core.plugins.registry import registry
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from caramba_core.manifest.expressions import ExpressionError, evaluate
 from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.source import SourceText, TextSpan
-from caramba_core.manifest.tree import Scalar, text_of
+from caramba_core.manifest.tree import Scalar
 from caramba_core.manifest.variables import Variables
 
 from .workspace import Workspace, block, changed
@@ -111,7 +111,7 @@ def test_what_is_escaped_comes_back(text: str) -> None:
     source = SourceText(name="m.yml", text="")
     reading = Reading()
     node = Variables({}, reading).resolve(Scalar(text.replace("${", "$${"), TextSpan(source, 0, 0)))
-    assert text_of(node) == text
+    assert node.text == text
     assert not reading.problems
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import attrs
 
 from caramba_core.component import Attention, evolve
 from caramba_core.errors import InputError
+from caramba_core.manifest import dump
 from caramba_core.manifest.schema import Start
 from caramba_core.run.context import RunContext
 from caramba_core.run.modes import Results
@@ -76,7 +76,7 @@ class Allocate:
         )
         loaded = context.shared.loaded
         document = _found_from_anywhere(loaded.resolved_group(context.group.name), loaded.folder)
-        context.directory.write_text("allocated.yml", _yaml(with_sizes(document, context.run.id, chosen)))
+        context.directory.write_text("allocated.yml", dump(with_sizes(document, context.run.id, chosen)))
         context.reporter.line(f"sizes by layer: {context.directory.path / 'allocated.yml'}")
         return Results(entries={"calibration_tokens": tokens, "cached_values": sum(sizes)})
 
@@ -158,11 +158,3 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _yaml(document: Mapping[str, Any]) -> str:
-    from ruamel.yaml import YAML
-
-    out = StringIO()
-    YAML(typ="safe", pure=True).dump(document, out)
-    return out.getvalue()
