@@ -199,11 +199,13 @@ def option(
     choices: Sequence[Any] | None = None,
     pattern: str | None = None,
     form: str | None = None,
+    implied: str | None = None,
 ) -> Any:
     """A documented, range-checked field of a config.
 
     ``minimum``/``maximum`` include their bound, ``above``/``below`` exclude it.  ``None`` values are not range-checked.
-    ``pattern`` is a regular expression that a whole string must match, ``form`` the same in words.
+    ``pattern`` is a regular expression that a whole string must match, ``form`` the same in words.  ``implied`` is what
+    a manifest says that leaves the field out or null.
     All of it shows up in ``caramba explain``, in the JSON Schema and in error messages.
     """
 
@@ -236,6 +238,7 @@ def option(
         "choices": None if choices is None else tuple(choices),
         "pattern": pattern,
         "form": form,
+        "implied": implied,
     }
     if factory is not None:
         return attrs.field(factory=factory, validator=check, metadata=rules)

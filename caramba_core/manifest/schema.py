@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from caramba_core.component import Embedder, Head, Topology, component, option
+from caramba_core.component import component, option
+from caramba_core.model import Model
 from caramba_core.storage import Storage
 from caramba_core.training import Dataset, Optimizer, Schedule, Strategy
 from caramba_core.transplant import Transplant
@@ -14,7 +15,6 @@ __all__ = [
     "Evaluation",
     "Group",
     "Manifest",
-    "Model",
     "Run",
     "Start",
     "Teacher",
@@ -27,17 +27,6 @@ _NAME_FORM: Final = "a folder name: letters, digits, . _ - (no . or - in front),
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["float32", "bfloat16", "float16", "float64"]
-
-
-@component
-class Model:
-    """The model: embedder, layers, head."""
-
-    type: Literal["transformer"] = option(default="transformer", help="the only shape there is so far")
-    tied_embeddings: bool = option(default=False, help="the head reads the embedder's matrix")
-    embedder: Embedder = option(help="what turns token ids into vectors")
-    topology: Topology = option(help="the layers")
-    head: Head | None = option(default=None, help="what turns vectors into logits; a linear head if not given")
 
 
 @component

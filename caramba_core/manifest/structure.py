@@ -185,12 +185,14 @@ class Structurer:
         failed = bool(faults)
         fields: dict[str, Any] = {}
         for key, (attribute, type_) in shape.fields.items():
-            if key in value:
+            implied = attribute.metadata.get("implied")
+            if key in value or implied is not None:
+                given = implied if value.get(key) is None else value[key]
                 try:
-                    fields[argument(attribute)] = self._hook(type_)(value[key], type_)
+                    fields[argument(attribute)] = self._hook(type_)(given, type_)
                 except Faults as error:
                     failed = True
-                    faults.extend(_with_default_hint(error.below(key), attribute, value[key]))
+                    faults.extend(_with_default_hint(error.below(key), attribute, given))
         broken = shape.rule_faults(fields)
         if failed or broken:
             raise Faults((*faults, *broken))

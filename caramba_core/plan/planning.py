@@ -9,7 +9,7 @@ import attrs
 from caramba_core.errors import ManifestError
 from caramba_core.graph import Graph, local_name, matches
 from caramba_core.lowered import group_path, located, lower_all, lower_group
-from caramba_core.lowering import Fault
+from caramba_core.manifest.faults import Fault
 from caramba_core.manifest.names import listing, nearest, suggestion
 from caramba_core.manifest.schema import Group
 from caramba_core.plan.data import plan_data

@@ -14,8 +14,8 @@ from caramba_core.component import evolve
 from caramba_core.errors import CarambaError, InputError, ManifestError, VerificationFailed
 from caramba_core.loading import open_source
 from caramba_core.lowered import group_path, located
-from caramba_core.lowering import Fault
 from caramba_core.manifest import Loaded, load_manifest
+from caramba_core.manifest.faults import Fault
 from caramba_core.manifest.schema import Group, Run
 from caramba_core.plan import Plan, plan_manifest
 from caramba_core.run.directory import RunDirectory, State

@@ -21,7 +21,7 @@ COMPONENTS = {
     "layer": {"rms_norm": "Norm", "swiglu": "Mlp"},
     "attention": {"gqa": "Grouped", "no_config": "NoConfig", "gone": "Gone"},
     "embedder": {"token": "Tokens"},
-    "head": {"linear": "Linear"},
+    "head": {"default": "Linear", "linear": "Linear"},
     "topology": {"stacked": "Chain", "nested": "Repeated", "residual": "Chain"},
     "dataset": {"tokens": "Array", "text": "Text"},
     "strategy": {"distill": "Distill", "pretrain": "Pretrain"},

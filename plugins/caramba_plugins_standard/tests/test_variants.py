@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from caramba_plugins_standard.embedding import TokenEmbedder
+from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norms import LayerNorm, RMSNorm
 from caramba_plugins_standard.swiglu import SwiGLU
@@ -12,7 +12,7 @@ from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 
 from caramba_core.errors import InvalidValue
 from caramba_core.lowering import lower
-from caramba_core.manifest.schema import Model
+from caramba_core.model import Model
 from caramba_core.nn.build import build
 
 ATTENTION = (Residual(layers=(RMSNorm(), GroupedQueryAttention(n_heads=2, n_kv_heads=1, head_dim=4))),)
@@ -20,7 +20,9 @@ MLP = (Residual(layers=(LayerNorm(), SwiGLU(d_ff=8))),)
 
 
 def graph_of(nested: Nested):  # type: ignore[no-untyped-def]
-    return lower(Model(embedder=TokenEmbedder(vocab_size=9, d_model=6), topology=Stacked(layers=(nested,))))
+    return lower(
+        Model(head=LinearHead(), embedder=TokenEmbedder(vocab_size=9, d_model=6), topology=Stacked(layers=(nested,)))
+    )
 
 
 def test_each_repetition_has_the_layers_that_the_order_names() -> None:

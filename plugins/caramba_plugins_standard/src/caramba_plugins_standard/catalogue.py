@@ -29,6 +29,7 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
         "token": "caramba-plugins-standard",
     },
     "head": {
+        "default": "caramba-plugins-standard",
         "linear": "caramba-plugins-standard",
     },
     "topology": {

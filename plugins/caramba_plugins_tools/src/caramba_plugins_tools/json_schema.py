@@ -20,8 +20,9 @@ from caramba_core import __version__
 from caramba_core.component import Layer
 from caramba_core.errors import PluginError
 from caramba_core.manifest.configs import OPEN, shape_of
-from caramba_core.manifest.schema import Group, Manifest, Model, Run
+from caramba_core.manifest.schema import Group, Manifest, Run
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, is_union, members
+from caramba_core.model import Model
 from caramba_core.plugins.registry import Entry, Registry
 from caramba_core.training import Dataset
 
