@@ -7,7 +7,7 @@ has the width and the one that cannot take it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import attrs
@@ -76,7 +76,7 @@ class _Lowering:
         """Embedder, layers and head."""
         embedder, flow = self._embedder(model.embedder, (*path, "embedder"))
         names = Names((model.topology,), reserved=("embedder", "head"))
-        with suppress(_TooManyError):
+        with suppress(_TooManyError):  # which is noted as a fault
             topology, flow = self._layer(model.topology, (*path, "topology"), ROOT, names, flow, 1)
             head = self._head(model, path, embedder, flow)
         if self._faults:
@@ -88,10 +88,7 @@ class _Lowering:
     def _embedder(self, config: Embedder, path: Path) -> tuple[Node, _Flow]:
         self._fixed_name(config, path)
         tokens = _Flow(config.vocab_size, "the token ids", path)
-        width = self._width_of(config, path, tokens)
-        name = f"{ROOT}.{config.role}"
-        node = Node(name=name, config=config, path=path, width_in=config.vocab_size, width_out=width)
-        return node, _Flow(width, name, path)
+        return self._leaf(config, path, f"{ROOT}.{config.role}", tokens)
 
     def _head(self, model: Model, path: Path, embedder: Node, flow: _Flow) -> Node:
         vocabulary, tied = model.embedder.vocab_size, model.tied_embeddings
@@ -109,8 +106,7 @@ class _Lowering:
         config = evolve(given, vocab_size=wanted, tied=tied)
         if tied:
             self._tie(path, embedder, flow)
-        width = self._width_of(config, place, flow)
-        return Node(name=f"{ROOT}.{config.role}", config=config, path=place, width_in=flow.width, width_out=width)
+        return self._leaf(config, place, f"{ROOT}.{config.role}", flow)[0]
 
     def _tie(self, path: Path, embedder: Node, flow: _Flow) -> None:
         """The head reads the embedder's matrix ``[V, D]``: it must have one, as wide as what arrives."""
@@ -146,7 +142,14 @@ class _Lowering:
         name = scope if inline else f"{scope}.{self._local(config, path, names)}"
         if isinstance(config, Topology):
             return self._topology(config, path, name, names if inline else None, flow, applications)
-        width = self._width_of(config, path, flow, name)
+        return self._leaf(config, path, name, flow, applications)
+
+    def _leaf(self, config: Layer, path: Path, name: str, flow: _Flow, applications: int = 1) -> tuple[Node, _Flow]:
+        width = flow.width  # to go on with where the output's is at fault
+        with self._reading(path, flow, name):
+            config.check(flow.width)
+        with self._reading(path, flow, name):
+            width = config.output_width(flow.width)
         node = Node(
             name=name, config=config, path=path, width_in=flow.width, width_out=width, applications=applications
         )
@@ -168,7 +171,8 @@ class _Lowering:
         self, config: Topology, path: Path, name: str, enclosing: Names | None, flow: _Flow, applications: int
     ) -> tuple[Node, _Flow]:
         """``enclosing`` are the names of the scope that an inline topology without a name leaves its layers in."""
-        self._check(config, path, flow, name)
+        with self._reading(path, flow, name):
+            config.check(flow.width)
         bodies = config.bodies()
         self._around.append((len(bodies), path))
         self._spend(0, path, ahead=len(bodies))
@@ -230,34 +234,23 @@ class _Lowering:
                 self._fault((*path, "name"), wrong, hint="choose another name")
         return names.give(config)
 
-    # -------------------------------------------------------------------------------------------- widths and faults
+    # ------------------------------------------------------------------------------------------------ faults
 
-    def _width_of(self, config: Layer, path: Path, flow: _Flow, name: str | None = None) -> int:
-        """The output width of a leaf; the input's, to go on with, where that is at fault."""
-        self._check(config, path, flow, name)
+    @contextmanager
+    def _reading(self, path: Path, flow: _Flow, name: str) -> Iterator[None]:
+        """Note what a config has against its input."""
         try:
-            return config.output_width(flow.width)
+            yield
         except InvalidValue as error:
-            self._invalid(error, path, flow, name)
-            return flow.width
-
-    def _check(self, config: Layer, path: Path, flow: _Flow, name: str | None) -> None:
-        try:
-            config.check(flow.width)
-        except InvalidValue as error:
-            self._invalid(error, path, flow, name)
-
-    def _invalid(self, error: InvalidValue, path: Path, flow: _Flow, name: str | None) -> None:
-        where = path if error.field is None else (*path, error.field, *error.within)
-        reader = "" if name is None else f"{name} cannot take its input: "
-        self._fault(
-            where,
-            f"{reader}{error.message}",
-            expected=error.expected,
-            hint=error.hint,
-            widths={flow.source: flow.width},
-            once=(where, error.message),
-        )
+            place = path if error.field is None else (*path, error.field, *error.within)
+            self._fault(
+                place,
+                f"{name} cannot take its input: {error.message}",
+                expected=error.expected,
+                hint=error.hint,
+                widths={flow.source: flow.width},
+                once=(place, error.message),
+            )
 
     def _fault(
         self,

@@ -17,4 +17,6 @@ class Model:
     tied_embeddings: bool = option(default=False, help="the head reads the embedder's matrix")
     embedder: Embedder = option(help="what turns token ids into vectors")
     topology: Topology = option(help="the layers")
-    head: Head | None = option(default=None, implied="default", help="what turns vectors into logits")
+    head: Head | None = option(
+        default=None, implied="default", help="what turns vectors into logits; the default head if not given"
+    )

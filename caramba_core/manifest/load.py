@@ -19,6 +19,7 @@ from caramba_core.manifest.faults import Fault, Faults
 from caramba_core.manifest.groups import expand_groups
 from caramba_core.manifest.model import structure_model
 from caramba_core.manifest.names import nearest
+from caramba_core.manifest.origins import spell_out_models
 from caramba_core.manifest.overrides import apply, override_name, parse
 from caramba_core.manifest.presets import find_source, is_file_name
 from caramba_core.manifest.problem import Path, Problem
@@ -40,7 +41,6 @@ from caramba_core.manifest.tree import (
     map_of,
     merge,
     plain,
-    replaced_at,
 )
 from caramba_core.manifest.variables import Mentions, Scope, declared
 from caramba_core.plugins.registry import registry
@@ -108,9 +108,8 @@ def _keys(node: Node, path: Path) -> Iterator[tuple[Path, str]]:
 def load_manifest(source: str | FilePath, *, overrides: Sequence[str] = (), fetch: bool = False) -> Loaded:
     """Read a manifest's file, or the preset of that name.
 
-    ``overrides`` are texts ``path=value`` as ``--set`` takes them.  A teacher that a model is taken from
-    (``model: {from: teacher}``) must be on this machine, or is brought here with ``fetch``.  Raises
-    :class:`ManifestError` with every problem.
+    ``overrides`` are texts ``path=value`` as ``--set`` takes them.  What a model is taken from (``model: {from: ...}``)
+    must be on this machine, or is brought here with ``fetch``.  Raises :class:`ManifestError` with every problem.
     """
     composer = Composer(Reading())
     try:
@@ -136,7 +135,7 @@ def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer, 
         problems.extend(check_requires(root.entries["requires"].value))
     root = expand_groups(root, composer.inherited, reading=reading, mentions=mentions)
     root = apply(root, [change for change in changes if change.of_groups], problems)
-    tree = _with_teachers(_resolved(root, reading, mentions), folder, problems, fetch=fetch)
+    tree = spell_out_models(_resolved(root, reading, mentions), registry(), problems, folder, fetch=fetch)
     if tree.depth > MAX_DEPTH:
         raise Broken(
             tree.head.problem(f"lists and mappings nest more than {MAX_DEPTH} deep once variables are filled in")
@@ -231,31 +230,6 @@ def _resolved_group(
         entries["model"] = Entry(group.head, Gap(group.head))
     named = {"name": entries["name"], **entries} if "name" in entries else entries
     return map_of(named, group.span, head=group.head, notes=group.notes)
-
-
-def _with_teachers(tree: Map, folder: FilePath, problems: list[Problem], *, fetch: bool) -> Map:
-    """The manifest with the models that are taken from teachers spelled out; its own is taken from the first's."""
-    groups = tree.entries["groups"].value if "groups" in tree.entries else None
-    places: list[tuple[Path, Node | None]] = [
-        (("groups", index), group.entries["teacher"].value if "teacher" in group.entries else None)
-        for index, group in enumerate(groups.items if isinstance(groups, List) else ())
-        if isinstance(group, Map)
-    ]
-    first = places[0][1] if places else None
-    teachers = None
-    for path, teacher in [((), first), *places]:
-        model = find(tree, (*path, "model"))
-        if model.missing or not (isinstance(model.node, Map) and "from" in model.node.entries):
-            continue
-        from caramba_core.manifest.inherit import inherit
-        from caramba_core.manifest.teacher import Teachers
-
-        teachers = teachers or Teachers(folder, fetch=fetch)
-        spelled_out = inherit(model.node, teacher, teachers, (*path, "model"), problems)
-        changed = replaced_at(tree, (*path, "model"), spelled_out)
-        assert isinstance(changed, Map)
-        tree = changed
-    return tree
 
 
 def _structured(data: dict[str, Any]) -> tuple[Manifest | None, list[Fault]]:

@@ -68,13 +68,6 @@ class Structurer:
         """The config of a type; raises :class:`~caramba_core.manifest.faults.Faults`."""
         return cast(_T, self._hook(type_)(value, type_))
 
-    def fields_of(self, name: object, base: type) -> frozenset[str]:
-        """The keys that a component of a name has; none where there is no such component."""
-        try:
-            return frozenset(shape_of(self._class(OPEN[base], str(name), base)).fields)
-        except Faults:
-            return frozenset()
-
     def _hook(self, type_: Any) -> Hook:
         try:
             return self._converter.get_structure_hook(type_)

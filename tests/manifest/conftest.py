@@ -64,7 +64,7 @@ def example_plugins(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Te
     monkeypatch.setitem(sys.modules, f"{MODULE}_presets", importlib.util.module_from_spec(presets))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     registry = example_registry()
-    for user in ("compose", "presets", "load", "model", "teacher", "inherit"):
+    for user in ("compose", "presets", "load", "model"):
         monkeypatch.setattr(f"caramba_core.manifest.{user}.registry", lambda: registry)
     return registry
 

@@ -46,6 +46,9 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
         "softmax": "caramba-plugins-standard",
         "top_k": "caramba-plugins-standard",
     },
+    "origin": {
+        "teacher": "caramba-plugins-upcycle",
+    },
     "transplant": {
         "gqa_to_dba": "caramba-plugins-dba",
         "gqa_to_linear_attention": "caramba-plugins-linear",
