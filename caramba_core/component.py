@@ -202,7 +202,7 @@ class Rules(TypedDict, total=False):
 
     ``minimum`` and ``maximum`` include their bound, ``above`` and ``below`` exclude it; ``choices`` lists the values.
     ``pattern`` is a regular expression that a whole string must match, ``form`` the same in words.
-    ``implied`` is what a manifest says that leaves the field out or null.
+    ``implied`` is the value where a manifest leaves the field out or gives null, written as in a manifest.
     """
 
     unit: str
@@ -343,7 +343,7 @@ class Head(Layer):
 
 @component
 class Router(Component):
-    """Weighs the branches of a ``branching`` node, a token at a time.
+    """Weighs the branches of a topology for each token.
 
     ``builds`` is a function ``(config, x, weights) -> y`` from ``x`` ``[B, T, D]`` and the declared weights to ``y``
     ``[B, T, branches]``.
@@ -380,7 +380,7 @@ class Topology(Layer):
 
     ``flow`` says how its bodies connect: ``chain`` feeds each the one before, ``fan`` feeds all of them its input.
     ``inline`` names a function ``(run, x) -> y`` for wiring without weights that adds no name of its own to the graph:
-    a ``residual`` in a list of layers leaves its layers where the list's are (``blocks.3.attention``).
+    its layers are named as if they stood in its place (``blocks.3.attention``).
     """
 
     role: ClassVar[str] = "topology"
@@ -390,7 +390,7 @@ class Topology(Layer):
     """Whether running the bodies in turn is all that the node does, so that calibration may stop between them."""
 
     adds_input: ClassVar[bool] = False
-    """Whether the output is the input plus what the bodies give, as pictures show it."""
+    """Whether the output is the input plus what the bodies give; pictures show it."""
 
     repeats: ClassVar[bool] = False
     """Whether a manifest writes layers once that several bodies have, each with weights of its own."""
@@ -402,10 +402,11 @@ class Topology(Layer):
     def with_repetitions(
         self, written: Map, nodes: Sequence[Mapping[str, Path]], change: Callable[[int, Map], Map]
     ) -> Map:
-        """How a manifest writes a topology that ``repeats`` once its bodies differ.
+        """How a manifest writes this topology with layers of single bodies changed; for one that ``repeats``.
 
-        ``written`` is how it writes this one.  ``change(index, written)`` makes the changes of one body, as if all had
-        them.  ``nodes`` gives for each body the nodes that any body changes: their path in ``written`` by their name.
+        ``written`` is the mapping that this config was made of.  ``change(index, written)`` returns it with the changes
+        of one body made in the layers that this body has so far.  ``nodes[index]`` has the path in ``written``, by
+        name, of every node that changes in some body.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define with_repetitions")
 

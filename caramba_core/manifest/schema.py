@@ -33,7 +33,7 @@ DType = Literal["float32", "bfloat16", "float16", "float64"]
 class Teacher:
     """The pretrained model that a group starts from and learns from."""
 
-    source: str = option(help="a file or folder relative to the manifest, or hf://org/repo[@revision]")
+    source: str = option(help="a file or folder relative to the manifest, or an address (SCHEME://...)")
     sha256: str | None = option(
         default=None,
         help="SHA-256 that the file must have",

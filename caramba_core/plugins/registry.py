@@ -1,6 +1,6 @@
 """The registry of components: who supplies what, known from metadata, imported only when asked for.
 
-A name may be short (``dba``) or qualified (``caramba-plugins-dba:dba``).  Two plugins that claim one short name are an
+A name may be short (``mine``) or qualified (``my-plugin:mine``).  Two plugins that claim one short name are an
 error that lists the qualified ones; the last installed never wins silently.
 """
 

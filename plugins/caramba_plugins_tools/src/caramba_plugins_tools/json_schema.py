@@ -117,7 +117,7 @@ class _Writer:
         """A model spelled out, or taken from the group's teacher with some layers replaced."""
         taken = self._fields(Model, partial=True)
         taken["properties"] |= {
-            "from": {"const": "teacher", "description": "take the model from the group's teacher"},
+            "from": {"enum": sorted(self._names(("origin",))), "description": "what the model is taken from"},
             "replace": {
                 "type": "object",
                 "additionalProperties": self._of(Layer, {}, partial=True),
