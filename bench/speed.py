@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import torch
 import transformers
-from caramba_plugins_standard.embedding import TokenEmbedder
+from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norms import RMSNorm
 from caramba_plugins_standard.optimizers import AdamW
@@ -31,7 +31,7 @@ from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 from torch import Tensor, nn
 
 from caramba_core.lowering import lower
-from caramba_core.manifest.schema import Model
+from caramba_core.model import Model
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
 
@@ -44,6 +44,7 @@ def ours() -> LanguageModel:
     attention = GroupedQueryAttention(n_heads=HEADS, n_kv_heads=KV_HEADS, head_dim=HEAD_DIM, rope=Rope(theta=THETA))
     block = (Residual(layers=(RMSNorm(), attention)), Residual(layers=(RMSNorm(), SwiGLU(d_ff=HIDDEN))))
     model = Model(
+        head=LinearHead(),
         tied_embeddings=True,
         embedder=TokenEmbedder(vocab_size=VOCABULARY, d_model=WIDTH),
         topology=Stacked(layers=(Nested(name="blocks", repeat=LAYERS, layers=block), RMSNorm())),

@@ -14,13 +14,30 @@ Axes used throughout caramba:
 
 from __future__ import annotations
 
+import math
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeVar, cast, dataclass_transform
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    dataclass_transform,
+)
 
 import attrs
 
 from caramba_core.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from caramba_core.manifest.problem import Path
+    from caramba_core.manifest.tree import Map
 
 __all__ = [
     "Attention",
@@ -88,10 +105,7 @@ class Weight:
     @property
     def numel(self) -> int:
         """Number of values."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
 
 @attrs.frozen(kw_only=True)
@@ -171,10 +185,7 @@ class CacheEntry:
     @property
     def values(self) -> int:
         """Values a token, or a sequence where ``per_token`` is false."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
 
 # ------------------------------------------------------------------------------------------------ how it is declared
@@ -186,60 +197,58 @@ def component(cls: _C) -> _C:
     return attrs.frozen(kw_only=True, slots=True)(cls)
 
 
-def option(
-    *,
-    help: str,
-    default: Any = attrs.NOTHING,
-    factory: Callable[[], Any] | None = None,
-    unit: str | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    choices: Sequence[Any] | None = None,
-    pattern: str | None = None,
-    form: str | None = None,
-) -> Any:
-    """A documented, range-checked field of a config.
+class Rules(TypedDict, total=False):
+    """What a field allows, and how messages, ``caramba explain`` and the JSON Schema put it.
 
-    ``minimum``/``maximum`` include their bound, ``above``/``below`` exclude it.  ``None`` values are not range-checked.
+    ``minimum`` and ``maximum`` include their bound, ``above`` and ``below`` exclude it; ``choices`` lists the values.
     ``pattern`` is a regular expression that a whole string must match, ``form`` the same in words.
-    All of it shows up in ``caramba explain``, in the JSON Schema and in error messages.
+    ``implied`` is the value where a manifest leaves the field out or gives null, written as in a manifest.
     """
 
-    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if value is None:
-            return
-        if pattern is not None and re.fullmatch(pattern, value) is None:
-            shown = repr(value if len(value) <= 60 else f"{value[:57]}...")
-            raise InvalidValue(attribute.name, f"{shown} is not of the right form", expected=form or pattern)
-        if choices is not None and value not in choices:
-            raise InvalidValue(attribute.name, f"{value!r} is not a choice", expected=", ".join(map(str, choices)))
-        bounds: tuple[tuple[Any, Callable[[Any], bool], str], ...] = (
-            (minimum, lambda b: value < b, "is below"),
-            (above, lambda b: value <= b, "is not above"),
-            (maximum, lambda b: value > b, "is above"),
-            (below, lambda b: value >= b, "is not below"),
-        )
-        for bound, broken, words in bounds:
-            if bound is not None and broken(bound):
-                shown = f"{bound}" if unit is None else f"{bound} {unit}"
-                raise InvalidValue(attribute.name, f"{value} {words} {shown}")
+    unit: str
+    minimum: float
+    maximum: float
+    above: float
+    below: float
+    choices: Sequence[Any]
+    pattern: str
+    form: str
+    implied: str
 
-    rules = {
-        "help": help,
-        "unit": unit,
-        "minimum": minimum,
-        "maximum": maximum,
-        "above": above,
-        "below": below,
-        "choices": None if choices is None else tuple(choices),
-        "pattern": pattern,
-        "form": form,
-    }
-    if factory is not None:
-        return attrs.field(factory=factory, validator=check, metadata=rules)
-    return attrs.field(default=default, validator=check, metadata=rules)
+
+_BOUNDS: Final[dict[str, tuple[Callable[[Any, Any], bool], str]]] = {
+    "minimum": (operator.lt, "is below"),
+    "above": (operator.le, "is not above"),
+    "maximum": (operator.gt, "is above"),
+    "below": (operator.ge, "is not below"),
+}
+"""For each bound, when a value breaks it and how that is said."""
+
+
+def option(
+    *, help: str, default: Any = attrs.NOTHING, factory: Callable[[], Any] | None = None, **rules: Unpack[Rules]
+) -> Any:
+    """A documented field of a config, checked by its :class:`Rules`; ``None`` is never checked."""
+    initial = attrs.NOTHING if factory is None else attrs.Factory(factory)
+    return attrs.field(
+        default=initial if default is attrs.NOTHING else default, validator=_check, metadata={"help": help, **rules}
+    )
+
+
+def _check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Raise :class:`InvalidValue` where a value breaks a rule of its field."""
+    name, rules = attribute.name, attribute.metadata
+    if value is None:
+        return
+    if "pattern" in rules and re.fullmatch(rules["pattern"], value) is None:
+        shown = repr(value if len(value) <= 60 else f"{value[:57]}...")
+        raise InvalidValue(name, f"{shown} is not of the right form", expected=rules.get("form", rules["pattern"]))
+    if "choices" in rules and value not in rules["choices"]:
+        raise InvalidValue(name, f"{value!r} is not a choice", expected=", ".join(map(str, rules["choices"])))
+    for bound, (broken, words) in _BOUNDS.items():
+        if bound in rules and broken(value, rules[bound]):
+            unit = f" {rules['unit']}" if "unit" in rules else ""
+            raise InvalidValue(name, f"{value} {words} {rules[bound]}{unit}")
 
 
 def evolve(config: _T, **changes: Any) -> _T:
@@ -269,7 +278,10 @@ class Layer(Component):
 
     role: ClassVar[str]
     output_weights: ClassVar[tuple[str, str] | None] = None
-    """Names of the projection ``[D, n]`` behind what the module's ``mix(x, frame)`` gives, and of its bias, if any."""
+    """Weight names of the output projection ``[D, n]``, which reads what the module's ``mix`` returns, and its bias."""
+
+    inherited: ClassVar[tuple[str, ...]] = ("name",)
+    """Fields that a layer of another type takes over when it is put in this one's place, as far as it has them."""
 
     name: str | None = option(default=None, help="the node's name in its parent; the role of its kind if not given")
 
@@ -331,7 +343,7 @@ class Head(Layer):
 
 @component
 class Router(Component):
-    """Weighs the branches of a ``branching`` node, a token at a time.
+    """Weighs the branches of a topology for each token.
 
     ``builds`` is a function ``(config, x, weights) -> y`` from ``x`` ``[B, T, D]`` and the declared weights to ``y``
     ``[B, T, branches]``.
@@ -368,7 +380,7 @@ class Topology(Layer):
 
     ``flow`` says how its bodies connect: ``chain`` feeds each the one before, ``fan`` feeds all of them its input.
     ``inline`` names a function ``(run, x) -> y`` for wiring without weights that adds no name of its own to the graph:
-    a ``residual`` in a list of layers leaves its layers where the list's are (``blocks.3.attention``).
+    its layers are named as if they stood in its place (``blocks.3.attention``).
     """
 
     role: ClassVar[str] = "topology"
@@ -377,9 +389,26 @@ class Topology(Layer):
     separable: ClassVar[bool] = False
     """Whether running the bodies in turn is all that the node does, so that calibration may stop between them."""
 
+    adds_input: ClassVar[bool] = False
+    """Whether the output is the input plus what the bodies give; pictures show it."""
+
+    repeats: ClassVar[bool] = False
+    """Whether a manifest writes layers once that several bodies have, each with weights of its own."""
+
     def bodies(self) -> Sequence[Body]:
         """The chains that this node runs, in order."""
         raise NotImplementedError
+
+    def with_repetitions(
+        self, written: Map, nodes: Sequence[Mapping[str, Path]], change: Callable[[int, Map], Map]
+    ) -> Map:
+        """How a manifest writes this topology with layers of single bodies changed; for one that ``repeats``.
+
+        ``written`` is the mapping that this config was made of.  ``change(index, written)`` returns it with the changes
+        of one body made in the layers that this body has so far.  ``nodes[index]`` has the path in ``written``, by
+        name, of every node that changes in some body.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define with_repetitions")
 
     def output_widths(self, width: int) -> tuple[int, ...]:
         """Output width of each body, for an input of ``width``."""

@@ -63,7 +63,8 @@ class PluginInfo:
     """What a plugin says of itself.
 
     ``summary`` is one line; ``documentation`` an address; ``extras`` names, for each optional extra of the
-    distribution, the modules that it brings (``{"gguf": ("gguf",)}``): ``caramba plugins show`` says which are there.
+    distribution, the modules that it brings (``{"fast": ("fancylib",)}``); ``caramba plugins show`` says which are
+    there.
     """
 
     summary: str

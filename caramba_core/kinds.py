@@ -37,6 +37,7 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("head", "a config of what turns vectors into logits"),
         Kind("topology", "a config of a layer made of layers"),
         Kind("router", "a config of what weighs branches"),
+        Kind("origin", "what a model is taken from, by its from: key"),
         Kind("transplant", "how one attention starts from another's weights, named SOURCE_to_TARGET"),
         Kind("moment", "a streaming collector of calibration statistics"),
         Kind("loader", "a reader of checkpoints"),

@@ -2,7 +2,7 @@
 
 A loader is registered in ``caramba.loader`` as a light class.  It recognizes a file or folder, tells the model inside
 in the words of a manifest (without torch or numpy: plans use it), and streams the tensors under the graph's names.  A
-source is registered in ``caramba.source`` under the scheme of its addresses (``hf`` for ``hf://org/repo``) and fetches.
+source is registered in ``caramba.source`` under the scheme of its addresses (``x`` for ``x://org/repo``) and fetches.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ __all__ = [
     "Span",
     "Stored",
     "Tokenizer",
+    "cached_source",
     "fetch_source",
     "find_loader",
     "open_fetched",
@@ -189,26 +190,42 @@ def open_fetched(fetched: Fetched, *, sha256: str | None = None) -> Checkpoint:
 
 def fetch_source(source: str, folder: Path) -> Fetched:
     """What a ``source`` leads to: a file or folder as it is, an address through the plugin that knows its scheme."""
+    found = _resolve(source, folder)
+    if isinstance(found, Path):
+        return Fetched(path=found, pinned=str(found))
+    fetcher, location = found
+    return fetcher.fetch(location)
+
+
+def cached_source(source: str, folder: Path) -> Path | None:
+    """Where a ``source`` is on this machine; ``None`` if it would have to be fetched.  Never the network."""
+    found = _resolve(source, folder)
+    if isinstance(found, Path):
+        return found
+    fetcher, location = found
+    return fetcher.cached(location)
+
+
+def _resolve(source: str, folder: Path) -> Path | tuple[type[Source], str]:
+    """The path that a ``source`` names, or the plugin that fetches it and the address without its scheme."""
     address = _ADDRESS.fullmatch(source)
     if address is None:
         if not source or "\0" in source:
-            raise InputError(
-                f"{source!r} names no file", expected="a file, a folder or an address such as hf://org/repo"
-            )
-        path = folder / Path(source).expanduser()
-        return Fetched(path=path, pinned=str(path))
+            raise InputError(f"{source!r} names no file", expected="a file, a folder or an address (SCHEME://...)")
+        return folder / Path(source).expanduser()
     from caramba_core.plugins.registry import registry
 
-    plugins = registry()
-    known = {entry.name for entry in plugins.entries("source")}
-    if address["scheme"] not in known:
-        raise InputError(
-            f"{source}: no installed plugin fetches from {address['scheme']}://",
-            expected=", ".join(f"{name}://" for name in sorted(known)) or "a file or folder",
-            hint="caramba plugins list shows what is installed",
-        )
-    found: type[Source] = plugins.load(plugins.find(("source",), address["scheme"]))
-    return found.fetch(address["location"])
+    plugins, scheme = registry(), address["scheme"]
+    try:
+        entry = plugins.find(("source",), scheme)
+    except PluginError as error:
+        raise PluginError(
+            f"{source}: no installed plugin fetches from {scheme}://",
+            expected=", ".join(f"{known.name}://" for known in plugins.entries("source")) or "a file or folder",
+            hint=error.hint,
+        ) from None
+    found: type[Source] = plugins.load(entry)
+    return found, address["location"]
 
 
 def find_loader(path: Path) -> Checkpoint:

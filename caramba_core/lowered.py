@@ -1,29 +1,28 @@
-"""The graphs of a manifest that has been read; faults become problems with their places."""
+"""The graphs of a manifest that has been read, with faults where its user wrote them, and those of checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from caramba_core.errors import ManifestError
+from caramba_core.errors import InputError, ManifestError
 from caramba_core.graph import Graph
 from caramba_core.lowering import LoweringError, lower
 from caramba_core.manifest.faults import Fault
-from caramba_core.manifest.problem import ManifestProblem
-from caramba_core.manifest.schema import Group
+from caramba_core.manifest.model import structure_model
+from caramba_core.manifest.problem import ManifestProblem, Path
 
 if TYPE_CHECKING:
+    from caramba_core.loading import Checkpoint
     from caramba_core.manifest.load import Loaded
+    from caramba_core.manifest.schema import Group
 
-__all__ = ["group_path", "located", "lower_all", "lower_group"]
+__all__ = ["group_path", "located", "lower_all", "lower_checkpoint", "lower_group"]
 
 
 def lower_group(loaded: Loaded, group: Group) -> Graph:
     """The graph of one group's model; raises :class:`ManifestError` with every fault."""
-    try:
-        return lower(group.model, (*group_path(loaded, group), "model"))
-    except LoweringError as error:
-        raise ManifestError(located(loaded, error.faults)) from None
+    return _lowered(loaded, [group])[0]
 
 
 def lower_all(loaded: Loaded) -> tuple[Graph, dict[str, Graph]]:
@@ -31,22 +30,35 @@ def lower_all(loaded: Loaded) -> tuple[Graph, dict[str, Graph]]:
 
     Raises :class:`ManifestError` with the faults of all of them; groups that share a model share its faults.
     """
-    manifest = loaded.manifest
+    groups = loaded.manifest.groups
+    own, *graphs = _lowered(loaded, [None, *groups])
+    return own, {group.name: graph for group, graph in zip(groups, graphs, strict=True)}
+
+
+def lower_checkpoint(checkpoint: Checkpoint) -> Graph:
+    """The graph of the model inside of a checkpoint; raises :class:`InputError` for one that cannot be."""
+    try:
+        return lower(structure_model(checkpoint.model(), origin=str(checkpoint.path)))
+    except LoweringError as error:
+        raise InputError(f"{checkpoint.path} describes a model that cannot be:\n{error}") from None
+
+
+def _lowered(loaded: Loaded, groups: Iterable[Group | None]) -> list[Graph]:
+    """The graphs of groups' models, the manifest's own in place of ``None``."""
+    graphs: list[Graph] = []
     faults: list[Fault] = []
-    models = [(None, manifest.model), *((group, group.model) for group in manifest.groups)]
-    graphs: list[tuple[Group | None, Graph]] = []
-    for group, model in models:
-        path = ("model",) if group is None else (*group_path(loaded, group), "model")
+    for group in groups:
+        place = () if group is None else group_path(loaded, group)
         try:
-            graphs.append((group, lower(model, path)))
+            graphs.append(lower((group or loaded.manifest).model, (*place, "model")))
         except LoweringError as error:
             faults.extend(error.faults)
     if faults:
         raise ManifestError(located(loaded, faults))
-    return graphs[0][1], {group.name: graph for group, graph in graphs if group is not None}
+    return graphs
 
 
-def group_path(loaded: Loaded, group: Group) -> tuple[str | int, ...]:
+def group_path(loaded: Loaded, group: Group) -> Path:
     """Where a group stands in the resolved manifest."""
     return "groups", next(index for index, other in enumerate(loaded.manifest.groups) if other is group)
 

@@ -7,18 +7,18 @@ has the width and the one that cannot take it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import attrs
 
-from caramba_core.component import Body, Embedder, Head, Layer, Topology, evolve
+from caramba_core.component import Body, Embedder, Layer, Topology, evolve
 from caramba_core.errors import CarambaError, InvalidValue
 from caramba_core.graph import MAX_NODES, ROOT, Graph, Node, Scope
 from caramba_core.manifest.faults import Fault
 from caramba_core.manifest.problem import Path
-from caramba_core.manifest.schema import Model
+from caramba_core.model import Model
 from caramba_core.naming import Names, name_fault
-from caramba_core.plugins.registry import registry
 
 __all__ = ["LoweringError", "lower"]
 
@@ -29,9 +29,9 @@ class LoweringError(CarambaError):
     :func:`caramba_core.lowered.lower_group` turns it into a :class:`~caramba_core.errors.ManifestError` with places.
     """
 
-    def __init__(self, faults: tuple[Fault, ...]) -> None:
+    def __init__(self, faults: Sequence[Fault]) -> None:
         assert faults, "a LoweringError needs at least one fault"
-        self.faults = faults
+        self.faults = tuple(faults)
         lines = []
         for fault in faults:
             lines.append(f"{'.'.join(map(str, fault.path))}: {fault.message}")
@@ -45,6 +45,10 @@ def lower(model: Model, path: Path = ("model",)) -> Graph:
 
     Raises :class:`LoweringError` with every fault: widths that do not meet, names that cannot be, too many nodes.
     """
+    if model.head is None:  # a manifest that names none has the default one
+        raise LoweringError(
+            [Fault(path=path, message="the model has no head", expected="a component of the kind head")]
+        )
     return _Lowering().model(model, path)
 
 
@@ -72,11 +76,9 @@ class _Lowering:
         """Embedder, layers and head."""
         embedder, flow = self._embedder(model.embedder, (*path, "embedder"))
         names = Names((model.topology,), reserved=("embedder", "head"))
-        try:
+        with suppress(_TooManyError):  # which is noted as a fault
             topology, flow = self._layer(model.topology, (*path, "topology"), ROOT, names, flow, 1)
             head = self._head(model, path, embedder, flow)
-        except _TooManyError:
-            raise LoweringError(tuple(self._faults.values())) from None
         if self._faults:
             raise LoweringError(tuple(self._faults.values()))
         return Graph(embedder=embedder, topology=topology, head=head, tied_embeddings=model.tied_embeddings)
@@ -86,34 +88,25 @@ class _Lowering:
     def _embedder(self, config: Embedder, path: Path) -> tuple[Node, _Flow]:
         self._fixed_name(config, path)
         tokens = _Flow(config.vocab_size, "the token ids", path)
-        width = self._width_of(config, path, tokens)
-        name = f"{ROOT}.{config.role}"
-        node = Node(name=name, config=config, path=path, width_in=config.vocab_size, width_out=width)
-        return node, _Flow(width, name, path)
+        return self._leaf(config, path, f"{ROOT}.{config.role}", tokens)
 
     def _head(self, model: Model, path: Path, embedder: Node, flow: _Flow) -> Node:
-        vocabulary = model.embedder.vocab_size
-        tied = model.tied_embeddings
-        given = model.head
-        path_head = path if given is None else (*path, "head")
-        if given is None:
-            plugins = registry()
-            given = plugins.load(plugins.find(("head",), "linear"))()
-        assert isinstance(given, Head)
-        self._fixed_name(given, path_head)
+        vocabulary, tied = model.embedder.vocab_size, model.tied_embeddings
+        given, place = model.head, (*path, "head")
+        assert given is not None
+        self._fixed_name(given, place)
         if given.tied and not tied:
             hint = "set model.tied_embeddings: true"
-            self._fault((*path_head, "tied"), "the head is tied, the model is not", hint=hint)
+            self._fault((*place, "tied"), "the head is tied, the model is not", hint=hint)
         wanted = vocabulary if given.vocab_size is None else given.vocab_size
         if (tied and wanted != vocabulary) or wanted < vocabulary:
             expected = f"{vocabulary}, as the embedder" if tied else f"at least {vocabulary}, the embedder's vocabulary"
-            self._fault((*path_head, "vocab_size"), f"the head has {wanted} logits", expected=expected)
+            self._fault((*place, "vocab_size"), f"the head has {wanted} logits", expected=expected)
             wanted = vocabulary
         config = evolve(given, vocab_size=wanted, tied=tied)
         if tied:
             self._tie(path, embedder, flow)
-        width = self._width_of(config, path_head, flow)
-        return Node(name=f"{ROOT}.{config.role}", config=config, path=path_head, width_in=flow.width, width_out=width)
+        return self._leaf(config, place, f"{ROOT}.{config.role}", flow)[0]
 
     def _tie(self, path: Path, embedder: Node, flow: _Flow) -> None:
         """The head reads the embedder's matrix ``[V, D]``: it must have one, as wide as what arrives."""
@@ -149,7 +142,14 @@ class _Lowering:
         name = scope if inline else f"{scope}.{self._local(config, path, names)}"
         if isinstance(config, Topology):
             return self._topology(config, path, name, names if inline else None, flow, applications)
-        width = self._width_of(config, path, flow, name)
+        return self._leaf(config, path, name, flow, applications)
+
+    def _leaf(self, config: Layer, path: Path, name: str, flow: _Flow, applications: int = 1) -> tuple[Node, _Flow]:
+        width = flow.width  # to go on with where the output's is at fault
+        with self._reading(path, flow, name):
+            config.check(flow.width)
+        with self._reading(path, flow, name):
+            width = config.output_width(flow.width)
         node = Node(
             name=name, config=config, path=path, width_in=flow.width, width_out=width, applications=applications
         )
@@ -171,7 +171,8 @@ class _Lowering:
         self, config: Topology, path: Path, name: str, enclosing: Names | None, flow: _Flow, applications: int
     ) -> tuple[Node, _Flow]:
         """``enclosing`` are the names of the scope that an inline topology without a name leaves its layers in."""
-        self._check(config, path, flow, name)
+        with self._reading(path, flow, name):
+            config.check(flow.width)
         bodies = config.bodies()
         self._around.append((len(bodies), path))
         self._spend(0, path, ahead=len(bodies))
@@ -233,34 +234,23 @@ class _Lowering:
                 self._fault((*path, "name"), wrong, hint="choose another name")
         return names.give(config)
 
-    # -------------------------------------------------------------------------------------------- widths and faults
+    # ------------------------------------------------------------------------------------------------ faults
 
-    def _width_of(self, config: Layer, path: Path, flow: _Flow, name: str | None = None) -> int:
-        """The output width of a leaf; the input's, to go on with, where that is at fault."""
-        self._check(config, path, flow, name)
+    @contextmanager
+    def _reading(self, path: Path, flow: _Flow, name: str) -> Iterator[None]:
+        """Note what a config has against its input."""
         try:
-            return config.output_width(flow.width)
+            yield
         except InvalidValue as error:
-            self._invalid(error, path, flow, name)
-            return flow.width
-
-    def _check(self, config: Layer, path: Path, flow: _Flow, name: str | None) -> None:
-        try:
-            config.check(flow.width)
-        except InvalidValue as error:
-            self._invalid(error, path, flow, name)
-
-    def _invalid(self, error: InvalidValue, path: Path, flow: _Flow, name: str | None) -> None:
-        where = path if error.field is None else (*path, error.field, *error.within)
-        reader = "" if name is None else f"{name} cannot take its input: "
-        self._fault(
-            where,
-            f"{reader}{error.message}",
-            expected=error.expected,
-            hint=error.hint,
-            widths={flow.source: flow.width},
-            once=(where, error.message),
-        )
+            place = path if error.field is None else (*path, error.field, *error.within)
+            self._fault(
+                place,
+                f"{name} cannot take its input: {error.message}",
+                expected=error.expected,
+                hint=error.hint,
+                widths={flow.source: flow.width},
+                once=(place, error.message),
+            )
 
     def _fault(
         self,
@@ -286,27 +276,26 @@ def _paths(config: Topology, path: Path, bodies: Sequence[Body]) -> Iterator[tup
     """For each body the manifest paths of its layers.
 
     A topology holds its layers in fields of its own (``layers``, ``branches``, ...).  A body's layer is found there by
-    identity; one that the topology changed for this body (``each:``) by its place in a list of as many layers.
+    identity; one that the topology changed for this body by its place in a list of layers of the same types.
     """
-    chains = list(_chains(config, path))
-    places = {id(layer): where for chain in chains for where, layer in chain}
+    fields = attrs.fields(cast(Any, type(config)))
+    chains = [chain for field in fields for chain in _chains(getattr(config, field.name), (*path, field.name))]
+    places = {id(layer): place for chain in chains for layer, place in chain}
     for body in bodies:
-        found = [places.get(id(layer)) for layer in body.layers]
-        if None in found:
-            types = [type(layer) for layer in body.layers]
-            alike = (chain for chain in chains if [type(layer) for _, layer in chain] == types)
-            found = [where for where, _ in next(alike, [(path, config)] * len(types))]
-        yield tuple(where for where in found if where is not None)
+        types = [type(layer) for layer in body.layers]
+        alike = (chain for chain in chains if [type(layer) for layer, _ in chain] == types)
+        if all(id(layer) in places for layer in body.layers):
+            yield tuple(places[id(layer)] for layer in body.layers)
+        else:
+            yield tuple(place for _, place in next(alike, [(config, path)] * len(types)))
 
 
-def _chains(config: Topology, path: Path) -> Iterator[list[tuple[Path, Layer]]]:
-    """The lists of layers among a topology's fields, each layer with where it stands."""
-    for attribute in attrs.fields(cast(Any, type(config))):
-        value, where = getattr(config, attribute.name), (*path, attribute.name)
-        if isinstance(value, Layer):
-            yield [(where, value)]
-        elif isinstance(value, tuple):
-            yield [((*where, index), item) for index, item in enumerate(value) if isinstance(item, Layer)]
-            for index, item in enumerate(value):
-                if isinstance(item, tuple):
-                    yield [((*where, index, i), layer) for i, layer in enumerate(item) if isinstance(layer, Layer)]
+def _chains(value: Any, path: Path) -> Iterator[list[tuple[Layer, Path]]]:
+    """The lists of layers in a field, each layer with its place."""
+    if isinstance(value, Layer):
+        yield [(value, path)]
+    elif isinstance(value, tuple):
+        yield [(item, (*path, index)) for index, item in enumerate(value) if isinstance(item, Layer)]
+        for index, item in enumerate(value):
+            if isinstance(item, tuple):
+                yield from _chains(item, (*path, index))

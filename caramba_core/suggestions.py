@@ -48,7 +48,7 @@ def nearest(name: str, known: Iterable[str], *, preferred: Collection[str] = ())
     bound = 1 if len(name) < 5 else 2 if len(name) < 10 else 3
     ranked: list[tuple[int, bool, int, str]] = []
     for order, other in enumerate(candidates):
-        # The looser comparison only ever brings names nearer: `nHeads` is n_heads, `RMS-Norm` is rms_norm.
+        # The looser comparison only ever brings names nearer: `nHeads` is n_heads, `D-Model` is d_model.
         distance = min(_distance(name, other, bound), 1 + _distance(_plain(name), _plain(other), bound - 1))
         if distance <= min(bound, max(len(name), len(other)) - 1):
             ranked.append((distance, other not in preferred, order, other))

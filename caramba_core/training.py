@@ -63,11 +63,11 @@ class Optimizer(Component):
         raise NotImplementedError(f"{type(self).__name__} does not define create")
 
     def state_values(self) -> int:
-        """Values of state a trained parameter, each in the parameter's dtype (AdamW: 2)."""
+        """Values of state a trained parameter, each in the parameter's dtype (Adam: 2)."""
         raise NotImplementedError(f"{type(self).__name__} does not define state_values")
 
     def state_scalars(self) -> int:
-        """float32 numbers of state a trained tensor (AdamW: 1, its count of steps)."""
+        """float32 numbers of state a trained tensor (Adam: 1, its count of steps)."""
         return 0
 
 

@@ -18,6 +18,7 @@ from caramba_core.manifest.compose import Composer, check_requires, find_source,
 from caramba_core.manifest.faults import Fault, Faults
 from caramba_core.manifest.groups import expand_groups
 from caramba_core.manifest.model import structure_model
+from caramba_core.manifest.origins import spell_out_models
 from caramba_core.manifest.overrides import apply, override_name, parse
 from caramba_core.manifest.problem import ManifestProblem, Path, in_order
 from caramba_core.manifest.reading import Reading, check_depth
@@ -25,7 +26,7 @@ from caramba_core.manifest.rules import rule_faults, teacher_faults
 from caramba_core.manifest.schema import Manifest
 from caramba_core.manifest.source import Broken, SourceText
 from caramba_core.manifest.structure import Structurer
-from caramba_core.manifest.tree import Gap, List, Map, Node, find, merge, plain, replaced_at
+from caramba_core.manifest.tree import Gap, List, Map, Node, find, merge, plain
 from caramba_core.manifest.variables import Variables, declared, misspelt
 from caramba_core.plugins.registry import registry
 from caramba_core.suggestions import nearest
@@ -93,9 +94,8 @@ def _keys(node: Node, path: Path) -> Iterator[tuple[Path, str]]:
 def load_manifest(source: str | FilePath, *, overrides: Sequence[str] = (), fetch: bool = False) -> Loaded:
     """Read a manifest's file, or the preset of that name.
 
-    ``overrides`` are texts ``path=value`` as ``--set`` takes them.  A teacher that a model is taken from
-    (``model: {from: teacher}``) must be on this machine, or is brought here with ``fetch``.  Raises
-    :class:`ManifestError` with every problem.
+    ``overrides`` are texts ``path=value`` as ``--set`` takes them.  What a model is taken from (``model: {from: ...}``)
+    must be on this machine, or is brought here with ``fetch``.  Raises :class:`ManifestError` with every problem.
     """
     composer = Composer(Reading())
     reading = composer.reading
@@ -129,7 +129,7 @@ def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer, 
         reading.report(*check_requires(root.get("requires")))
     root = expand_groups(root, composer.inherited, reading)
     root = apply(root, [change for change in changes if change.of_groups], reading)
-    tree = _with_teachers(_resolved(root, reading), folder, reading, fetch=fetch)
+    tree = spell_out_models(_resolved(root, reading), registry(), reading, folder, fetch=fetch)
     check_depth(tree.depth, tree.head)
     manifest, faults = _structured(plain(tree))
     reading.report(*(_located(tree, fault) for fault in faults))
@@ -194,28 +194,6 @@ def _resolved_group(group: Node, index: int, root: Map, scope: Variables, readin
         group = group.set("model", Gap(group.head))
     named = {key: group.entries[key] for key in ("name",) if key in group.entries}
     return scope.resolve(group.with_entries({**named, **group.entries}).without("vars"))
-
-
-def _with_teachers(tree: Map, folder: FilePath, reading: Reading, *, fetch: bool) -> Map:
-    """The manifest with the models that are taken from teachers spelled out; its own is taken from the first's."""
-    groups = tree.get("groups")
-    teachers = [group.get("teacher") for group in groups.children] if groups is not None else []
-    places: list[Path] = [("model",), *(("groups", index, "model") for index in range(len(teachers)))]
-    opened = None
-    for path, teacher in zip(places, [*(teachers[:1] or [None]), *teachers], strict=True):
-        model = find(tree, path)
-        if model.missing or model.node.get("from") is None:
-            continue
-        from caramba_core.manifest.inherit import inherit
-        from caramba_core.manifest.teacher import Teachers
-
-        opened = opened or Teachers(folder, fetch=fetch)
-        problems: list[ManifestProblem] = []
-        changed = replaced_at(tree, path, inherit(model.node, teacher, opened, path, problems))
-        reading.report(*problems)
-        assert isinstance(changed, Map)
-        tree = changed
-    return tree
 
 
 def _structured(data: dict[str, Any]) -> tuple[Manifest | None, list[Fault]]:

@@ -8,8 +8,8 @@ from typing import Any
 from caramba_core.errors import ManifestError
 from caramba_core.manifest.faults import Faults
 from caramba_core.manifest.problem import ManifestProblem
-from caramba_core.manifest.schema import Model
 from caramba_core.manifest.structure import Structurer
+from caramba_core.model import Model
 from caramba_core.plugins.registry import registry
 
 __all__ = ["structure_model"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from caramba_core.component import Embedder, Head, Topology, component, option
+from caramba_core.component import component, option
+from caramba_core.model import Model
 from caramba_core.storage import Storage
 from caramba_core.training import Dataset, Optimizer, Schedule, Strategy
 from caramba_core.transplant import Transplant
@@ -14,7 +15,6 @@ __all__ = [
     "Evaluation",
     "Group",
     "Manifest",
-    "Model",
     "Run",
     "Start",
     "Teacher",
@@ -30,21 +30,10 @@ DType = Literal["float32", "bfloat16", "float16", "float64"]
 
 
 @component
-class Model:
-    """The model: embedder, layers, head."""
-
-    type: Literal["transformer"] = option(default="transformer", help="the only shape there is so far")
-    tied_embeddings: bool = option(default=False, help="the head reads the embedder's matrix")
-    embedder: Embedder = option(help="what turns token ids into vectors")
-    topology: Topology = option(help="the layers")
-    head: Head | None = option(default=None, help="what turns vectors into logits; a linear head if not given")
-
-
-@component
 class Teacher:
     """The pretrained model that a group starts from and learns from."""
 
-    source: str = option(help="a file or folder relative to the manifest, or hf://org/repo[@revision]")
+    source: str = option(help="a file or folder relative to the manifest, or an address (SCHEME://...)")
     sha256: str | None = option(
         default=None,
         help="SHA-256 that the file must have",

@@ -68,13 +68,6 @@ class Structurer:
         """The config of a type; raises :class:`~caramba_core.manifest.faults.Faults`."""
         return cast(_T, self._hook(type_)(value, type_))
 
-    def fields_of(self, name: object, base: type) -> frozenset[str]:
-        """The keys that a component of a name has; none where there is no such component."""
-        try:
-            return frozenset(shape_of(self._class(OPEN[base], str(name), base)).fields)
-        except Faults:
-            return frozenset()
-
     def _hook(self, type_: Any) -> Hook:
         try:
             return self._converter.get_structure_hook(type_)
@@ -185,12 +178,14 @@ class Structurer:
         failed = bool(faults)
         fields: dict[str, Any] = {}
         for key, (attribute, type_) in shape.fields.items():
-            if key in value:
+            implied = attribute.metadata.get("implied")
+            if key in value or implied is not None:
+                given = implied if value.get(key) is None else value[key]
                 try:
-                    fields[argument(attribute)] = self._hook(type_)(value[key], type_)
+                    fields[argument(attribute)] = self._hook(type_)(given, type_)
                 except Faults as error:
                     failed = True
-                    faults.extend(_with_default_hint(error.below(key), attribute, value[key]))
+                    faults.extend(_with_default_hint(error.below(key), attribute, given))
         broken = shape.rule_faults(fields)
         if failed or broken:
             raise Faults((*faults, *broken))

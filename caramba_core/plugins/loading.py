@@ -30,6 +30,7 @@ BASES = {
 """What the object of an entry must be derived from, by kind."""
 
 METHODS = {
+    "origin": ("caramba_core.manifest.origins:Origin", ("model",)),
     "loader": ("caramba_core.loading:Loader", ("accepts", "open")),
     "source": ("caramba_core.loading:Source", ("fetch", "cached")),
     "exporter": ("caramba_plugins_llama.exporting:Exporter", ("describe",)),

@@ -1,6 +1,6 @@
 """The registry of components: who supplies what, known from metadata, imported only when asked for.
 
-A name may be short (``dba``) or qualified (``caramba-plugins-dba:dba``).  Two plugins that claim one short name are an
+A name may be short (``mine``) or qualified (``my-plugin:mine``).  Two plugins that claim one short name are an
 error that lists the qualified ones; the last installed never wins silently.
 """
 
@@ -101,9 +101,10 @@ class Registry:
         raise self._unknown(kinds, name, entries)
 
     def name_of(self, kind: str, component: type) -> str:
-        """The name under which a component's class is registered: the short one, where several share the class."""
+        """The name under which a component's class is registered; ``default`` only where it has no other."""
         value = f"{component.__module__}:{component.__qualname__}"
-        return min((entry.name for entry in self.entries(kind) if entry.value == value), default=component.__qualname__)
+        names = (entry.name for entry in self.entries(kind) if entry.value == value)
+        return min(names, key=lambda name: (name == "default", name), default=component.__qualname__)
 
     def load(self, entry: Entry) -> Any:
         """Import a component's object; the second time it is remembered, also if it failed."""

@@ -21,7 +21,7 @@ def check_requirement(requirement: str, plugins: Mapping[str, Plugin], switched_
     except InvalidRequirement:
         raise PluginError(
             f"{requirement!r} names no distribution",
-            expected="a distribution with an optional version range, such as caramba-plugins-dba>=0.1,<0.2",
+            expected="a distribution with an optional version range, such as my-plugin>=0.1,<0.2",
         ) from None
     name = normalized(wanted.name)
     plugin = plugins.get(name)

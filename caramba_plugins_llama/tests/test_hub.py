@@ -11,7 +11,7 @@ import pytest
 from caramba_plugins_llama.hub import Hub
 from huggingface_hub import constants
 
-from caramba_core.errors import InputError
+from caramba_core.errors import InputError, PluginError
 from caramba_core.loading import fetch_source, open_source
 
 from .conftest import write_oracle
@@ -116,5 +116,5 @@ def test_full_disk_is_told_apart(hub: LocalHub, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_unknown_scheme_names_the_known(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no installed plugin fetches from s3://(.|\n)*hf://"):
+    with pytest.raises(PluginError, match=r"no installed plugin fetches from s3://(.|\n)*hf://"):
         open_source("s3://bucket/model", tmp_path)

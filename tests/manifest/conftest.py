@@ -21,7 +21,7 @@ COMPONENTS = {
     "layer": {"rms_norm": "Norm", "swiglu": "Mlp"},
     "attention": {"gqa": "Grouped", "no_config": "NoConfig", "gone": "Gone"},
     "embedder": {"token": "Tokens"},
-    "head": {"linear": "Linear"},
+    "head": {"default": "Linear", "linear": "Linear"},
     "topology": {"stacked": "Chain", "nested": "Repeated", "residual": "Chain"},
     "dataset": {"tokens": "Array", "text": "Text"},
     "strategy": {"distill": "Distill", "pretrain": "Pretrain"},
@@ -64,7 +64,7 @@ def example_plugins(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Te
     monkeypatch.setitem(sys.modules, f"{MODULE}_presets", importlib.util.module_from_spec(presets))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     registry = example_registry()
-    for user in ("compose", "load", "model", "teacher", "inherit"):
+    for user in ("compose", "load", "model"):
         monkeypatch.setattr(f"caramba_core.manifest.{user}.registry", lambda: registry)
     return registry
 

@@ -12,6 +12,7 @@ import pytest
 from caramba_core.errors import ManifestError
 from caramba_core.lowering import lower
 from caramba_core.manifest import Loaded, dump, load_manifest
+from caramba_core.plugins.registry import Registry, registry
 
 CONFIG = {
     "model_type": "mistral",
@@ -212,8 +213,8 @@ def test_a_value_of_the_teacher_that_does_not_fit_names_its_key(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("model", "problem"),
     [
-        ("{from: 5}", "4:15 model.from: expected teacher, found the integer 5"),
-        ("{from: techer}", "4:15 model.from: expected teacher, found the string 'techer'"),
+        ("{from: 5}", "4:15 model.from: expected the name of an origin, found the integer 5"),
+        ("{from: techer}", "4:15 model.from: there is no origin 'techer'"),
         ("{from: teacher, replace: [1]}", "4:33 model.replace: expected a mapping of patterns, found a list of 1 item"),
     ],
 )
@@ -235,6 +236,24 @@ def test_a_group_without_a_teacher(tmp_path: Path) -> None:
     (problem,) = caught.value.problems
     assert (problem.line, problem.column) == (3, 15)
     assert problem.message == "there is no teacher to take the model from"
+
+
+def test_a_misspelt_origin_is_told_the_nearest(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "teacher")
+    with pytest.raises(ManifestError) as caught:
+        load(tmp_path, "{from: techer}")
+    assert (caught.value.problems[0].expected, caught.value.problems[0].hint) == ("teacher", "did you mean 'teacher'?")
+
+
+def test_without_upcycle_the_distribution_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {name: registry().plugins[name] for name in ("caramba-core", "caramba-plugins-standard")}
+    monkeypatch.setattr("caramba_core.manifest.load.registry", lambda: Registry(few))
+    with pytest.raises(ManifestError) as caught:
+        load(tmp_path, "{from: teacher}")
+    problem, *_ = caught.value.problems
+    assert (problem.line, problem.column, problem.message) == (4, 15, "there is no origin 'teacher'")
+    assert problem.hint is not None
+    assert problem.hint.endswith("pip install caramba-plugins-upcycle")
 
 
 def test_a_teacher_that_cannot_be_expressed(tmp_path: Path) -> None:

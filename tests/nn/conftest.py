@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from caramba_plugins_standard.embedding import TokenEmbedder
+from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norms import RMSNorm
 from caramba_plugins_standard.rope import Rope
@@ -16,7 +16,7 @@ from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 
 from caramba_core.component import Layer
 from caramba_core.lowering import lower
-from caramba_core.manifest.schema import Model
+from caramba_core.model import Model
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
 
@@ -55,6 +55,7 @@ def model_of() -> Callable[..., LanguageModel]:
         *layers: Layer, tied: bool = True, dtype: torch.dtype = torch.float64, seed: int | None = 0
     ) -> LanguageModel:
         model = Model(
+            head=LinearHead(),
             tied_embeddings=tied,
             embedder=TokenEmbedder(vocab_size=VOCABULARY, d_model=WIDTH, init_std=1.0),
             topology=Stacked(layers=layers),

@@ -77,16 +77,18 @@ _models: dict[int | None, LanguageModel] = {}
 
 
 def _build(window: int | None) -> LanguageModel:
-    from caramba_plugins_standard.embedding import TokenEmbedder
+    from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
     from caramba_plugins_standard.gqa import GroupedQueryAttention
 
     from caramba_core.lowering import lower
-    from caramba_core.manifest.schema import Model
+    from caramba_core.model import Model
     from caramba_core.nn.build import build
 
     attention = GroupedQueryAttention(n_heads=2, n_kv_heads=1, head_dim=4, rope=Rope(), window=window)
     embedder = TokenEmbedder(vocab_size=97, d_model=8, init_std=1.0)
-    model = Model(embedder=embedder, tied_embeddings=True, topology=Residual(layers=(RMSNorm(), attention)))
+    model = Model(
+        head=LinearHead(), embedder=embedder, tied_embeddings=True, topology=Residual(layers=(RMSNorm(), attention))
+    )
     return build(lower(model), dtype=torch.float64, seed=0)
 
 

@@ -25,6 +25,7 @@ class DecoupledBottleneckAttention(Attention):
     """Attention with keys split into a small semantic and a small rotary part, and values that may be a latent."""
 
     builds: ClassVar[str] = "caramba_plugins_dba.module:DecoupledBottleneckModule"
+    inherited: ClassVar[tuple[str, ...]] = ("name", "n_heads", "n_kv_heads", "head_dim", "rope", "scale")
 
     n_heads: int = option(help="query heads", minimum=1)
     n_kv_heads: int = option(help="key/value heads; a divisor of n_heads", minimum=1)

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from caramba_plugins_standard.embedding import TokenEmbedder
+from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.fans import Parallel
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norms import RMSNorm
@@ -17,7 +17,7 @@ from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 
 from caramba_core.errors import InvalidValue
 from caramba_core.lowering import lower
-from caramba_core.manifest.schema import Model
+from caramba_core.model import Model
 
 BLOCK = (
     Residual(layers=(RMSNorm(), GroupedQueryAttention(n_heads=4, n_kv_heads=2, head_dim=4, rope=Rope()))),
@@ -29,7 +29,9 @@ BLOCK = (
 
 def values(path: str, each: dict[str, tuple[Any, ...]], node: str) -> list[Any]:
     nested = Nested(name="blocks", repeat=3, layers=BLOCK, each=each)
-    model = Model(embedder=TokenEmbedder(vocab_size=9, d_model=6), topology=Stacked(layers=(nested,)))
+    model = Model(
+        head=LinearHead(), embedder=TokenEmbedder(vocab_size=9, d_model=6), topology=Stacked(layers=(nested,))
+    )
     nodes = lower(model).nodes()
     found = []
     for index in range(3):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from caramba_plugins_standard.embedding import TokenEmbedder
+from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norms import RMSNorm
 from caramba_plugins_standard.pretrain import Pretrain
@@ -17,7 +17,7 @@ from caramba_plugins_standard.topologies import Residual, Stacked
 from torch.nn import functional as F
 
 from caramba_core.lowering import lower
-from caramba_core.manifest.schema import Model
+from caramba_core.model import Model
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
 
@@ -25,6 +25,7 @@ from caramba_core.nn.language_model import LanguageModel
 def model_of(tied: bool) -> LanguageModel:
     attention = GroupedQueryAttention(n_heads=2, n_kv_heads=1, head_dim=4, rope=Rope())
     model = Model(
+        head=LinearHead(),
         tied_embeddings=tied,
         embedder=TokenEmbedder(vocab_size=31, d_model=8, init_std=1.0),
         topology=Stacked(layers=(Residual(layers=(RMSNorm(), attention)), RMSNorm())),

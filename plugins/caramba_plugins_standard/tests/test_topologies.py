@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from caramba_plugins_standard.embedding import TokenEmbedder
+from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.fans import Branching, Parallel
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.linear import Linear
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from caramba_core.component import Layer, Shape, Topology
 from caramba_core.errors import InvalidValue
 from caramba_core.lowering import LoweringError, lower
-from caramba_core.manifest.schema import Model
+from caramba_core.model import Model
 from caramba_core.nn.build import build
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
@@ -44,7 +44,9 @@ def pair() -> Stacked:
 
 def model_of(*layers: Layer) -> LanguageModel:
     model = Model(
-        embedder=TokenEmbedder(vocab_size=31, d_model=WIDTH, init_std=1.0), topology=Stacked(layers=tuple(layers))
+        head=LinearHead(),
+        embedder=TokenEmbedder(vocab_size=31, d_model=WIDTH, init_std=1.0),
+        topology=Stacked(layers=tuple(layers)),
     )
     return build(lower(model), dtype=torch.float64, seed=0)
 

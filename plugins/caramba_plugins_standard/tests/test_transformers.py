@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from caramba_plugins_standard.embedding import TokenEmbedder
+from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norms import RMSNorm
 from caramba_plugins_standard.rope import Rope
@@ -15,7 +15,7 @@ from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 from torch import Tensor, nn
 
 from caramba_core.lowering import lower
-from caramba_core.manifest.schema import Model
+from caramba_core.model import Model
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
 
@@ -95,6 +95,7 @@ def model_of(family: Family, source: nn.Module) -> tuple[LanguageModel, dict[str
     model = build(
         lower(
             Model(
+                head=LinearHead(),
                 tied_embeddings=tied,
                 embedder=TokenEmbedder(vocab_size=61, d_model=32),
                 topology=Stacked(layers=(Nested(name="blocks", repeat=2, layers=block), RMSNorm())),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
-from caramba_plugins_standard.embedding import TokenEmbedder
+from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norms import RMSNorm
 from caramba_plugins_standard.rope import Rope
@@ -20,7 +20,8 @@ from torch import Tensor
 from caramba_core.component import Attention, Layer
 from caramba_core.graph import Graph
 from caramba_core.lowering import lower
-from caramba_core.manifest.schema import Model, Start
+from caramba_core.manifest.schema import Start
+from caramba_core.model import Model
 from caramba_core.nn.build import build, initialize
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
@@ -37,7 +38,9 @@ def graph(attention: Attention, *, residual: bool = True, mlp: Layer | None = No
         Residual(layers=(RMSNorm(), mlp or SwiGLU(d_ff=24))),
     )
     topology = Stacked(layers=(Nested(layers=block, repeat=LAYERS), RMSNorm()))
-    return lower(Model(embedder=TokenEmbedder(vocab_size=VOCABULARY, d_model=WIDTH), topology=topology))
+    return lower(
+        Model(head=LinearHead(), embedder=TokenEmbedder(vocab_size=VOCABULARY, d_model=WIDTH), topology=topology)
+    )
 
 
 def teacher_of(**options: Any) -> LanguageModel:

@@ -12,6 +12,7 @@ class AlibiAttention(Attention):
     """Causal attention whose scores fall with distance, more steeply in some heads than in others."""
 
     builds: ClassVar[str] = "caramba_plugin_example.module:AlibiModule"
+    inherited: ClassVar[tuple[str, ...]] = ("name", "n_heads")
 
     n_heads: int = option(help="heads; they divide the width", minimum=1)
 

@@ -155,9 +155,9 @@ def _shapes(nodes: Sequence[NodePlan]) -> Iterator[Shape]:
         inner = _chain([node.scopes[0].nodes for node in nodes])
         yield Frame(
             title=first.local,
-            note="" if first.type == "residual" and not first.local else first.type,
+            note="" if config.adds_input and not first.local else first.type,
             inner=inner,
-            is_residual=first.type == "residual",
+            is_residual=config.adds_input,
             figures=_parameters(nodes) if first.local else "",
         )
     elif config.flow == "fan":
@@ -330,7 +330,7 @@ def _topology_settings(config: Topology) -> Iterator[str]:
     """How a topology treats its bodies, in the words of its fields."""
     for attribute in attrs.fields(cast(Any, type(config))):
         value = getattr(config, attribute.name)
-        if attribute.name in ("name", "repeat"):
+        if attribute.name == "name":
             continue
         if isinstance(value, str) or (isinstance(value, bool) and value != attribute.default):
             yield value if isinstance(value, str) else attribute.name

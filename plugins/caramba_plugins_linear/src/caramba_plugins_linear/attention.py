@@ -36,6 +36,7 @@ class LinearAttention(Attention):
     """
 
     builds: ClassVar[str] = "caramba_plugins_linear.module:LinearAttentionModule"
+    inherited: ClassVar[tuple[str, ...]] = ("name", "n_heads", "n_kv_heads", "head_dim", "rope", "scale")
 
     n_heads: int = option(help="query heads", minimum=1)
     n_kv_heads: int = option(help="key/value heads; divides n_heads", minimum=1)

@@ -38,6 +38,7 @@ class MultiHeadLatentAttention(Attention):
     """Attention whose keys and values are read from one cached latent, with a shared rotary key beside it."""
 
     builds: ClassVar[str] = "caramba_plugins_mla.module:MultiHeadLatentModule"
+    inherited: ClassVar[tuple[str, ...]] = ("name", "n_heads", "n_kv_heads", "head_dim", "rope", "scale")
 
     n_heads: int = option(help="query heads", minimum=1)
     n_kv_heads: int = option(

@@ -29,6 +29,7 @@ class SlidingWindowAttention(Attention):
     """
 
     builds: ClassVar[str] = "caramba_plugins_sliding_window.module:SlidingWindowModule"
+    inherited: ClassVar[tuple[str, ...]] = ("name", "n_heads", "n_kv_heads", "head_dim", "rope", "scale")
 
     n_heads: int = option(help="query heads", minimum=1)
     n_kv_heads: int = option(help="key/value heads; divides n_heads", minimum=1)

@@ -29,6 +29,7 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
         "token": "caramba-plugins-standard",
     },
     "head": {
+        "default": "caramba-plugins-standard",
         "linear": "caramba-plugins-standard",
     },
     "topology": {
@@ -44,6 +45,9 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
     "router": {
         "softmax": "caramba-plugins-standard",
         "top_k": "caramba-plugins-standard",
+    },
+    "origin": {
+        "teacher": "caramba-plugins-upcycle",
     },
     "transplant": {
         "gqa_to_dba": "caramba-plugins-dba",

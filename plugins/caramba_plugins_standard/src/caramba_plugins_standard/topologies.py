@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from caramba_core.component import Body, Layer, Topology, component, option
 from caramba_core.errors import InvalidValue
 from caramba_core.graph import MAX_NODES
+from caramba_core.manifest.problem import Path
+from caramba_core.manifest.tree import List, Map, Node, Scalar, find, plain, replaced_at
 from caramba_plugins_standard.each import spread
 
 __all__ = ["Cyclic", "Nested", "Recurrent", "Residual", "Stacked"]
@@ -36,6 +38,7 @@ class Residual(Topology):
 
     builds: ClassVar[str] = ""
     inline: ClassVar[str | None] = "caramba_plugins_standard.topology_modules:residual"
+    adds_input: ClassVar[bool] = True
 
     layers: tuple[Layer, ...] = option(help="the layers of f, in order")
 
@@ -63,6 +66,7 @@ class Nested(Topology):
     role: ClassVar[str] = "blocks"
     builds: ClassVar[str] = "caramba_plugins_standard.topology_modules:NestedModule"
     separable: ClassVar[bool] = True
+    repeats: ClassVar[bool] = True
 
     layers: tuple[Layer, ...] = option(help="the layers of one repetition, in order")
     repeat: int = option(default=1, help="how many repetitions follow one another", minimum=1, maximum=MAX_NODES)
@@ -90,6 +94,38 @@ class Nested(Topology):
     def bodies(self) -> Sequence[Body]:
         """One chain a repetition, named by its index."""
         return tuple(Body(layers=self._repetition(index), name=str(index)) for index in range(self.repeat))
+
+    def with_repetitions(
+        self, written: Map, nodes: Sequence[Mapping[str, Path]], change: Callable[[int, Map], Map]
+    ) -> Map:
+        """The layers of different repetitions as ``variants``; values of ``each`` that belong to ``nodes`` go there."""
+        each = written.get("each")
+        fields = dict(each.entries) if isinstance(each, Map) else {}
+        moved = {key: fields.pop(key) for key in list(fields) for name in nodes[0] if key.startswith(f"{name}.")}
+        distinct: list[Node] = []
+        order: list[int] = []
+        for index in range(self.repeat):
+            body: Node = written
+            for key, values in moved.items():
+                name = next(name for name in nodes[index] if key.startswith(f"{name}."))
+                assert isinstance(values.value, List)
+                field = key.removeprefix(f"{name}.").split(".")
+                body = replaced_at(body, (*nodes[index][name], *field), values.value.items[index])
+            assert isinstance(body, Map)
+            variant = self.order[index] if self.order else 0
+            layers = find(change(index, body), ("variants", variant - 1) if variant else ("layers",)).node
+            alike = (place for place, other in enumerate(distinct) if plain(other) == plain(layers))
+            order.append(next(alike, len(distinct)))
+            if order[-1] == len(distinct):
+                distinct.append(layers)
+        span = written.span
+        changed = written.without("each", "variants", "order").set("layers", distinct[0])
+        if fields:
+            changed = changed.set("each", Map(fields, written.entries["each"].value.span), written.entries["each"].key)
+        if len(distinct) > 1:
+            changed = changed.set("variants", List(tuple(distinct[1:]), span))
+            changed = changed.set("order", List(tuple(Scalar(place, span) for place in order), span))
+        return changed
 
     def _check_order(self) -> None:
         if self.order and len(self.order) != self.repeat:

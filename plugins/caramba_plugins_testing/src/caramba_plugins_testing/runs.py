@@ -18,7 +18,8 @@ from caramba_core.graph import Graph
 from caramba_core.loading import Stored, Tokenizer
 from caramba_core.lowering import lower
 from caramba_core.manifest import Loaded
-from caramba_core.manifest.schema import Data, Evaluation, Group, Model, Run, Teacher, Train
+from caramba_core.manifest.schema import Data, Evaluation, Group, Run, Teacher, Train
+from caramba_core.model import Model
 from caramba_core.nn.build import build
 from caramba_core.plugins.manager import hooks
 from caramba_core.run.context import GroupContext, RunContext, TeacherSource

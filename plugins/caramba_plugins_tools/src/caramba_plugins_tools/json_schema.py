@@ -20,8 +20,9 @@ from caramba_core import __version__
 from caramba_core.component import Layer
 from caramba_core.errors import PluginError
 from caramba_core.manifest.configs import OPEN, shape_of
-from caramba_core.manifest.schema import Group, Manifest, Model, Run
+from caramba_core.manifest.schema import Group, Manifest, Run
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, is_union, members
+from caramba_core.model import Model
 from caramba_core.plugins.registry import Entry, Registry
 from caramba_core.training import Dataset
 
@@ -116,7 +117,7 @@ class _Writer:
         """A model spelled out, or taken from the group's teacher with some layers replaced."""
         taken = self._fields(Model, partial=True)
         taken["properties"] |= {
-            "from": {"const": "teacher", "description": "take the model from the group's teacher"},
+            "from": {"enum": sorted(self._names(("origin",))), "description": "what the model is taken from"},
             "replace": {
                 "type": "object",
                 "additionalProperties": self._of(Layer, {}, partial=True),

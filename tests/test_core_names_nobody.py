@@ -1,0 +1,97 @@
+"""The core names no component: what other distributions supply stands nowhere in its sources.
+
+Looked for are the short names of components, their classes, and the distributions themselves.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import caramba_core
+from caramba_core.plugins.metadata import CORE
+from caramba_core.plugins.registry import registry
+
+ROOT = Path(caramba_core.__file__).parent
+COMPONENTS = [entry for plugin in registry().plugins.values() if plugin.name != CORE for entry in plugin.components]
+NAMES = {entry.name for entry in COMPONENTS}
+CLASSES = {name for entry in COMPONENTS if re.search("[A-Z].*[A-Z]", name := entry.value.rpartition(":")[2])}
+OTHERS = [name for name in registry().plugins if name != CORE]
+DISTRIBUTION = re.compile(
+    rf"(?<![\w-])(?:{'|'.join((*OTHERS, *(name.replace('-', '_') for name in OTHERS)))})(?![\w-])"
+)
+
+READ = (tokenize.NAME, tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", None))
+
+MEANS_MORE: Final = {
+    "data": "groups[].data of a manifest",
+    "default": "the component that stands where a manifest names none, whoever supplies it",
+    "explain": "a function of manifest.syntax",
+    "graph": "the module caramba_core.graph",
+    "key": "what a problem points at",
+    "sliding_window": "a key of Hugging Face configurations, for which the nearest key is suggested",
+    "teacher": "groups[].teacher of a manifest",
+    "text": "a format of output",
+    "tokens": "the unit of many fields",
+}
+"""Names that a whole string of the core may be, with what they mean there."""
+
+WORDS: Final = frozenset(
+    """
+    allocate constant convert cosine data default distance explain export graph key linear nested parallel query
+    residual schema sequences softmax stacked standard teacher text token tokens
+    """.split()  # noqa: SIM905 - these are words
+)
+"""Names that are words of English or of the field, which texts, comments and variables of the core may use."""
+
+
+def found_in(source: str) -> Iterator[tuple[int, str]]:
+    """Lines of a source and the names of components in them."""
+    tree = ast.parse(source)
+    docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        is_string = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if is_string and node not in docstrings and node.value in NAMES - MEANS_MORE.keys():
+            yield node.lineno, repr(node.value)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in READ:
+            for offset, line in enumerate(token.string.splitlines()):
+                words = {word.strip(".") for word in re.findall(r"[\w.]+", line)}
+                for name in words & ((NAMES | CLASSES) - WORDS - MEANS_MORE.keys()):
+                    yield token.start[0] + offset, name
+                for distribution in DISTRIBUTION.findall(line):
+                    yield token.start[0] + offset, distribution
+
+
+@pytest.mark.parametrize("file", sorted(str(file.relative_to(ROOT.parent)) for file in ROOT.rglob("*.py")))
+def test_core_names_no_component(file: str) -> None:
+    found = sorted(set(found_in((ROOT.parent / file).read_text(encoding="utf-8"))))
+    assert not found, "\n".join(f"{file}:{line}: {name} is what another distribution supplies" for line, name in found)
+
+
+def test_every_exception_is_a_name() -> None:
+    """A word that no component is called any more needs no exception."""
+    assert MEANS_MORE.keys() | WORDS <= NAMES
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ('find(("head",), "linear")', {(1, "'linear'")}),
+        ('"""Starts gqa.\n\nThen mla."""', {(1, "gqa"), (3, "mla")}),
+        ("x = 1  # as RMSNorm does", {(1, "RMSNorm")}),
+        ('f"{x}: needs upcycle.global"', {(1, "upcycle.global")}),
+        ('"pip install caramba-plugins-dba"', {(1, "caramba-plugins-dba"), (1, "dba")}),
+        ("def gqa(swiglu): ...", {(1, "gqa"), (1, "swiglu")}),
+        ('linear = text("a linear schedule of tokens")  # convert a residual', set()),
+    ],
+)
+def test_what_is_found(source: str, found: set[tuple[int, str]]) -> None:
+    assert set(found_in(source)) == found
