@@ -15,7 +15,7 @@ from caramba_core.graph import Graph
 from caramba_core.loading import fetch_source, find_loader
 from caramba_core.lowering import LoweringError, lower
 from caramba_core.manifest.load import structure_model
-from caramba_core.manifest.schema import Teacher
+from caramba_core.modes import Teacher
 from caramba_core.plugins.registry import registry
 
 __all__ = ["TeacherPlan", "plan_teacher"]

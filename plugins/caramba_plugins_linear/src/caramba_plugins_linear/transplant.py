@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from caramba_plugins_upcycle.transplant import Moment, Started, Transplant
+
 from caramba_core.component import Attention, component
 from caramba_core.errors import InputError, InvalidValue
-from caramba_core.transplant import Moment, Started, Transplant
 from caramba_plugins_linear.attention import LinearAttention
 from caramba_plugins_linear.moments import SequenceMoments
 

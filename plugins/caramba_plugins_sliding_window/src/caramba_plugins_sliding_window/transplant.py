@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from caramba_plugins_upcycle.transplant import Started, Transplant
+
 from caramba_core.component import Attention, component
 from caramba_core.errors import InvalidValue
-from caramba_core.transplant import Started, Transplant
 from caramba_plugins_sliding_window.attention import SlidingWindowAttention
 
 if TYPE_CHECKING:

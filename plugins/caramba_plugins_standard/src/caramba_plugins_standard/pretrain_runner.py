@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.context import RunContext
-from caramba_core.training import StepResult
+from caramba_core.training import StepResult, TrainingContext
 from caramba_plugins_standard.pretrain import Pretrain
 
 __all__ = ["PretrainRunner", "backward_in_chunks"]
@@ -21,7 +20,7 @@ __all__ = ["PretrainRunner", "backward_in_chunks"]
 class PretrainRunner:
     """One step: the layers over all tokens, then loss and gradient of the head a chunk of rows at a time."""
 
-    def __init__(self, config: Pretrain, context: RunContext) -> None:
+    def __init__(self, config: Pretrain, context: TrainingContext) -> None:
         self.config = config
         self.context = context
 

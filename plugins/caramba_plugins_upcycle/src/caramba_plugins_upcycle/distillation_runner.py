@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caramba_core.run.context import RunContext
-from caramba_core.training import StepResult
+from caramba_core.training import StepResult, TrainingContext
 from caramba_plugins_upcycle.distillation import Global
 
 __all__ = ["GlobalRunner", "divergence"]
@@ -26,7 +25,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 class GlobalRunner:
     """One step: both models over the same tokens, then loss and gradient a chunk of rows at a time."""
 
-    def __init__(self, config: Global, context: RunContext) -> None:
+    def __init__(self, config: Global, context: TrainingContext) -> None:
         self.config = config
         self.context = context
 
@@ -34,10 +33,8 @@ class GlobalRunner:
         """Student and teacher stand ready; the context froze what does not train."""
         self.student = self.context.student.train()
         self.teacher = self.context.teacher
-        train = self.context.run.train
-        assert train is not None
         # One fused pass over the vocabulary instead of ten: worth it where memory bandwidth is the limit.
-        self.divergence = torch.compile(divergence) if train.compile else divergence
+        self.divergence = torch.compile(divergence) if self.context.compiles else divergence
 
     def step(self, tokens: Tensor) -> StepResult:
         """int64 ``[B, T + 1]``; the last token is only a target."""
