@@ -6,7 +6,7 @@ The mathematics stands in ``docs/dba.md`` and, a function a step, in :mod:`caram
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from caramba_plugins_upcycle.moments import (
     AttendedKeyMoments,
@@ -37,6 +37,8 @@ _NO_START: Final = {
 @component
 class GQAToDBA(Transplant):
     """Rotary pairs by their importance, query-aware semantic keys, attention-weighted values; then least squares."""
+
+    target: ClassVar[type[Attention]] = DecoupledBottleneckAttention
 
     selection: Literal["rotation", "norm", "frequency"] = option(
         default="rotation", help="what a rotary pair is kept for: the error without it, or (controls) energy, frequency"

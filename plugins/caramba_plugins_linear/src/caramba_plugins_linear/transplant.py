@@ -8,7 +8,7 @@ Far tokens are sorted into slots by their keys, fitted to the source's own far a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from caramba_plugins_upcycle.transplant import Moment, Started, Transplant
 
@@ -26,6 +26,8 @@ __all__ = ["GQAToLinear"]
 @component
 class GQAToLinear(Transplant):
     """The source's projections and biases, slots by k-means, offsets from the source's attention."""
+
+    target: ClassVar[type[Attention]] = LinearAttention
 
     def check(self, source: Attention, target: Attention, width: int) -> None:
         """Raise :class:`InvalidValue` with the reason where this pair cannot be converted."""

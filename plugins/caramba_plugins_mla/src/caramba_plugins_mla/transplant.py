@@ -6,7 +6,7 @@ The mathematics stands, a step a file, in :mod:`caramba_plugins_mla.start`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from caramba_plugins_upcycle.moments import DistanceMoments, KeyMoments, QueryMoments
 from caramba_plugins_upcycle.transplant import Moment, Started, Transplant
@@ -30,6 +30,8 @@ class GQAToMLA(Transplant):
     things are: components that lose their rotation see each token as if it stood where the query stands, and the latent
     leaves out what scores and outputs read least.
     """
+
+    target: ClassVar[type[Attention]] = MultiHeadLatentAttention
 
     def check(self, source: Attention, target: Attention, width: int) -> None:
         """Raise :class:`InvalidValue` with the reason where this pair cannot be converted."""

@@ -98,6 +98,8 @@ class Transplant(Component):
 
     kind: ClassVar[str] = "transplant"
     builds: ClassVar[str] = ""
+    target: ClassVar[type[Attention]] = Attention
+    """The attention that it starts."""
 
     def check(self, source: Attention, target: Attention, width: int) -> None:
         """Raise :class:`~caramba_core.errors.InvalidValue` with the reason where this pair cannot be converted."""
@@ -156,6 +158,9 @@ def find_transplant(site: Site, wanted: Transplant | None) -> Transplant:
         source, target = (plugins.name_of("attention", type(node.config)) for node in (site.teacher, site.student))
         transplant = plugins.load(plugins.find(["transplant"], f"{source}_to_{target}"))()
     assert isinstance(transplant, Transplant)
+    if not isinstance(site.student.config, transplant.target):
+        made, given = transplant.target.__name__, type(site.student.config).__name__
+        raise InputError(f"{site.name}: {type(transplant).__name__} starts {made}, and this is {given}")
     try:
         transplant.check(site.teacher.config, site.student.config, site.student.width_in)
     except InvalidValue as error:
