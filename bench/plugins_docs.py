@@ -9,11 +9,13 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from caramba_core import hookspecs
 from caramba_core.kinds import KINDS
-from caramba_core.plugins.loading import BASES, METHODS
+from caramba_core.plugins.loading import required_methods
+from caramba_core.plugins.registry import registry
 
 __all__ = ["PAGE", "generated", "refreshed"]
 
@@ -31,16 +33,18 @@ GIVES = {
 def kinds() -> str:
     """One row a kind."""
     rows = ["| kind | entry-point group | is | the entry names |", "|---|---|---|---|"]
-    for kind in KINDS.values():
-        base = BASES.get(kind.name)
-        if base is not None:
-            named = f"a class derived from `{base.replace(':', '.')}`"
-        elif kind.name in METHODS:
-            protocol, methods = METHODS[kind.name]
-            named = f"a class like `{protocol.replace(':', '.')}`: {', '.join(f'`{name}`' for name in methods)}"
-        else:
-            named = GIVES[kind.name]
-        rows.append(f"| {kind.name} | `{kind.group}` | {kind.gives} | {named} |")
+    for kind in registry().kinds.values():
+        gives, named = kind.gives, GIVES.get(kind.name, "")
+        if kind.base is not None:
+            module, _, name = kind.base.partition(":")
+            base = getattr(import_module(module), name)
+            methods = ", ".join(f"`{method}`" for method in required_methods(base))
+            named = f"a class {'like' if methods else 'derived from'} `{module}.{name}`"
+            named += f": {methods}" if methods else ""
+            if kind.name not in KINDS:
+                words = re.split(r"[.;,] |\\.$", inspect.getdoc(base) or "")[0].rstrip(".")
+                gives = f"{words[0].lower()}{words[1:]}; declared by `{module.partition('.')[0]}`"
+        rows.append(f"| {kind.name} | `{kind.group}` | {gives} | {named} |")
     return "\n".join(rows)
 
 
@@ -51,10 +55,9 @@ def hooks() -> str:
         if not hasattr(function, "caramba_spec"):
             continue
         arguments = ", ".join(inspect.signature(function).parameters)
-        where = "in every process" if name in hookspecs.EVERY_PROCESS else "in the first process"
         fault = "is reported, and the run goes on" if name in hookspecs.OBSERVERS else "ends the command"
         words = re.sub(r":class:`~?([\w.]+\.)?(\w+)`", r"`\2`", inspect.getdoc(function) or "").replace("``", "`")
-        parts.append(f"### `{name}({arguments})`\n\n*Runs {where}; a fault in it {fault}.* {words}")
+        parts.append(f"### `{name}({arguments})`\n\n*A fault in it {fault}.* {words}")
     return "\n\n".join(parts)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from ruamel.yaml import YAML
 
-from caramba_core.manifest.schema import Evaluation
+from caramba_core.modes import Evaluation
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext

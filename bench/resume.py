@@ -35,7 +35,8 @@ class Job:
         request = Request.read(manifest, overrides, Choice(group=group, output=Path("runs")))
         runs = [known.id for known in request.groups[0].runs]
         self.before = runs[: runs.index(run)]
-        self.steps = request.groups[0].runs[runs.index(run)].steps or 0
+        chosen: Any = request.groups[0].runs[runs.index(run)]
+        self.steps: int = chosen.steps
         self.run = run
         self.place = Path(request.loaded.manifest.name) / group / run
 

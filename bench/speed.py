@@ -17,6 +17,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import torch
 import transformers
@@ -24,7 +26,8 @@ from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norms import RMSNorm
 from caramba_plugins_standard.optimizers import AdamW
-from caramba_plugins_standard.pretrain_runner import backward_in_chunks
+from caramba_plugins_standard.pretrain import Pretrain
+from caramba_plugins_standard.pretrain_runner import PretrainRunner
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.swiglu import SwiGLU
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
@@ -87,9 +90,12 @@ def cases(ids: Tensor) -> dict[str, tuple[Callable[[], object], Callable[[], obj
     def other_forward() -> None:
         other.eval()(inputs)
 
+    runner = PretrainRunner(Pretrain(logit_rows=LOGIT_ROWS), SimpleNamespace(student=mine, autocast=nullcontext))
+
     def my_step() -> None:
+        runner.prepare()
         my_optimizer.zero_grad(set_to_none=True)
-        backward_in_chunks(mine.train(), ids, LOGIT_ROWS)
+        runner.step(ids)
         my_optimizer.step()
 
     def other_step() -> None:

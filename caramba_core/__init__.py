@@ -26,16 +26,13 @@ _PUBLIC = {
     "InvalidValue": "errors",
     "Layer": "component",
     "ManifestError": "errors",
-    "Moment": "transplant",
     "Node": "graph",
     "Normal": "component",
     "PluginError": "errors",
-    "Probe": "transplant",
+    "Probe": "nn.module",
     "Router": "component",
     "Shape": "component",
-    "Started": "transplant",
     "Topology": "component",
-    "Transplant": "transplant",
     "Weight": "component",
     "hookimpl": "hookspecs",
     "option": "component",
@@ -64,7 +61,7 @@ if TYPE_CHECKING:
     from caramba_core.errors import CarambaError, InputError, InvalidValue, ManifestError, PluginError
     from caramba_core.graph import Graph, Node
     from caramba_core.hookspecs import hookimpl
-    from caramba_core.transplant import Moment, Probe, Started, Transplant
+    from caramba_core.nn.module import Probe
 
 
 def __getattr__(name: str) -> Any:

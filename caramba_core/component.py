@@ -264,9 +264,13 @@ class Component:
     """Base of every config that a manifest can name by ``type:``.
 
     ``builds`` is the import path ``package.module:Name`` of what the config stands for; nothing is imported until then.
+    A class that declares a ``kind`` of its own is the base of that kind: a field of its type takes any component of the
+    kind, which the key ``tag`` names.
     """
 
     builds: ClassVar[str]
+    kind: ClassVar[str]
+    tag: ClassVar[str] = "type"
 
 
 @component
@@ -276,6 +280,7 @@ class Layer(Component):
     ``name`` is the node's own name in its parent; without one the node takes ``role``, the name that its kind fixes.
     """
 
+    kind: ClassVar[str] = "layer"
     role: ClassVar[str]
     output_weights: ClassVar[tuple[str, str] | None] = None
     """Weight names of the output projection ``[D, n]``, which reads what the module's ``mix`` returns, and its bias."""
@@ -305,6 +310,7 @@ class Layer(Component):
 class Attention(Layer):
     """A layer that mixes tokens.  Its ``builds`` follows the seam described in :mod:`caramba_core.nn.module`."""
 
+    kind: ClassVar[str] = "attention"
     role: ClassVar[str] = "attention"
     output_weights: ClassVar[tuple[str, str] | None] = ("o_proj", "o_bias")
 
@@ -322,6 +328,7 @@ class Attention(Layer):
 class Embedder(Layer):
     """Turns token ids ``[B, T]`` into ``[B, T, D]``; its input width is the vocabulary size."""
 
+    kind: ClassVar[str] = "embedder"
     role: ClassVar[str] = "embedder"
 
     vocab_size: int = option(help="number of token ids", unit="tokens", minimum=1)
@@ -335,6 +342,7 @@ class Head(Layer):
     matrix and is given the embedder's.
     """
 
+    kind: ClassVar[str] = "head"
     role: ClassVar[str] = "head"
 
     vocab_size: int | None = option(default=None, help="number of logits; the embedder's if not given", minimum=1)
@@ -348,6 +356,8 @@ class Router(Component):
     ``builds`` is a function ``(config, x, weights) -> y`` from ``x`` ``[B, T, D]`` and the declared weights to ``y``
     ``[B, T, branches]``.
     """
+
+    kind: ClassVar[str] = "router"
 
     def check(self, branches: int) -> None:
         """Raise :class:`InvalidValue` where the config cannot weigh so many branches."""
@@ -383,6 +393,7 @@ class Topology(Layer):
     its layers are named as if they stood in its place (``blocks.3.attention``).
     """
 
+    kind: ClassVar[str] = "topology"
     role: ClassVar[str] = "topology"
     flow: ClassVar[Literal["chain", "fan"]] = "chain"
     inline: ClassVar[str | None] = None

@@ -12,8 +12,7 @@ An implementation takes only the arguments that it uses.  Implementations run in
 names, ``@hookimpl(tryfirst=True)`` and ``@hookimpl(trylast=True)`` before and after the others.  Hooks run at the
 boundaries of steps, never inside ``forward``, and get numbers that are on the CPU: none of them makes a device wait.
 
-Of several processes that train together (``torchrun`` numbers them in the variable ``RANK``), :data:`EVERY_PROCESS`
-hooks run in each, all others in the first one only.
+caramba runs in one process: ``torchrun`` with more of them is refused.
 
 An exception in a :data:`OBSERVERS` hook is reported once, that plugin's hook is not called again, and the run goes on:
 a tracker that lost its network must not end hours of training.  In every other hook it stops the command with exit code
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from caramba_core.run.context import RunContext
 
 __all__ = [
-    "EVERY_PROCESS",
     "OBSERVERS",
     "SECTIONS",
     "PluginInfo",
@@ -51,7 +49,6 @@ __all__ = [
 hookspec = pluggy.HookspecMarker("caramba")
 hookimpl = pluggy.HookimplMarker("caramba")
 
-EVERY_PROCESS: Final = frozenset({"caramba_plugin_info", "graph_lowered", "run_started", "model_built", "run_failed"})
 OBSERVERS: Final = frozenset(
     {"step_finished", "evaluated", "checkpoint_saved", "run_finished", "report_sections", "run_failed"}
 )

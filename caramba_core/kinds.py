@@ -1,6 +1,6 @@
-"""The kinds of component, each with the entry-point group that lists it.
+"""The kinds of component, each with the entry-point group that lists it and what an entry must be.
 
-Adding a kind here is all the core needs to know of it; what an entry must look like stands in ``docs/plugins.md``.
+A plugin declares a kind of its own in the group ``caramba.kind``: ``NAME = "package.module:Base"``.
 """
 
 from __future__ import annotations
@@ -9,18 +9,26 @@ from typing import Final
 
 import attrs
 
-__all__ = ["HOOKS_GROUP", "KINDS", "LAYER_KINDS", "Kind"]
+__all__ = ["HOOKS_GROUP", "KINDS", "KINDS_GROUP", "LAYER_KINDS", "Kind"]
 
 HOOKS_GROUP: Final = "caramba"
 """Entry-point group of the pluggy modules that hold a distribution's hook implementations."""
 
 
+KINDS_GROUP: Final = f"{HOOKS_GROUP}.kind"
+"""Entry-point group of the kinds that a distribution declares."""
+
+
 @attrs.frozen
 class Kind:
-    """A kind of component: ``name`` in messages and listings, ``gives`` in one phrase what an entry is."""
+    """A kind of component: ``name`` in messages and listings, ``gives`` in one phrase what an entry is.
+
+    ``base`` is the import path of the class that entries are derived from, or of the protocol that they follow.
+    """
 
     name: str
     gives: str
+    base: str | None = None
 
     @property
     def group(self) -> str:
@@ -31,24 +39,21 @@ class Kind:
 KINDS: Final[dict[str, Kind]] = {
     kind.name: kind
     for kind in (
-        Kind("layer", "a config of a layer without a cache"),
-        Kind("attention", "a config of a layer that mixes tokens"),
-        Kind("embedder", "a config of what turns token ids into vectors"),
-        Kind("head", "a config of what turns vectors into logits"),
-        Kind("topology", "a config of a layer made of layers"),
-        Kind("router", "a config of what weighs branches"),
-        Kind("origin", "what a model is taken from, by its from: key"),
-        Kind("transplant", "how one attention starts from another's weights, named SOURCE_to_TARGET"),
-        Kind("moment", "a streaming collector of calibration statistics"),
-        Kind("loader", "a reader of checkpoints"),
-        Kind("source", "what fetches checkpoints, named by the scheme of its addresses"),
-        Kind("exporter", "a writer of checkpoints for other programs"),
+        Kind("layer", "a config of a layer without a cache", "caramba_core.component:Layer"),
+        Kind("attention", "a config of a layer that mixes tokens", "caramba_core.component:Attention"),
+        Kind("embedder", "a config of what turns token ids into vectors", "caramba_core.component:Embedder"),
+        Kind("head", "a config of what turns vectors into logits", "caramba_core.component:Head"),
+        Kind("topology", "a config of a layer made of layers", "caramba_core.component:Topology"),
+        Kind("router", "a config of what weighs branches", "caramba_core.component:Router"),
+        Kind("origin", "what a model is taken from, by its from: key", "caramba_core.manifest.origins:Origin"),
+        Kind("loader", "a reader of checkpoints", "caramba_core.loading:Loader"),
+        Kind("source", "what fetches checkpoints, named by the scheme of its addresses", "caramba_core.loading:Source"),
         Kind("tokenizer", "a reader of tokenizers"),
-        Kind("dataset", "a source of tokens"),
-        Kind("mode", "what a run does, by its mode: key"),
-        Kind("strategy", "what a training step is"),
-        Kind("optimizer", "how parameters move"),
-        Kind("schedule", "how the learning rate moves"),
+        Kind("dataset", "a source of tokens", "caramba_core.training:Dataset"),
+        Kind("mode", "a config of what a run does, named by its mode: key", "caramba_core.modes:Run"),
+        Kind("strategy", "what a training step is", "caramba_core.training:Strategy"),
+        Kind("optimizer", "how parameters move", "caramba_core.training:Optimizer"),
+        Kind("schedule", "how the learning rate moves", "caramba_core.training:Schedule"),
         Kind("metric", "something measured on held-out tokens"),
         Kind("benchmark", "something measured on a whole model"),
         Kind("preset", "a manifest that a plugin carries"),

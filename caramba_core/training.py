@@ -3,41 +3,102 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import attrs
 
-from caramba_core.component import Component, component
+from caramba_core.component import Component, component, evolve, option
+from caramba_core.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     import numpy as np
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from caramba_core.loading import Tokenizer
-    from caramba_core.run.context import RunContext
+    from caramba_core.nn.language_model import LanguageModel
+    from caramba_core.sites import Site
 
-__all__ = ["Dataset", "Optimizer", "Schedule", "StepResult", "Strategy", "StrategyRunner", "Tokens"]
+__all__ = [
+    "DType",
+    "Dataset",
+    "Device",
+    "Optimizer",
+    "Schedule",
+    "StepResult",
+    "Strategy",
+    "StrategyRunner",
+    "Tokens",
+    "Training",
+    "TrainingContext",
+]
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DType = Literal["float32", "bfloat16", "float16", "float64"]
+
+
+_READ_WHOLE = 1 << 24
+"""Token ids that are checked at once; of a longer array a sample is, and the rest as it is read."""
+
+_PIECE = 1 << 16
+_PIECES = 64
 
 
 @attrs.frozen(kw_only=True)
 class Tokens:
     """Token ids of a dataset: a one-dimensional integer array (memory-mapped where possible).
 
-    ``tokenizer`` is the identity of the tokenizer that made them, where known; ``origin`` names the source in messages.
+    ``tokenizer`` is the identity of the tokenizer that made them, where known; ``origin`` names the source in messages,
+    where the first id has the index ``offset``.  Ids must be below ``limit``.
     """
 
     ids: np.ndarray[Any, np.dtype[np.integer[Any]]]
     tokenizer: str | None
     origin: str
+    offset: int = 0
+    limit: int | None = None
+
+    def read(self, first: int, last: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Ids ``first`` to ``last - 1``: int64.
+
+        Raises :class:`~caramba_core.errors.InputError` where one is negative, or not below ``limit``.
+        """
+        import numpy as np
+
+        part = self.ids[first:last].astype(np.int64)
+        wrong = part < 0 if self.limit is None else (part < 0) | (part >= self.limit)
+        if wrong.any():
+            place = int(wrong.argmax())
+            found, index = int(part[place]), self.offset + first + place
+            if found < 0:
+                raise InputError(f"{self.origin} holds the negative token id {found} at {index}", expected="ids from 0")
+            raise InputError(
+                f"{self.origin} holds token id {found} at {index}, beyond the vocabulary",
+                expected=f"ids below {self.limit}",
+                hint="the array was made with another tokenizer; make it again with this model's",
+            )
+        return part
+
+    def checked(self, limit: int | None = None) -> Tokens:
+        """The same tokens, whose ids are from 0 on and below ``limit``: all of a short array's, a sample of a long one.
+
+        The rest of a long array is checked as it is read.
+        """
+        checked, count = attrs.evolve(self, limit=limit), len(self.ids)
+        step = _PIECE if count <= _READ_WHOLE else (count - _PIECE) // (_PIECES - 1)
+        for first in range(0, count, step):
+            checked.read(first, first + _PIECE)
+        return checked
 
 
 @component
 class Dataset(Component):
     """A source of tokens."""
 
+    kind: ClassVar[str] = "dataset"
     builds: ClassVar[str] = ""
 
     def files(self) -> tuple[Path, ...]:
@@ -56,6 +117,7 @@ class Dataset(Component):
 class Optimizer(Component):
     """How parameters move; ``builds`` is not used: :meth:`create` imports torch itself."""
 
+    kind: ClassVar[str] = "optimizer"
     builds: ClassVar[str] = ""
 
     def create(self, parameters: Iterable[Mapping[str, Any]], lr: float) -> torch.optim.Optimizer:
@@ -75,6 +137,7 @@ class Optimizer(Component):
 class Schedule(Component):
     """How the learning rate moves: a factor of ``lr`` for each step."""
 
+    kind: ClassVar[str] = "schedule"
     builds: ClassVar[str] = ""
 
     def factor(self, step: int, steps: int) -> float:
@@ -88,6 +151,32 @@ class StepResult:
 
     loss: Tensor
     metrics: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+
+class TrainingContext(Protocol):
+    """What a strategy sees of the run that it is part of.
+
+    ``student`` is the model that trains, ``teacher`` (frozen) what it learns from.  ``sites`` are the nodes that differ
+    between the two, ``trained`` the names of the nodes that train; ``compiles`` says whether torch.compile is wanted.
+    """
+
+    @property
+    def student(self) -> LanguageModel: ...  # noqa: D102
+    @property
+    def teacher(self) -> LanguageModel: ...  # noqa: D102
+    @property
+    def sites(self) -> Sequence[Site]: ...  # noqa: D102
+    @property
+    def trained(self) -> frozenset[str]: ...  # noqa: D102
+    @property
+    def compiles(self) -> bool: ...  # noqa: D102
+    def trainable(self, patterns: tuple[str, ...] | None = None) -> list[tuple[str, nn.Parameter]]:
+        """Parameters that train, by dotted name; those of ``patterns`` only, if given."""
+        ...
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Computation in the run's number type; weights that train stay in float32."""
+        ...
 
 
 class StrategyRunner(Protocol):
@@ -104,8 +193,9 @@ class StrategyRunner(Protocol):
 
 @component
 class Strategy(Component):
-    """What a training step is; ``builds`` is a class ``(config, context: RunContext) -> StrategyRunner``."""
+    """What a training step is; ``builds`` is a class ``(config, context: TrainingContext) -> StrategyRunner``."""
 
+    kind: ClassVar[str] = "strategy"
     needs_teacher: ClassVar[bool] = False
     whole_model: ClassVar[bool] = True
     """Whether a step runs backward through the whole model from its logits, or through one trained node at a time."""
@@ -119,9 +209,43 @@ class Strategy(Component):
         held = min(rows, getattr(self, "logit_rows", rows))
         return held * vocab_size * (8 if self.needs_teacher else 4) if self.whole_model else 0
 
-    def start(self, context: RunContext) -> StrategyRunner:
+    def start(self, context: TrainingContext) -> StrategyRunner:
         """The runner of this strategy."""
         from caramba_core.nn.build import load_object
 
         runner: StrategyRunner = load_object(self.builds)(self, context)
         return runner
+
+
+@component
+class Training:
+    """How a run trains."""
+
+    strategy: Strategy = option(help="what a step is")
+    trains: tuple[str, ...] = option(default=("*",), help="patterns of node names whose parameters train")
+    device: Device = option(default="auto", help="auto takes CUDA, then MPS, then the CPU")
+    dtype: DType = option(default="float32", help="type of the computation; weights that train stay in float32")
+    batch_size: int = option(default=8, help="sequences per step", minimum=1)
+    accumulate: int = option(default=1, help="passes that make one step", minimum=1)
+    context: int = option(default=1024, help="tokens per sequence", unit="tokens", minimum=2)
+    lr: float = option(help="highest learning rate", above=0.0, maximum=1.0)
+    optimizer: Optimizer | None = option(default=None, help="the default one if not given: adamw")
+    schedule: Schedule | None = option(default=None, help="the default one if not given: cosine")
+    clip: float | None = option(default=1.0, help="largest norm of the gradient; null for no clipping", above=0.0)
+    compile: bool = option(default=False, help="compile each repeated block with torch.compile")
+    cuda_graph: bool = option(
+        default=False, help="record a step once and replay it: faster where kernels are short; CUDA only"
+    )
+    deterministic: bool = option(
+        default=False, help="only algorithms that give the same bits every time, on CUDA too, where they are slower"
+    )
+    checkpoint_every: int | None = option(default=None, help="steps between checkpoints", unit="steps", minimum=1)
+    evaluate_every: int | None = option(default=None, help="steps between evaluations", unit="steps", minimum=1)
+
+    def complete(self) -> Training:
+        """The same settings with the default optimizer and schedule where none is named."""
+        from caramba_core.plugins.registry import registry
+
+        plugins = registry()
+        missing = [kind for kind in ("optimizer", "schedule") if getattr(self, kind) is None]
+        return evolve(self, **{kind: plugins.load(plugins.find((kind,), "default"))() for kind in missing})

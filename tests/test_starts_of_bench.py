@@ -9,9 +9,9 @@ from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
+from caramba_plugins_upcycle.modes import Start
 
 from bench.dba_start import FULL, Variant, variants
-from caramba_core.manifest.schema import Start
 
 SOURCE = GroupedQueryAttention(n_heads=9, n_kv_heads=3, head_dim=64, rope=Rope(theta=100000.0))
 

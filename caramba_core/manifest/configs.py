@@ -8,32 +8,15 @@ from typing import Any, Final, get_type_hints
 
 import attrs
 
-from caramba_core.component import Attention, Embedder, Head, Layer, Router, Topology
+from caramba_core.component import Component, Layer
 from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.kinds import LAYER_KINDS
 from caramba_core.manifest.faults import Fault
 from caramba_core.manifest.schema import Group, Manifest
 from caramba_core.manifest.values import members, words
 from caramba_core.suggestions import listing, nearest, suggestion
-from caramba_core.training import Dataset, Optimizer, Schedule, Strategy
-from caramba_core.transplant import Transplant
 
-__all__ = ["OPEN", "Shape", "argument", "article", "key_of", "of_invalid", "shape_of"]
-
-OPEN: Final[dict[type, tuple[str, ...]]] = {
-    Layer: LAYER_KINDS,
-    Attention: ("attention",),
-    Embedder: ("embedder",),
-    Head: ("head",),
-    Topology: ("topology",),
-    Router: ("router",),
-    Dataset: ("dataset",),
-    Optimizer: ("optimizer",),
-    Schedule: ("schedule",),
-    Transplant: ("transplant",),
-    Strategy: ("strategy",),
-}
-"""Base classes that stand for any component of these kinds; the component says which by its ``type:``."""
+__all__ = ["Shape", "argument", "article", "key_of", "kinds_of", "of_invalid", "shape_of"]
 
 _RESOLVED: Final[dict[type, tuple[str, ...]]] = {
     Manifest: ("vars", "extends"),
@@ -44,6 +27,13 @@ _RESOLVED: Final[dict[type, tuple[str, ...]]] = {
 
 _MOST_UNKNOWN: Final = 30
 """Unknown keys of one mapping that are reported one by one."""
+
+
+def kinds_of(type_: Any) -> tuple[str, ...]:
+    """The kinds whose components may stand where a field has this type; none where it is not the base of a kind."""
+    if not (isinstance(type_, type) and issubclass(type_, Component) and "kind" in vars(type_)):
+        return ()
+    return LAYER_KINDS if type_ is Layer else (type_.kind,)
 
 
 def key_of(attribute: str) -> str:
@@ -70,12 +60,17 @@ class Shape:
             ) from None
         return {key_of(a.name): (a, types[a.name]) for a in attrs.fields(self.cls) if a.init}
 
-    def key_faults(self, value: dict[str, Any], label: str, skip: Mapping[str, Any]) -> list[Fault]:
-        """Unknown and missing keys; a misspelt key that is missing is one fault, not two."""
+    def key_faults(self, value: dict[str, Any], name: str | None) -> list[Fault]:
+        """Unknown and missing keys; a misspelt key that is missing is one fault, not two.
+
+        ``name`` is what a component's tag says.
+        """
+        of = "" if name is None else f" of {name}"
+        known = self.fields if name is None else {*self.fields, self.cls.tag}
         missing = [key for key, (a, _) in self.fields.items() if a.default is attrs.NOTHING and key not in value]
         absent = [key for key in (*self.fields, *_RESOLVED.get(self.cls, ())) if key not in value]
         faults = []
-        unknown = [key for key in value if key not in self.fields and key not in skip]
+        unknown = [key for key in value if key not in known]
         for key in unknown[:_MOST_UNKNOWN]:
             near = nearest(key, (*absent, "include"), preferred=missing)
             if near and near[0] in ("extends", "include"):
@@ -88,7 +83,7 @@ class Shape:
                 Fault(
                     path=(key,),
                     at="key",
-                    message=f"unknown key {key!r}{f' of {label}' if skip else ''}{suggestion(near)}",
+                    message=f"unknown key {key!r}{of}{suggestion(near)}",
                     expected=None if near else f"one of {listing(absent)}" if absent else None,
                     hint=None if near else self._elsewhere(key),
                 )
@@ -96,10 +91,7 @@ class Shape:
         if len(unknown) > _MOST_UNKNOWN:
             more = f"and {len(unknown) - _MOST_UNKNOWN} unknown keys more"
             faults.append(Fault(path=(unknown[_MOST_UNKNOWN],), at="key", message=more))
-        faults.extend(
-            Fault(message=f"missing key {key!r}{f' of {label}' if skip else ''}", expected=self._help(key))
-            for key in missing
-        )
+        faults.extend(Fault(message=f"missing key {key!r}{of}", expected=self._help(key)) for key in missing)
         return faults
 
     def _help(self, key: str) -> str:
@@ -113,7 +105,7 @@ class Shape:
             f"{outer}:"
             for outer, (_, type_) in self.fields.items()
             for option in members(type_)
-            if attrs.has(option) and option not in OPEN and key in shape_of(option).fields
+            if attrs.has(option) and not kinds_of(option) and key in shape_of(option).fields
         ]
         return f"{key} belongs under {' or '.join(places)}" if places else None
 
@@ -159,8 +151,9 @@ def of_invalid(error: InvalidValue) -> Fault:
 def _type_words(type_: Any) -> str:
     names = []
     for option in members(type_):
-        if option in OPEN:
-            names.append(article(" or ".join(OPEN[option])))
+        kinds = kinds_of(option)
+        if kinds:
+            names.append(article(" or ".join(kinds)))
         elif option is not type(None):
             names.append(words(option))
     return " or ".join(names)

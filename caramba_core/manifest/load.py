@@ -22,7 +22,7 @@ from caramba_core.manifest.origins import spell_out_models
 from caramba_core.manifest.overrides import apply, override_name, parse
 from caramba_core.manifest.problem import ManifestProblem, Path, in_order
 from caramba_core.manifest.reading import Reading, check_depth
-from caramba_core.manifest.rules import rule_faults, teacher_faults
+from caramba_core.manifest.rules import group_faults, rule_faults
 from caramba_core.manifest.schema import Manifest
 from caramba_core.manifest.source import Broken, SourceText
 from caramba_core.manifest.structure import Structurer
@@ -203,7 +203,7 @@ def _structured(data: dict[str, Any]) -> tuple[Manifest | None, list[Fault]]:
         manifest = Structurer(plugins).structure(data, Manifest)
     except Faults as error:
         return None, [*error.faults, *rule_faults(data, error.faults, plugins)]
-    return manifest, [*rule_faults(data, (), plugins), *teacher_faults(manifest)]
+    return manifest, [*rule_faults(data, (), plugins), *group_faults(manifest)]
 
 
 def _located(tree: Map, fault: Fault) -> ManifestProblem:

@@ -10,22 +10,24 @@ from typing import Any, Final
 
 import attrs
 
-from caramba_core.errors import PluginError
-from caramba_core.manifest.faults import Fault
+from caramba_core.errors import InvalidValue, PluginError
+from caramba_core.manifest.configs import of_invalid
+from caramba_core.manifest.faults import Fault, Faults
 from caramba_core.manifest.problem import Path
 from caramba_core.manifest.schema import Manifest
+from caramba_core.modes import Data, Need
 from caramba_core.plugins.registry import Registry
 from caramba_core.suggestions import listing, nearest, suggestion
 
-__all__ = ["rule_faults", "teacher_faults"]
+__all__ = ["group_faults", "rule_faults"]
 
-_NEEDS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
-    "convert": (("teacher",), ("data", "train")),
-    "train": (("run", "steps"), ("run", "train"), ("data", "train")),
-    "eval": (("data", "heldout"),),
-    "generate": (("run", "prompt"),),
+_PLACES: Final[dict[Need, tuple[str, ...]]] = {
+    "teacher": ("teacher",),
+    "tokenizer": ("teacher",),
+    "data.train": ("data", "train"),
+    "data.heldout": ("data", "heldout"),
 }
-"""What a mode needs: keys of the run, or of its group."""
+"""The keys of a group that give what a mode needs; a tokenizer comes with the teacher."""
 
 
 def rule_faults(data: Mapping[str, Any], known: Sequence[Fault], registry: Registry) -> list[Fault]:
@@ -38,16 +40,14 @@ def rule_faults(data: Mapping[str, Any], known: Sequence[Fault], registry: Regis
     return [*rules.names(), *(fault for index in range(len(groups)) for fault in rules.group(index))]
 
 
-def teacher_faults(manifest: Manifest) -> Iterator[Fault]:
-    """Strategies that learn from a teacher, in groups without one."""
+def group_faults(manifest: Manifest) -> Iterator[Fault]:
+    """Settings of runs that do not go with their groups."""
     for i, group in enumerate(manifest.groups):
         for j, run in enumerate(group.runs):
-            if run.train is not None and run.train.strategy.needs_teacher and group.teacher is None:
-                yield Fault(
-                    path=("groups", i, "runs", j, "train", "strategy"),
-                    message="this strategy learns from a teacher, and the group has none",
-                    hint="add teacher: {source: ...} to the group",
-                )
+            try:
+                run.check(group.teacher, group.data or Data())
+            except InvalidValue as error:
+                yield from Faults((of_invalid(error),)).below("groups", i, "runs", j)
 
 
 @attrs.frozen
@@ -71,43 +71,27 @@ class _Rules:
         for j, run in enumerate(runs):
             if isinstance(run, dict):
                 yield from self._continued(index, j, run)
-                yield from self._mode(group, run, path, (*path, "runs", j))
+                yield from self._needed(group, run, path, (*path, "runs", j))
 
-    def _registered(self, kind: str, name: str, path: Path) -> Iterator[Fault]:
-        """A name that no installed plugin gives this kind."""
-        try:
-            self.registry.find((kind,), name)
-        except PluginError as error:
-            known = [entry.name for entry in self.registry.entries(kind)]
-            if name in known or ":" in name:  # ambiguous, or of a plugin that is missing or cannot be used
-                yield Fault(path=path, message=error.message, expected=error.expected, hint=error.hint)
-                return
-            near = () if self.registry.supplier((kind,), name) else nearest(name, known)
-            yield Fault(
-                path=path,
-                message=f"there is no {kind} {name!r}{suggestion(near)}",
-                expected=None if near else f"one of {listing(known)}",
-                hint=None if near else error.hint,
-            )
-
-    def _mode(self, group: dict[str, Any], run: dict[str, Any], path: Path, run_path: Path) -> Iterator[Fault]:
+    def _needed(self, group: dict[str, Any], run: dict[str, Any], path: Path, run_path: Path) -> Iterator[Fault]:
+        """What the run's mode needs of its group."""
         mode = run.get("mode")
         if not isinstance(mode, str):
             return
-        yield from self._registered("mode", mode, (*run_path, "mode"))
-        needs = _NEEDS.get(mode.rpartition(":")[2], ())
-        places = {"run": (run, run_path), "data": (_inside(group, "data"), (*path, "data"))}
+        try:
+            needs = self.registry.load(self.registry.find(("mode",), mode)).needs
+        except PluginError:  # which structuring reports
+            return
         lacking = []
-        for place, *rest in needs:
-            holder, where = places.get(str(place), (group, path))
-            key = str(rest[0] if rest else place)
-            if holder is None or where in self.misspelt or (place == "data" and path in self.misspelt):
+        for key, *inner in dict.fromkeys(_PLACES[need] for need in sorted(needs)):
+            held = group.get(key)
+            if path in self.misspelt or (inner and (*path, key) in self.misspelt):
                 continue
-            if holder.get(key) is None:
-                prefix = "data." if place == "data" else ""
-                lacking.append(key if place == "run" else f"{prefix}{key} in its group")
+            if held is None or (inner and isinstance(held, dict) and held.get(inner[0]) is None):
+                lacking.append(".".join((key, *inner)))
         if lacking:
-            yield Fault(path=(*run_path, "mode"), message=f"mode {mode} needs {' and '.join(lacking)}")
+            message = f"mode {mode} needs {' and '.join(f'{key} in its group' for key in lacking)}"
+            yield Fault(path=(*run_path, "mode"), message=message)
 
     def _continued(self, index: int, j: int, run: dict[str, Any]) -> Iterator[Fault]:
         """``from:`` names a run that comes before this one."""
@@ -139,14 +123,6 @@ class _Rules:
                     yield run["id"]
                 if isinstance(group.get("name"), str):
                     yield f"{group['name']}/{run['id']}"
-
-
-def _inside(group: dict[str, Any], key: str) -> dict[str, Any] | None:
-    """A mapping of a group, empty where it is absent; ``None`` where it is something else."""
-    value = group.get(key)
-    if value is None:
-        return {}
-    return value if isinstance(value, dict) else None
 
 
 def _twice(items: Sequence[Any], key: str, what: str, path: Path) -> Iterator[Fault]:

@@ -1,13 +1,13 @@
 """From plain data to typed configs, with cattrs as the dispatcher and strict hooks of our own.
 
-A component's class is looked up by its ``type:`` in the registry of plugins, so the unions are open.  Everything that
+A component's class is looked up by its ``type:`` (a run's by its ``mode:``) in the registry of plugins, so the unions
+are open.  Everything that
 is wrong is collected, with the path where it is.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, TypeVar, cast, get_args, get_origin
 
@@ -16,8 +16,7 @@ from cattrs import Converter
 from cattrs.errors import StructureHandlerNotFoundError
 
 from caramba_core.errors import InvalidValue, PluginError
-from caramba_core.kinds import KINDS
-from caramba_core.manifest.configs import OPEN, Shape, argument, article, of_invalid, shape_of
+from caramba_core.manifest.configs import Shape, argument, article, kinds_of, of_invalid, shape_of
 from caramba_core.manifest.faults import Fault, Faults
 from caramba_core.manifest.tree import GAP
 from caramba_core.manifest.values import (
@@ -33,7 +32,7 @@ from caramba_core.manifest.values import (
     words,
 )
 from caramba_core.plugins.registry import Registry
-from caramba_core.suggestions import nearest, suggestion
+from caramba_core.suggestions import listing, nearest, suggestion
 
 __all__ = ["Structurer"]
 
@@ -62,7 +61,7 @@ class Structurer:
         factory(is_mapping, self._mapping)
         factory(is_union, self._union)
         factory(attrs.has, self._config)
-        factory(lambda type_: type_ in OPEN, self._component)
+        factory(lambda type_: bool(kinds_of(type_)), self._component)
 
     def structure(self, value: Any, type_: type[_T]) -> _T:
         """The config of a type; raises :class:`~caramba_core.manifest.faults.Faults`."""
@@ -154,27 +153,27 @@ class Structurer:
         def structure(value: Any, _: Any) -> Any:
             if not isinstance(value, dict):
                 raise misfit(value, "a mapping")
-            return self._make(shape, value, cls.__name__, {})
+            return self._make(shape, value, None)
 
         return structure
 
-    def _make(self, shape: Shape, value: dict[str, Any], label: str, skip: Mapping[str, Any]) -> Any:
-        """A config from a mapping, its keys in ``skip`` left out."""
+    def _make(self, shape: Shape, value: dict[str, Any], name: str | None) -> Any:
+        """A config from a mapping; ``name`` is what a component's tag says."""
         known = self._made.get((id(value), shape.cls))
         if known is not None:
             if isinstance(known[1], Faults):
                 raise known[1]
             return known[1]
         try:
-            made = self._made_anew(shape, value, label, skip)
+            made = self._made_anew(shape, value, name)
         except Faults as error:
             self._made[id(value), shape.cls] = (value, error)
             raise
         self._made[id(value), shape.cls] = (value, made)
         return made
 
-    def _made_anew(self, shape: Shape, value: dict[str, Any], label: str, skip: Mapping[str, Any]) -> Any:
-        faults = list(shape.key_faults(value, label, skip))
+    def _made_anew(self, shape: Shape, value: dict[str, Any], name: str | None) -> Any:
+        faults = list(shape.key_faults(value, name))
         failed = bool(faults)
         fields: dict[str, Any] = {}
         for key, (attribute, type_) in shape.fields.items():
@@ -194,48 +193,49 @@ class Structurer:
         except InvalidValue as error:
             raise Faults((of_invalid(error),)) from None
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            label = name or shape.cls.__name__
             raise Faults((Fault(message=f"{label} cannot be made of these values: {error}"),)) from None
 
     def _component(self, base: Any) -> Hook:
-        kinds = OPEN[base]
+        kinds, tag = kinds_of(base), base.tag
         what = article(" or ".join(kinds))
 
         def structure(value: Any, _: Any) -> Any:
             if isinstance(value, str):
-                value = _spelled_out(value, kinds)
+                value = _spelled_out(value, kinds, tag)
             if not isinstance(value, dict):
-                raise misfit(value, f"{what} (a mapping with type:)")
-            if "type" not in value:
-                raise Faults((_no_type(value, what),))
-            name = value["type"]
+                raise misfit(value, f"{what} (a mapping with {tag}:)")
+            if tag not in value:
+                raise Faults((self._no_tag(value, tag, kinds),))
+            name = value[tag]
             if not isinstance(name, str):
-                raise Faults(misfit(name, f"the name of {what}").below("type"))
-            cls = self._class(kinds, name, base)
-            return self._make(shape_of(cls), value, name, {"type": name})
+                raise Faults(misfit(name, f"the name of {what}").below(tag))
+            return self._make(shape_of(self._class(name, base)), value, name)
 
         return structure
 
-    def _class(self, kinds: tuple[str, ...], name: str, base: type) -> type:
+    def _class(self, name: str, base: Any) -> type:
         """The config class that a component's name stands for."""
+        kinds = kinds_of(base)
         known = self._classes.get((kinds, name))
         if known is not None:
             return known
         try:
             entry = self._registry.find(kinds, name)
         except PluginError as error:
-            raise Faults((self._unknown(kinds, name, error),)) from None
+            raise Faults((self._unknown(kinds, name, error, base.tag),)) from None
         try:
             cls = self._registry.load(entry)
         except PluginError as error:
-            raise Faults((Fault(path=("type",), message=error.message, hint=error.hint),)) from None
+            raise Faults((Fault(path=(base.tag,), message=error.message, hint=error.hint),)) from None
         if not (isinstance(cls, type) and attrs.has(cls) and issubclass(cls, base)):
             message = f"{entry.qualified} is no config of {article(entry.kind)}"
             hint = f"this is a fault of {entry.distribution} {entry.version}"
-            raise Faults((Fault(path=("type",), message=message, hint=hint),))
+            raise Faults((Fault(path=(base.tag,), message=message, hint=hint),))
         self._classes[kinds, name] = cls
         return cls
 
-    def _unknown(self, kinds: tuple[str, ...], name: str, error: PluginError) -> Fault:
+    def _unknown(self, kinds: tuple[str, ...], name: str, error: PluginError, tag: str) -> Fault:
         """What to say of a name that no installed plugin gives these kinds."""
         known = [entry.name for kind in kinds for entry in self._registry.entries(kind)]
         missing = self._registry.supplier(kinds, name) is not None or name in known or ":" in name
@@ -244,12 +244,22 @@ class Structurer:
         if near and hint is not None and hint.startswith("did you mean"):
             hint = None
         elsewhere = [
-            kind for kind in KINDS if kind not in kinds and any(e.name == name for e in self._registry.entries(kind))
+            kind
+            for kind in self._registry.kinds
+            if kind not in kinds and any(e.name == name for e in self._registry.entries(kind))
         ]
         if elsewhere and not near:
             hint = f"{name} is {article(elsewhere[0])}, which cannot stand here"
         expected = None if near else error.expected
-        return Fault(path=("type",), message=f"{error.message}{suggestion(near)}", expected=expected, hint=hint)
+        return Fault(path=(tag,), message=f"{error.message}{suggestion(near)}", expected=expected, hint=hint)
+
+    def _no_tag(self, value: dict[str, Any], tag: str, kinds: tuple[str, ...]) -> Fault:
+        near = [key for key in value if nearest(key, [tag])]
+        if near:
+            return Fault(path=(near[0],), at="key", message=f"unknown key {near[0]!r}, did you mean {tag!r}?")
+        known = sorted({entry.name for kind in kinds for entry in self._registry.entries(kind)})
+        expected = f"the name of {article(' or '.join(kinds))}: {listing(known)}"
+        return Fault(message=f"missing key {tag!r}", expected=expected)
 
 
 def _with_default_hint(faults: Any, attribute: attrs.Attribute[Any], value: Any) -> list[Fault]:
@@ -259,20 +269,13 @@ def _with_default_hint(faults: Any, attribute: attrs.Attribute[Any], value: Any)
     return [attrs.evolve(fault, hint=fault.hint or "leave the key out for its default") for fault in faults]
 
 
-def _spelled_out(value: str, kinds: tuple[str, ...]) -> dict[str, Any]:
+def _spelled_out(value: str, kinds: tuple[str, ...], tag: str) -> dict[str, Any]:
     """The mapping that a bare string is short for."""
     if kinds == ("dataset",):
         for suffix, name in _BY_SUFFIX.items():
             if value.endswith(suffix):
                 return {"type": name, "path": value}
-    return {"type": value}
-
-
-def _no_type(value: dict[str, Any], what: str) -> Fault:
-    near = [key for key in value if "type" in nearest(key, ["type"])]
-    if near:
-        return Fault(path=(near[0],), at="key", message=f"unknown key {near[0]!r}, did you mean 'type'?")
-    return Fault(message="missing key 'type'", expected=f"the name of {what}")
+    return {tag: value}
 
 
 def _same_shape(value: Any, type_: Any) -> bool:

@@ -141,20 +141,20 @@ def _plan(loaded: Loaded, group: Group, graph: Graph, context: int | None) -> Pl
 
 def _longest(group: Group) -> int:
     """The longest sequence that a run of the group trains or is measured on."""
-    lengths = [run.train.context for run in group.runs if run.train is not None]
+    lengths = [run.training.context for run in group.runs if run.training is not None]
     lengths += [settings.context for run in group.runs if (settings := run.eval or group.eval) is not None]
     return max(lengths, default=_CONTEXT)
 
 
 def _check_patterns(loaded: Loaded, groups: tuple[tuple[Group, Graph], ...]) -> None:
-    """Every pattern under ``trains`` must choose a node."""
+    """Every pattern of what a run trains must choose a node."""
     faults = []
     for group, graph in groups:
         names = list(graph.nodes())
         for index, run in enumerate(group.runs):
-            for place, pattern in enumerate(() if run.train is None else run.train.trains):
+            for place, pattern in enumerate(run.trains):
                 if not any(matches(name, pattern) for name in names):
-                    path = (*group_path(loaded, group), "runs", index, "train", "trains", place)
+                    path = (*group_path(loaded, group), "runs", index, *run.trains_key, place)
                     faults.append(_unmatched(path, pattern, names))
     if faults:
         raise ManifestError(located(loaded, faults))

@@ -7,17 +7,15 @@ pass holds at its peak; the allocator's own overhead comes on top.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import attrs
 
-from caramba_core.component import Attention, Layer
 from caramba_core.graph import matches
-from caramba_core.manifest.schema import Evaluation, Group, Run, Train
+from caramba_core.manifest.schema import Group
+from caramba_core.modes import Evaluation, Run, Workload
 from caramba_core.plan.figures import ITEM_BYTES, weight_bytes
 from caramba_core.plan.nodes import ModelPlan, NodePlan, plan_model
 from caramba_core.plan.teacher import TeacherPlan
-from caramba_core.plugins.registry import registry
 
 __all__ = ["Memory", "RunPlan", "Stage", "backward_operations", "plan_runs", "saved_bytes"]
 
@@ -106,72 +104,45 @@ class Stage:
 def plan_runs(group: Group, stage: Stage) -> tuple[RunPlan, ...]:
     """The plans of a group's runs, in order."""
     changed: dict[str, frozenset[str]] = {}
-    converted = frozenset() if stage.teacher is None else stage.teacher.converted(stage.model.graph)
+    graph = stage.model.graph
+    converted = frozenset() if stage.teacher is None else stage.teacher.converted(graph)
     plans = []
     for index, run in enumerate(group.runs):
         parent = run.from_ or (group.runs[index - 1].id if index else None)
         before = changed.get((parent or "").removeprefix(f"{group.name}/"), converted)
-        trained = _trained(stage.model, run.train.trains) if run.train is not None else frozenset()
-        refitted = _refitted(stage.model, converted) if run.start is not None and run.start.refit_mlp else frozenset()
-        own = changed[run.id] = before | trained | refitted
-        plans.append(_plan(run, group, stage, parent, trained, own))
+        trained = _trained(stage.model, run.trains)
+        own = changed[run.id] = before | trained | run.changes(graph, converted)
+        plans.append(_plan(run, run.eval or group.eval or Evaluation(), stage, parent, trained, own))
     return tuple(plans)
 
 
 def _plan(
-    run: Run, group: Group, stage: Stage, parent: str | None, trained: frozenset[str], own: frozenset[str]
+    run: Run, evaluation: Evaluation, stage: Stage, parent: str | None, trained: frozenset[str], own: frozenset[str]
 ) -> RunPlan:
+    load = run.workload(evaluation, stage.model.graph.vocab_size)
+    model, teacher = stage.student(load.context), stage.teacher_at(load.context)
+    passes = model.total.operations + backward_operations(model, trained)
+    if load.uses_teacher and teacher is not None:
+        passes += teacher.total.operations
     weights, shared = _weights(stage, trained, own)
-    teacher = None if stage.teacher_model is None else stage.teacher_model.total.weight_bytes
-    known = Memory(weights=weights, shared=shared, teacher=0 if stage.teacher is None else teacher)
-    settings = run.eval or group.eval or Evaluation()
-    batch, context, dtype = settings.batch_size, settings.context, run.dtype
-    tokens = operations = 0
-    if run.train is not None:
-        train, dtype = run.train, run.train.dtype
-        batch, context = train.batch_size, train.context
-        model = stage.student(context)
-        sequences = (run.steps or 0) * train.accumulate * train.batch_size
-        tokens = sequences * context
-        passes = model.total.operations + backward_operations(model, trained)
-        if train.strategy.needs_teacher and (teacher_at := stage.teacher_at(context)) is not None:
-            passes += teacher_at.total.operations
-        operations = sequences * passes
-        memory = _training(known, model, train, trained)
-    else:
-        if run.task == "convert" and run.start is not None:
-            batch, context = run.start.batch_size, run.start.max_context
-        elif run.task == "generate":
-            batch, context = 1, run.max_new_tokens
-        memory = _forward(known, stage.student(context), run.mode, batch, dtype)
+    taught = None if stage.teacher_model is None else stage.teacher_model.total.weight_bytes
+    known = Memory(weights=weights, shared=shared, teacher=0 if stage.teacher is None else taught)
     return RunPlan(
         id=run.id,
         mode=run.mode,
         continues=parent,
-        trains=() if run.train is None else run.train.trains,
+        trains=run.trains,
         trained_parameters=sum(n.own.parameters for n in stage.model.walk() if n.node.name in trained),
-        dtype=dtype,
-        batch_size=batch,
-        context=context,
-        tokens=tokens,
-        operations=operations,
-        memory=memory,
+        dtype=load.dtype,
+        batch_size=load.batch_size,
+        context=load.context,
+        tokens=load.sequences * load.context,
+        operations=load.sequences * passes,
+        memory=_training(known, model, load, trained) if trained else _forward(known, model, load, evaluation),
     )
 
 
 # ------------------------------------------------------------------------------------------------ what is held
-
-
-def _refitted(model: ModelPlan, converted: frozenset[str]) -> frozenset[str]:
-    """Weights that ``start.refit_mlp`` replaces: those of the layers behind the first attention that converts."""
-    found: set[str] = set()
-    behind = False
-    for plan in model.walk():
-        config = plan.node.config
-        behind = behind or plan.node.name in converted
-        if behind and isinstance(config, Layer) and not isinstance(config, Attention) and config.output_weights:
-            found.update(f"{plan.node.name}.{weight}" for weight in config.output_weights if weight in plan.weights)
-    return frozenset(found)
 
 
 def _weights(stage: Stage, trained: Collection[str], own: frozenset[str]) -> tuple[int, int]:
@@ -208,8 +179,7 @@ def _train_dtype(dtype: str) -> str:
     return "float32" if dtype in ("bfloat16", "float16") else dtype
 
 
-def _training(known: Memory, model: ModelPlan, train: Train, trained: Collection[str]) -> Memory:
-    optimizer: Any = train.optimizer or _default_optimizer()
+def _training(known: Memory, model: ModelPlan, load: Workload, trained: Collection[str]) -> Memory:
     gradients = state = cast = 0
     for node in model.walk():
         if node.node.name in trained:
@@ -217,36 +187,31 @@ def _training(known: Memory, model: ModelPlan, train: Train, trained: Collection
                 if weight.trainable:
                     size = weight_bytes(weight, _train_dtype(model.dtype))
                     gradients += size
-                    state += optimizer.state_values() * size + optimizer.state_scalars() * ITEM_BYTES["float32"]
-                    if train.dtype != "float32" and len(weight.shape) > 1:
-                        cast += weight.numel * ITEM_BYTES[train.dtype]
-    saved = saved_bytes(model, trained, train.dtype)
-    kept = sum(saved) if train.strategy.whole_model else max(saved, default=0)
-    rows = train.batch_size * train.context
+                    if load.optimizer is not None:
+                        scalars = load.optimizer.state_scalars() * ITEM_BYTES["float32"]
+                        state += load.optimizer.state_values() * size + scalars
+                    if load.dtype != "float32" and len(weight.shape) > 1:
+                        cast += weight.numel * ITEM_BYTES[load.dtype]
+    saved = saved_bytes(model, trained, load.dtype)
+    kept = sum(saved) if load.whole_model else max(saved, default=0)
     return attrs.evolve(
         known,
         gradients=gradients,
         optimizer=state,
-        activations=kept * train.batch_size,
+        activations=kept * load.batch_size,
         cast=cast,
-        logits=train.strategy.logit_values(rows, model.graph.vocab_size) * 4,
-        working=max(saved, default=0) * train.batch_size,
+        logits=load.logit_values * ITEM_BYTES["float32"],
+        working=max(saved, default=0) * load.batch_size,
     )
 
 
-def _forward(known: Memory, model: ModelPlan, mode: str, batch: int, dtype: str) -> Memory:
+def _forward(known: Memory, model: ModelPlan, load: Workload, evaluation: Evaluation) -> Memory:
     """A run without gradients: the largest node's values, and the cache where tokens are generated."""
     largest = max((node.own.saved // node.node.applications for node in model.walk()), default=0)
+    cached = model.cached_bytes(load.context, evaluation.storage) if load.caches else 0
     return attrs.evolve(
-        known,
-        working=largest * batch * ITEM_BYTES[dtype],
-        cache=model.total.context_bytes * batch if mode == "generate" else 0,
+        known, working=largest * load.batch_size * ITEM_BYTES[load.dtype], cache=cached * load.batch_size
     )
-
-
-def _default_optimizer() -> Any:
-    plugins = registry()
-    return plugins.load(plugins.find(("optimizer",), "adamw"))()
 
 
 # ------------------------------------------------------------------------------------------------ what trains

@@ -11,7 +11,7 @@ from caramba_core.errors import PluginError
 from caramba_core.graph import Graph
 from caramba_core.loading import cached_source, find_loader
 from caramba_core.lowered import lower_checkpoint
-from caramba_core.manifest.schema import Teacher
+from caramba_core.modes import Teacher
 
 __all__ = ["TeacherPlan", "plan_teacher"]
 

@@ -31,7 +31,8 @@ class Listed:
 
     def components(self) -> dict[str, tuple[str, ...]]:
         """Names of what it supplies, by kind, in the order of the kinds."""
-        supplied = {kind: tuple(entry.name for entry in self.plugin.components if entry.kind == kind) for kind in KINDS}
+        kinds = dict.fromkeys((*KINDS, *(entry.kind for entry in self.plugin.components)))
+        supplied = {kind: tuple(entry.name for entry in self.plugin.components if entry.kind == kind) for kind in kinds}
         return {kind: names for kind, names in supplied.items() if names}
 
 
@@ -45,7 +46,7 @@ def listing(registry: Registry) -> tuple[Listed, ...]:
 def clashes(registry: Registry) -> dict[str, tuple[Entry, ...]]:
     """Components that need their qualified names, by ``kind name``: more than one usable distribution has the name."""
     claims: dict[tuple[str, str], list[Entry]] = {}
-    for kind in KINDS:
+    for kind in registry.kinds:
         for entry in registry.entries(kind):
             place = (
                 "layer" if kind in LAYER_KINDS else kind

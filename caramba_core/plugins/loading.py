@@ -9,40 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from caramba_core.errors import PluginError
+from caramba_core.kinds import Kind
 from caramba_core.plugins.metadata import CORE, Entry, Plugin, normalized
 
-__all__ = ["BASES", "METHODS", "import_entry"]
-
-BASES = {
-    "layer": "caramba_core.component:Layer",
-    "attention": "caramba_core.component:Attention",
-    "embedder": "caramba_core.component:Embedder",
-    "head": "caramba_core.component:Head",
-    "topology": "caramba_core.component:Topology",
-    "router": "caramba_core.component:Router",
-    "transplant": "caramba_core.transplant:Transplant",
-    "moment": "caramba_core.transplant:Moment",
-    "dataset": "caramba_core.training:Dataset",
-    "strategy": "caramba_core.training:Strategy",
-    "optimizer": "caramba_core.training:Optimizer",
-    "schedule": "caramba_core.training:Schedule",
-}
-"""What the object of an entry must be derived from, by kind."""
-
-METHODS = {
-    "origin": ("caramba_core.manifest.origins:Origin", ("model",)),
-    "loader": ("caramba_core.loading:Loader", ("accepts", "open")),
-    "source": ("caramba_core.loading:Source", ("fetch", "cached")),
-    "exporter": ("caramba_plugins_llama.exporting:Exporter", ("describe",)),
-    "mode": ("caramba_core.run.modes:Mode", ("run",)),
-}
-"""The protocol that the class of an entry follows, and the methods that it must have, by kind."""
+__all__ = ["import_entry", "required_methods"]
 
 
-def import_entry(entry: Entry, plugin: Plugin) -> Any:
-    """The object that an entry names; raises :class:`PluginError` with the cause and what to do.
+def import_entry(entry: Entry, plugin: Plugin, kind: Kind | None) -> Any:
+    """The object that an entry names, of a ``kind`` if it is no hook module.
 
-    What a plugin prints on import goes to stderr, so that machine-readable output stays clean.
+    Raises :class:`PluginError` with the cause and what to do.  What a plugin prints on import goes to stderr, so that
+    machine-readable output stays clean.
     """
     module_name, _, attributes = entry.value.partition(":")
     try:
@@ -58,7 +35,8 @@ def import_entry(entry: Entry, plugin: Plugin) -> Any:
                 hint=f"pip install --force-reinstall {entry.distribution} (its metadata may be of another version)",
             )
         found = getattr(found, attribute)
-    _check_kind(entry, found)
+    if kind is not None:
+        _check_kind(entry, found, kind)
     return found
 
 
@@ -103,47 +81,46 @@ def _how_to_install(module: str, plugin: Plugin) -> str:
     return f"pip install {module}, or pip install --force-reinstall {plugin.name} with its dependencies"
 
 
-def _check_kind(entry: Entry, found: Any) -> None:
+def required_methods(base: type) -> tuple[str, ...]:
+    """The methods that a protocol names; empty for a base class."""
+    if not getattr(base, "_is_protocol", False):
+        return ()
+    return tuple(name for name in vars(base) if not name.startswith("_") and callable(getattr(base, name)))
+
+
+def _check_kind(entry: Entry, found: Any, kind: Kind) -> None:
     """Raise where the object is not what entries of its kind must be."""
-    if entry.kind == "preset" and not (isinstance(found, Path) and found.is_file()):
-        raise PluginError(
-            f"{entry} {entry.version} is broken: {entry.value} is not the path of a file",
-            expected="a pathlib.Path of a manifest that the distribution carries",
-            hint=f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author",
-        )
-    if entry.kind in METHODS:
-        protocol, methods = METHODS[entry.kind]
-        missing = [name for name in methods if not callable(getattr(found, name, None))]
-        if missing or not isinstance(found, type):
-            said = f"has no method {missing[0]}" if isinstance(found, type) else f"is {_described(found)}"
-            raise PluginError(
-                f"{entry} {entry.version} is broken: {entry.value} {said}",
-                expected=f"a class like {protocol.replace(':', '.')}, with {' and '.join(methods)}",
-                hint=f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author",
-            )
-    if entry.kind == "command" and not callable(found):
-        raise PluginError(
-            f"{entry} {entry.version} is broken: {entry.value} is {_described(found)}",
-            expected="a function with typer's annotations, or a typer.Typer",
-            hint=f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author",
-        )
-    base_path = BASES.get(entry.kind)
-    if base_path is None:
+    said = f"is {_described(found)}"
+    if kind.name == "preset" and not (isinstance(found, Path) and found.is_file()):
+        raise _misfit(entry, "is not the path of a file", "a pathlib.Path of a manifest that the distribution carries")
+    if kind.name == "command" and not callable(found):
+        raise _misfit(entry, said, "a function with typer's annotations, or a typer.Typer")
+    if kind.base is None:
         return
-    module, _, name = base_path.partition(":")
+    module, _, name = kind.base.partition(":")
     base = getattr(import_module(module), name)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise PluginError(
-            f"{entry} {entry.version} is broken: {entry.value} is {_described(found)}",
-            expected=f"a class derived from {module}.{name}",
-            hint=f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author",
-        )
-    if "__attrs_attrs__" not in vars(found):
+    methods = required_methods(base)
+    if methods:
+        missing = [method for method in methods if not callable(getattr(found, method, None))]
+        if missing or not isinstance(found, type):
+            lacks = f"has no method {missing[0]}" if isinstance(found, type) else said
+            raise _misfit(entry, lacks, f"a class like {module}.{name}, with {' and '.join(methods)}")
+    elif not (isinstance(found, type) and issubclass(found, base)):
+        raise _misfit(entry, said, f"a class derived from {module}.{name}")
+    elif "__attrs_attrs__" not in vars(found):
         raise PluginError(
             f"{entry} {entry.version} is broken: the class {entry.value} is not a component",
             expected="the decorator @component above the class",
-            hint=f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author",
+            hint=_hint(entry),
         )
+
+
+def _misfit(entry: Entry, said: str, expected: str) -> PluginError:
+    return PluginError(f"{entry} {entry.version} is broken: {entry.value} {said}", expected=expected, hint=_hint(entry))
+
+
+def _hint(entry: Entry) -> str:
+    return f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author"
 
 
 def _described(found: Any) -> str:

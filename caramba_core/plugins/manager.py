@@ -20,11 +20,9 @@ from caramba_core.plugins.metadata import Entry
 from caramba_core.plugins.registry import Registry, registry
 from caramba_core.plugins.text import nearest
 
-__all__ = ["RANK_VARIABLE", "TRACE_VARIABLE", "PluginManager", "hooks", "manager", "registered_alone"]
+__all__ = ["TRACE_VARIABLE", "PluginManager", "hooks", "manager", "registered_alone"]
 
 TRACE_VARIABLE = "CARAMBA_PLUGINS_TRACE"
-RANK_VARIABLE = "RANK"
-"""Which of several processes this is, as ``torchrun`` says; unset for a single one."""
 
 _PROJECT = hookspecs.hookimpl.project_name
 _log = logging.getLogger("caramba.plugins")
@@ -115,14 +113,13 @@ def _is_asked(parameter: Parameter) -> bool:
 def _guarded(entry: Entry, hook: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A hook implementation whose faults name its plugin; see :mod:`caramba_core.hookspecs` for what they stop."""
     observes = hook in hookspecs.OBSERVERS
-    elsewhere = hook not in hookspecs.EVERY_PROCESS and os.environ.get(RANK_VARIABLE, "0") != "0"
     traced = os.environ.get(TRACE_VARIABLE, "0") not in ("", "0")
     given_up = False
 
     @wraps(function)
     def call(*arguments: Any) -> Any:
         nonlocal given_up
-        if given_up or elsewhere:
+        if given_up:
             return None
         started = time.perf_counter()
         try:

@@ -1,9 +1,9 @@
 """Installed plugins as their metadata tells, without importing any of them.
 
 A distribution is a plugin if it has an entry point in the group ``caramba`` (hooks) or in a group ``caramba.<kind>``
-(components).  Two more groups are data about the plugin itself: ``caramba.api`` (the name of its one entry is the
-version of the plugin API that it was written for) and ``caramba.catalogue`` (which distributions supply which
-components).
+(components).  Three more groups are data about the plugin itself: ``caramba.api`` (the name of its one entry is the
+version of the plugin API that it was written for), ``caramba.catalogue`` (which distributions supply which components)
+and ``caramba.kind`` (kinds of component that it declares).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from caramba_core import __version__ as core_version
-from caramba_core.kinds import HOOKS_GROUP, KINDS
+from caramba_core.kinds import HOOKS_GROUP, KINDS, KINDS_GROUP
 from caramba_core.plugins import API_VERSION
 from caramba_core.plugins.text import nearest
 
@@ -80,6 +80,7 @@ class Plugin:
     hooks: tuple[Entry, ...] = ()
     components: tuple[Entry, ...] = ()
     catalogues: tuple[Entry, ...] = ()
+    kinds: tuple[Entry, ...] = ()
     requirements: tuple[str, ...] = ()
     incompatible: Problem | None = None
     damaged: Problem | None = None
@@ -128,7 +129,34 @@ def installed() -> dict[str, Plugin]:
         )
         if CORE in plugins:
             plugins[CORE] = attrs.evolve(plugins[CORE], notes=(*plugins[CORE].notes, problem))
-    return dict(sorted(plugins.items()))
+    return _with_known_kinds(dict(sorted(plugins.items())))
+
+
+def _with_known_kinds(plugins: dict[str, Plugin]) -> dict[str, Plugin]:
+    """The plugins without components of kinds that nobody declares; each such kind is noted as a fault.
+
+    A kind belongs to the first who declares it.
+    """
+    known = set(KINDS)
+    for plugin in plugins.values():
+        twice = [entry for entry in plugin.kinds if entry.name in known]
+        notes = [Problem(f"{entry} exists already", "give the kind another name") for entry in twice]
+        own = tuple(entry for entry in plugin.kinds if entry not in twice)
+        known.update(entry.name for entry in own)
+        plugins[plugin.name] = attrs.evolve(plugin, kinds=own, notes=(*plugin.notes, *notes))
+    for plugin in plugins.values():
+        foreign = sorted({entry.kind for entry in plugin.components} - known)
+        if foreign:
+            own = tuple(entry for entry in plugin.components if entry.kind not in foreign)
+            notes = [_no_kind(plugin.name, kind, known) for kind in foreign]
+            plugins[plugin.name] = attrs.evolve(plugin, components=own, notes=(*plugin.notes, *notes))
+    return plugins
+
+
+def _no_kind(distribution: str, kind: str, known: set[str]) -> Problem:
+    near = nearest(kind, sorted(known))
+    meant = f"did you mean {HOOKS_GROUP}.{near}?" if near else f"kinds are {', '.join(sorted(known))}"
+    return Problem(f"{distribution} has entry points in the group {HOOKS_GROUP}.{kind}, which is no kind", meant)
 
 
 def _read(distribution: Distribution) -> Plugin | None:
@@ -152,7 +180,7 @@ def _read(distribution: Distribution) -> Plugin | None:
         )
     requirements = tuple(fields.get("requires-dist", ()))
     core_range = _core_range(requirements)
-    groups: dict[str, list[Entry]] = {"hooks": [], "components": [], "catalogues": []}
+    groups: dict[str, list[Entry]] = {"hooks": [], "components": [], "catalogues": [], "kinds": []}
     notes: list[Problem] = []
     api: str | None = None
     seen: set[tuple[str, str]] = set()
@@ -162,7 +190,7 @@ def _read(distribution: Distribution) -> Plugin | None:
         if group == API_GROUP:
             api = entry_name
             continue
-        fault = _fault(entry, group)
+        fault = _fault(entry)
         if (kind, entry_name) in seen:
             fault = Problem(f"{entry} is declared twice", "give each component a name of its own")
         seen.add((kind, entry_name))
@@ -172,6 +200,8 @@ def _read(distribution: Distribution) -> Plugin | None:
             groups["hooks"].append(entry)
         elif group == CATALOGUE_GROUP:
             groups["catalogues"].append(entry)
+        elif group == KINDS_GROUP:
+            groups["kinds"].append(entry)
         else:
             groups["components"].append(entry)
     return Plugin(
@@ -182,6 +212,7 @@ def _read(distribution: Distribution) -> Plugin | None:
         hooks=tuple(sorted(groups["hooks"])),
         components=tuple(sorted(groups["components"])),
         catalogues=tuple(sorted(groups["catalogues"])),
+        kinds=tuple(sorted(groups["kinds"])),
         requirements=requirements,
         incompatible=None if damage else _incompatible(name, version, core_range, api),
         damaged=damage,
@@ -217,13 +248,8 @@ def _entry_points(text: str) -> Iterator[tuple[str, str, str]]:
             yield group, name.strip(), value.strip()
 
 
-def _fault(entry: Entry, group: str) -> Problem | None:
+def _fault(entry: Entry) -> Problem | None:
     """What is wrong with an entry point by its looks."""
-    kinds = ("hooks", "catalogue", *KINDS)
-    if entry.kind not in kinds:
-        near = nearest(entry.kind, list(KINDS))
-        meant = f"did you mean {HOOKS_GROUP}.{near}?" if near else f"kinds are {', '.join(KINDS)}"
-        return Problem(f"{entry.distribution} has entry points in the group {group}, which is no kind", meant)
     if not _NAME.fullmatch(entry.name):
         return Problem(
             f"{entry.distribution} calls a component of the kind {entry.kind} {entry.name!r}, which is no name",

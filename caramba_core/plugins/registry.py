@@ -13,7 +13,7 @@ from typing import Any, Literal
 import attrs
 
 from caramba_core.errors import PluginError
-from caramba_core.kinds import KINDS
+from caramba_core.kinds import KINDS, Kind
 from caramba_core.plugins import record, switches
 from caramba_core.plugins.loading import import_entry
 from caramba_core.plugins.metadata import CORE, Entry, Plugin, Problem, installed, normalized
@@ -81,9 +81,14 @@ class Registry:
 
     # ------------------------------------------------------------------------------------------------ components
 
+    @cached_property
+    def kinds(self) -> Mapping[str, Kind]:
+        """Every kind by its name: the core's, then those that plugins declare."""
+        declared = (entry for plugin in self.plugins.values() for entry in plugin.kinds)
+        return {**KINDS, **{e.name: Kind(e.name, f"a kind of {e.distribution}", e.value) for e in declared}}
+
     def entries(self, kind: str) -> tuple[Entry, ...]:
         """Every usable component of a kind, by name, then distribution."""
-        assert kind in KINDS, f"{kind!r} is no kind"
         found = (entry for plugin in self.usable() for entry in plugin.components if entry.kind == kind)
         return tuple(sorted(found, key=lambda entry: (entry.name, entry.distribution)))
 
@@ -116,7 +121,7 @@ class Registry:
                 raise PluginError(f"{entry} cannot be used: {failure.message}", hint=failure.hint)
         if entry not in self._loaded:
             try:
-                self._loaded[entry] = import_entry(entry, self.plugins[entry.distribution])
+                self._loaded[entry] = import_entry(entry, self.plugins[entry.distribution], self.kinds.get(entry.kind))
             except PluginError as error:
                 self.note_failure(entry, error)
                 raise

@@ -36,9 +36,13 @@ def write_json(path: Path, data: Any) -> None:
 
 
 @contextmanager
-def publish_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which appears under ``path`` only once the block ends well."""
-    assert not path.exists(), f"{path} is already published"
+def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to fill, which appears under ``path`` only once the block ends well.
+
+    ``replace`` puts it in the place of one that is there.
+    """
+    assert replace or not path.exists(), f"{path} is already published"
+    replaced = path.with_name(f".{path.name}.old")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
@@ -48,12 +52,16 @@ def publish_folder(path: Path) -> Iterator[Path]:
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
         _sync_folder(temporary)
+        if replace and path.exists():
+            path.rename(replaced)
         temporary.rename(path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         _name(error, temporary, path)
         raise
     _sync_folder(path.parent)
+    if replace:
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _name(error: BaseException, temporary: Path, path: Path) -> None:

@@ -39,7 +39,7 @@ class Windows:
             self._order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
             self._epoch = epoch
         start = int(self._order[place]) * self.context
-        return self.tokens.ids[start : start + self.context + 1].astype(np.int64)
+        return self.tokens.read(start, start + self.context + 1)
 
     def batch(self, first: int, size: int) -> Tensor:
         """Samples ``first`` to ``first + size - 1``: int64 ``[size, context + 1]`` on the CPU."""

@@ -37,8 +37,8 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None,
     state: dict[str, Any],
 ) -> None:
-    """Publish a checkpoint folder at once."""
-    with publish_folder(path) as folder:
+    """Publish a checkpoint folder at once, in place of one that is there."""
+    with publish_folder(path, replace=True) as folder:
         save_file({name: t.contiguous() for name, t in model_tensors(model).items()}, folder / "model.safetensors")
         if optimizer is not None:
             tensors, scalars = _optimizer_state(model, optimizer)
@@ -91,12 +91,16 @@ def load_random(path: Path) -> None:
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])
 
 
 def _random_state() -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
     return states
 
 

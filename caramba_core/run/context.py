@@ -1,13 +1,15 @@
-"""What a mode, a strategy and a hook may know of the run they are part of."""
+"""What a mode, a strategy and a hook may know of the run that they are part of, and do in it."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import attrs
 import torch
 from torch import nn
 
@@ -15,18 +17,21 @@ from caramba_core.errors import InputError
 from caramba_core.graph import ROOT, Graph
 from caramba_core.loading import Checkpoint, Tokenizer
 from caramba_core.manifest import Loaded
-from caramba_core.manifest.schema import Evaluation, Group, Run
+from caramba_core.manifest.schema import Group
+from caramba_core.modes import Evaluation, Run
 from caramba_core.nn.filling import load_weights
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.checkpoint import load_tensors, read_state
+from caramba_core.run.batches import Windows
+from caramba_core.run.checkpoint import load_random, load_tensors, read_state, restore_optimizer, save_checkpoint
 from caramba_core.run.device import autocast_dtype, pick_device, torch_dtype
 from caramba_core.run.directory import RunDirectory
-from caramba_core.run.evaluation import require_enough
+from caramba_core.run.evaluation import Measurement, measure, require_enough
 from caramba_core.run.reporter import Reporter
-from caramba_core.run.student import Site, assemble, find_sites, trained_nodes
+from caramba_core.run.student import assemble
+from caramba_core.sites import Site, find_sites, trained_nodes
 from caramba_core.training import Tokens
 
-__all__ = ["GroupContext", "RunContext"]
+__all__ = ["GroupContext", "RunContext", "TeacherSource", "check_tokens"]
 
 
 class GroupContext:
@@ -50,7 +55,7 @@ class GroupContext:
         """Where student and teacher differ; empty without a teacher."""
         return () if self.source is None else find_sites(self.source.graph, self.graph)
 
-    def tokens(self, which: str) -> Tokens:
+    def tokens(self, which: Literal["train", "heldout"]) -> Tokens:
         """The tokens under ``data.train`` or ``data.heldout``, checked against the model."""
         if which not in self._tokens:
             dataset = None if self.group.data is None else getattr(self.group.data, which)
@@ -58,7 +63,7 @@ class GroupContext:
                 raise InputError(f"group {self.group.name} has no data.{which}, which this run needs")
             found = check_tokens(dataset.open(self.loaded.folder, self.tokenizer), self.graph, self.tokenizer)
             for other in self._tokens.values():
-                require_same_tokenizer(found.origin, found.tokenizer, other.origin, other.tokenizer)
+                _require_same_tokenizer(found.origin, found.tokenizer, other.origin, other.tokenizer)
             self._tokens[which] = found
         return self._tokens[which]
 
@@ -72,32 +77,21 @@ class GroupContext:
     def check_checkpoint(self, path: Path) -> None:
         """Raise where a run's checkpoint was made with another tokenizer than this group's."""
         origin = "the teacher's" if self.tokenizer is not None else "the data's"
-        require_same_tokenizer(str(path), read_state(path).get("tokenizer"), origin, self.identity)
+        _require_same_tokenizer(str(path), read_state(path).get("tokenizer"), origin, self.identity)
 
     def check(self, run: Run) -> None:
         """Raise for anything that would stop this run later: data, device, patterns, differences from the teacher."""
-        train = run.train
-        device = pick_device(run.device if train is None else train.device)
-        if train is not None and train.cuda_graph and device.type != "cuda":
-            raise InputError(
-                f"run {run.id}: train.cuda_graph needs a CUDA device, and this one is {device.type}",
-                hint="leave cuda_graph out, or run where CUDA is",
-            )
+        device = device_of(run)
+        if "teacher" in run.needs and self.source is None:
+            raise InputError(f"run {run.id}: mode {run.mode} needs a teacher, and group {self.group.name} has none")
+        if "tokenizer" in run.needs and self.tokenizer is None:
+            raise InputError(f"run {run.id} needs a tokenizer: the teacher's checkpoint carries none")
         if self.group.data is not None and self.group.data.heldout is not None:
-            settings = run.eval or self.group.eval or Evaluation()
-            require_enough(self.tokens("heldout"), settings)
-        if run.task in ("convert", "train"):
+            require_enough(self.tokens("heldout"), run.eval or self.group.eval or Evaluation())
+        if "data.train" in run.needs:
             self.tokens("train")
-        if train is not None:
-            trained_nodes(self.graph, train.trains)
-            if train.evaluate_every is not None:
-                self.tokens("heldout")
-            if train.strategy.needs_teacher and self.source is None:
-                raise InputError(
-                    f"run {run.id}: its strategy learns from a teacher, and group {self.group.name} has none"
-                )
-        if self.source is not None:
-            _ = self.sites
+        trained_nodes(self.graph, run.trains)
+        run.check_before(device.type, self.sites)
 
     def teacher(self, device: torch.device) -> LanguageModel:
         """The teacher on a device, loaded once, frozen."""
@@ -130,8 +124,8 @@ class TeacherSource:
 class RunContext:
     """One run.
 
-    ``student`` and ``teacher`` are built when first asked for.  ``trains`` are the patterns whose nodes the run trains.
-    ``parent`` is the checkpoint that the run continues from.
+    ``student`` and ``teacher`` are built when first asked for.  ``parent`` is the checkpoint that the run continues
+    from, ``resume_from`` its own last one where it goes on from there; ``step`` counts the steps of the last one saved.
     """
 
     def __init__(
@@ -153,12 +147,15 @@ class RunContext:
         self.parent = parent
         self.deadline = deadline
         self.seed = run.seed
-        where = run.train if run.train is not None else run
-        self.device = pick_device(where.device)
-        self.dtype_name: str = where.dtype
+        self.device = device_of(run)
+        self.dtype_name: str = (run.training or run).dtype
         self.resume_from: Path | None = None
+        self.step = 0
         self.stop_reason: str | None = None
         self.pause_reason: str | None = None
+        self._superseded = [] if run.resumes else directory.checkpoints()
+
+    # ------------------------------------------------------------------------------------------------ what is there
 
     @property
     def group(self) -> Group:
@@ -176,9 +173,19 @@ class RunContext:
         return self.shared.sites
 
     @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The teacher's tokenizer, where it carries one."""
+        return self.shared.tokenizer
+
+    @property
     def evaluation(self) -> Evaluation:
         """How this run measures."""
         return self.run.eval or self.group.eval or Evaluation()
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the run is to use torch.compile."""
+        return self.run.training is not None and self.run.training.compile
 
     @cached_property
     def teacher(self) -> LanguageModel:
@@ -188,11 +195,15 @@ class RunContext:
     @cached_property
     def trained(self) -> frozenset[str]:
         """Names of the nodes that train."""
-        return trained_nodes(self.graph, self.run.train.trains) if self.run.train is not None else frozenset()
+        return trained_nodes(self.graph, self.run.trains)
 
     @cached_property
     def student(self) -> LanguageModel:
-        """The student: from the run's own checkpoint on resuming, else from the parent's, else from the teacher."""
+        """The student: from the run's own checkpoint on resuming, else from the parent's, else from the teacher.
+
+        Weights outside of ``trained`` may share the teacher's memory: give a module a new parameter instead of writing
+        into one.
+        """
         path = self.resume_from or self.parent
         teacher = self.teacher if self.shared.source is not None else None
         return assemble(
@@ -211,14 +222,90 @@ class RunContext:
         named = ((f"{ROOT}.{name}", parameter) for name, parameter in self.student.named_parameters())
         return [(name, p) for name, p in named if p.requires_grad and name.rpartition(".")[0] in chosen]
 
+    def parent_state(self) -> Mapping[str, Any]:
+        """The scalars of the parent's checkpoint; empty without one."""
+        return {} if self.parent is None else read_state(self.parent)
+
+    # ------------------------------------------------------------------------------------------------ what it does
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Computation in the run's number type; weights that train stay in float32."""
         dtype = autocast_dtype(self.dtype_name)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
-    def parent_state(self) -> Mapping[str, Any]:
-        """The scalars of the parent's checkpoint; empty without one."""
-        return {} if self.parent is None else read_state(self.parent)
+    def windows(self, context: int, which: Literal["train", "heldout"] = "train") -> Windows:
+        """Windows of ``context`` tokens and the one after, in an order that depends on the run's seed alone."""
+        return Windows(self.shared.tokens(which), context=context, seed=self.seed)
+
+    def measure(
+        self,
+        model: LanguageModel | None = None,
+        *,
+        settings: Evaluation | None = None,
+        title: str = "perplexity",
+    ) -> Measurement:
+        """Likelihoods of the held-out tokens under the student, or another model, as ``eval:`` says or ``settings``."""
+        model, settings = model or self.student, settings or self.evaluation
+        was_training = model.training
+        model.eval()
+        try:
+            with self.reporter.bar(title, settings.windows * settings.context) as bar:
+                result = measure(
+                    model,
+                    self.shared.tokens("heldout"),
+                    settings,
+                    autocast=autocast_dtype(self.dtype_name),
+                    progress=bar.advance,
+                )
+                bar.note(f"{result.perplexity:.3f}")
+        finally:
+            model.train(was_training)
+        return result
+
+    def save(
+        self, step: int, *, optimizer: torch.optim.Optimizer | None = None, state: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Publish a checkpoint of the student behind ``step`` steps, with what resuming needs; the newest two are kept.
+
+        ``state`` are scalars of the mode's own, which :meth:`restore` gives back.  The last checkpoint of a run is its
+        result.
+        """
+        self.step, path = step, self.directory.checkpoint(step)
+        if path.exists() and path not in self._superseded:
+            return path
+        kept = {"step": step, "tokenizer": self.shared.identity, "stop_reason": self.stop_reason, **(state or {})}
+        save_checkpoint(path, model=self.student, optimizer=optimizer, state=kept)
+        self.directory.drop_checkpoints(other for other in self._superseded if other != path)
+        self._superseded = []
+        self.directory.drop_old_checkpoints()
+        before = self.directory.state()
+        if before is not None:
+            self.directory.set_state(attrs.evolve(before, step=step))
+        self.hooks.checkpoint_saved(context=self, path=path)
+        return path
+
+    def restore(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+        """Put optimizer and random generators back where the run's last checkpoint left them, and give its scalars.
+
+        Empty where the run begins; ``step`` is how many steps were done.
+        """
+        if self.resume_from is None:
+            return {}
+        if optimizer is not None:
+            restore_optimizer(self.resume_from, self.student, optimizer)
+        load_random(self.resume_from)
+        state = read_state(self.resume_from)
+        self.step = int(state["step"])
+        if state["stop_reason"] is not None:  # stopped for good, and ended before its result was published
+            self.request_stop(state["stop_reason"])
+        self.directory.rewind_metrics(self.step)
+        return state
+
+    def should_stop(self) -> bool:
+        """Whether to end behind the step that was just taken: something asked for it, or the time limit has passed."""
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            self.request_pause("the time limit of this call was reached")
+        return self.stop_reason is not None or self.pause_reason is not None
 
     def request_stop(self, reason: str) -> None:
         """End the run for good behind the current step: its result is what it has learned so far (early stopping)."""
@@ -229,21 +316,19 @@ class RunContext:
         self.pause_reason = self.pause_reason or reason
 
 
+def device_of(run: Run) -> torch.device:
+    """The device that a run computes on."""
+    return pick_device((run.training or run).device)
+
+
 def check_tokens(tokens: Tokens, graph: Graph, tokenizer: Tokenizer | None) -> Tokens:
     """The same tokens, once they are known to fit the model's vocabulary and tokenizer."""
     if tokenizer is not None:
-        require_same_tokenizer(tokens.origin, tokens.tokenizer, "the teacher's", tokenizer.identity)
-    largest = int(tokens.ids.max()) if len(tokens.ids) else 0
-    if largest >= graph.vocab_size:
-        raise InputError(
-            f"{tokens.origin} holds token id {largest}, beyond the model's vocabulary",
-            expected=f"ids below {graph.vocab_size}",
-            hint="the array was made for another model; make it again with this model's tokenizer",
-        )
-    return tokens
+        _require_same_tokenizer(tokens.origin, tokens.tokenizer, "the teacher's", tokenizer.identity)
+    return tokens.checked(graph.vocab_size)
 
 
-def require_same_tokenizer(origin: str, found: str | None, other: str, expected: str | None) -> None:
+def _require_same_tokenizer(origin: str, found: str | None, other: str, expected: str | None) -> None:
     """Raise where both identities are known and differ; ``other`` names what has the ``expected`` one."""
     if found is not None and expected is not None and found != expected:
         owner = f"{other} tokenizer" if other.endswith("'s") else f"the tokenizer of {other}"

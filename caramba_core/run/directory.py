@@ -29,11 +29,14 @@ __all__ = ["RunDirectory", "State"]
 _KEPT_CHECKPOINTS = 2
 
 
+Status = Literal["running", "interrupted", "failed", "done"]
+
+
 @attrs.frozen(kw_only=True)
 class State:
     """Where a run stands.  ``fingerprint`` identifies everything in the manifest that shapes the run's result."""
 
-    status: Literal["running", "interrupted", "failed", "done"]
+    status: Status
     fingerprint: str
     step: int = 0
     error: str | None = None
@@ -87,6 +90,18 @@ class RunDirectory:
         """Record where the run stands."""
         write_json(self.path / "state.json", attrs.asdict(state))
 
+    @property
+    def status(self) -> Status | None:
+        """How the run stands, or ``None`` where it never began."""
+        state = self.state()
+        return None if state is None else state.status
+
+    def set_status(self, status: Status, error: str | None = None) -> None:
+        """Record how the run stands, and the error that ended it."""
+        state = self.state()
+        assert state is not None
+        self.set_state(attrs.evolve(state, status=status, error=error))
+
     def summary(self) -> dict[str, Any] | None:
         """The result of a finished run."""
         path = self.path / "summary.json"
@@ -136,16 +151,11 @@ class RunDirectory:
 
     def drop_old_checkpoints(self) -> None:
         """Keep the newest two."""
-        self._drop(self.checkpoints()[:-_KEPT_CHECKPOINTS])
+        self.drop_checkpoints(self.checkpoints()[:-_KEPT_CHECKPOINTS])
 
-    def drop_checkpoints(self) -> None:
-        """Keep none: the run is done anew."""
-        self._drop(self.checkpoints())
-
-    def _drop(self, checkpoints: Iterable[Path]) -> None:
+    def drop_checkpoints(self, checkpoints: Iterable[Path]) -> None:
+        """Remove checkpoints; each is renamed first, so that one removed in part is never taken for one."""
         for path in checkpoints:
-            hidden = path.with_name(
-                f".{path.name}.old"
-            )  # so that a half-removed folder is never taken for a checkpoint
+            hidden = path.with_name(f".{path.name}.old")
             path.rename(hidden)
             shutil.rmtree(hidden)

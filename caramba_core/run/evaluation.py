@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caramba_core.errors import InputError, NumericalStop
-from caramba_core.manifest.schema import Evaluation
+from caramba_core.modes import Evaluation
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.storage import Storage
@@ -83,11 +83,11 @@ def measure(
     """
     needed = require_enough(tokens, settings)
     weight = model.head_weight
-    windows = tokens.ids[:needed].reshape(settings.windows, settings.context)
+    windows = tokens.read(0, needed).reshape(settings.windows, settings.context)
     rows = []
     with torch.inference_mode(), torch.autocast(weight.device.type, dtype=autocast, enabled=autocast is not None):
         for first in range(0, settings.windows, settings.batch_size):
-            batch = torch.from_numpy(windows[first : first + settings.batch_size].astype(np.int64)).to(weight.device)
+            batch = torch.from_numpy(windows[first : first + settings.batch_size]).to(weight.device)
             rows.append(_nll(model, batch, settings.storage).float().cpu())
             progress(batch.numel())
     nll = torch.cat(rows).numpy()

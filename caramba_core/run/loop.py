@@ -5,22 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
 from caramba_core.errors import NumericalStop
-from caramba_core.manifest.schema import Train
-from caramba_core.run.batches import Windows
-from caramba_core.run.checkpoint import load_random, read_state, restore_optimizer, save_checkpoint
 from caramba_core.run.context import RunContext
 from caramba_core.run.cuda_graph import CapturedStep
-from caramba_core.run.device import autocast_dtype
-from caramba_core.run.evaluation import measure
 from caramba_core.run.reporter import Bar
-from caramba_core.training import StepResult, StrategyRunner
+from caramba_core.training import StepResult, StrategyRunner, Training
 
 __all__ = ["TrainingLoop"]
 
@@ -58,14 +52,14 @@ class TrainingLoop:
     Raises :class:`NumericalStop` when a loss or gradient is not finite; the newest checkpoint is the last good state.
     """
 
-    def __init__(self, context: RunContext, settings: Train, steps: int) -> None:
+    def __init__(self, context: RunContext, settings: Training, steps: int) -> None:
         self.context = context
         self.settings = settings
         self.steps = steps
         self.step = 0
         self.seconds = 0.0
         self.tokens_a_step = settings.batch_size * settings.accumulate * settings.context
-        self.windows = Windows(context.shared.tokens("train"), context=settings.context, seed=context.seed)
+        self.windows = context.windows(settings.context)
         self._pending: _Numbers | None = None
         self._captured: CapturedStep | None = None
 
@@ -75,64 +69,37 @@ class TrainingLoop:
         self.model = context.student
         self.runner: StrategyRunner = self.settings.strategy.start(context)
         self.runner.prepare()
-        self.named = context.trainable()
-        self.parameters: list[nn.Parameter] = [parameter for _, parameter in self.named]
+        self.parameters: list[nn.Parameter] = [parameter for _, parameter in context.trainable()]
         assert self.settings.optimizer is not None
         self.optimizer = self.settings.optimizer.create([{"params": self.parameters}], self.settings.lr)
         context.hooks.model_built(context=context, model=self.model)
         torch.manual_seed(context.seed)
-        if context.resume_from is not None:
-            restore_optimizer(context.resume_from, self.model, self.optimizer)
-            load_random(context.resume_from)
-            state = read_state(context.resume_from)
-            self.step = int(state["step"])
-            self.seconds = float(state["seconds"])
-            if state["stop_reason"] is not None:  # stopped for good, and ended before its result was published
-                context.request_stop(state["stop_reason"])
-            context.directory.rewind_metrics(self.step)
+        state = context.restore(self.optimizer)
+        self.step = context.step
+        self.seconds = float(state.get("seconds", 0.0))
 
     def run(self, bar: Bar) -> None:
         """Train until the last step, or until something asks to stop; either way a checkpoint of the end exists."""
-        every = self.settings.checkpoint_every
+        every, measured = self.settings.checkpoint_every, self.settings.evaluate_every
         self._began = time.perf_counter() - self.seconds
-        while self.step < self.steps and self._goes_on():
+        stops = self.context.stop_reason is not None
+        while self.step < self.steps and not stops:
             self._one_step(bar)
-            if self.context.deadline is not None and time.monotonic() >= self.context.deadline:
-                self.context.request_pause("the time limit of this call was reached")
-            if self.settings.evaluate_every is not None and self.step % self.settings.evaluate_every == 0:
+            if measured is not None and self.step % measured == 0:
                 self._evaluate()
+            stops = self.context.should_stop()
             if every is not None and self.step % every == 0 and self.step < self.steps:
                 self.save()
         self._settle(bar)
         self.save()
 
-    def _goes_on(self) -> bool:
-        return self.context.stop_reason is None and self.context.pause_reason is None
-
     def save(self) -> None:
         """Publish a checkpoint of the current step."""
-        directory = self.context.directory
         self._settle(None)
         self.seconds = time.perf_counter() - self._began
-        path = directory.checkpoint(self.step)
-        if not path.exists():
-            save_checkpoint(path, model=self.model, optimizer=self.optimizer, state=self._state())
-            directory.drop_old_checkpoints()
-            self.context.hooks.checkpoint_saved(context=self.context, path=path)
-        state = directory.state()
-        assert state is not None
-        directory.set_state(attrs.evolve(state, step=self.step))
-
-    def _state(self) -> dict[str, Any]:
         tokens = self.step * self.tokens_a_step
-        return {
-            "step": self.step,
-            "samples": tokens // self.settings.context,
-            "tokens": tokens,
-            "seconds": self.seconds,
-            "stop_reason": self.context.stop_reason,
-            "tokenizer": self.context.shared.identity,
-        }
+        state = {"samples": tokens // self.settings.context, "tokens": tokens, "seconds": self.seconds}
+        self.context.save(self.step, optimizer=self.optimizer, state=state)
 
     def _one_step(self, bar: Bar) -> None:
         settings, device = self.settings, self.context.device
@@ -171,14 +138,10 @@ class TrainingLoop:
 
     def _evaluate(self) -> None:
         """Measure the student on the held-out tokens in the middle of training."""
-        context = self.context
         self._settle(None)
-        self.model.eval()
-        tokens, dtype = context.shared.tokens("heldout"), autocast_dtype(context.dtype_name)
-        results = {"perplexity": measure(self.model, tokens, context.evaluation, autocast=dtype).perplexity}
-        self.model.train()
-        context.directory.append_metrics({"step": self.step, **results})
-        context.hooks.evaluated(context=context, step=self.step, results=results)
+        results = {"perplexity": self.context.measure().perplexity}
+        self.context.directory.append_metrics({"step": self.step, **results})
+        self.context.hooks.evaluated(context=self.context, step=self.step, results=results)
 
     def _settle(self, bar: Bar | None) -> None:
         """Read, check and record the numbers of the previous step."""

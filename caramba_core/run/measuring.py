@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from caramba_core.component import evolve
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
-from caramba_core.run.device import autocast_dtype
-from caramba_core.run.evaluation import Measurement, measure, paired_difference
+from caramba_core.run.evaluation import Measurement, paired_difference
 from caramba_core.storage import Storage
 
 __all__ = ["Perplexities", "cache_bytes_per_token"]
@@ -21,11 +21,10 @@ _PROBE_TOKENS = 256
 
 
 class Perplexities:
-    """The measurements of one run.
+    """The measurements of one run: of the teacher, and of the student at its start and its end.
 
-    ``before`` gives the teacher's and the start's: from the run's own folder on resuming, from the previous run of the
-    group where that measured the very same tokens in the same way, else by measuring.  ``after`` measures the end.
-    The teacher is what all is compared with: its cache keeps what was computed, whatever the student's does.
+    Teacher and start are taken from the run's own folder on resuming, or from the run that it continues where that one
+    measured the very same tokens in the same way.
     """
 
     def __init__(self, context: RunContext) -> None:
@@ -33,30 +32,34 @@ class Perplexities:
         self.folder = context.directory.path / "evaluation"
         self.measured: dict[str, Measurement] = {}
 
-    def before(self, *, start_is_teacher: bool = False) -> None:
-        """Measure, or take over, teacher and start; a conversion starts from the teacher itself."""
+    def before(self) -> Iterator[tuple[str, float]]:
+        """Measure teacher and start; gives each perplexity that was not known yet."""
         context = self.context
         if context.group.data is None or context.group.data.heldout is None:
             return
         self._take_over()
         if context.shared.source is not None:
-            self._measure("teacher", lambda: context.teacher)
-        if start_is_teacher and context.evaluation.storage is None:
+            yield from self._measure("teacher", lambda: context.teacher)
+        if not context.run.starts_from_teacher:
+            yield from self._measure("start", lambda: context.student)
+        elif context.evaluation.storage is None:
             self._keep("start", self.measured["teacher"])
         else:
-            self._measure("start", lambda: context.teacher if start_is_teacher else context.student)
+            yield from self._measure("start", lambda: context.teacher)
 
-    def after(self, *, step: int = 0) -> dict[str, Any]:
-        """Measure the end, reached after ``step`` steps; what the summary says of all of them."""
-        context = self.context
+    def after(self) -> Iterator[tuple[str, float]]:
+        """Measure the end, which is the start where the run's mode changes no weights."""
+        if self.measured and self.context.run.changes_weights:
+            (self.folder / "end.npy").unlink(missing_ok=True)  # of an attempt that ended before its result was known
+            yield from self._measure("end", lambda: self.context.student)
+        elif self.measured:
+            self.measured["end"] = self.measured["start"]
+
+    def entries(self) -> dict[str, Any]:
+        """What the summary says of all of them."""
         entries: dict[str, Any] = {"cache_bytes_per_token": self._cache_bytes()}
         if not self.measured:
             return entries
-        unchanged = context.run.train is None and context.run.task != "convert"
-        if unchanged:
-            self.measured["end"] = self.measured["start"]
-        else:
-            self._measure("end", lambda: context.student, step=step, fresh=True)
         entries["perplexity"] = {name: m.perplexity for name, m in self.measured.items()}
         entries["perplexity_standard_error"] = {name: m.standard_error for name, m in self.measured.items()}
         entries["scored_tokens"] = self.measured["end"].tokens
@@ -68,23 +71,17 @@ class Perplexities:
         entries["log_perplexity_change"] = {"mean": change, "paired_standard_error": error}
         return entries
 
-    def _measure(self, name: str, model: Any, *, step: int = 0, fresh: bool = False) -> None:
+    def _measure(self, name: str, model: Callable[[], LanguageModel]) -> Iterator[tuple[str, float]]:
         path = self.folder / f"{name}.npy"
-        if path.exists() and not fresh:
+        if path.exists():
             self.measured[name] = Measurement.load(path)
             return
-        context = self.context
-        settings = context.evaluation
-        if name == "teacher":
+        settings = self.context.evaluation
+        if name == "teacher":  # what students are compared with: its cache keeps what was computed
             settings = evolve(settings, cache="full")
-        tokens = context.shared.tokens("heldout")
-        with context.reporter.bar(f"perplexity of {name}", settings.windows * settings.context) as bar:
-            result = measure(
-                model(), tokens, settings, autocast=autocast_dtype(context.dtype_name), progress=bar.advance
-            )
-            bar.note(f"{result.perplexity:.3f}")
+        result = self.context.measure(model(), settings=settings, title=f"perplexity of {name}")
         self._keep(name, result)
-        context.hooks.evaluated(context=context, step=step, results={f"perplexity_{name}": result.perplexity})
+        yield name, result.perplexity
 
     def _keep(self, name: str, result: Measurement) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -96,7 +93,7 @@ class Perplexities:
         """What must be equal for two measurements to be of the same tokens in the same way."""
         context = self.context
         settings = context.evaluation
-        ids = context.shared.tokens("heldout").ids[: settings.windows * settings.context]
+        ids = context.shared.tokens("heldout").read(0, settings.windows * settings.context)
         digest = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
         described: dict[str, Any] = {"tokens": digest, "windows": settings.windows, "context": settings.context}
         if settings.storage is not None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import json
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
-from caramba_core.component import evolve
 from caramba_core.errors import CarambaError, InputError, ManifestError, VerificationFailed
 from caramba_core.loading import open_source
 from caramba_core.lowered import group_path, located
 from caramba_core.manifest import Loaded, load_manifest
 from caramba_core.manifest.faults import Fault
-from caramba_core.manifest.schema import Group, Run
+from caramba_core.manifest.schema import Group
+from caramba_core.manifest.tree import plain
+from caramba_core.modes import Run
 from caramba_core.plan import Plan, plan_manifest
 from caramba_core.run.directory import RunDirectory, State
 
@@ -62,6 +65,15 @@ class Request:
         """The folder of a run."""
         return RunDirectory(self.root / group / run)
 
+    def fingerprint(self, group: Group, run: Run) -> str:
+        """Identifies everything that shapes a run's result."""
+        return fingerprint(self._data, self.loaded.manifest.groups, group, run)
+
+    @cached_property
+    def _data(self) -> dict[str, Any]:
+        data: dict[str, Any] = plain(self.loaded.tree)
+        return data
+
     def is_done(self, group: str, run: str) -> bool:
         """Whether a run has its result."""
         state = self.directory(group, run).state()
@@ -102,12 +114,12 @@ class Request:
         if state is None:
             return
         folder = self.root / group.name / run.id
-        if state.fingerprint != fingerprint(self.loaded.manifest.groups, group, run):
+        if state.fingerprint != self.fingerprint(group, run):
             raise InputError(
                 f"{folder} holds a run of another version of this manifest",
                 hint="remove that folder, give the manifest another name, or choose another folder with --output",
             )
-        stopped = state.status != "done" and self.directory(group.name, run.id).checkpoints()
+        stopped = run.resumes and state.status != "done" and self.directory(group.name, run.id).checkpoints()
         if stopped and not self.choice.resume:
             raise InputError(
                 f"{folder} holds a run that stopped at step {state.step}" + (f": {state.error}" if state.error else ""),
@@ -124,6 +136,11 @@ class Request:
 
     def check(self, left: Sequence[tuple[Group, Run]]) -> None:
         """Check what can be checked without computing: models, patterns, teachers' headers, files of data, parents."""
+        processes = os.environ.get("WORLD_SIZE", "1")
+        if processes not in ("", "1"):
+            raise InputError(
+                f"caramba runs in one process, and {processes} were started (WORLD_SIZE)", hint="leave torchrun out"
+            )
         plans = self.plans
         faults = [fault for group, run in left for fault in self._missing(group, run)]
         if faults:
@@ -143,7 +160,7 @@ class Request:
 
     def _missing(self, group: Group, run: Run) -> Iterator[Fault]:
         """Files of data that a run needs and that are not there."""
-        for which in ("heldout",) if run.task in ("eval", "generate") else ("train", "heldout"):
+        for which in ("train", "heldout") if "data.train" in run.needs else ("heldout",):
             dataset = getattr(group.data, which, None)
             for file in () if dataset is None else dataset.files():
                 path = self.loaded.folder / file.expanduser()
@@ -165,19 +182,42 @@ def parent_of(groups: Sequence[Group], group: Group, run: Run) -> tuple[Group, R
     return owner, next(other for other in owner.runs if other.id == id_)
 
 
-def fingerprint(groups: Sequence[Group], group: Group, run: Run) -> str:
-    """Identifies everything that shapes a run's result: model, teacher, data, the run and all it continues from."""
+def fingerprint(data: Mapping[str, Any], groups: Sequence[Group], group: Group, run: Run) -> str:
+    """Identifies everything that shapes a run's result: model, teacher, data, the run and all it continues from.
+
+    ``data`` is the resolved manifest as its user wrote it.  Defaults are not part of it, so that a run outlives new
+    options of its components.
+    """
     chain: list[Any] = []
+    previous: Group | None = None
     current: tuple[Group, Run] | None = (group, run)
     while current is not None:
         owner, one = current
-        train = one.train and evolve(one.train, device="auto", checkpoint_every=None, evaluate_every=None)
-        if owner is not group:
-            chain.append((owner.model, owner.teacher, owner.data, owner.eval))
-        chain.append(evolve(one, train=train, device="auto", verify=None))
-        current = parent_of(groups, owner, one)
-    described = repr((group.model, group.teacher, group.data, group.eval, chain))
-    return hashlib.sha256(described.encode()).hexdigest()
+        written = data["groups"][[other.name for other in groups].index(owner.name)]
+        if owner is not previous:
+            chain.append([written.get(key) for key in ("model", "teacher", "data", "eval")])
+        place = [other.id for other in owner.runs].index(one.id)
+        chain.append(_without(written["runs"][place], one.without_effect))
+        previous, current = owner, parent_of(groups, owner, one)
+    return hashlib.sha256(json.dumps(_normal(chain), sort_keys=True).encode()).hexdigest()
+
+
+def _without(data: Mapping[str, Any], keys: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """A mapping without some keys, dotted where they are nested."""
+    return {
+        key: _without(value, keys, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in data.items()
+        if f"{prefix}{key}" not in keys
+    }
+
+
+def _normal(value: Any) -> Any:
+    """One spelling for what a manifest may write in two: ``{type: cosine}`` and ``cosine``, ``1.0`` and ``1``."""
+    if isinstance(value, Mapping):
+        return value["type"] if value.keys() == {"type"} else {key: _normal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_normal(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def verify(run: Run, summary: dict[str, Any]) -> None:

@@ -3,74 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, cast
 
-import attrs
 import torch
 from torch import Tensor, nn
 
-from caramba_core.component import Attention
 from caramba_core.errors import InputError
-from caramba_core.graph import ROOT, Graph, Node, matches
+from caramba_core.graph import ROOT, Graph
 from caramba_core.nn.build import build, initialize
 from caramba_core.nn.language_model import LanguageModel
+from caramba_core.sites import same
 
-__all__ = ["Site", "assemble", "find_sites", "trained_nodes"]
-
-
-@attrs.frozen(kw_only=True)
-class Site:
-    """A pair of nodes of the same name whose components differ: what a conversion converts."""
-
-    name: str
-    teacher: Node
-    student: Node
-
-
-def find_sites(teacher: Graph, student: Graph) -> tuple[Site, ...]:
-    """The attentions that differ, in the order of execution; everything else must be equal.
-
-    Raises :class:`InputError` listing every other difference: such models cannot be converted into one another.
-    """
-    old, new = teacher.nodes(), student.nodes()
-    differences = [f"{name} is in the manifest, not in the teacher" for name in new if name not in old]
-    differences += [f"{name} is in the teacher, not in the manifest" for name in old if name not in new]
-    if teacher.tied_embeddings != student.tied_embeddings:
-        differences.append(
-            f"tied_embeddings: the teacher has {teacher.tied_embeddings}, the manifest {student.tied_embeddings}"
-        )
-    sites = []
-    for name, node in new.items():
-        if name not in old or _same(old[name], node):
-            continue
-        if isinstance(node.config, Attention) and isinstance(old[name].config, Attention):
-            sites.append(Site(name=name, teacher=old[name], student=node))
-        else:
-            differences += [f"{name}.{text}" for text in _differences(old[name], node)]
-    if differences:
-        shown = differences[:12] + ([f"... and {len(differences) - 12} more"] if len(differences) > 12 else [])
-        raise InputError(
-            "the manifest's model differs from the teacher in more than its attention:\n    " + "\n    ".join(shown),
-            expected="the same model, but for the attentions that are to be converted",
-            hint="compare with the teacher's own sizes: the checkpoint's config.json or GGUF header",
-        )
-    return tuple(sites)
-
-
-def trained_nodes(graph: Graph, patterns: Collection[str]) -> frozenset[str]:
-    """Names of the nodes that the patterns choose; every pattern must choose one."""
-    names = list(graph.nodes())
-    chosen: set[str] = set()
-    for pattern in patterns:
-        found = [name for name in names if matches(name, pattern)]
-        if not found:
-            roles = sorted({name.rsplit(".", 1)[-1] for name in names if not name.rsplit(".", 1)[-1].isdigit()})
-            raise InputError(
-                f"trains: {pattern!r} matches no node of the model",
-                expected=f"a pattern of node names such as {', '.join(roles)} or blocks.[0-7].attention",
-            )
-        chosen.update(found)
-    return frozenset(chosen)
+__all__ = ["assemble"]
 
 
 def assemble(
@@ -92,7 +35,7 @@ def assemble(
     student = build(graph, device=device, dtype=dtype)
     shared = {} if teacher is None else dict(teacher.state_dict(keep_vars=True))
     old = {} if teacher is None else teacher.graph.nodes()
-    own = set(trained) | {name for name, new in graph.attentions().items() if name in old and not _same(old[name], new)}
+    own = set(trained) | {name for name, new in graph.attentions().items() if name in old and not same(old[name], new)}
     if tensors is None:
         initialize(student, seed)
     else:
@@ -138,24 +81,3 @@ def _require_same_names(student: LanguageModel, tensors: Mapping[str, Tensor]) -
             f"the checkpoint does not hold the manifest's model ({len(wrong)} tensors differ):\n    {shown}",
             hint="continue from a run of the same model, or convert again",
         )
-
-
-def _same(a: Node, b: Node) -> bool:
-    return not _differences(a, b)
-
-
-def _differences(teacher: Node, student: Node) -> list[str]:
-    if type(teacher.config) is not type(student.config):
-        return [f"type: the teacher has {type(teacher.config).__name__}, the manifest {type(student.config).__name__}"]
-    if teacher.scopes or student.scopes:  # topologies: their layers are compared node by node
-        return (
-            []
-            if len(teacher.scopes) == len(student.scopes)
-            else [f"bodies: the teacher has {len(teacher.scopes)}, the manifest {len(student.scopes)}"]
-        )
-    found = []
-    for name in (field.name for field in attrs.fields(cast(Any, type(teacher.config))) if field.name != "name"):
-        theirs, ours = getattr(teacher.config, name), getattr(student.config, name)
-        if theirs != ours:
-            found.append(f"{name}: the teacher has {theirs}, the manifest {ours}")
-    return found

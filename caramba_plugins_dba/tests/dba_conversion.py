@@ -8,6 +8,7 @@ import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
+from caramba_plugins_upcycle.transplant import Started
 from torch import Tensor
 
 from caramba_core.component import Attention
@@ -15,7 +16,6 @@ from caramba_core.nn.build import load_object
 from caramba_core.nn.cache import LayerCache
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
-from caramba_core.transplant import Started
 
 
 def filled(config: Attention, width: int, seed: int, dtype: torch.dtype = torch.float64) -> ComponentModule:

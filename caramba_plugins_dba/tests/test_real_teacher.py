@@ -13,17 +13,18 @@ from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_llama.gguf_file import GgufFile
 from caramba_plugins_upcycle.calibration import Calibration
+from caramba_plugins_upcycle.modes import Start
 from torch import Tensor
 
 from caramba_core.component import Attention
 from caramba_core.graph import Graph, Node
 from caramba_core.lowering import lower
 from caramba_core.manifest import structure_model
-from caramba_core.manifest.schema import Start
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import TeacherSource
-from caramba_core.run.student import assemble, find_sites
+from caramba_core.run.student import assemble
+from caramba_core.sites import find_sites
 
 pytestmark = pytest.mark.real_model
 

@@ -10,10 +10,9 @@ from caramba_plugins_dba.refine import LogitFit, ValueFit, refine
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
+from caramba_plugins_upcycle.transplant import Example
 from dba_conversion import convert, filled, frame, inputs
 from torch import Tensor, nn
-
-from caramba_core.transplant import Example
 
 WIDTH, TOKENS = 40, 24
 ROPE = Rope(theta=50.0)

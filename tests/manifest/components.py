@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from caramba_core.component import Attention, Embedder, Head, Layer, Topology, component, option
+from caramba_core.component import Attention, Component, Embedder, Head, Layer, Topology, component, option
 from caramba_core.errors import InvalidValue
+from caramba_core.modes import Need, Run
+from caramba_core.run.modes import Evaluate, Generate, Train  # noqa: F401 - named by entries
 from caramba_core.training import Dataset, Optimizer, Strategy
 
 
@@ -107,8 +109,22 @@ class NoConfig:
     """What a broken plugin might register."""
 
 
-class Anything:
-    """Stands for modes."""
+@component
+class Transplant(Component):
+    kind: ClassVar[str] = "transplant"
+
+
+@component
+class Start:
+    transplant: Transplant | None = option(default=None, help="how one attention starts from the other")
+    tokens: int = option(default=1, help="calibration tokens", minimum=1)
+    batch_size: int = option(default=4, help="windows per pass", minimum=1)
+
+
+@component
+class Convert(Run):
+    needs: ClassVar[frozenset[Need]] = frozenset({"teacher", "data.train"})
+    start: Start | None = option(default=None, help="how the attentions start")
 
 
 CATALOGUE = {"attention": {"mla": "caramba-plugin-mla"}, "preset": {"famous": "caramba-plugin-famous"}}

@@ -26,7 +26,7 @@ COMPONENTS = {
     "dataset": {"tokens": "Array", "text": "Text"},
     "strategy": {"distill": "Distill", "pretrain": "Pretrain"},
     "optimizer": {"adam": "Adam"},
-    "mode": {"convert": "Anything", "train": "Anything", "eval": "Anything", "generate": "Anything"},
+    "mode": {"convert": "Convert", "train": "Train", "eval": "Evaluate", "generate": "Generate"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,9 +108,10 @@ def test_set_reaches_everything(workspace: Workspace) -> None:
     assert loaded.manifest.name == "changed"
     assert block(loaded).repeat == 5
     assert block(loaded).each == {"attention.window": (1, 2, 3, 4, 5)}
-    assert group.runs[1].train is not None and group.teacher is not None and group.eval is not None
-    assert group.runs[1].train.lr == 2e-4
-    assert group.runs[1].steps == 5
+    tune: Any = group.runs[1]
+    assert group.teacher is not None and group.eval is not None
+    assert tune.train.lr == 2e-4
+    assert tune.steps == 5
     assert (group.teacher.source, group.teacher.dtype) == ("other.gguf", "bfloat16")
     assert group.eval.windows == 3
 

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from caramba_core.graph import ROOT, local_name
 from caramba_core.lowered import lower_group
 from caramba_core.manifest import load_manifest
-from caramba_core.manifest.schema import Group, Teacher
+from caramba_core.manifest.schema import Group
+from caramba_core.modes import Teacher
 from caramba_core.nn.build import build
 from caramba_core.plan import plan_group
 from caramba_core.plan.nodes import plan_model
 from caramba_core.plan.runs import Memory, Stage, plan_runs
 from caramba_core.plan.teacher import TeacherPlan
-from caramba_core.run.student import assemble, trained_nodes
+from caramba_core.run.student import assemble
+from caramba_core.sites import trained_nodes
 
 from .shapes import DBA, GQA, MLP, chain, graph_of, presets, residual
 
@@ -116,7 +118,7 @@ def test_memory_of_a_group(tmp_path: Path, dtype: str, optimizer: str, refit_mlp
     for run in group.runs:
         plan = plans[run.id]
         graph = stage.model.graph
-        trained = trained_nodes(graph, run.train.trains) if run.train is not None else frozenset()
+        trained = trained_nodes(graph, run.trains)
         student = assemble(
             graph,
             teacher=teacher,
@@ -132,7 +134,7 @@ def test_memory_of_a_group(tmp_path: Path, dtype: str, optimizer: str, refit_mlp
                 block.mlp.down_proj = nn.Parameter(block.mlp.down_proj + 1, requires_grad=False)
         own = [t for t in tensors_of(student) if t.untyped_storage().data_ptr() not in theirs]
         shared = [t for t in tensors_of(student) if t.untyped_storage().data_ptr() in theirs]
-        gradients, state = trained_state(student, run.train, trained)
+        gradients, state = trained_state(student, run.training, trained)
         found = attrs.evolve(
             plan.memory,
             weights=held(own),
@@ -165,13 +167,13 @@ def test_memory_of_presets(preset: str, monkeypatch: pytest.MonkeyPatch) -> None
         dtype = getattr(torch, group.teacher.dtype)
         for run, plan in zip(group.runs, plan_group(loaded, group).runs, strict=True):
             student = build(graph, device="meta", dtype=dtype).requires_grad_(False)
-            trained = trained_nodes(graph, run.train.trains) if run.train is not None else frozenset()
+            trained = trained_nodes(graph, run.trains)
             for name in trained:
                 module = student.get_submodule(local_name(name))
                 for key, parameter in list(module.named_parameters(recurse=False)):
                     wide = parameter.float() if dtype in (torch.bfloat16, torch.float16) else parameter
                     module.register_parameter(key, nn.Parameter(wide.detach()))
-            gradients, state = trained_state(student, run.train, trained)
+            gradients, state = trained_state(student, run.training, trained)
             tensors = tensors_of(student)
             found = attrs.evolve(
                 plan.memory,

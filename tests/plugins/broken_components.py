@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from caramba_core.component import CacheEntry, Cost, Shape, Weight, component, option
 from caramba_core.nn.frame import Frame
-from caramba_core.transplant import Probe
+from caramba_core.nn.module import Probe
 
 SOUND = TinyAttentionModule.forward
 

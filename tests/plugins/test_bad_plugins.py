@@ -10,7 +10,7 @@ import pytest
 
 from caramba_core import __version__
 from caramba_core.errors import PluginError
-from caramba_core.plugins.loading import METHODS
+from caramba_core.plugins.loading import required_methods
 from caramba_core.plugins.registry import registry
 from tests.plugins.site import ATTENTION, Site
 from tests.plugins.test_hooks_in_runs import MANIFEST
@@ -89,7 +89,11 @@ def test_component_that_does_not_load(site: Site, text: str | None, message: str
             "class Thing: ...",
             "no method describe expected: a class like caramba_plugins_llama.exporting.Exporter, with",
         ),
-        ("mode", "class Thing: ...", "bad:Thing has no method run"),
+        (
+            "mode",
+            "class Thing: ...",
+            "the class Thing expected: a class derived from caramba_core.modes.Run",
+        ),
         ("command", "Thing = 'text'", "bad:Thing is a str, not a class expected: a function with typer's annotations"),
         ("preset", "Thing = 'text'", "bad:Thing is not the path of a file"),
     ],
@@ -104,11 +108,12 @@ def test_component_that_cannot_do_what_its_kind_does(site: Site, kind: str, text
     assert "report it to its author" in said
 
 
-def test_methods_are_those_of_the_protocols() -> None:
-    for protocol, methods in METHODS.values():
-        module, _, name = protocol.partition(":")
-        contract = getattr(import_module(module), name)
-        assert {method for method in vars(contract) if not method.startswith("_")} == set(methods)
+def test_kinds_and_their_bases_name_each_other() -> None:
+    for kind in registry().kinds.values():
+        if kind.base is not None:
+            module, _, name = kind.base.partition(":")
+            base = getattr(import_module(module), name)
+            assert required_methods(base) or base.kind == kind.name
 
 
 def test_broken_plugin_stops_only_what_needs_it(site: Site) -> None:

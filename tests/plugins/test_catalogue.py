@@ -7,7 +7,7 @@ from pathlib import Path
 
 from caramba_plugins_standard.catalogue import CATALOGUE
 
-from caramba_core.kinds import KINDS
+from caramba_core.plugins.registry import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,7 +17,7 @@ def test_catalogue_is_complete() -> None:
     files = (*ROOT.glob("caramba_plugins_*/pyproject.toml"), *ROOT.glob("plugins/caramba_plugins_*/pyproject.toml"))
     for file in files:
         project = tomllib.loads(file.read_text())["project"]
-        for kind in KINDS:
+        for kind in registry().kinds:
             for name in project.get("entry-points", {}).get(f"caramba.{kind}", {}):
                 declared.setdefault(kind, {})[name] = project["name"]
     assert declared == CATALOGUE

@@ -98,17 +98,17 @@ def test_every_hook_is_called_in_its_place(install: Install) -> None:
     assert {name for name, _ in hooks_a.calls} == {*names} - {"caramba_plugin_info", "run_failed"}
 
 
-def test_a_second_process_runs_the_hooks_that_are_for_every_process(
-    install: Install, monkeypatch: pytest.MonkeyPatch
+def test_several_processes_are_refused(
+    install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
-    install(
-        "calls = []\n@hookimpl\ndef run_started(): calls.append(1)\n@hookimpl\ndef step_finished(): calls.append(2)"
-    )
-    assert caramba("run", "tiny.yml") == 0
-    import hooks_a
-
-    assert hooks_a.calls == [1]
+    """The run's folder belongs to one process; nothing is written by the others."""
+    install("")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert caramba("run", "tiny.yml") == 2
+    assert "caramba runs in one process, and 2 were started" in capsys.readouterr().err
+    assert not Path("runs").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert caramba("run", "tiny.yml", "--dry-run") == 0
 
 
 # -------------------------------------------------------------------------------------------------------- faults

@@ -52,4 +52,4 @@ def test_a_budget_is_divided_and_the_result_can_be_run(manifest: Path, capsys: p
 def test_a_conversion_does_not_take_a_budget(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest.write_text(manifest.read_text().replace("mode: allocate", "mode: convert"))
     assert caramba("run", manifest, "--run", "allocate", "--output", manifest.parent / "runs") == 2
-    assert "start.cache_budget is divided by mode allocate" in " ".join(capsys.readouterr().err.split())
+    assert "start.cache_budget: the budget is divided by mode allocate" in " ".join(capsys.readouterr().err.split())

@@ -62,6 +62,17 @@ def test_random_numbers_go_on(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
+def test_random_numbers_of_apple_gpus_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = [torch.tensor([7], dtype=torch.uint8)]
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    monkeypatch.setattr("torch.mps.get_rng_state", lambda: states[-1])
+    monkeypatch.setattr("torch.mps.set_rng_state", states.append)
+    save_checkpoint(tmp_path / "step_000001", model=tiny_model(seed=0), optimizer=None, state={"step": 1})
+    states[0] = torch.tensor([9], dtype=torch.uint8)
+    load_random(tmp_path / "step_000001")
+    assert states[1].tolist() == [7]
+
+
 def test_tied_embeddings_are_stored_once(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "step_000001", model=tiny_model(seed=0), optimizer=None, state={"step": 1})
     names = set(load_tensors(tmp_path / "step_000001"))

@@ -134,7 +134,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(manifest: Path, tmp_path_factory
     "where",
     [
         "caramba_plugins_upcycle.calibration.Calibration.run",
-        "caramba_plugins_upcycle.convert.save_checkpoint",
+        "caramba_core.run.context.save_checkpoint",
         "caramba_core.run.measuring.Perplexities.after",
     ],
     ids=["calibrating", "publishing its result", "measuring it"],
@@ -215,7 +215,7 @@ def test_bad_input_is_an_error_before_anything_is_written(
 def test_token_ids_beyond_the_vocabulary(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(manifest.parent / "train.npy", np.full(4000, 64, dtype=np.uint16))
     assert run(manifest) == 2
-    assert "beyond the model's vocabulary" in capsys.readouterr().err
+    assert "holds token id 64 at 0, beyond the vocabulary" in capsys.readouterr().err
     assert not (manifest.parent / "runs").exists()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from caramba_core.errors import InputError, ManifestError, VerificationFailed
-from caramba_core.run.request import Choice, Request, fingerprint, parent_of
+from caramba_core.run.request import Choice, Request, parent_of
 
 from .workspace import make_workspace
 
@@ -107,7 +107,7 @@ def test_the_run_that_is_continued(folder: Path) -> None:
     with pytest.raises(InputError, match=r"other/measured continues from half/finetune(.|\n)*--group half --run finet"):
         alone.check(alone.unfinished())
     changed = Request.read(str(folder / "two.yml"), ["vars.lr=2e-3"], Choice())
-    ours, theirs = (fingerprint(one.groups, one.groups[1], one.groups[1].runs[0]) for one in (request, changed))
+    ours, theirs = (one.fingerprint(one.groups[1], one.groups[1].runs[0]) for one in (request, changed))
     assert ours != theirs
 
 

@@ -6,11 +6,19 @@ The mathematics stands in ``docs/dba.md`` and, a function a step, in :mod:`caram
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+
+from caramba_plugins_upcycle.moments import (
+    AttendedKeyMoments,
+    AttendedValueMoments,
+    DistanceMoments,
+    KeyMoments,
+    QueryMoments,
+)
+from caramba_plugins_upcycle.transplant import Example, Moment, SizeCurve, Started, Transplant
 
 from caramba_core.component import Attention, component, option
 from caramba_core.errors import InvalidValue
-from caramba_core.transplant import Example, Moment, SizeCurve, Started, Transplant
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 
 if TYPE_CHECKING:
@@ -29,6 +37,8 @@ _NO_START: Final = {
 @component
 class GQAToDBA(Transplant):
     """Rotary pairs by their importance, query-aware semantic keys, attention-weighted values; then least squares."""
+
+    target: ClassVar[type[Attention]] = DecoupledBottleneckAttention
 
     selection: Literal["rotation", "norm", "frequency"] = option(
         default="rotation", help="what a rotary pair is kept for: the error without it, or (controls) energy, frequency"
@@ -99,7 +109,13 @@ class GQAToDBA(Transplant):
 
     def moments(self, source: Attention, target: Attention) -> Mapping[str, Moment]:
         """Second moments of queries and keys, attention by distance, and what attention makes of keys and values."""
-        return {name: _moment(name) for name in ("query", "key", "distance", "attended_key", "attended_value")}
+        return {
+            "query": QueryMoments(),
+            "key": KeyMoments(),
+            "distance": DistanceMoments(),
+            "attended_key": AttendedKeyMoments(),
+            "attended_value": AttendedValueMoments(),
+        }
 
     def start(
         self,
@@ -159,12 +175,3 @@ def source_multiplier(source: Attention) -> float:
 
 def _shown(window: int | None) -> str:
     return "all tokens" if window is None else f"{window} tokens"
-
-
-def _moment(name: str) -> Moment:
-    """The collector's config by its registered name: moments live in another distribution."""
-    from caramba_core.plugins.registry import registry
-
-    entries: Any = registry()
-    made: Moment = entries.load(entries.find(("moment",), name))()
-    return made

@@ -10,11 +10,11 @@ from caramba_plugins_mla.module import MultiHeadLatentModule
 from caramba_plugins_mla.transplant import GQAToMLA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.gqa_module import GroupedQueryAttentionModule
+from caramba_plugins_upcycle.transplant import Started
 from torch import Tensor
 
 from caramba_core.nn.build import load_object
 from caramba_core.nn.frame import Frame
-from caramba_core.transplant import Started
 
 WIDTH = 40
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from caramba_plugins_tools.explain import SECTIONS, explain, fields_of
+from caramba_plugins_tools.explain import explain, fields_of, sections
 
 from caramba_core.cli import main
 from caramba_core.errors import InputError
-from caramba_core.kinds import KINDS
-from caramba_core.manifest.schema import Train
 from caramba_core.plugins.registry import registry
+from caramba_core.training import Training
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -54,7 +53,7 @@ def test_one_name_of_several_kinds(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_sections_of_a_manifest() -> None:
-    fields = {field.name: field for field in fields_of(Train)}
+    fields = {field.name: field for field in fields_of(Training)}
     assert fields["lr"].required
     assert fields["lr"].range == "> 0, <= 1"
     assert fields["trains"].type == "list of text"
@@ -63,13 +62,13 @@ def test_sections_of_a_manifest() -> None:
     assert "optimizer.lr" not in fields
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", sections(registry()))
 def test_every_section(name: str) -> None:
     assert all(field.meaning for field in explain(registry(), name)[0].fields)
 
 
 def test_every_component_and_every_field_says_what_it_is() -> None:
-    for kind in KINDS:
+    for kind in registry().kinds:
         for entry in registry().entries(kind):
             (explanation,) = explain(registry(), f"{kind}.{entry.qualified}")
             assert explanation.text, entry

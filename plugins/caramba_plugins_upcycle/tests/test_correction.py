@@ -14,18 +14,19 @@ from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.swiglu import SwiGLU
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 from caramba_plugins_upcycle.calibration import Calibration
+from caramba_plugins_upcycle.modes import Start
 from caramba_plugins_upcycle.stages import adds_to_stream, stages
 from torch import Tensor
 
 from caramba_core.component import Attention, Layer
 from caramba_core.graph import Graph
 from caramba_core.lowering import lower
-from caramba_core.manifest.schema import Start
 from caramba_core.model import Model
 from caramba_core.nn.build import build, initialize
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.student import assemble, find_sites
+from caramba_core.run.student import assemble
+from caramba_core.sites import find_sites
 
 WIDTH, VOCABULARY, LAYERS = 16, 32, 3
 HEADS: dict[str, Any] = {"n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "rope": Rope()}

@@ -11,10 +11,11 @@ from caramba_plugins_upcycle.moments import (
     KeyMoments,
     QueryMoments,
 )
+from caramba_plugins_upcycle.transplant import Collector, Moment
 
 from caramba_core.component import Attention
 from caramba_core.nn.build import load_object
-from caramba_core.transplant import Collector, Moment, Probe
+from caramba_core.nn.module import Probe
 
 HEADS, GROUPS, WIDTH, D = 6, 2, 3, 10
 

@@ -39,8 +39,8 @@ def caramba_plugin_info() -> PluginInfo:
 
 
 def _sweeps(context: RunContext) -> bool:
-    train = context.run.train
-    return train is not None and isinstance(train.schedule, Sweep)
+    training = context.run.training
+    return training is not None and isinstance(training.schedule, Sweep)
 
 
 @hookimpl

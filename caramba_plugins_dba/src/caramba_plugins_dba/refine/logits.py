@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import torch
 from caramba_plugins_standard.rotary import cos_sin, rotate
+from caramba_plugins_upcycle.transplant import Example
 from torch import Tensor
 
-from caramba_core.transplant import Example, Probe
+from caramba_core.nn.module import Probe
 from caramba_plugins_dba.module import DecoupledBottleneckModule
 from caramba_plugins_dba.refine.conjugate import conjugate_gradient, eigen
 

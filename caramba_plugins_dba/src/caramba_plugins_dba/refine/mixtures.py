@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
+from caramba_plugins_upcycle.transplant import Example
 from torch import Tensor
 
-from caramba_core.transplant import Example
 from caramba_plugins_dba.module import DecoupledBottleneckModule
 from caramba_plugins_dba.refine.conjugate import conjugate_gradient, eigen
 

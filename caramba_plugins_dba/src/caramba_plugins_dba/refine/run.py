@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from caramba_plugins_upcycle.transplant import Example
 from torch import Tensor
 
-from caramba_core.transplant import Example
 from caramba_plugins_dba.module import DecoupledBottleneckModule
 from caramba_plugins_dba.refine.logits import LogitFit
 from caramba_plugins_dba.refine.mixtures import ValueFit

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from caramba_plugins_upcycle.transplant import Started
 from torch import Tensor
 
 from caramba_core.component import Attention
-from caramba_core.transplant import Started
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.start.linear_algebra import basis, block_diagonal
 from caramba_plugins_dba.start.rotation import Rotation

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from caramba_plugins_upcycle.transplant import SizeCurve
 from torch import Tensor
 
 from caramba_core.component import Attention, evolve
-from caramba_core.transplant import SizeCurve
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.start.assemble import key_signal, moved_dims, value_weighting
 from caramba_plugins_dba.start.linear_algebra import block_diagonal, spectrum

@@ -13,7 +13,6 @@ from typing import Any, Final, Literal, TypeAlias, cast
 import attrs
 
 from caramba_core.component import Attention, Component, Embedder, Head, Layer, Topology
-from caramba_core.kinds import KINDS
 from caramba_core.plan.figures import bytes_in_words, count_in_words
 from caramba_core.plan.nodes import ModelPlan, NodePlan, ScopePlan
 from caramba_core.plan.render import index_ranges, shows
@@ -335,7 +334,7 @@ def _topology_settings(config: Topology) -> Iterator[str]:
         if isinstance(value, str) or (isinstance(value, bool) and value != attribute.default):
             yield value if isinstance(value, str) else attribute.name
         elif isinstance(value, Component) and not isinstance(value, Layer):
-            names = {registry().name_of(kind, type(value)) for kind in KINDS} - {type(value).__qualname__}
+            names = {registry().name_of(kind, type(value)) for kind in registry().kinds} - {type(value).__qualname__}
             yield f"{attribute.name} {min(names, default=type(value).__qualname__)}"
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from caramba_plugins_upcycle.transplant import Moment
+
 from caramba_core.component import component, option
-from caramba_core.transplant import Moment
 
 __all__ = ["SequenceMoments"]
 

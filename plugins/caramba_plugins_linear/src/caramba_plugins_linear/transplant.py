@@ -8,11 +8,12 @@ Far tokens are sorted into slots by their keys, fitted to the source's own far a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+from caramba_plugins_upcycle.transplant import Moment, Started, Transplant
 
 from caramba_core.component import Attention, component
 from caramba_core.errors import InputError, InvalidValue
-from caramba_core.transplant import Moment, Started, Transplant
 from caramba_plugins_linear.attention import LinearAttention
 from caramba_plugins_linear.moments import SequenceMoments
 
@@ -25,6 +26,8 @@ __all__ = ["GQAToLinear"]
 @component
 class GQAToLinear(Transplant):
     """The source's projections and biases, slots by k-means, offsets from the source's attention."""
+
+    target: ClassVar[type[Attention]] = LinearAttention
 
     def check(self, source: Attention, target: Attention, width: int) -> None:
         """Raise :class:`InvalidValue` with the reason where this pair cannot be converted."""

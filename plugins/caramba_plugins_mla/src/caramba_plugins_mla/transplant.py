@@ -6,12 +6,13 @@ The mathematics stands, a step a file, in :mod:`caramba_plugins_mla.start`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+from caramba_plugins_upcycle.moments import DistanceMoments, KeyMoments, QueryMoments
+from caramba_plugins_upcycle.transplant import Moment, Started, Transplant
 
 from caramba_core.component import Attention, component
 from caramba_core.errors import InvalidValue
-from caramba_core.plugins.registry import registry
-from caramba_core.transplant import Moment, Started, Transplant
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
 from caramba_plugins_mla.moments import KeyValueMoments
 
@@ -29,6 +30,8 @@ class GQAToMLA(Transplant):
     things are: components that lose their rotation see each token as if it stood where the query stands, and the latent
     leaves out what scores and outputs read least.
     """
+
+    target: ClassVar[type[Attention]] = MultiHeadLatentAttention
 
     def check(self, source: Attention, target: Attention, width: int) -> None:
         """Raise :class:`InvalidValue` with the reason where this pair cannot be converted."""
@@ -72,11 +75,12 @@ class GQAToMLA(Transplant):
 
     def moments(self, source: Attention, target: Attention) -> Mapping[str, Moment]:
         """Second moments of queries and keys, attention by distance, and keys and values together."""
-        plugins = registry()
-        made: dict[str, Moment] = {"key_value": KeyValueMoments()}
-        for name in ("query", "key", "distance"):
-            made[name] = plugins.load(plugins.find(["moment"], name))()
-        return made
+        return {
+            "key_value": KeyValueMoments(),
+            "query": QueryMoments(),
+            "key": KeyMoments(),
+            "distance": DistanceMoments(),
+        }
 
     def start(
         self,

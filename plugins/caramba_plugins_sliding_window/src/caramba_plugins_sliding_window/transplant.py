@@ -7,11 +7,12 @@ outside.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+from caramba_plugins_upcycle.transplant import Started, Transplant
 
 from caramba_core.component import Attention, component
 from caramba_core.errors import InvalidValue
-from caramba_core.transplant import Started, Transplant
 from caramba_plugins_sliding_window.attention import SlidingWindowAttention
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ __all__ = ["GQAToSlidingWindow"]
 @component
 class GQAToSlidingWindow(Transplant):
     """The source's projections, biases and norms; offsets that the source lacks start at zero."""
+
+    target: ClassVar[type[Attention]] = SlidingWindowAttention
 
     def check(self, source: Attention, target: Attention, width: int) -> None:
         """Raise :class:`InvalidValue` with the reason where this pair cannot be converted."""

@@ -18,14 +18,16 @@ from caramba_core.graph import Graph
 from caramba_core.loading import Stored, Tokenizer
 from caramba_core.lowering import lower
 from caramba_core.manifest import Loaded
-from caramba_core.manifest.schema import Data, Evaluation, Group, Run, Teacher, Train
+from caramba_core.manifest.schema import Group
 from caramba_core.model import Model
+from caramba_core.modes import Data, Evaluation, Run, Teacher
 from caramba_core.nn.build import build
 from caramba_core.plugins.manager import hooks
 from caramba_core.run.context import GroupContext, RunContext, TeacherSource
 from caramba_core.run.directory import RunDirectory
+from caramba_core.run.modes import Train
 from caramba_core.run.reporter import Reporter
-from caramba_core.training import Dataset, Strategy, Tokens
+from caramba_core.training import Dataset, Strategy, Tokens, Training
 from caramba_plugins_testing.components import TinyAttention, TinyChain, TinyEmbedder, TinyHead, TinyLinear
 
 __all__ = ["small_run"]
@@ -92,8 +94,10 @@ def small_run(
     Its folder is inside of ``folder``; what it would print is dropped.
     """
     model, teacher = _model(TinyAttention(n_heads=2)), _model(TinyAttention(n_heads=1))
-    settings = None if strategy is None else Train(strategy=strategy, trains=trains, device="cpu", lr=1e-2)
-    run = Run(id="small", mode="train", seed=3, steps=steps, train=settings, device="cpu")
+    run = Run(id="small", mode="train", seed=3, device="cpu")
+    if strategy is not None:
+        settings = Training(strategy=strategy, trains=trains, device="cpu", lr=1e-2)
+        run = Train(id="small", mode="train", seed=3, steps=steps, train=settings)
     data = Data(train=_Counting(), heldout=_Counting())
     evaluation = Evaluation(context=16, windows=4)
     group = Group(name="kit", teacher=Teacher(source="drawn"), data=data, eval=evaluation, model=model, runs=(run,))

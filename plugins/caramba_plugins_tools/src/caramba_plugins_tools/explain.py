@@ -9,16 +9,18 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 import attrs
 
-from caramba_core.errors import InputError
-from caramba_core.kinds import KINDS
+from caramba_core import modes
+from caramba_core.errors import InputError, PluginError
 from caramba_core.manifest import schema
-from caramba_core.manifest.configs import OPEN, shape_of
+from caramba_core.manifest.configs import kinds_of, shape_of
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, members
+from caramba_core.model import Model
 from caramba_core.plugins.registry import Entry, Registry
 from caramba_core.suggestions import nearest, suggestion
 
@@ -26,21 +28,19 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["SECTIONS", "Explanation", "Field", "explain", "fields_of", "render"]
+__all__ = ["Explanation", "Field", "explain", "fields_of", "render", "sections"]
 
-SECTIONS: Final[dict[str, type]] = {
+_SECTIONS: Final[dict[str, type]] = {
     "manifest": schema.Manifest,
-    "model": schema.Model,
+    "model": Model,
     "group": schema.Group,
-    "teacher": schema.Teacher,
-    "data": schema.Data,
-    "eval": schema.Evaluation,
-    "run": schema.Run,
-    "start": schema.Start,
-    "train": schema.Train,
-    "verify": schema.Verify,
+    "teacher": modes.Teacher,
+    "data": modes.Data,
+    "eval": modes.Evaluation,
+    "run": modes.Run,
+    "verify": modes.Verify,
 }
-"""The parts of a manifest that are no components."""
+"""The parts of every manifest that are no components."""
 
 _WORDS: Final[dict[Any, str]] = {
     bool: "true | false",
@@ -87,20 +87,32 @@ def explain(registry: Registry, name: str) -> tuple[Explanation, ...]:
     """
     found = [
         entry
-        for kind in KINDS
+        for kind in registry.kinds
         for entry in registry.entries(kind)
         if name in (entry.name, entry.qualified, f"{kind}.{entry.name}", f"{kind}.{entry.qualified}")
     ]
     explained = [_component(registry, entry) for entry in found]
-    if name in SECTIONS:
-        explained.insert(0, _section(name))
+    section = sections(registry).get(name)
+    if section is not None:
+        explained.insert(0, _section(name, section))
     if not explained:
         raise _unknown(registry, name)
     return tuple(explained)
 
 
-def _section(name: str) -> Explanation:
-    cls = SECTIONS[name]
+def sections(registry: Registry) -> dict[str, type]:
+    """The parts of a manifest that are no components, those of modes too."""
+    found = dict(_SECTIONS)
+    for entry in registry.entries("mode"):
+        with suppress(PluginError):
+            for key, (_, type_) in shape_of(registry.load(entry)).fields.items():
+                parts = [part for part in members(type_) if attrs.has(part) and not kinds_of(part)]
+                if parts:
+                    found.setdefault(key, parts[0])
+    return found
+
+
+def _section(name: str, cls: type) -> Explanation:
     return Explanation(
         name=name,
         kind="section of a manifest",
@@ -119,16 +131,16 @@ def _component(registry: Registry, entry: Entry) -> Explanation:
         kind=entry.kind,
         distribution=entry.distribution,
         version=entry.version,
-        text=_text(target) if isinstance(target, type) else KINDS[entry.kind].gives,
+        text=_text(target) if isinstance(target, type) else registry.kinds[entry.kind].gives,
         fields=tuple(fields_of(target)) if is_config else (),
     )
 
 
 def _unknown(registry: Registry, name: str) -> InputError:
     short = name.rpartition(":")[2].rpartition(".")[2] if ":" in name else name
-    known = {entry.name for kind in KINDS for entry in registry.entries(kind)} | set(SECTIONS)
+    known = {entry.name for kind in registry.kinds for entry in registry.entries(kind)} | set(sections(registry))
     near = nearest(short, sorted(known))
-    supplier = registry.supplier(tuple(KINDS), short)
+    supplier = registry.supplier(tuple(registry.kinds), short)
     return InputError(
         f"nothing is called {name!r}{suggestion(near)}",
         hint=f"it is supplied by {supplier}: pip install {supplier}"
@@ -155,7 +167,7 @@ def fields_of(cls: Any, prefix: str = "") -> Iterator[Field]:
             meaning=rules.get("help") or "",
         )
         for part in members(type_):
-            if attrs.has(part) and part not in OPEN and not prefix and part not in SECTIONS.values():
+            if attrs.has(part) and not kinds_of(part) and not prefix and part not in _SECTIONS.values():
                 yield from fields_of(part, f"{key}.")
 
 
@@ -163,8 +175,8 @@ def type_words(type_: Any) -> str:
     """A type as a manifest's user knows it: ``integer``, ``'shared' | 'latent'``, ``list of layer``."""
     words: list[str] = []
     for option in members(type_):
-        if option in OPEN:
-            words.extend(OPEN[option])
+        if kinds_of(option):
+            words.extend(kinds_of(option))
         elif option in _WORDS:
             words.append(_WORDS[option])
         elif is_literal(option):

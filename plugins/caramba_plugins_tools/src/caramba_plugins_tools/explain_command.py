@@ -23,17 +23,16 @@ def command(
     from rich.table import Table
     from rich.text import Text
 
-    from caramba_core.kinds import KINDS
     from caramba_core.plugins.registry import registry
-    from caramba_plugins_tools.explain import SECTIONS, explain, render
+    from caramba_plugins_tools.explain import explain, render, sections
 
     plugins = registry()
     console = Console(soft_wrap=False)
     if not console.is_terminal:
         console = Console(width=120)
     if name is None:
-        names = {"section": list(SECTIONS)} | {
-            kind: [entry.name for entry in plugins.entries(kind)] for kind in KINDS if plugins.entries(kind)
+        names = {"section": list(sections(plugins))} | {
+            kind: [entry.name for entry in plugins.entries(kind)] for kind in plugins.kinds if plugins.entries(kind)
         }
         if json:
             typer.echo(dumps(names, indent=1))

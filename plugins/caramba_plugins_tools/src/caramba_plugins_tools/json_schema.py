@@ -19,8 +19,8 @@ import attrs
 from caramba_core import __version__
 from caramba_core.component import Layer
 from caramba_core.errors import PluginError
-from caramba_core.manifest.configs import OPEN, shape_of
-from caramba_core.manifest.schema import Group, Manifest, Run
+from caramba_core.manifest.configs import kinds_of, shape_of
+from caramba_core.manifest.schema import Group, Manifest
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, is_union, members
 from caramba_core.model import Model
 from caramba_core.plugins.registry import Entry, Registry
@@ -128,16 +128,14 @@ class _Writer:
         reference = {"$ref": self._define("model.taken", taken)}
         return {"if": {"type": "object", "required": ["from"]}, "then": reference, "else": spelled}
 
-    def _fields(
-        self, cls: type, *, partial: bool, resolved: Collection[str] = (), is_component: bool = False
-    ) -> Schema:
-        """The object that a config class is written as, without what is ``resolved``; a component has a ``type``."""
-        properties: dict[str, Schema] = {"type": {}} if is_component else {}
+    def _fields(self, cls: type, *, partial: bool, resolved: Collection[str] = (), tag: str | None = None) -> Schema:
+        """The object that a config class is written as, without what is ``resolved``; a component has a ``tag``."""
+        properties: dict[str, Schema] = {} if tag is None else {tag: {}}
         required: list[str] = []
         for key, (attribute, type_) in shape_of(cls).fields.items():
-            if key in resolved:
+            if key in resolved or key == tag:
                 continue
-            properties[key] = self._field(cls, attribute, type_, partial=partial)
+            properties[key] = self._field(attribute, type_, partial=partial)
             if attribute.default is attrs.NOTHING and not partial:
                 required.append(key)
         properties["include"] = _described(_NAMES, "manifests that this mapping is laid on")
@@ -148,10 +146,8 @@ class _Writer:
         schema["required"] = required
         return schema
 
-    def _field(self, cls: type, attribute: attrs.Attribute[Any], type_: Any, *, partial: bool) -> Schema:
+    def _field(self, attribute: attrs.Attribute[Any], type_: Any, *, partial: bool) -> Schema:
         schema = self._of(type_, attribute.metadata, partial=partial)
-        if cls is Run and attribute.name == "mode":
-            schema = _or_variable({"enum": sorted(self._names(("mode",)))})
         unit = attribute.metadata.get("unit")
         words = attribute.metadata.get("help")
         described = dict(schema)
@@ -172,7 +168,7 @@ class _Writer:
         return _or_variable(self._bare(type_, rules, partial=partial))
 
     def _bare(self, type_: Any, rules: Mapping[str, Any], *, partial: bool) -> Schema:
-        if type_ in OPEN:
+        if kinds_of(type_):
             return self._union(type_, partial=partial)
         if is_literal(type_):
             return {"enum": list(get_args(type_))}
@@ -204,9 +200,9 @@ class _Writer:
 
     # ------------------------------------------------------------------------------------------------ components
 
-    def _union(self, base: type, *, partial: bool) -> Schema:
-        """Any component of a base class's kinds: a mapping with ``type:``, or its bare name where that is enough."""
-        kinds = OPEN[base]
+    def _union(self, base: Any, *, partial: bool) -> Schema:
+        """Any component of a base class's kinds: a mapping with its tag, or its bare name where that is enough."""
+        kinds, tag = kinds_of(base), base.tag
         name = f"{base.__name__.lower()}" + (".partial" if partial else "")
         if name in self._defs:
             return {"$ref": f"#/$defs/{_pointer(name)}"}
@@ -220,22 +216,22 @@ class _Writer:
                 continue
             if not needs:
                 bare.append(written)
-            named = {"properties": {"type": {"const": written}}, "required": ["type"]}
+            named = {"properties": {tag: {"const": written}}, "required": [tag]}
             cases.append({"if": named, "then": {"$ref": reference}})
-        known = [case["if"]["properties"]["type"]["const"] for case in cases]
+        known = [case["if"]["properties"][tag]["const"] for case in cases]
         mapping: Schema = {
             "type": "object",
-            "properties": {"type": {"anyOf": [{"enum": known}, _VARIABLE]}},
-            "required": ["type"],
+            "properties": {tag: {"anyOf": [{"enum": known}, _VARIABLE]}},
+            "required": [tag],
             "allOf": cases,
         }
         taken_over: Schema = {"type": "object", "required": ["include"]}
         if partial:
-            taken_over = {"type": "object", "not": {"required": ["type"]}}
+            taken_over = {"type": "object", "not": {"required": [tag]}}
         short: Schema = {"type": "string", "pattern": r"\.(npy|txt)$"} if base is Dataset else {"enum": bare}
         self._defs[name] = {
-            "description": f"{' or '.join(kinds)}: a mapping with type:, or a name alone",
-            "anyOf": [mapping, taken_over, short],
+            "description": f"{' or '.join(kinds)}: a mapping with {tag}:{', or a name alone' if bare else ''}",
+            "anyOf": [mapping, taken_over, *([short] if bare or base is Dataset else [])],
         }
         return {"$ref": f"#/$defs/{_pointer(name)}"}
 
@@ -246,7 +242,7 @@ class _Writer:
         names = {entry.name: entry for entry in entries if short.count(entry.name) == 1}
         return names | {entry.qualified: entry for entry in entries}
 
-    def _component(self, entry: Entry, base: type, *, partial: bool) -> tuple[str | None, bool]:
+    def _component(self, entry: Entry, base: Any, *, partial: bool) -> tuple[str | None, bool]:
         """Reference to the fields of a component, and whether it needs any."""
         try:
             cls = self._registry.load(entry)
@@ -259,7 +255,7 @@ class _Writer:
         name = f"{entry.kind}.{entry.qualified}" + (".partial" if partial else "")
         if name not in self._defs:
             self._defs[name] = {}
-            fields = self._fields(cls, partial=partial, is_component=True)
+            fields = self._fields(cls, partial=partial, tag=base.tag)
             self._defs[name] = _unless_included(fields)
         needs = any(attribute.default is attrs.NOTHING for attribute, _ in shape_of(cls).fields.values())
         return f"#/$defs/{_pointer(name)}", needs

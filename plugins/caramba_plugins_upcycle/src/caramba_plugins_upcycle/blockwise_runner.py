@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from caramba_core.errors import InputError
 from caramba_core.nn.frame import Frame, Taps
-from caramba_core.run.context import RunContext
-from caramba_core.training import StepResult
+from caramba_core.training import StepResult, TrainingContext
 from caramba_plugins_upcycle.blockwise import Blockwise
 
 __all__ = ["BlockwiseRunner", "normalised_error"]
@@ -27,7 +26,7 @@ class BlockwiseRunner:
     are kept and a pass of the student (without gradient) gives the inputs.
     """
 
-    def __init__(self, config: Blockwise, context: RunContext) -> None:
+    def __init__(self, config: Blockwise, context: TrainingContext) -> None:
         self.config = config
         self.context = context
 

@@ -16,39 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from caramba_core.component import Attention, Layer
-from caramba_core.errors import InputError, InvalidValue, NumericalStop
+from caramba_core.errors import InputError, NumericalStop
 from caramba_core.graph import ROOT
-from caramba_core.manifest.schema import Start
 from caramba_core.nn.build import load_object
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.plugins.registry import Registry, registry
-from caramba_core.run.student import Site
-from caramba_core.transplant import Collector, Example, Moment, Transplant
+from caramba_core.sites import Site
 from caramba_plugins_upcycle.correction import output_weights, refit_output
+from caramba_plugins_upcycle.modes import Start
 from caramba_plugins_upcycle.stages import Stage, adds_to_stream, input_of, stages
+from caramba_plugins_upcycle.transplant import Collector, Example, Moment, find_transplant
 
-__all__ = ["Calibration", "collector_of", "fill", "find_transplant"]
-
-
-def find_transplant(site: Site, wanted: Transplant | None, plugins: Registry | None = None) -> Transplant:
-    """The transplant for a site: the one wanted, or the one registered for its two attention types.
-
-    Raises :class:`InputError` with the reason where there is none, or where it refuses this pair.
-    """
-    plugins = plugins or registry()
-    assert isinstance(site.teacher.config, Attention)
-    assert isinstance(site.student.config, Attention)
-    transplant = wanted
-    if transplant is None:
-        source, target = (plugins.name_of("attention", type(node.config)) for node in (site.teacher, site.student))
-        transplant = plugins.load(plugins.find(["transplant"], f"{source}_to_{target}"))()
-    assert isinstance(transplant, Transplant)
-    try:
-        transplant.check(site.teacher.config, site.student.config, site.student.width_in)
-    except InvalidValue as error:
-        raise InputError(f"{site.name}: {error}", expected=error.expected, hint=error.hint) from error
-    return transplant
+__all__ = ["Calibration", "collector_of", "fill"]
 
 
 @attrs.frozen

@@ -1,4 +1,4 @@
-"""Mode ``convert``: start the student's attentions from the teacher and measure what that alone gives."""
+"""Running mode ``convert``: the student's attentions start from the teacher's."""
 
 from __future__ import annotations
 
@@ -7,36 +7,25 @@ import time
 from torch import Tensor
 
 from caramba_core.errors import InputError
-from caramba_core.manifest.schema import Start
-from caramba_core.run.batches import Windows
-from caramba_core.run.checkpoint import save_checkpoint
+from caramba_core.modes import Results
 from caramba_core.run.context import RunContext
-from caramba_core.run.measuring import Perplexities
-from caramba_core.run.modes import Results
 from caramba_plugins_upcycle.calibration import Calibration
+from caramba_plugins_upcycle.modes import Convert, Start
 from caramba_plugins_upcycle.stages import stages
 
-__all__ = ["Convert"]
+__all__ = ["ConvertRunner", "calibration_batches"]
 
 
-class Convert:
-    """Registered as ``convert`` in ``caramba.mode``."""
+class ConvertRunner:
+    """Artifacts: a checkpoint of the student, ``calibration.json``."""
 
-    def run(self, context: RunContext) -> Results:
-        """Artifacts: a checkpoint of the student, ``calibration.json``, likelihoods of teacher and student."""
-        settings = context.run.start or Start()
-        if not context.sites:
-            raise InputError(
-                f"run {context.run.id} has nothing to convert: the manifest's attentions are the teacher's own",
-                hint="change the attention in model.topology, or drop this run",
-            )
-        if settings.cache_budget is not None:
-            raise InputError(
-                f"run {context.run.id}: start.cache_budget is divided by mode allocate, and this run converts",
-                hint="run mode allocate first, then convert the manifest that it writes",
-            )
-        perplexities = Perplexities(context)
-        perplexities.before(start_is_teacher=True)
+    def __init__(self, run: Convert, context: RunContext) -> None:
+        self.settings = run.start
+        self.context = context
+
+    def run(self) -> Results:
+        """Convert every attention that differs from the teacher's."""
+        context, settings = self.context, self.settings
         batches = calibration_batches(context, settings)
         tokens = sum(batch.numel() for batch in batches)
         context.reporter.stage(
@@ -55,26 +44,16 @@ class Convert:
             report = calibration.run(batches)
         seconds = time.perf_counter() - began
         context.directory.write_json("calibration.json", report)
-        save_checkpoint(
-            context.directory.checkpoint(0),
-            model=context.student,
-            optimizer=None,
-            state={
-                "step": 0,
-                "samples": 0,
+        context.save(0, state={"samples": 0, "tokens": 0, "seconds": seconds})
+        return Results(
+            entries={
                 "tokens": 0,
-                "seconds": seconds,
-                "tokenizer": context.shared.identity,
-            },
+                "calibration_tokens": tokens,
+                "max_context": batches[0].shape[1],
+                "convert_seconds": round(seconds, 3),
+                "parameters": sum(parameter.numel() for parameter in context.student.parameters()),
+            }
         )
-        entries = {
-            "tokens": 0,
-            "calibration_tokens": tokens,
-            "max_context": batches[0].shape[1],
-            "convert_seconds": round(seconds, 3),
-            "parameters": sum(parameter.numel() for parameter in context.student.parameters()),
-        }
-        return Results(entries={**entries, **perplexities.after()})
 
 
 def calibration_batches(context: RunContext, settings: Start, *, skip: int = 0) -> list[Tensor]:
@@ -83,7 +62,7 @@ def calibration_batches(context: RunContext, settings: Start, *, skip: int = 0) 
     ``skip`` leaves out so many windows at first: those that something else has seen.
     """
     length = min(settings.max_context, settings.tokens)
-    windows = Windows(context.shared.tokens("train"), context=length, seed=context.seed)
+    windows = context.windows(length)
     count = max(1, settings.tokens // length)
     if skip + count > windows.count:
         raise InputError(

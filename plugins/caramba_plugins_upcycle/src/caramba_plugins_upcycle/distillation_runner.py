@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caramba_core.run.context import RunContext
-from caramba_core.training import StepResult
+from caramba_core.nn.chunked_head import backward_in_chunks
+from caramba_core.training import StepResult, TrainingContext
 from caramba_plugins_upcycle.distillation import Global
 
 __all__ = ["GlobalRunner", "divergence"]
@@ -26,7 +26,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 class GlobalRunner:
     """One step: both models over the same tokens, then loss and gradient a chunk of rows at a time."""
 
-    def __init__(self, config: Global, context: RunContext) -> None:
+    def __init__(self, config: Global, context: TrainingContext) -> None:
         self.config = config
         self.context = context
 
@@ -34,40 +34,31 @@ class GlobalRunner:
         """Student and teacher stand ready; the context froze what does not train."""
         self.student = self.context.student.train()
         self.teacher = self.context.teacher
-        train = self.context.run.train
-        assert train is not None
         # One fused pass over the vocabulary instead of ten: worth it where memory bandwidth is the limit.
-        self.divergence = torch.compile(divergence) if train.compile else divergence
+        self.divergence = torch.compile(divergence) if self.context.compiles else divergence
 
     def step(self, tokens: Tensor) -> StepResult:
         """int64 ``[B, T + 1]``; the last token is only a target."""
+        config, context = self.config, self.context
         inputs, targets = tokens[:, :-1], tokens[:, 1:].flatten()
-        with self.context.autocast():
+        with context.autocast():
             with torch.no_grad():
                 wanted = self.teacher.hidden(inputs).flatten(0, 1)
             hidden = self.student.hidden(inputs).flatten(0, 1)
-        # The head runs on a detached copy, so that each chunk's logits are freed before the next chunk's exist.
-        leaf = hidden.detach().requires_grad_()
-        kl_sum = torch.zeros((), device=tokens.device)
-        ce_sum = torch.zeros((), device=tokens.device)
-        count = len(targets)
-        for at in range(0, count, self.config.logit_rows):
-            rows = slice(at, at + self.config.logit_rows)
-            with self.context.autocast():
+        parts: dict[str, list[Tensor]] = {}
+
+        def loss(part: Tensor, where: slice) -> Tensor:
+            with context.autocast():
                 with torch.no_grad():
-                    teacher_logits = self.teacher.logits(wanted[rows])
-                logits = self.student.logits(leaf[rows])
-            kl = self.divergence(logits, teacher_logits, self.config.temperature).sum()
-            loss = kl
-            if self.config.cross_entropy:
-                ce = F.cross_entropy(logits.float(), targets[rows], reduction="sum")
-                loss = kl + self.config.cross_entropy * ce
-                ce_sum += ce.detach()
-            (loss / count).backward()  # type: ignore[no-untyped-call]
-            kl_sum += kl.detach()
-        assert leaf.grad is not None
-        hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]
-        metrics = {"kl": kl_sum / count}
-        if self.config.cross_entropy:
-            metrics["cross_entropy"] = ce_sum / count
-        return StepResult(loss=(kl_sum + self.config.cross_entropy * ce_sum) / count, metrics=metrics)
+                    teacher_logits = self.teacher.logits(wanted[where])
+                logits = self.student.logits(part)
+            kl: Tensor = self.divergence(logits, teacher_logits, config.temperature).sum() / len(targets)
+            parts.setdefault("kl", []).append(kl.detach())
+            if not config.cross_entropy:
+                return kl
+            ce = F.cross_entropy(logits.float(), targets[where], reduction="sum") / len(targets)
+            parts.setdefault("cross_entropy", []).append(ce.detach())
+            return kl + config.cross_entropy * ce
+
+        total = backward_in_chunks(hidden, config.logit_rows, loss)
+        return StepResult(loss=total, metrics={name: torch.stack(values).sum() for name, values in parts.items()})

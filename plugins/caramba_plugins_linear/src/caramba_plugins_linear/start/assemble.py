@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from caramba_plugins_upcycle.transplant import Started
 from torch import Tensor
 
-from caramba_core.transplant import Started
 from caramba_plugins_linear.attention import LinearAttention
 from caramba_plugins_linear.start.maps import fit
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from caramba_plugins_upcycle.transplant import Started
 from torch import Tensor
 
 from caramba_core.component import Attention
-from caramba_core.transplant import Started
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
 from caramba_plugins_mla.start.latent import solve
 from caramba_plugins_mla.start.rotary import Shared, choose, rotation_mean

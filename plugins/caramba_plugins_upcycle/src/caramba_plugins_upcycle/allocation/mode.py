@@ -1,4 +1,4 @@
-"""Mode ``allocate``: divide ``start.cache_budget`` among the layers and write the manifest that says so."""
+"""Running mode ``allocate``: divide ``start.cache_budget`` among the layers and write the manifest that says so."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ import attrs
 from caramba_core.component import Attention, evolve
 from caramba_core.errors import InputError
 from caramba_core.manifest import dump
-from caramba_core.manifest.schema import Start
+from caramba_core.modes import Results
 from caramba_core.run.context import RunContext
-from caramba_core.run.modes import Results
-from caramba_core.run.student import Site
+from caramba_core.sites import Site
 from caramba_plugins_upcycle.allocation.budget import allocate, part_of_the_way
 from caramba_plugins_upcycle.allocation.sensitivity import Sensitivity, measure_sensitivities
 from caramba_plugins_upcycle.convert import calibration_batches
+from caramba_plugins_upcycle.modes import Allocate
 from caramba_plugins_upcycle.stages import stages
 
-__all__ = ["Allocate"]
+__all__ = ["AllocateRunner"]
 
 _MEASURED_TOKENS = 4096
 
 
-class Allocate:
-    """Registered as ``allocate`` in ``caramba.mode``."""
+class AllocateRunner:
+    """Artifacts: ``allocation.json`` (every curve) and ``allocated.yml``, the group with its sizes by layer."""
 
-    def run(self, context: RunContext) -> Results:
-        """Artifacts: ``allocation.json`` (every curve) and ``allocated.yml``, the group with its sizes by layer."""
-        settings = context.run.start or Start()
-        if settings.cache_budget is None:
-            raise InputError(f"run {context.run.id} needs a budget (key: start.cache_budget)", expected="such as 0.5x")
-        if not context.sites:
-            raise InputError(f"run {context.run.id} has nothing to allocate: the attentions are the teacher's own")
+    def __init__(self, run: Allocate, context: RunContext) -> None:
+        self.settings = run.start
+        self.context = context
+
+    def run(self) -> Results:
+        """Measure what each size costs, and divide the budget."""
+        context, settings = self.context, self.settings
+        assert settings.cache_budget is not None  # the mode needs one
         share = float(settings.cache_budget.removesuffix("x"))
         budget = int(share * sum(_cached(site.teacher.config, site.teacher.width_in) for site in context.sites))
         batches = calibration_batches(context, settings)

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from caramba_core.component import Attention
 from caramba_core.errors import InputError
 from caramba_core.graph import ROOT
-from caramba_core.manifest.schema import Start
 from caramba_core.nn.build import load_object
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.student import Site
-from caramba_core.transplant import SizeCurve
-from caramba_plugins_upcycle.calibration import collector_of, fill, find_transplant
+from caramba_core.sites import Site
+from caramba_plugins_upcycle.calibration import collector_of, fill
 from caramba_plugins_upcycle.distillation_runner import divergence
+from caramba_plugins_upcycle.modes import Start
 from caramba_plugins_upcycle.refit import Refit
 from caramba_plugins_upcycle.stages import Stage, input_of, stages
+from caramba_plugins_upcycle.transplant import SizeCurve, find_transplant
 
 __all__ = ["Sensitivity", "measure_sensitivities"]
 

@@ -1,6 +1,6 @@
 """Calibration statistics of an attention, collected in one streaming pass.
 
-Each config names a collector that reads a :class:`~caramba_core.transplant.Probe` and knows no type of attention.  All
+Each config names a collector that reads a :class:`~caramba_core.nn.module.Probe` and knows no type of attention.  All
 moments are uncentred, before rotation and uniform over tokens unless they say otherwise; sums are float64.
 
 Axes: H query heads, G key/value heads, d width of a head, T tokens of a calibration window.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from caramba_core.component import component
-from caramba_core.transplant import Moment
+from caramba_plugins_upcycle.transplant import Moment
 
 __all__ = ["AttendedKeyMoments", "AttendedValueMoments", "DistanceMoments", "KeyMoments", "QueryMoments"]
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from caramba_core.component import Attention
-from caramba_core.transplant import Moment, Probe
+from caramba_core.nn.module import Probe
+from caramba_plugins_upcycle.transplant import Moment
 
 __all__ = [
     "AttendedKeyCollector",

@@ -15,30 +15,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import attrs
 
 from caramba_core.component import Attention, Component, component
+from caramba_core.errors import InputError, InvalidValue
+from caramba_core.plugins.registry import registry
+from caramba_core.sites import Site
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Collector", "Example", "Moment", "Probe", "SizeCurve", "Started", "Transplant"]
+    from caramba_core.nn.module import Probe
 
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What a source attention did with one batch, in float32.
-
-    ``x`` ``[B, T, D]``; ``query`` ``[B, H, T, d]`` and ``key`` ``[B, G, T, d]`` before rotation; ``value``
-    ``[B, G, T, d]``; ``probabilities`` ``[B, H, T, T]`` after the softmax (row t, column s); ``mixed``
-    ``[B, T, H * d]`` what the output projection reads; ``output`` ``[B, T, D]``; ``positions`` ``[T]``.
-    """
-
-    x: Tensor
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    probabilities: Tensor
-    mixed: Tensor
-    output: Tensor
-    positions: Tensor
+__all__ = ["Collector", "Example", "Moment", "SizeCurve", "Started", "Transplant", "find_transplant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +62,8 @@ class Collector(Protocol):
 class Moment(Component):
     """Config of a collector; ``builds`` is a class ``(config, source: Attention, width: int) -> Collector``."""
 
+    kind: ClassVar[str] = "moment"
+
 
 @attrs.frozen(kw_only=True)
 class Started:
@@ -108,7 +96,10 @@ class SizeCurve:
 class Transplant(Component):
     """From one attention type to another.  Subclasses are light; they import torch inside their methods."""
 
+    kind: ClassVar[str] = "transplant"
     builds: ClassVar[str] = ""
+    target: ClassVar[type[Attention]] = Attention
+    """The attention that it starts."""
 
     def check(self, source: Attention, target: Attention, width: int) -> None:
         """Raise :class:`~caramba_core.errors.InvalidValue` with the reason where this pair cannot be converted."""
@@ -152,3 +143,26 @@ class Transplant(Component):
         held at once.  No gradient step; a transplant that has nothing to do here does not define it.
         """
         return {}
+
+
+def find_transplant(site: Site, wanted: Transplant | None) -> Transplant:
+    """The transplant for a site: the one wanted, or the one registered for its two attention types.
+
+    Raises :class:`InputError` with the reason where there is none, or where it refuses this pair.
+    """
+    plugins = registry()
+    assert isinstance(site.teacher.config, Attention)
+    assert isinstance(site.student.config, Attention)
+    transplant = wanted
+    if transplant is None:
+        source, target = (plugins.name_of("attention", type(node.config)) for node in (site.teacher, site.student))
+        transplant = plugins.load(plugins.find(["transplant"], f"{source}_to_{target}"))()
+    assert isinstance(transplant, Transplant)
+    if not isinstance(site.student.config, transplant.target):
+        made, given = transplant.target.__name__, type(site.student.config).__name__
+        raise InputError(f"{site.name}: {type(transplant).__name__} starts {made}, and this is {given}")
+    try:
+        transplant.check(site.teacher.config, site.student.config, site.student.width_in)
+    except InvalidValue as error:
+        raise InputError(f"{site.name}: {error}", expected=error.expected, hint=error.hint) from error
+    return transplant

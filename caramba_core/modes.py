@@ -1,0 +1,194 @@
+"""Modes: the base of every run's config, and what a mode says of itself.
+
+The key ``mode:`` of a run names a config derived from :class:`Run` that is registered in ``caramba.mode``; its fields
+are the keys that the mode adds to a run::
+
+    @component
+    class Prune(Run):
+        \"\"\"Set the smallest weights to zero.\"\"\"
+
+        builds: ClassVar[str] = "my_package.runner:PruneRunner"
+        needs: ClassVar[frozenset[Need]] = frozenset({"teacher"})
+        changes_weights: ClassVar[bool] = True
+
+        share: float = option(help="share of the weights that become zero", above=0.0, below=1.0)
+
+``PruneRunner(run, context).run()`` does the work, with what :class:`~caramba_core.run.context.RunContext` gives, and
+returns :class:`Results`.  Reading, planning and checking a manifest import no torch: a config's module must not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
+
+import attrs
+
+from caramba_core.component import Component, component, option
+from caramba_core.storage import Storage
+from caramba_core.training import Dataset, Device, DType, Optimizer, Training
+
+if TYPE_CHECKING:
+    from caramba_core.graph import Graph
+    from caramba_core.sites import Site
+
+__all__ = ["Data", "Evaluation", "ModeRunner", "Need", "Results", "Run", "Teacher", "Verify", "Workload"]
+
+NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
+NAME_FORM: Final = "a folder name: letters, digits, . _ - (no . or - in front), at most 100"
+
+
+@component
+class Teacher:
+    """The pretrained model that a group starts from and learns from."""
+
+    source: str = option(help="a file or folder relative to the manifest, or an address (SCHEME://...)")
+    sha256: str | None = option(
+        default=None,
+        help="SHA-256 that the file must have",
+        pattern="[0-9a-f]{64}",
+        form="64 hexadecimal digits in lower case",
+    )
+    dtype: DType = option(default="float32", help="the type its weights are held in")
+
+
+@component
+class Data:
+    """Tokens to train on and tokens to measure on."""
+
+    train: Dataset | None = option(default=None, help="calibration and training tokens")
+    heldout: Dataset | None = option(default=None, help="tokens that are only ever measured on")
+
+
+@component
+class Evaluation:
+    """How held-out perplexity is measured: ``windows`` windows of ``context`` tokens from the start of the tokens."""
+
+    context: int = option(default=1024, help="tokens per window", unit="tokens", minimum=2)
+    windows: int = option(default=32, help="windows measured", minimum=1)
+    batch_size: int = option(default=1, help="windows per pass", minimum=1)
+    cache: Literal["full", "int8", "int4"] = option(
+        default="full",
+        help="how keys and values are kept: as computed, or quantized; the student is measured, and generates, reading "
+        "all of them back from such a cache",
+    )
+    cache_block: int = option(
+        default=32, help="values that share a step and an offset in a quantized cache", unit="values", minimum=1
+    )
+
+    @property
+    def storage(self) -> Storage | None:
+        """How the cache is quantized; ``None`` where it keeps what was computed."""
+        return Storage.named(self.cache, self.cache_block)
+
+
+@component
+class Verify:
+    """Thresholds that a run must meet; a miss ends with exit code 3 and keeps the artifacts."""
+
+    perplexity_ratio_at_most: float | None = option(default=None, help="end perplexity / teacher's", above=0.0)
+
+
+# ------------------------------------------------------------------------------------------------ what a mode says
+
+Need = Literal["teacher", "tokenizer", "data.train", "data.heldout"]
+
+
+@attrs.frozen(kw_only=True)
+class Workload:
+    """What a run computes, for its plan: passes over batches of ``batch_size`` sequences of ``context`` tokens.
+
+    ``sequences`` is how many sequences the whole run trains on, forward and backward; ``uses_teacher`` adds a pass of
+    the teacher over each.  ``whole_model`` is false where backward runs through one node at a time.  ``optimizer`` has
+    state beside the weights that train; ``logit_values`` float32 values of logits are held at once.  ``caches`` counts
+    a cache of ``context`` tokens for each sequence.
+    """
+
+    batch_size: int
+    context: int
+    dtype: str
+    sequences: int = 0
+    uses_teacher: bool = False
+    whole_model: bool = True
+    optimizer: Optimizer | None = None
+    logit_values: int = 0
+    caches: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Results:
+    """What a run gave: ``entries`` go into ``summary.json``; ``done`` is false for one that stopped to be resumed."""
+
+    done: bool = True
+    entries: dict[str, Any] = attrs.field(factory=dict)
+
+
+class ModeRunner(Protocol):
+    """What a mode's ``builds`` makes, as ``cls(run, context)``."""
+
+    def run(self) -> Results:
+        """Do the work; artifacts go to ``context.directory``."""
+        ...
+
+
+@component
+class Run(Component):
+    """One stage of a group; ``builds`` is a class ``(run, context: RunContext) -> ModeRunner``."""
+
+    kind: ClassVar[str] = "mode"
+    tag: ClassVar[str] = "mode"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What its group must have; checked before anything is computed."""
+    measures: ClassVar[bool] = True
+    """Whether perplexities of teacher, start and end are measured, where the group has held-out tokens."""
+    changes_weights: ClassVar[bool] = False
+    """Whether the student has other weights at the end: the run saves a checkpoint, and its end is measured."""
+    starts_from_teacher: ClassVar[bool] = False
+    """Whether the teacher is what the run's start is measured on: the mode makes the student's weights from its."""
+    resumes: ClassVar[bool] = False
+    """Whether a run that stopped goes on from its last checkpoint (``context.resume_from``); others start over."""
+    without_effect: ClassVar[frozenset[str]] = frozenset({"device", "verify"})
+    """Keys, dotted where they are nested, that do not shape the result: a run may be resumed with other values."""
+    trains_key: ClassVar[tuple[str, ...]] = ("trains",)
+    """Where the patterns of :attr:`trains` stand in the run."""
+
+    id: str = option(help="name of the run, and of its folder", pattern=NAME, form=NAME_FORM)
+    mode: str = option(help="what the run does: the name of a mode")
+    seed: int = option(default=0, help="seed of everything random", minimum=0)
+    from_: str | None = option(
+        default=None, help="run whose result this one continues; the previous one of the group if not given (key: from)"
+    )
+    eval: Evaluation | None = option(default=None, help="how it is measured; the group's if not given")
+    verify: Verify | None = option(default=None, help="what must hold at the end")
+    device: Device = option(default="auto", help="auto takes CUDA, then MPS, then the CPU")
+    dtype: DType = option(default="float32", help="type of the computation")
+
+    @property
+    def training(self) -> Training | None:
+        """The settings of a run that trains; they then say device and number type, too."""
+        return None
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """Patterns of node names whose parameters train: float32, and the run's own; each must match a node."""
+        return () if self.training is None else self.training.trains
+
+    def check(self, teacher: Teacher | None, data: Data) -> None:
+        """Raise :class:`~caramba_core.errors.InvalidValue` for settings that do not go with the run's group."""
+
+    def check_before(self, device: str, sites: Sequence[Site]) -> None:
+        """Raise :class:`~caramba_core.errors.CarambaError` for what would stop the run later; nothing is built yet.
+
+        ``device`` is ``cpu``, ``cuda`` or ``mps``; ``sites`` are the nodes that differ from the teacher's.
+        """
+
+    def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:
+        """What the run computes; one pass without gradients as held-out tokens take it, if not defined otherwise."""
+        return Workload(batch_size=evaluation.batch_size, context=evaluation.context, dtype=self.dtype)
+
+    def changes(self, graph: Graph, converted: frozenset[str]) -> frozenset[str]:
+        """Nodes or weights of the student's ``graph`` that the run changes beside what trains, by dotted name.
+
+        ``converted`` names the attentions that differ from the teacher's.
+        """
+        return frozenset()

@@ -1,0 +1,134 @@
+"""The modes ``convert`` and ``allocate`` (configs; light)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from caramba_core.component import Attention, Layer, component, option
+from caramba_core.errors import InputError, InvalidValue
+from caramba_core.graph import Graph
+from caramba_core.modes import Data, Evaluation, Need, Run, Teacher, Workload
+from caramba_core.sites import Site
+from caramba_plugins_upcycle.transplant import Transplant, find_transplant
+
+__all__ = ["Allocate", "Convert", "Start"]
+
+
+@component
+class Start:
+    """How the student's attentions start."""
+
+    transplant: Transplant | None = option(
+        default=None, help="how one attention starts from the other; found by their types if not given"
+    )
+    tokens: int = option(default=32768, help="calibration tokens", unit="tokens", minimum=1)
+    max_context: int = option(
+        default=1024,
+        help="tokens per calibration window: attention is measured up to this distance, so take what will be served",
+        unit="tokens",
+        minimum=2,
+    )
+    batch_size: int = option(default=4, help="windows per calibration pass", minimum=1)
+    inputs: Literal["teacher", "student"] = option(
+        default="teacher", help="whose hidden states the moments are taken on"
+    )
+    refine: bool = option(
+        default=False, help="let the transplant improve its start by least squares on the calibration tokens"
+    )
+    refit: bool = option(default=True, help="refit the output projections by least squares, layer by layer")
+    refit_mlp: bool = option(
+        default=False, help="refit the output projections of the layers between converted attentions too"
+    )
+    compensate: float = option(
+        default=0.5,
+        help="share of the error that the hidden states bring along which each refit is to make good",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    cache_budget: str | None = option(
+        default=None,
+        help="cached values per token, as a share of the teacher's, to be divided among layers (mode allocate)",
+        pattern=r"(0?\.\d+|1(\.0+)?)x",
+        form="a share of the teacher's, such as 0.5x",
+    )
+    allocation_step: float = option(
+        default=0.5,
+        help="how far sizes by layer go from equal shares (0) to the optimum that is predicted (1); predictions hold "
+        "best near equal shares",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    ridge: float = option(
+        default=1e-3, help="ridge of the attentions' refit, relative to the mean of the Gram diagonal", minimum=0.0
+    )
+    mlp_ridge: float = option(
+        default=0.1, help="ridge of the refit of the layers between, relative to the same", minimum=0.0
+    )
+
+
+@component
+class _Upcycle(Run):
+    """A run on calibration tokens of the teacher's attentions."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"teacher", "data.train"})
+
+    start: Start = option(factory=Start, help="how the attentions start")
+
+    def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:
+        """Passes over calibration windows."""
+        return Workload(batch_size=self.start.batch_size, context=self.start.max_context, dtype=self.dtype)
+
+    def check_before(self, device: str, sites: Sequence[Site]) -> None:
+        """There must be something to do, and a transplant for each attention that takes the pair."""
+        if not sites:
+            raise InputError(
+                f"run {self.id} (mode {self.mode}) has nothing to do: the manifest's attentions are the teacher's own",
+                hint="change the attention in model.topology, or drop this run",
+            )
+        for site in sites:
+            find_transplant(site, self.start.transplant)
+
+
+@component
+class Convert(_Upcycle):
+    """Start the student's attentions from the teacher's, without a gradient step."""
+
+    builds: ClassVar[str] = "caramba_plugins_upcycle.convert:ConvertRunner"
+    changes_weights: ClassVar[bool] = True
+    starts_from_teacher: ClassVar[bool] = True
+
+    def check(self, teacher: Teacher | None, data: Data) -> None:
+        """A budget of the cache is another mode's business."""
+        if self.start.cache_budget is not None:
+            raise InvalidValue(
+                "start",
+                "the budget is divided by mode allocate, and this run converts",
+                hint="run mode allocate first, then convert the manifest that it writes",
+                within=("cache_budget",),
+            )
+
+    def changes(self, graph: Graph, converted: frozenset[str]) -> frozenset[str]:
+        """With ``refit_mlp``, the output weights of the layers behind the first attention that converts."""
+        changed: set[str] = set()
+        behind = False
+        for node in graph.walk() if self.start.refit_mlp else ():
+            config = node.config
+            behind = behind or node.name in converted
+            if behind and isinstance(config, Layer) and not isinstance(config, Attention) and config.output_weights:
+                own = config.weights(node.width_in)
+                changed.update(f"{node.name}.{weight}" for weight in config.output_weights if weight in own)
+        return frozenset(changed)
+
+
+@component
+class Allocate(_Upcycle):
+    """Divide a budget of cached values among the layers, and write the manifest that says so."""
+
+    builds: ClassVar[str] = "caramba_plugins_upcycle.allocation.mode:AllocateRunner"
+    measures: ClassVar[bool] = False
+
+    def check(self, teacher: Teacher | None, data: Data) -> None:
+        """There must be a budget."""
+        if self.start.cache_budget is None:
+            raise InvalidValue("start", "mode allocate needs a budget: cache_budget", expected="such as 0.5x")
