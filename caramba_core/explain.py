@@ -20,7 +20,7 @@ from caramba_core.manifest import schema
 from caramba_core.manifest.configs import OPEN, shape_of
 from caramba_core.manifest.names import nearest, suggestion
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, members
-from caramba_core.plugins.registry import Entry, Registry
+from caramba_core.plugins.registry import ComponentEntry, Registry
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,7 +111,7 @@ def _section(name: str) -> Explanation:
     )
 
 
-def _component(registry: Registry, entry: Entry) -> Explanation:
+def _component(registry: Registry, entry: ComponentEntry) -> Explanation:
     target = registry.load(entry)
     is_config = isinstance(target, type) and attrs.has(target)
     return Explanation(

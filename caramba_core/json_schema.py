@@ -22,7 +22,7 @@ from caramba_core.errors import PluginError
 from caramba_core.manifest.configs import OPEN, shape_of
 from caramba_core.manifest.schema import Group, Manifest, Model, Run
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, is_union, members
-from caramba_core.plugins.registry import Entry, Registry
+from caramba_core.plugins.registry import ComponentEntry, Registry
 from caramba_core.training import Dataset
 
 __all__ = ["manifest_schema"]
@@ -238,14 +238,14 @@ class _Writer:
         }
         return {"$ref": f"#/$defs/{_pointer(name)}"}
 
-    def _names(self, kinds: tuple[str, ...]) -> dict[str, Entry]:
+    def _names(self, kinds: tuple[str, ...]) -> dict[str, ComponentEntry]:
         """What components can be called: the short name where it is not claimed twice, the qualified one always."""
         entries = [entry for kind in kinds for entry in self._registry.entries(kind)]
         short = [entry.name for entry in entries]
         names = {entry.name: entry for entry in entries if short.count(entry.name) == 1}
         return names | {entry.qualified: entry for entry in entries}
 
-    def _component(self, entry: Entry, base: type, *, partial: bool) -> tuple[str | None, bool]:
+    def _component(self, entry: ComponentEntry, base: type, *, partial: bool) -> tuple[str | None, bool]:
         """Reference to the fields of a component, and whether it needs any."""
         try:
             cls = self._registry.load(entry)

@@ -62,10 +62,10 @@ class _Group(TyperGroup):
             return name, _load(name, COMMANDS[name]), args[1:]
         if name in (supplied := _plugin_commands()):
             return name, _click_command(name, _registry().load(supplied[name])), args[1:]
-        from caramba_core.plugins.text import nearest
+        from caramba_core.suggestions import nearest
 
         near = nearest(name, self.list_commands(ctx))
-        ctx.fail(f"No such command {name!r}." + (f" Did you mean {near!r}?" if near else ""))
+        ctx.fail(f"No such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
         raise AssertionError("fail always raises")
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ import attrs
 from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.kinds import LAYER_KINDS
 from caramba_core.plugins.manager import PluginManager
-from caramba_core.plugins.metadata import Entry, Plugin
+from caramba_core.plugins.metadata import ComponentEntry, Plugin
 from caramba_core.plugins.registry import Registry
 from caramba_core.plugins.showing import hook_names, named_plugin, plugin_info
 
@@ -52,13 +52,13 @@ def check_plugins(registry: Registry, name: str | None, *, write: Callable[[str]
     return broken
 
 
-def _entries(plugin: Plugin) -> tuple[Entry, ...]:
+def _entries(plugin: Plugin) -> tuple[ComponentEntry, ...]:
     return (*plugin.hooks, *plugin.components)
 
 
 def _outcomes(
-    registry: Registry, plugin: Plugin, loaded: Mapping[Entry, str | PluginError]
-) -> Iterable[tuple[Entry, str | PluginError]]:
+    registry: Registry, plugin: Plugin, loaded: Mapping[ComponentEntry, str | PluginError]
+) -> Iterable[tuple[ComponentEntry, str | PluginError]]:
     """For each entry what was done with it, or why it is broken."""
     for entry in _entries(plugin):
         outcome = loaded[entry]
@@ -76,7 +76,7 @@ def _outcomes(
             yield entry, error
 
 
-def _load(registry: Registry, entry: Entry) -> str | PluginError:
+def _load(registry: Registry, entry: ComponentEntry) -> str | PluginError:
     """Load an entry's light side; a remark on it, or why it is broken."""
     torch_before = "torch" in sys.modules
     try:
@@ -88,7 +88,7 @@ def _load(registry: Registry, entry: Entry) -> str | PluginError:
     return ""
 
 
-def _build(entry: Entry, config: Any) -> str:
+def _build(entry: ComponentEntry, config: Any) -> str:
     """Import what a config builds, and build it on the meta device where its defaults allow; what was done."""
     path = getattr(config, "builds", "")
     if not (isinstance(config, type) and path):

@@ -10,7 +10,7 @@ import attrs
 from caramba_core import __version__
 from caramba_core.kinds import KINDS, LAYER_KINDS
 from caramba_core.plugins import API_VERSION
-from caramba_core.plugins.metadata import CORE, Entry, Plugin, Problem
+from caramba_core.plugins.metadata import CORE, ComponentEntry, Plugin, PluginProblem
 from caramba_core.plugins.registry import Registry, State
 
 __all__ = ["Listed", "as_data", "as_text", "clashes", "listing"]
@@ -22,7 +22,7 @@ class Listed:
 
     plugin: Plugin
     state: State
-    problems: tuple[Problem, ...]
+    problems: tuple[PluginProblem, ...]
 
     @property
     def name(self) -> str:
@@ -42,9 +42,9 @@ def listing(registry: Registry) -> tuple[Listed, ...]:
     return tuple(Listed(plugin=plugin, state=state, problems=problems) for plugin, state, problems in rows)
 
 
-def clashes(registry: Registry) -> dict[str, tuple[Entry, ...]]:
+def clashes(registry: Registry) -> dict[str, tuple[ComponentEntry, ...]]:
     """Components that need their qualified names, by ``kind name``: more than one usable distribution has the name."""
-    claims: dict[tuple[str, str], list[Entry]] = {}
+    claims: dict[tuple[str, str], list[ComponentEntry]] = {}
     for kind in KINDS:
         for entry in registry.entries(kind):
             place = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caramba_core.errors import PluginError
-from caramba_core.plugins.metadata import CORE, Entry, Plugin, normalized
+from caramba_core.plugins.metadata import CORE, ComponentEntry, Plugin, normalized
 
 __all__ = ["BASES", "METHODS", "import_entry"]
 
@@ -38,7 +38,7 @@ METHODS = {
 """The protocol that the class of an entry follows, and the methods that it must have, by kind."""
 
 
-def import_entry(entry: Entry, plugin: Plugin) -> Any:
+def import_entry(entry: ComponentEntry, plugin: Plugin) -> Any:
     """The object that an entry names; raises :class:`PluginError` with the cause and what to do.
 
     What a plugin prints on import goes to stderr, so that machine-readable output stays clean.
@@ -61,7 +61,7 @@ def import_entry(entry: Entry, plugin: Plugin) -> Any:
     return found
 
 
-def _import_failure(entry: Entry, plugin: Plugin, error: BaseException) -> PluginError:
+def _import_failure(entry: ComponentEntry, plugin: Plugin, error: BaseException) -> PluginError:
     module_name = entry.value.partition(":")[0]
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     hint = (
@@ -102,7 +102,7 @@ def _how_to_install(module: str, plugin: Plugin) -> str:
     return f"pip install {module}, or pip install --force-reinstall {plugin.name} with its dependencies"
 
 
-def _check_kind(entry: Entry, found: Any) -> None:
+def _check_kind(entry: ComponentEntry, found: Any) -> None:
     """Raise where the object is not what entries of its kind must be."""
     if entry.kind == "preset" and not (isinstance(found, Path) and found.is_file()):
         raise PluginError(

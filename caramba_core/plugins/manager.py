@@ -16,9 +16,9 @@ import pluggy
 
 from caramba_core import hookspecs
 from caramba_core.errors import CarambaError, PluginError
-from caramba_core.plugins.metadata import Entry
+from caramba_core.plugins.metadata import ComponentEntry
 from caramba_core.plugins.registry import Registry, registry
-from caramba_core.plugins.text import nearest
+from caramba_core.suggestions import nearest
 
 __all__ = ["RANK_VARIABLE", "TRACE_VARIABLE", "PluginManager", "hooks", "manager", "registered_alone"]
 
@@ -41,7 +41,7 @@ class PluginManager:
     def __init__(self, registry: Registry, *, only: Sequence[str] | None = None, warn: bool = True) -> None:
         self._pluggy = pluggy.PluginManager(_PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
-        self.modules: dict[Entry, Any] = {}
+        self.modules: dict[ComponentEntry, Any] = {}
         if os.environ.get(TRACE_VARIABLE, "0") not in ("", "0"):
             self._pluggy.add_hookcall_monitoring(_trace_call, lambda outcome, name, implementations, arguments: None)
         plugins = [plugin for plugin in registry.usable() if only is None or plugin.name in only]
@@ -59,7 +59,7 @@ class PluginManager:
         """What calls hooks: ``relay.step_finished(context=..., step=..., metrics=...)``."""
         return self._pluggy.hook
 
-    def register(self, entry: Entry, module: Any, *, guard: bool = True) -> None:
+    def register(self, entry: ComponentEntry, module: Any, *, guard: bool = True) -> None:
         """Add the hooks of a module; ``guard`` keeps its faults from stopping more than they must."""
         guarded = ModuleType(entry.qualified)
         for name in dir(module):
@@ -81,14 +81,14 @@ class PluginManager:
             ) from error
         self.modules[entry] = module
 
-    def _check(self, entry: Entry, hook: str, function: Callable[..., Any], *, wrapper: bool) -> None:
+    def _check(self, entry: ComponentEntry, hook: str, function: Callable[..., Any], *, wrapper: bool) -> None:
         known = [name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), f"{_PROJECT}_spec")]
         if hook not in known:
             near = nearest(hook, known)
             raise PluginError(
                 f"{entry} {entry.version} is broken: it implements {hook!r}, which is no hook",
                 expected=f"one of {', '.join(known)}",
-                hint=f"did you mean {near!r}?" if near else "docs/plugins.md lists the hooks",
+                hint=f"did you mean {near[0]!r}?" if near else "docs/plugins.md lists the hooks",
             )
         if wrapper:
             raise PluginError(
@@ -99,11 +99,11 @@ class PluginManager:
         given = signature(getattr(hookspecs, hook)).parameters
         surplus = [name for name, one in signature(function).parameters.items() if _is_asked(one) and name not in given]
         if surplus:
-            near = nearest(surplus[0], list(given))
+            near = nearest(surplus[0], given)
             raise PluginError(
                 f"{entry} {entry.version} is broken: its hook {hook!r} takes the argument {surplus[0]!r}",
                 expected=f"any of {', '.join(given)}" if given else "no arguments",
-                hint=f"did you mean {near!r}?" if near else f"docs/plugins.md lists what {hook} is given",
+                hint=f"did you mean {near[0]!r}?" if near else f"docs/plugins.md lists what {hook} is given",
             )
 
 
@@ -112,7 +112,7 @@ def _is_asked(parameter: Parameter) -> bool:
     return parameter.default is Parameter.empty
 
 
-def _guarded(entry: Entry, hook: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _guarded(entry: ComponentEntry, hook: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A hook implementation whose faults name its plugin; see :mod:`caramba_core.hookspecs` for what they stop."""
     observes = hook in hookspecs.OBSERVERS
     elsewhere = hook not in hookspecs.EVERY_PROCESS and os.environ.get(RANK_VARIABLE, "0") != "0"
@@ -173,7 +173,7 @@ def _short(value: Any) -> str:
 def registered_alone(module: ModuleType) -> pluggy.HookRelay:
     """The hooks of one module, unguarded, for tests of it; :class:`PluginError` where it could not be registered."""
     alone = PluginManager(Registry({}))
-    entry = Entry("hooks", module.__name__, "the plugin under test", "", module.__name__)
+    entry = ComponentEntry("hooks", module.__name__, "the plugin under test", "", module.__name__)
     alone.register(entry, module, guard=False)
     return alone.relay
 

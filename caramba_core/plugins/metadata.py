@@ -20,9 +20,18 @@ from packaging.version import InvalidVersion, Version
 from caramba_core import __version__ as core_version
 from caramba_core.kinds import HOOKS_GROUP, KINDS
 from caramba_core.plugins import API_VERSION
-from caramba_core.plugins.text import nearest
+from caramba_core.suggestions import nearest
 
-__all__ = ["API_GROUP", "CATALOGUE_GROUP", "CORE", "Entry", "Plugin", "Problem", "installed", "normalized"]
+__all__ = [
+    "API_GROUP",
+    "CATALOGUE_GROUP",
+    "CORE",
+    "ComponentEntry",
+    "Plugin",
+    "PluginProblem",
+    "installed",
+    "normalized",
+]
 
 API_GROUP = f"{HOOKS_GROUP}.api"
 CATALOGUE_GROUP = f"{HOOKS_GROUP}.catalogue"
@@ -36,7 +45,7 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9._\-]+)\s*(?:\[[^\]]*\])?\s*\(?([^;)@]*)\
 
 
 @attrs.frozen(order=True)
-class Entry:
+class ComponentEntry:
     """One entry point: a component's ``kind`` and ``name``, who supplies it, and the import path of its object.
 
     A hook module has the kind ``hooks``.
@@ -58,7 +67,7 @@ class Entry:
 
 
 @attrs.frozen
-class Problem:
+class PluginProblem:
     """Why a plugin, or a part of it, cannot be used, and what to do about it."""
 
     message: str
@@ -77,13 +86,13 @@ class Plugin:
     version: str
     core_range: str | None = None
     api: str | None = None
-    hooks: tuple[Entry, ...] = ()
-    components: tuple[Entry, ...] = ()
-    catalogues: tuple[Entry, ...] = ()
+    hooks: tuple[ComponentEntry, ...] = ()
+    components: tuple[ComponentEntry, ...] = ()
+    catalogues: tuple[ComponentEntry, ...] = ()
     requirements: tuple[str, ...] = ()
-    incompatible: Problem | None = None
-    damaged: Problem | None = None
-    notes: tuple[Problem, ...] = ()
+    incompatible: PluginProblem | None = None
+    damaged: PluginProblem | None = None
+    notes: tuple[PluginProblem, ...] = ()
 
 
 def normalized(name: str) -> str:
@@ -113,7 +122,7 @@ def installed() -> dict[str, Plugin]:
             places[plugin.name] = place
         elif places[plugin.name] == place and plugin.version not in {first.version, *stale.get(plugin.name, ())}:
             stale.setdefault(plugin.name, set()).add(plugin.version)
-            problem = Problem(
+            problem = PluginProblem(
                 f"{plugin.name} has metadata of two versions side by side: {first.version} and {plugin.version}",
                 f"pip uninstall {plugin.name} (until pip says it is not installed), then pip install {plugin.name}",
             )
@@ -122,7 +131,7 @@ def installed() -> dict[str, Plugin]:
             else:  # nobody knows which of the two the files belong to
                 plugins[plugin.name] = attrs.evolve(first, damaged=problem)
     for place, mimic in mimics.items():
-        problem = Problem(
+        problem = PluginProblem(
             f"{place} holds another distribution that calls itself {CORE}, version {mimic.version}: it is left out",
             f"pip uninstall {CORE}, until pip says that it is not installed, then pip install {CORE}",
         )
@@ -146,25 +155,25 @@ def _read(distribution: Distribution) -> Plugin | None:
     version = fields.get("version", ["unknown"])[0]
     damage = None
     if "name" not in fields or "version" not in fields:
-        damage = Problem(
+        damage = PluginProblem(
             f"the metadata of {name} has no name or version: it is half uninstalled",
             f"pip install --force-reinstall {name}, or delete the folder {folder}",
         )
     requirements = tuple(fields.get("requires-dist", ()))
     core_range = _core_range(requirements)
-    groups: dict[str, list[Entry]] = {"hooks": [], "components": [], "catalogues": []}
-    notes: list[Problem] = []
+    groups: dict[str, list[ComponentEntry]] = {"hooks": [], "components": [], "catalogues": []}
+    notes: list[PluginProblem] = []
     api: str | None = None
     seen: set[tuple[str, str]] = set()
     for group, entry_name, value in _entry_points(text):
         kind = "hooks" if group == HOOKS_GROUP else group.removeprefix(f"{HOOKS_GROUP}.")
-        entry = Entry(kind, entry_name, name, version, value)
+        entry = ComponentEntry(kind, entry_name, name, version, value)
         if group == API_GROUP:
             api = entry_name
             continue
         fault = _fault(entry, group)
         if (kind, entry_name) in seen:
-            fault = Problem(f"{entry} is declared twice", "give each component a name of its own")
+            fault = PluginProblem(f"{entry} is declared twice", "give each component a name of its own")
         seen.add((kind, entry_name))
         if fault is not None:
             notes.append(fault)
@@ -217,20 +226,20 @@ def _entry_points(text: str) -> Iterator[tuple[str, str, str]]:
             yield group, name.strip(), value.strip()
 
 
-def _fault(entry: Entry, group: str) -> Problem | None:
+def _fault(entry: ComponentEntry, group: str) -> PluginProblem | None:
     """What is wrong with an entry point by its looks."""
     kinds = ("hooks", "catalogue", *KINDS)
     if entry.kind not in kinds:
-        near = nearest(entry.kind, list(KINDS))
-        meant = f"did you mean {HOOKS_GROUP}.{near}?" if near else f"kinds are {', '.join(KINDS)}"
-        return Problem(f"{entry.distribution} has entry points in the group {group}, which is no kind", meant)
+        near = nearest(entry.kind, KINDS)
+        meant = f"did you mean {HOOKS_GROUP}.{near[0]}?" if near else f"kinds are {', '.join(KINDS)}"
+        return PluginProblem(f"{entry.distribution} has entry points in the group {group}, which is no kind", meant)
     if not _NAME.fullmatch(entry.name):
-        return Problem(
+        return PluginProblem(
             f"{entry.distribution} calls a component of the kind {entry.kind} {entry.name!r}, which is no name",
             "use letters, digits, '_', '.' and '-', without spaces",
         )
     if not _OBJECT.fullmatch(entry.value) or (":" not in entry.value and entry.kind != "hooks"):
-        return Problem(
+        return PluginProblem(
             f"{entry} points to {entry.value!r}, which is not an import path",
             "write package.module:Name in the plugin's pyproject.toml",
         )
@@ -246,7 +255,7 @@ def _core_range(requirements: tuple[str, ...]) -> str | None:
     return None
 
 
-def _incompatible(name: str, version: str, core_range: str | None, api: str | None) -> Problem | None:
+def _incompatible(name: str, version: str, core_range: str | None, api: str | None) -> PluginProblem | None:
     """Why this plugin cannot work with this core, from the versions alone."""
     if name == CORE:
         return None
@@ -254,17 +263,17 @@ def _incompatible(name: str, version: str, core_range: str | None, api: str | No
         try:
             fits = SpecifierSet(core_range).contains(Version(core_version), prereleases=True)
         except (InvalidSpecifier, InvalidVersion):
-            return Problem(
+            return PluginProblem(
                 f"{name} {version} requires {CORE}{core_range}, which is no version range",
                 f"pip install --upgrade {name}",
             )
         if not fits:
-            return Problem(
+            return PluginProblem(
                 f"{name} {version} requires {CORE} {core_range}, but {CORE} {core_version} is installed",
                 f"pip install --upgrade {name}, or pip install '{CORE}{core_range}'",
             )
     if api is not None and api.partition(".")[0] != API_VERSION.partition(".")[0]:
-        return Problem(
+        return PluginProblem(
             f"{name} {version} was written for version {api} of the plugin API, "
             f"but {CORE} {core_version} has version {API_VERSION}",
             f"pip install --upgrade {name}, or a {CORE} whose plugin API has the version {api.partition('.')[0]}",

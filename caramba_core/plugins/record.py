@@ -12,7 +12,7 @@ import sys
 import zlib
 from pathlib import Path
 
-from caramba_core.plugins.metadata import Entry, Problem
+from caramba_core.plugins.metadata import ComponentEntry, PluginProblem
 from caramba_core.user_cache import user_cache
 
 __all__ = ["forget", "last_failures", "remember"]
@@ -23,40 +23,40 @@ def _file() -> Path:
     return user_cache() / f"broken-plugins-{zlib.crc32(sys.prefix.encode()):08x}.json"
 
 
-def _key(entry: Entry) -> str:
+def _key(entry: ComponentEntry) -> str:
     return f"{entry.distribution}=={entry.version} {entry.kind}:{entry.name} = {entry.value}"
 
 
-def last_failures() -> dict[str, Problem]:
+def last_failures() -> dict[str, PluginProblem]:
     """What was wrong at the last load by entry, where the last load failed."""
     try:
         read = json.loads(_file().read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError):  # absent, damaged, or a user without a home
         return {}
     found = read.items() if isinstance(read, dict) else ()
-    return {key: Problem(*pair) for key, pair in found if isinstance(pair, list) and len(pair) == 2}
+    return {key: PluginProblem(*pair) for key, pair in found if isinstance(pair, list) and len(pair) == 2}
 
 
-def failure(entry: Entry, failures: dict[str, Problem]) -> Problem | None:
+def failure(entry: ComponentEntry, failures: dict[str, PluginProblem]) -> PluginProblem | None:
     """What ``failures`` say of an entry."""
     return failures.get(_key(entry))
 
 
-def remember(entry: Entry, problem: Problem) -> None:
+def remember(entry: ComponentEntry, problem: PluginProblem) -> None:
     """Note that an entry failed to load."""
     failures = last_failures()
     if failures.get(_key(entry)) != problem:
         _write({**failures, _key(entry): problem})
 
 
-def forget(entry: Entry) -> None:
+def forget(entry: ComponentEntry) -> None:
     """Note that an entry loads."""
     failures = last_failures()
     if failures.pop(_key(entry), None) is not None:
         _write(failures)
 
 
-def _write(failures: dict[str, Problem]) -> None:
+def _write(failures: dict[str, PluginProblem]) -> None:
     import tempfile  # only failures need it
 
     try:

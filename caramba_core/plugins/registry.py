@@ -16,12 +16,12 @@ from caramba_core.errors import PluginError
 from caramba_core.kinds import KINDS
 from caramba_core.plugins import record, switches
 from caramba_core.plugins.loading import import_entry
-from caramba_core.plugins.metadata import CORE, Entry, Plugin, Problem, installed, normalized
+from caramba_core.plugins.metadata import CORE, ComponentEntry, Plugin, PluginProblem, installed, normalized
 from caramba_core.plugins.requirements import check_requirement
 from caramba_core.plugins.switches import DISABLE_VARIABLE, disabled
-from caramba_core.plugins.text import listed, nearest
+from caramba_core.suggestions import listing, nearest
 
-__all__ = ["Entry", "Registry", "State", "registry", "switch_off"]
+__all__ = ["ComponentEntry", "Registry", "State", "registry", "switch_off"]
 
 State = Literal["ok", "disabled", "incompatible", "broken"]
 
@@ -32,11 +32,11 @@ class Registry:
     def __init__(self, plugins: Mapping[str, Plugin], switched_off: frozenset[str] = frozenset()) -> None:
         self.plugins = dict(plugins)
         self._switched_off = switched_off
-        self._loaded: dict[Entry, Any] = {}
-        self._failed: dict[Entry, PluginError] = {}
+        self._loaded: dict[ComponentEntry, Any] = {}
+        self._failed: dict[ComponentEntry, PluginError] = {}
 
     @cached_property
-    def _remembered(self) -> dict[str, Problem]:
+    def _remembered(self) -> dict[str, PluginProblem]:
         return record.last_failures()
 
     # -------------------------------------------------------------------------------------------- whole plugins
@@ -45,16 +45,16 @@ class Registry:
         """The plugins that are neither switched off nor unfit for this core, in the order of names."""
         return tuple(plugin for plugin in self.plugins.values() if self.unusable(plugin) is None)
 
-    def unusable(self, plugin: Plugin) -> Problem | None:
+    def unusable(self, plugin: Plugin) -> PluginProblem | None:
         """Why nothing of a plugin can be used, if so."""
         if plugin.name in self._switched_off:
-            return Problem(
+            return PluginProblem(
                 f"{plugin.name} is switched off",
                 f"leave out --no-plugin {plugin.name}, or take it out of {DISABLE_VARIABLE}",
             )
         return plugin.incompatible or plugin.damaged
 
-    def state(self, plugin: Plugin) -> tuple[State, tuple[Problem, ...]]:
+    def state(self, plugin: Plugin) -> tuple[State, tuple[PluginProblem, ...]]:
         """A plugin's state and what is wrong with it, as far as metadata and the last load tell."""
         if plugin.name in self._switched_off:
             return "disabled", ()
@@ -67,7 +67,7 @@ class Registry:
         for entry in (*plugin.hooks, *plugin.components):
             seen = self._failed.get(entry)
             if seen is not None:
-                problems.append(Problem(seen.message, seen.hint or ""))
+                problems.append(PluginProblem(seen.message, seen.hint or ""))
             elif entry not in self._loaded:
                 last = record.failure(entry, remembered)
                 if last is not None:
@@ -81,13 +81,13 @@ class Registry:
 
     # ------------------------------------------------------------------------------------------------ components
 
-    def entries(self, kind: str) -> tuple[Entry, ...]:
+    def entries(self, kind: str) -> tuple[ComponentEntry, ...]:
         """Every usable component of a kind, by name, then distribution."""
         assert kind in KINDS, f"{kind!r} is no kind"
         found = (entry for plugin in self.usable() for entry in plugin.components if entry.kind == kind)
         return tuple(sorted(found, key=lambda entry: (entry.name, entry.distribution)))
 
-    def find(self, kinds: Sequence[str], name: str) -> Entry:
+    def find(self, kinds: Sequence[str], name: str) -> ComponentEntry:
         """The component with a short or qualified name among these kinds; :class:`PluginError` unless there is one."""
         distribution, colon, short = name.rpartition(":")
         entries = [entry for kind in kinds for entry in self.entries(kind)]
@@ -105,7 +105,7 @@ class Registry:
         value = f"{component.__module__}:{component.__qualname__}"
         return min((entry.name for entry in self.entries(kind) if entry.value == value), default=component.__qualname__)
 
-    def load(self, entry: Entry) -> Any:
+    def load(self, entry: ComponentEntry) -> Any:
         """Import a component's object; the second time it is remembered, also if it failed."""
         if entry in self._failed:
             raise self._failed[entry]
@@ -122,11 +122,11 @@ class Registry:
             record.forget(entry)
         return self._loaded[entry]
 
-    def note_failure(self, entry: Entry, error: PluginError) -> None:
+    def note_failure(self, entry: ComponentEntry, error: PluginError) -> None:
         """Take an entry as broken from here on."""
         self._loaded.pop(entry, None)
         self._failed[entry] = error
-        record.remember(entry, Problem(error.message, error.hint or ""))
+        record.remember(entry, PluginProblem(error.message, error.hint or ""))
 
     def supplier(self, kinds: Sequence[str], name: str) -> str | None:
         """The distribution that is known to supply a component, installed or not."""
@@ -143,7 +143,7 @@ class Registry:
 
     # ---------------------------------------------------------------------------------------------------- errors
 
-    def _ambiguous(self, kinds: Sequence[str], name: str, found: Sequence[Entry]) -> PluginError:
+    def _ambiguous(self, kinds: Sequence[str], name: str, found: Sequence[ComponentEntry]) -> PluginError:
         claims = ", ".join(f"{entry.distribution} {entry.version}" for entry in found)
         if len({entry.qualified for entry in found}) < len(found):
             claimed = " and ".join(entry.kind for entry in found)
@@ -158,7 +158,7 @@ class Registry:
             + " or ".join(f"--no-plugin {entry.distribution}" for entry in found if entry.distribution != CORE),
         )
 
-    def _unknown(self, kinds: Sequence[str], name: str, entries: Sequence[Entry]) -> PluginError:
+    def _unknown(self, kinds: Sequence[str], name: str, entries: Sequence[ComponentEntry]) -> PluginError:
         distribution, _, short = name.rpartition(":")
         for plugin in self.plugins.values():
             problem = self.unusable(plugin)
@@ -169,19 +169,19 @@ class Registry:
                     hint=problem.hint,
                 )
         known = [entry.qualified if distribution else entry.name for entry in entries]
-        near = nearest(name, known)
+        near = nearest(name, known) or [entry.qualified for entry in entries if distribution and entry.name == short]
         supplier = self.supplier(kinds, short)
         if supplier is not None and supplier not in self.plugins and distribution in ("", supplier):
             hint = f"it is supplied by {supplier}, which is not installed: pip install {supplier}"
-        elif near is not None:
-            hint = f"did you mean {near!r}?"
+        elif near:
+            hint = f"did you mean {near[0]!r}?"
         elif distribution and normalized(distribution) not in self.plugins:
             hint = f"{distribution} is not installed: pip install {distribution}"
         else:
             hint = "caramba plugins list shows what is installed; if a plugin supplies it, pip install that plugin"
         return PluginError(
             f"there is no {_words(kinds)} {name!r}",
-            expected=listed(known) or "a distribution that supplies one; none is installed",
+            expected=listing(sorted(set(known))) if known else "a distribution that supplies one; none is installed",
             hint=hint,
         )
 
@@ -201,11 +201,11 @@ def switch_off(names: Sequence[str]) -> None:
     plugins = registry().plugins
     for name in names:
         if normalized(name) not in plugins:
-            near = nearest(normalized(name), list(plugins))
+            near = nearest(normalized(name), plugins)
             raise PluginError(
                 f"--no-plugin: no plugin {name!r} is installed",
-                expected=listed(list(plugins)),
-                hint=f"did you mean {near!r}?" if near else None,
+                expected=listing(plugins),
+                hint=f"did you mean {near[0]!r}?" if near else None,
             )
         if normalized(name) == CORE:
             raise PluginError(f"--no-plugin: {CORE} cannot be switched off")

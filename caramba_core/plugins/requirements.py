@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from caramba_core.errors import PluginError
 from caramba_core.plugins.metadata import Plugin, normalized
-from caramba_core.plugins.text import nearest
+from caramba_core.suggestions import nearest
 
 __all__ = ["check_requirement"]
 
@@ -31,11 +31,11 @@ def check_requirement(requirement: str, plugins: Mapping[str, Plugin], switched_
         try:
             found = version(name)
         except PackageNotFoundError:
-            near = nearest(name, list(plugins))
+            near = nearest(name, plugins)
             hint = f"pip install '{wanted}'"
             raise PluginError(
                 f"the manifest requires {wanted}, which is not installed",
-                hint=f"did you mean {near!r}? Otherwise: {hint}" if near else hint,
+                hint=f"did you mean {near[0]!r}? Otherwise: {hint}" if near else hint,
             ) from None
     if not wanted.specifier.contains(found, prereleases=True):
         raise PluginError(

@@ -1,0 +1,91 @@
+"""The nearest known name to one that is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
+
+__all__ = ["listing", "nearest", "suggestion"]
+
+_FAMILIAR: Final = {
+    "hidden_size": ("d_model",),
+    "n_embd": ("d_model",),
+    "dim": ("d_model",),
+    "intermediate_size": ("d_ff",),
+    "num_attention_heads": ("n_heads",),
+    "num_heads": ("n_heads",),
+    "num_key_value_heads": ("n_kv_heads",),
+    "num_kv_heads": ("n_kv_heads",),
+    "num_hidden_layers": ("repeat", "n_layers"),
+    "rms_norm_eps": ("eps",),
+    "layer_norm_eps": ("eps",),
+    "epsilon": ("eps",),
+    "rope_theta": ("theta",),
+    "rope_scaling": ("scaling", "rope"),
+    "sliding_window": ("window",),
+    "tie_word_embeddings": ("tied_embeddings",),
+    "learning_rate": ("lr",),
+    "max_grad_norm": ("clip",),
+    "grad_clip": ("clip",),
+    "gradient_accumulation_steps": ("accumulate",),
+    "max_steps": ("steps",),
+    "seq_len": ("context",),
+    "block_size": ("context",),
+    "model_name_or_path": ("source",),
+}
+"""What other libraries call things; only ever a suggestion."""
+
+
+def nearest(name: str, known: Iterable[str], *, preferred: Collection[str] = ()) -> tuple[str, ...]:
+    """Known names that ``name`` may stand for, likeliest first; empty where none is near.
+
+    Near is an edit distance (insert, delete, replace, swap of neighbours) of one for short names, two from five
+    letters, three from ten; capitals, dashes and underscores count little.  Among equally near ones ``preferred`` come
+    first, then the order of ``known``.
+    """
+    candidates = list(dict.fromkeys(known))
+    familiar = [other for other in _FAMILIAR.get(name.casefold(), ()) if other in candidates]
+    bound = 1 if len(name) < 5 else 2 if len(name) < 10 else 3
+    ranked: list[tuple[int, bool, int, str]] = []
+    for order, other in enumerate(candidates):
+        # The looser comparison only ever brings names nearer: `nHeads` is n_heads, `RMS-Norm` is rms_norm.
+        distance = min(_distance(name, other, bound), 1 + _distance(_plain(name), _plain(other), bound - 1))
+        if distance <= min(bound, max(len(name), len(other)) - 1):
+            ranked.append((distance, other not in preferred, order, other))
+    return tuple(dict.fromkeys([*familiar, *(other for _, _, _, other in sorted(ranked))]))
+
+
+def suggestion(names: Sequence[str]) -> str:
+    """``, did you mean 'a' or 'b'?``; empty without names."""
+    if not names:
+        return ""
+    return f", did you mean {' or '.join(repr(name) for name in names[:4])}?"
+
+
+def listing(names: Iterable[str], *, most: int = 16) -> str:
+    """``a, b, c``, cut where it would no longer be read."""
+    shown = list(names)
+    if not shown:
+        return "nothing"
+    rest = len(shown) - most
+    return ", ".join(shown) if rest <= 0 else f"{', '.join(shown[:most])} and {rest} more"
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("-", "").replace("_", "")
+
+
+def _distance(a: str, b: str, bound: int) -> int:
+    """Optimal string alignment distance of two names; anything above ``bound`` where it is larger than that."""
+    if bound < 0 or abs(len(a) - len(b)) > bound:
+        return bound + 1
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, start=1):
+        above, before, row = before, row, [i]
+        for j, y in enumerate(b, start=1):
+            best = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                best = min(best, above[j - 2] + 1)
+            row.append(best)
+    return row[-1]
