@@ -13,7 +13,6 @@ from pathlib import Path
 
 from caramba_core import hookspecs
 from caramba_core.kinds import KINDS
-from caramba_core.plugins.loading import BASES, METHODS
 
 __all__ = ["PAGE", "generated", "refreshed"]
 
@@ -22,9 +21,6 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "plugins.md"
 GIVES = {
     "preset": "a `pathlib.Path`",
     "command": "a function or a `typer.Typer`",
-    "tokenizer": "reserved: tokenizers come with a checkpoint's loader",
-    "metric": "reserved: nothing reads it yet",
-    "benchmark": "reserved: nothing reads it yet",
 }
 
 
@@ -32,14 +28,11 @@ def kinds() -> str:
     """One row a kind."""
     rows = ["| kind | entry-point group | is | the entry names |", "|---|---|---|---|"]
     for kind in KINDS.values():
-        base = BASES.get(kind.name)
-        if base is not None:
-            named = f"a class derived from `{base.replace(':', '.')}`"
-        elif kind.name in METHODS:
-            protocol, methods = METHODS[kind.name]
-            named = f"a class like `{protocol.replace(':', '.')}`: {', '.join(f'`{name}`' for name in methods)}"
+        contract = kind.contract.replace(":", ".")
+        if kind.methods:
+            named = f"a class like `{contract}`: {', '.join(f'`{name}`' for name in kind.methods)}"
         else:
-            named = GIVES[kind.name]
+            named = f"a class derived from `{contract}`" if contract else GIVES[kind.name]
         rows.append(f"| {kind.name} | `{kind.group}` | {kind.gives} | {named} |")
     return "\n".join(rows)
 

@@ -20,7 +20,8 @@ from caramba_core.manifest import schema
 from caramba_core.manifest.configs import OPEN, shape_of
 from caramba_core.manifest.names import nearest, suggestion
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, members
-from caramba_core.plugins.registry import ComponentEntry, Registry
+from caramba_core.plugins.metadata import ComponentEntry
+from caramba_core.plugins.registry import Registry
 
 if TYPE_CHECKING:
     from rich.console import Console

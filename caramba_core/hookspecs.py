@@ -23,7 +23,7 @@ exit code (except in ``run_failed``, where the first error counts).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -46,6 +46,7 @@ __all__ = [
     "checked_sections",
     "hookimpl",
     "hookspec",
+    "implementations",
 ]
 
 hookspec = pluggy.HookspecMarker("caramba")
@@ -90,6 +91,15 @@ class Section:
             for cell in row:
                 if not isinstance(cell, str | int | float | None):
                     raise TypeError(f"the section {self.title!r} has a cell that is a {type(cell).__name__}: {cell!r}")
+
+
+def implementations(module: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Each hook implementation of a module: its name there, the hook's name, and its options."""
+    manager = pluggy.PluginManager(hookimpl.project_name)
+    for name in dir(module):
+        options = manager.parse_hookimpl_opts(module, name)
+        if options is not None:
+            yield name, options["specname"] or name, options
 
 
 def checked_sections(result: Any) -> Sequence[Section]:

@@ -22,7 +22,8 @@ from caramba_core.errors import PluginError
 from caramba_core.manifest.configs import OPEN, shape_of
 from caramba_core.manifest.schema import Group, Manifest, Model, Run
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, is_union, members
-from caramba_core.plugins.registry import ComponentEntry, Registry
+from caramba_core.plugins.metadata import ComponentEntry
+from caramba_core.plugins.registry import Registry
 from caramba_core.training import Dataset
 
 __all__ = ["manifest_schema"]

@@ -1,6 +1,6 @@
 """The kinds of component, each with the entry-point group that lists it.
 
-Adding a kind here is all the core needs to know of it; what an entry must look like stands in ``docs/plugins.md``.
+Adding a kind here is all that the core needs to know of it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,16 @@ HOOKS_GROUP: Final = "caramba"
 
 @attrs.frozen
 class Kind:
-    """A kind of component: ``name`` in messages and listings, ``gives`` in one phrase what an entry is."""
+    """A kind of component: ``name`` in messages and listings, ``gives`` in one phrase what an entry is.
+
+    ``contract`` is the import path of the base class of its components or, where there are ``methods``, of the protocol
+    that their classes follow, with the methods that they must have.
+    """
 
     name: str
     gives: str
+    contract: str = ""
+    methods: tuple[str, ...] = ()
 
     @property
     def group(self) -> str:
@@ -31,25 +37,33 @@ class Kind:
 KINDS: Final[dict[str, Kind]] = {
     kind.name: kind
     for kind in (
-        Kind("layer", "a config of a layer without a cache"),
-        Kind("attention", "a config of a layer that mixes tokens"),
-        Kind("embedder", "a config of what turns token ids into vectors"),
-        Kind("head", "a config of what turns vectors into logits"),
-        Kind("topology", "a config of a layer made of layers"),
-        Kind("router", "a config of what weighs branches"),
-        Kind("transplant", "how one attention starts from another's weights, named SOURCE_to_TARGET"),
-        Kind("moment", "a streaming collector of calibration statistics"),
-        Kind("loader", "a reader of checkpoints"),
-        Kind("source", "what fetches checkpoints, named by the scheme of its addresses"),
-        Kind("exporter", "a writer of checkpoints for other programs"),
-        Kind("tokenizer", "a reader of tokenizers"),
-        Kind("dataset", "a source of tokens"),
-        Kind("mode", "what a run does, by its mode: key"),
-        Kind("strategy", "what a training step is"),
-        Kind("optimizer", "how parameters move"),
-        Kind("schedule", "how the learning rate moves"),
-        Kind("metric", "something measured on held-out tokens"),
-        Kind("benchmark", "something measured on a whole model"),
+        Kind("layer", "a config of a layer without a cache", "caramba_core.component:Layer"),
+        Kind("attention", "a config of a layer that mixes tokens", "caramba_core.component:Attention"),
+        Kind("embedder", "a config of what turns token ids into vectors", "caramba_core.component:Embedder"),
+        Kind("head", "a config of what turns vectors into logits", "caramba_core.component:Head"),
+        Kind("topology", "a config of a layer made of layers", "caramba_core.component:Topology"),
+        Kind("router", "a config of what weighs branches", "caramba_core.component:Router"),
+        Kind(
+            "transplant",
+            "how one attention starts from another's weights, named SOURCE_to_TARGET",
+            "caramba_core.transplant:Transplant",
+        ),
+        Kind("moment", "a streaming collector of calibration statistics", "caramba_core.transplant:Moment"),
+        Kind("loader", "a reader of checkpoints", "caramba_core.loading:Loader", ("accepts", "open")),
+        Kind(
+            "source",
+            "what fetches checkpoints, named by the scheme of its addresses",
+            "caramba_core.loading:Source",
+            ("fetch", "cached"),
+        ),
+        Kind(
+            "exporter", "a writer of checkpoints for other programs", "caramba_core.exporting:Exporter", ("describe",)
+        ),
+        Kind("dataset", "a source of tokens", "caramba_core.training:Dataset"),
+        Kind("mode", "what a run does, by its mode: key", "caramba_core.run.modes:Mode", ("run",)),
+        Kind("strategy", "what a training step is", "caramba_core.training:Strategy"),
+        Kind("optimizer", "how parameters move", "caramba_core.training:Optimizer"),
+        Kind("schedule", "how the learning rate moves", "caramba_core.training:Schedule"),
         Kind("preset", "a manifest that a plugin carries"),
         Kind("command", "a subcommand of caramba"),
     )

@@ -11,7 +11,6 @@ import attrs
 
 from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.kinds import LAYER_KINDS
-from caramba_core.plugins.manager import PluginManager
 from caramba_core.plugins.metadata import ComponentEntry, Plugin
 from caramba_core.plugins.registry import Registry
 from caramba_core.plugins.showing import hook_names, named_plugin, plugin_info
@@ -25,16 +24,15 @@ _WIDTH = 64
 def check_plugins(registry: Registry, name: str | None, *, write: Callable[[str], Any], style: Any) -> int:
     """Check one plugin, or all; write a line for each entry, and return how many are broken."""
     plugins = list(registry.plugins.values()) if name is None else [named_plugin(registry, name)]
-    PluginManager(registry, only=[plugin.name for plugin in plugins], warn=False)
     # All of them before the first build imports torch; modes, which may import it, last.
-    entries = [entry for plugin in plugins if registry.unusable(plugin) is None for entry in _entries(plugin)]
+    entries = [entry for plugin in plugins if plugin.unusable is None for entry in _entries(plugin)]
     loaded = {entry: _load(registry, entry) for entry in sorted(entries, key=lambda entry: entry.kind == "mode")}
     broken = 0
     for plugin in plugins:
         write(style(f"{plugin.name} {plugin.version}", bold=True))
-        problem = registry.unusable(plugin)
+        problem = plugin.unusable
         if problem is not None:
-            switched_off = registry.state(plugin)[0] == "disabled"
+            switched_off = plugin.state == "disabled"
             broken += not switched_off
             word = "skipped" if switched_off else style("broken", fg="red")
             write(f"  {word}: {problem.message}\n    hint: {problem.hint}")

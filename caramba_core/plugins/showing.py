@@ -73,7 +73,7 @@ def shown(registry: Registry, name: str, *, style: Any) -> str:
     lines = [f"{style(f'{plugin.name} {plugin.version}', bold=True)}  {state}"]
     for problem in problems:
         lines += [f"  problem: {problem.message}", f"    hint: {problem.hint}"]
-    if state in ("disabled", "incompatible") or plugin.damaged is not None:
+    if plugin.unusable is not None:
         return "\n".join(lines)
     lines += _info_lines(registry, plugin)
     for entry in plugin.components:

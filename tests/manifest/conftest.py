@@ -23,7 +23,7 @@ COMPONENTS = {
     "embedder": {"token": "Tokens"},
     "head": {"linear": "Linear"},
     "topology": {"stacked": "Chain", "nested": "Repeated", "residual": "Chain"},
-    "dataset": {"tokens": "Array", "text": "Text"},
+    "dataset": {"tokens": "Array", "text": "Text", ".npy": "Array", ".txt": "Text"},
     "strategy": {"distill": "Distill", "pretrain": "Pretrain"},
     "optimizer": {"adam": "Adam"},
     "mode": {"convert": "Anything", "train": "Anything", "eval": "Anything", "generate": "Anything"},
@@ -41,12 +41,12 @@ def example_registry() -> Registry:
     example = Plugin(
         name=EXAMPLE,
         version="1.2.0",
-        components=(
+        entries=(
             *entries(EXAMPLE, COMPONENTS),
             ComponentEntry("preset", "small", EXAMPLE, "1.2.0", f"{MODULE}_presets:small"),
             ComponentEntry("preset", "lost", EXAMPLE, "1.2.0", f"{MODULE}_presets:lost"),
+            ComponentEntry("catalogue", "example", EXAMPLE, "1.2.0", f"{MODULE}:CATALOGUE"),
         ),
-        catalogues=(ComponentEntry("catalogue", "example", EXAMPLE, "1.2.0", f"{MODULE}:CATALOGUE"),),
     )
     return Registry({EXAMPLE: example})
 

@@ -212,7 +212,7 @@ def test_broken_components_are_left_out() -> None:
     from caramba_core.plugins.metadata import ComponentEntry, Plugin
 
     entry = ComponentEntry("layer", "gone", "caramba-plugin-gone", "1.0", "caramba_no_such_module:Gone")
-    gone = Plugin(name="caramba-plugin-gone", version="1.0", components=(entry,))
+    gone = Plugin(name="caramba-plugin-gone", version="1.0", entries=(entry,))
     schema = manifest_schema(Registry({**registry().plugins, gone.name: gone}))
     assert "left out, because they do not load: caramba-plugin-gone:gone" in schema["$comment"]
     assert Draft202012Validator(schema).is_valid(base())

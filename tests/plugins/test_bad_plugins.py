@@ -10,7 +10,7 @@ import pytest
 
 from caramba_core import __version__
 from caramba_core.errors import PluginError
-from caramba_core.plugins.loading import METHODS
+from caramba_core.kinds import KINDS
 from caramba_core.plugins.registry import registry
 from tests.plugins.site import ATTENTION, Site
 from tests.plugins.test_hooks_in_runs import MANIFEST
@@ -105,10 +105,11 @@ def test_component_that_cannot_do_what_its_kind_does(site: Site, kind: str, text
 
 
 def test_methods_are_those_of_the_protocols() -> None:
-    for protocol, methods in METHODS.values():
-        module, _, name = protocol.partition(":")
-        contract = getattr(import_module(module), name)
-        assert {method for method in vars(contract) if not method.startswith("_")} == set(methods)
+    for kind in KINDS.values():
+        if kind.methods:
+            module, _, name = kind.contract.partition(":")
+            contract = getattr(import_module(module), name)
+            assert {method for method in vars(contract) if not method.startswith("_")} == set(kind.methods)
 
 
 def test_broken_plugin_stops_only_what_needs_it(site: Site) -> None:
@@ -299,9 +300,9 @@ def test_stale_metadata(site: Site) -> None:
     site.add("caramba-plugin-bad", entries=attention(), version="1.0")
     site.add("caramba-plugin-bad", entries=attention(), version="1.1")
     listed = site.caramba("plugins", "list")
-    assert listed.said.count("has metadata of two versions side by side") == 1
+    assert listed.said.count("has metadata of several versions side by side") == 1
     assert "pip uninstall caramba-plugin-bad" in listed.said
-    with pytest.raises(PluginError, match=r"cannot be used: .*two versions side by side: 1\.[01] and 1\.[01]"):
+    with pytest.raises(PluginError, match=r"cannot be used: .*several versions side by side: 1\.[01] and 1\.[01]"):
         registry().find(("attention",), "bad")
 
 
@@ -359,7 +360,7 @@ def test_switched_off_plugin_that_is_needed(site: Site, monkeypatch: pytest.Monk
         registry().find(("attention",), "bad")
     assert "caramba-plugin-bad is switched off" in str(caught.value)
     assert "CARAMBA_DISABLE_PLUGINS" in str(caught.value)
-    with pytest.raises(PluginError, match="which is switched off"):
+    with pytest.raises(PluginError, match="is switched off"):
         registry().require("caramba-plugin-bad>=1")
     assert registry().state(registry().plugins["caramba-plugin-bad"])[0] == "disabled"
 
