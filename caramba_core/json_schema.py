@@ -10,6 +10,7 @@ against definitions whose names end in ``.partial``, which require nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin
@@ -24,7 +25,6 @@ from caramba_core.manifest.schema import Group, Manifest, Model, Run
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, is_union, members
 from caramba_core.plugins.metadata import ComponentEntry
 from caramba_core.plugins.registry import Registry
-from caramba_core.training import Dataset
 
 __all__ = ["manifest_schema"]
 
@@ -232,10 +232,13 @@ class _Writer:
         taken_over: Schema = {"type": "object", "required": ["include"]}
         if partial:
             taken_over = {"type": "object", "not": {"required": ["type"]}}
-        short: Schema = {"type": "string", "pattern": r"\.(npy|txt)$"} if base is Dataset else {"enum": bare}
+        short: list[Schema] = [{"enum": bare}] if bare else []
+        suffixes = [re.escape(suffix) for kind in kinds for suffix in self._registry.suffixes(kind)]
+        if suffixes:
+            short.append({"type": "string", "pattern": f"({'|'.join(suffixes)})$"})
         self._defs[name] = {
             "description": f"{' or '.join(kinds)}: a mapping with type:, or a name alone",
-            "anyOf": [mapping, taken_over, short],
+            "anyOf": [mapping, taken_over, *short],
         }
         return {"$ref": f"#/$defs/{_pointer(name)}"}
 

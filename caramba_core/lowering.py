@@ -107,8 +107,7 @@ class _Lowering:
         given = model.head
         path_head = path if given is None else (*path, "head")
         if given is None:
-            plugins = registry()
-            given = plugins.load(plugins.find(("head",), "linear"))()
+            given = registry().default("head")
         assert isinstance(given, Head)
         self._fixed_name(given, path_head)
         if given.tied and not tied:

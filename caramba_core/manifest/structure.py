@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final, TypeVar, cast, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import attrs
 from cattrs import Converter
@@ -38,9 +38,6 @@ from caramba_core.plugins.registry import Registry
 __all__ = ["Structurer"]
 
 _T = TypeVar("_T")
-
-_BY_SUFFIX: Final = {".npy": "tokens", ".txt": "text"}
-"""Datasets that a bare file name means."""
 
 
 class Structurer:
@@ -207,7 +204,7 @@ class Structurer:
 
         def structure(value: Any, _: Any) -> Any:
             if isinstance(value, str):
-                value = _spelled_out(value, kinds)
+                value = self._spelled_out(value, kinds)
             if not isinstance(value, dict):
                 raise misfit(value, f"{what} (a mapping with type:)")
             if "type" not in value:
@@ -219,6 +216,16 @@ class Structurer:
             return self._make(shape_of(cls), value, name, {"type": name})
 
         return structure
+
+    def _spelled_out(self, value: str, kinds: tuple[str, ...]) -> dict[str, Any]:
+        """The mapping that a bare string is short for: the name of a component, or of a file for one."""
+        try:
+            entries = [self._registry.for_suffix(kind, value) for kind in kinds]
+        except PluginError as error:
+            raise Faults((Fault(message=error.message, expected=error.expected, hint=error.hint),)) from None
+        for entry in filter(None, entries):
+            return {"type": entry.qualified, "path": value}
+        return {"type": value}
 
     def _class(self, kinds: tuple[str, ...], name: str, base: type) -> type:
         """The config class that a component's name stands for."""
@@ -262,15 +269,6 @@ def _with_default_hint(faults: Any, attribute: attrs.Attribute[Any], value: Any)
     if value is not None or attribute.default is attrs.NOTHING:
         return list(faults)
     return [attrs.evolve(fault, hint=fault.hint or "leave the key out for its default") for fault in faults]
-
-
-def _spelled_out(value: str, kinds: tuple[str, ...]) -> dict[str, Any]:
-    """The mapping that a bare string is short for."""
-    if kinds == ("dataset",):
-        for suffix, name in _BY_SUFFIX.items():
-            if value.endswith(suffix):
-                return {"type": name, "path": value}
-    return {"type": value}
 
 
 def _no_type(value: dict[str, Any], what: str) -> Fault:

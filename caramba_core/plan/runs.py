@@ -209,7 +209,7 @@ def _train_dtype(dtype: str) -> str:
 
 
 def _training(known: Memory, model: ModelPlan, train: Train, trained: Collection[str]) -> Memory:
-    optimizer: Any = train.optimizer or _default_optimizer()
+    optimizer: Any = train.optimizer or registry().default("optimizer")
     gradients = state = cast = 0
     for node in model.walk():
         if node.node.name in trained:
@@ -242,11 +242,6 @@ def _forward(known: Memory, model: ModelPlan, mode: str, batch: int, dtype: str)
         working=largest * batch * ITEM_BYTES[dtype],
         cache=model.total.context_bytes * batch if mode == "generate" else 0,
     )
-
-
-def _default_optimizer() -> Any:
-    plugins = registry()
-    return plugins.load(plugins.find(("optimizer",), "adamw"))()
 
 
 # ------------------------------------------------------------------------------------------------ what trains

@@ -51,8 +51,8 @@ class Train:
         assert run.steps is not None
         settings = evolve(
             run.train,
-            optimizer=run.train.optimizer or _default("optimizer", "adamw"),
-            schedule=run.train.schedule or _default("schedule", "cosine"),
+            optimizer=run.train.optimizer or registry().default("optimizer"),
+            schedule=run.train.schedule or registry().default("schedule"),
         )
         perplexities = Perplexities(context)
         perplexities.before()
@@ -131,8 +131,3 @@ class Generate:
         return Results(
             entries={"text": text, "generated_tokens": len(out) - tokens.shape[1], "generate_seconds": seconds}
         )
-
-
-def _default(kind: str, name: str) -> Any:
-    plugins = registry()
-    return plugins.load(plugins.find([kind], name))()

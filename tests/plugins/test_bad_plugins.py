@@ -389,4 +389,9 @@ def test_missing_plugin_names_its_distribution(site: Site) -> None:
     with pytest.raises(PluginError, match="names no distribution"):
         registry().require("not a requirement!")
     registry().require("caramba-plugin-index>=0.9,<2")
+    registry().require('caramba-plugin-zeta>=2; python_version < "3"')  # for other environments than this one
+    with pytest.raises(PluginError, match="which is not installed"):
+        registry().require('caramba-plugin-zeta>=2; python_version >= "3"')
+    with pytest.raises(PluginError, match="names no distribution"):
+        registry().require("caramba-plugin-zeta; python_version << 3")
     registry().require("attrs")
