@@ -162,6 +162,11 @@ class Registry:
         value = f"{component.__module__}:{component.__qualname__}"
         return min((entry.name for entry in self.entries(kind) if entry.value == value), default=component.__qualname__)
 
+    def command_help(self, entry: ComponentEntry) -> str | None:
+        """What ``--help`` says of a command, if its plugin says it."""
+        known = self.plugins[entry.distribution].entries
+        return next((one.name for one in known if one.kind == "command_help" and one.value == entry.value), None)
+
     def load(self, entry: ComponentEntry) -> Any:
         """Import a component's object; the second time it is remembered, also if it failed."""
         if entry in self._failed:
