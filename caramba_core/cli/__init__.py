@@ -80,8 +80,6 @@ class _Root(TyperGroup):
 
         try:
             super().invoke(ctx)  # what a command returns is no exit code
-        except KeyboardInterrupt:
-            raise Stopped(130) from None
         except BrokenPipeError:  # whoever read our output has seen enough
             raise Stopped(141) from None
 

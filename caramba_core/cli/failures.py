@@ -67,7 +67,7 @@ def _exit_code(run: Callable[[], Any]) -> int:
         code = run()
     except (SystemExit, Stopped) as ended:
         code = ended.code
-    return code or 0 if code is None or isinstance(code, int) else 1
+    return 0 if code is None else code if isinstance(code, int) else 1
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -107,12 +107,12 @@ def _as_known(error: BaseException) -> CarambaError | None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return True
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
-        return True
     torch = sys.modules.get("torch")  # an error of torch's cannot exist before torch does
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return (
+        isinstance(error, MemoryError if torch is None else (MemoryError, torch.OutOfMemoryError))
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
 
 
 def _crash(error: BaseException, arguments: Sequence[str]) -> InternalError:
