@@ -9,20 +9,21 @@ A plugin implements hooks in the module that its entry point in the group ``cara
         print(step, metrics["loss"])
 
 An implementation takes only the arguments that it uses.  Implementations run in the order of their distributions'
-names, ``@hookimpl(tryfirst=True)`` and ``@hookimpl(trylast=True)`` before and after the others.  Hooks run at the
-boundaries of steps, never inside ``forward``, and get numbers that are on the CPU: none of them makes a device wait.
+names; those with ``@hookimpl(tryfirst=True)`` run before, those with ``@hookimpl(trylast=True)`` after all others, in
+the same order.  Hooks run between optimizer steps, never inside ``forward``, and their numbers are on the CPU already:
+no hook makes a device synchronize.
 
 caramba runs in one process: ``torchrun`` with more of them is refused.
 
-An exception in a :data:`OBSERVERS` hook is reported once, that plugin's hook is not called again, and the run goes on:
-a tracker that lost its network must not end hours of training.  In every other hook it stops the command with exit code
-2 and names the plugin.  A :class:`~caramba_core.errors.CarambaError` is meant: it always stops the run with its own
-exit code (except in ``run_failed``, where the first error counts).
+An exception in an :data:`OBSERVERS` hook is reported once, that hook of the plugin is not called again, and the run
+continues: a tracker that lost its network must not end hours of training.  In every other hook it ends the command with
+exit code 2 and names the plugin.  A :class:`~caramba_core.errors.CarambaError` is deliberate: it ends the run from any
+hook, with its own exit code (except in ``run_failed``, where the error that failed the run counts).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -44,6 +45,7 @@ __all__ = [
     "checked_sections",
     "hookimpl",
     "hookspec",
+    "implementations",
 ]
 
 hookspec = pluggy.HookspecMarker("caramba")
@@ -90,6 +92,15 @@ class Section:
                     raise TypeError(f"the section {self.title!r} has a cell that is a {type(cell).__name__}: {cell!r}")
 
 
+def implementations(module: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Each hook implementation of a module: its name there, the hook's name, and its options."""
+    manager = pluggy.PluginManager(hookimpl.project_name)
+    for name in dir(module):
+        options = manager.parse_hookimpl_opts(module, name)
+        if options is not None:
+            yield name, options["specname"] or name, options
+
+
 def checked_sections(result: Any) -> Sequence[Section]:
     """What an implementation of ``plan_sections`` or ``report_sections`` gave, if it is a list of sections or nothing.
 
@@ -122,10 +133,10 @@ def caramba_plugin_info() -> PluginInfo:
 
 @hookspec
 def graph_lowered(graph: Graph) -> None:
-    """Look at a model's graph, once a group, before anything is planned or built.
+    """Inspect a model's graph, once per group, before anything is planned or built.
 
     Runs in every command that plans: ``compile``, ``graph``, and ``run`` with runs left to do.  Must not import torch.
-    The graph is frozen; a hook may refuse it by raising :class:`~caramba_core.errors.CarambaError`.
+    The graph is frozen; a hook may reject it by raising :class:`~caramba_core.errors.CarambaError`.
     """
 
 
@@ -134,7 +145,7 @@ def plan_sections(plan: Plan) -> Sequence[Section]:
     """Add tables to a plan, after the core's own.
 
     Runs only where a plan is shown or written: for ``caramba compile --print-plan``, for ``--json``, and for the
-    ``plan.json`` of a run, once for each before the run's folder is made.  Must not import torch.  The plan is frozen.
+    ``plan.json`` of each run, before the run's folder is made.  Must not import torch.  The plan is frozen.
     """
     raise NotImplementedError
 
@@ -162,20 +173,20 @@ def run_started(context: RunContext) -> None:
 
 @hookspec
 def model_built(context: RunContext, model: LanguageModel) -> None:
-    """The student of a training run stands ready, before its first step.
+    """The student of a training run is ready, before its first step.
 
-    Its weights and its strategy are in place.  May look and may register what watches gradients; must not replace
-    modules or change what trains, which the plan describes and the optimizer holds already.
+    Its weights are loaded and its strategy is set up.  May inspect the model and register hooks on gradients; must not
+    replace modules or change which parameters train, because plan and optimizer have them already.
     """
 
 
 @hookspec
 def step_finished(context: RunContext, step: int, metrics: Mapping[str, float]) -> None:
-    """Steps were taken; ``step`` is the number of optimizer steps so far.
+    """Metrics were logged; ``step`` is the number of optimizer steps so far.
 
-    Runs where the run logs, with the numbers that it logs (``loss``, ``lr``, ...), which are synchronized already.  May
-    ask for an early end with ``context.request_stop(reason)``: the run is then done behind this step, or the one after
-    (on CUDA numbers come a step late), with a last checkpoint, its measurement and its summary, as at its last step.
+    Runs where the run logs, with the metrics that it logs (``loss``, ``lr``, ...).  May ask for an early end with
+    ``context.request_stop(reason)``: the run then ends after this step or the next (on CUDA metrics arrive one step
+    late), with a last checkpoint, its measurement and its summary, as at its last step.
     """
 
 
@@ -183,25 +194,25 @@ def step_finished(context: RunContext, step: int, metrics: Mapping[str, float]) 
 def evaluated(context: RunContext, step: int, results: Mapping[str, float]) -> None:
     """Held-out tokens were measured after ``step`` optimizer steps of this run.
 
-    ``results`` has one perplexity a call: ``perplexity_teacher`` and ``perplexity_start`` (step 0), ``perplexity`` of
-    the student amid the training, ``perplexity_end``.  What an earlier run measured already is not measured again.  May
-    ask for an early end with ``context.request_stop(reason)``, which changes nothing behind the last step.
+    ``results`` has one perplexity per call: ``perplexity_teacher`` and ``perplexity_start`` (step 0), ``perplexity`` of
+    the student during training, ``perplexity_end``.  What an earlier run measured is not measured again.  May ask for
+    an early end with ``context.request_stop(reason)``, which has no effect after the last step.
     """
 
 
 @hookspec
 def checkpoint_saved(context: RunContext, path: Path) -> None:
-    """A checkpoint folder was published whole; it must not be changed.  Copying it elsewhere is what this is for."""
+    """A checkpoint folder is complete; it must not be changed.  A plugin may copy it elsewhere, for instance."""
 
 
 @hookspec
 def run_finished(context: RunContext, summary: Mapping[str, Any]) -> None:
-    """A run ended well: ``summary.json`` is published and meets ``verify:``.  Changes to ``summary`` have no effect."""
+    """A run succeeded: ``summary.json`` is written and meets ``verify:``.  Changes to ``summary`` have no effect."""
 
 
 @hookspec
 def run_failed(context: RunContext, error: BaseException) -> None:
-    """A run ends with an error, which is of the class CarambaError where its cause is known; what was published stays.
+    """A run failed with ``error``, a CarambaError where the cause is known; what was published stays.
 
     Runs before the error is reported; not for an interrupt, nor for a failure before ``run_started``.
     """

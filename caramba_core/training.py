@@ -246,6 +246,5 @@ class Training:
         """The same settings with the default optimizer and schedule where none is named."""
         from caramba_core.plugins.registry import registry
 
-        plugins = registry()
         missing = [kind for kind in ("optimizer", "schedule") if getattr(self, kind) is None]
-        return evolve(self, **{kind: plugins.load(plugins.find((kind,), "default"))() for kind in missing})
+        return evolve(self, **{kind: registry().default(kind) for kind in missing})

@@ -1,13 +1,14 @@
 """The command ``caramba``: a table of subcommands that are imported only when they run, and one place for failures.
 
-The table below is all that ``--help`` reads.  Plugins add subcommands through the entry-point group
-``caramba.command``, whose names are listed from metadata.
+``--help`` reads the table below, and of plugins their metadata: commands from the entry-point group ``caramba.command``
+(where ``plugins.show`` is the subcommand ``show`` of ``plugins``), lines of help from ``caramba.command_help``.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from importlib import import_module
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -33,48 +34,58 @@ COMMANDS: Final[dict[str, Command]] = {
     "presets": Command("caramba_core.cli.presets:app", "List and show the manifests that plugins carry."),
 }
 
+_PANEL = "Commands of plugins"
 _HELP = "Manifest-driven transformer research: describe an experiment, check it, plan it, run it."
 
 
-class _Group(TyperGroup):
-    """Commands by name; a stub stands for each until it is called."""
+class _Stub(TyperCommand):
+    """A command that is imported when it is called: until then it is a name and a line in ``--help``."""
+
+    def __init__(self, name: str, help: str, load: Callable[[], Any], *, panel: str | None = None) -> None:
+        super().__init__(name, help=help, rich_help_panel=panel)
+        self._load = load
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return self._load().make_context(info_name, args, parent, **extra)
+
+
+class _Root(TyperGroup):
+    """The commands of the core, and those of plugins once they matter: for the list, and for a name of nobody else."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name, command in COMMANDS.items():
+            self.add_command(_Stub(name, command.help, partial(_imported, name, command.target)))
+        self._mount_once = cache(partial(_mount, self, ""))
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*COMMANDS, *_plugin_commands()]
+        self._mount_once()
+        return super().list_commands(ctx)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        known = COMMANDS.get(cmd_name)
-        if known is None:
-            target = _plugin_commands().get(cmd_name)
-            if target is None:
-                return None
-            known = Command("", f"(supplied by {target.distribution})")
-        return TyperCommand(cmd_name, help=known.help, rich_help_panel=None if known.target else "Commands of plugins")
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str, Any, list[str]]:
-        name = args[0]
-        if name in COMMANDS:
-            return name, _load(name, COMMANDS[name]), args[1:]
-        if name in (supplied := _plugin_commands()):
-            return name, _click_command(name, _registry().load(supplied[name])), args[1:]
-        from caramba_core.plugins.text import nearest
-
-        near = nearest(name, self.list_commands(ctx))
-        ctx.fail(f"No such command {name!r}." + (f" Did you mean {near!r}?" if near else ""))
-        raise AssertionError("fail always raises")
+        if cmd_name not in COMMANDS:
+            self._mount_once()
+        return super().get_command(ctx, cmd_name)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _with_run(_without_plugins(args)))
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> None:
         from caramba_core.cli.failures import Stopped
 
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise Stopped(130) from None
+            super().invoke(ctx)  # what a command returns is no exit code
         except BrokenPipeError:  # whoever read our output has seen enough
             raise Stopped(141) from None
+
+
+def _imported(name: str, target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return _click_command(name, getattr(import_module(module), attribute))
+
+
+def _loaded(entry: Any) -> Any:
+    return _click_command(entry.name, _registry().load(entry))
 
 
 def _registry() -> Any:
@@ -83,32 +94,43 @@ def _registry() -> Any:
     return registry()
 
 
-def _plugin_commands() -> dict[str, Any]:
-    """The entries of commands that plugins supply, by the name that calls them: the short one where it is free."""
+def _mount(group: TyperGroup, path: str) -> None:
+    """Add the commands of plugins whose names begin with ``path``: ``plugins.show`` is ``show`` of ``plugins``.
+
+    A command is called by the last part of its name where that is free, else by ``DISTRIBUTION:PART``.  A group that
+    nobody supplies, but commands name, is made.
+    """
     entries = _registry().entries("command")
-    names = [entry.name for entry in entries]
-    return {
-        entry.name if entry.name not in COMMANDS and names.count(entry.name) == 1 else entry.qualified: entry
-        for entry in entries
-    }
-
-
-def _load(name: str, command: Command) -> Any:
-    module, _, attribute = command.target.partition(":")
-    return _click_command(name, getattr(import_module(module), attribute))
+    found = {entry: entry.name.removeprefix(path) for entry in entries if entry.name.startswith(path)}
+    own, names = set(group.commands), list(found.values())
+    for entry, name in found.items():
+        if "." not in name:
+            line = _registry().command_help(entry)
+            told = f"{line} ({entry.distribution})" if line else f"(supplied by {entry.distribution})"
+            called = name if name not in own and names.count(name) == 1 else f"{entry.distribution}:{name}"
+            group.add_command(_Stub(called, told, partial(_loaded, entry), panel=_PANEL))
+    for name in sorted({name.partition(".")[0] for name in names} - group.commands.keys()):
+        made = TyperGroup(name=name, no_args_is_help=True, rich_help_panel=_PANEL)
+        _mount(made, f"{path}{name}.")
+        made.help = f"Commands: {', '.join(made.commands)}."
+        group.add_command(made)
 
 
 def _click_command(name: str, target: Any) -> Any:
-    """The command behind a function, a typer app or a ready command."""
+    """The command behind a function, a typer app or a ready command; an app also has what plugins add to it."""
     if isinstance(target, typer.Typer):
-        command = typer.main.get_command(target)
+        command: Any = typer.main.get_group(target)
+        own = len(command.commands)
+        _mount(command, f"{name}.")
+        if len(command.commands) == own:
+            command = typer.main.get_command(target)  # which makes no group of a single command
     elif callable(target) and not hasattr(target, "make_context"):
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         app.command(name)(target)
         command = typer.main.get_command(app)
     else:
         command = target
-    command.name = name
+    command.name = name.rpartition(".")[2]
     return command
 
 
@@ -152,7 +174,7 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
-_app = typer.Typer(cls=_Group, name="caramba", help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
+_app = typer.Typer(cls=_Root, name="caramba", help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @_app.callback()

@@ -17,6 +17,11 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def _root() -> None:
+    """List, show, check and scaffold plugins."""
+
+
 @app.command("list")
 def list_plugins(
     as_json: Annotated[bool, typer.Option("--json", help="as data")] = False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from functools import partial
-from typing import Any, Final, TypeVar, cast, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import attrs
 from cattrs import Converter
@@ -37,9 +37,6 @@ from caramba_core.suggestions import listing, nearest, suggestion
 __all__ = ["Structurer"]
 
 _T = TypeVar("_T")
-
-_BY_SUFFIX: Final = {".npy": "tokens", ".txt": "text"}
-"""Datasets that a bare file name means."""
 
 
 class Structurer:
@@ -202,7 +199,7 @@ class Structurer:
 
         def structure(value: Any, _: Any) -> Any:
             if isinstance(value, str):
-                value = _spelled_out(value, kinds, tag)
+                value = self._spelled_out(value, kinds, tag)
             if not isinstance(value, dict):
                 raise misfit(value, f"{what} (a mapping with {tag}:)")
             if tag not in value:
@@ -213,6 +210,16 @@ class Structurer:
             return self._make(shape_of(self._class(name, base)), value, name)
 
         return structure
+
+    def _spelled_out(self, value: str, kinds: tuple[str, ...], tag: str) -> dict[str, Any]:
+        """The mapping that a bare string is short for: the name of a component, or of a file for one."""
+        try:
+            entries = [self._registry.for_suffix(kind, value) for kind in kinds]
+        except PluginError as error:
+            raise Faults((Fault(message=error.message, expected=error.expected, hint=error.hint),)) from None
+        for entry in filter(None, entries):
+            return {tag: entry.qualified, "path": value}
+        return {tag: value}
 
     def _class(self, name: str, base: Any) -> type:
         """The config class that a component's name stands for."""
@@ -267,15 +274,6 @@ def _with_default_hint(faults: Any, attribute: attrs.Attribute[Any], value: Any)
     if value is not None or attribute.default is attrs.NOTHING:
         return list(faults)
     return [attrs.evolve(fault, hint=fault.hint or "leave the key out for its default") for fault in faults]
-
-
-def _spelled_out(value: str, kinds: tuple[str, ...], tag: str) -> dict[str, Any]:
-    """The mapping that a bare string is short for."""
-    if kinds == ("dataset",):
-        for suffix, name in _BY_SUFFIX.items():
-            if value.endswith(suffix):
-                return {"type": name, "path": value}
-    return {tag: value}
 
 
 def _same_shape(value: Any, type_: Any) -> bool:

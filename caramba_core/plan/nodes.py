@@ -194,7 +194,7 @@ class _Planner:
         if config not in self._types:
             value = f"{config.__module__}:{config.__qualname__}"
             entries = (entry for kind in _NODE_KINDS for entry in registry().entries(kind))
-            names = [entry.name for entry in entries if entry.value == value and entry.name != "default"]
+            names = [entry.name for entry in entries if entry.value == value]
             own = [name for name in names if name.replace("_", "") == config.__name__.lower()]
             self._types[config] = (own or names or [config.__qualname__])[0]
         return self._types[config]

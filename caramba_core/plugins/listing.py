@@ -2,111 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import attrs
-
 from caramba_core import __version__
-from caramba_core.kinds import KINDS, LAYER_KINDS
+from caramba_core.kinds import LAYER_KINDS
 from caramba_core.plugins import API_VERSION
-from caramba_core.plugins.metadata import CORE, Entry, Plugin, Problem
-from caramba_core.plugins.registry import Registry, State
+from caramba_core.plugins.metadata import CORE, ComponentEntry
+from caramba_core.plugins.registry import Registry
 
-__all__ = ["Listed", "as_data", "as_text", "clashes", "listing"]
-
-
-@attrs.frozen(kw_only=True)
-class Listed:
-    """One plugin in a listing."""
-
-    plugin: Plugin
-    state: State
-    problems: tuple[Problem, ...]
-
-    @property
-    def name(self) -> str:
-        """The short name: that of its hook module, else the distribution's."""
-        return self.plugin.hooks[0].name if self.plugin.hooks else self.plugin.name
-
-    def components(self) -> dict[str, tuple[str, ...]]:
-        """Names of what it supplies, by kind, in the order of the kinds."""
-        kinds = dict.fromkeys((*KINDS, *(entry.kind for entry in self.plugin.components)))
-        supplied = {kind: tuple(entry.name for entry in self.plugin.components if entry.kind == kind) for kind in kinds}
-        return {kind: names for kind, names in supplied.items() if names}
-
-
-def listing(registry: Registry) -> tuple[Listed, ...]:
-    """Every installed plugin, the core first, then by name."""
-    plugins = sorted(registry.plugins.values(), key=lambda plugin: (plugin.name != CORE, plugin.name))
-    rows = ((plugin, *registry.state(plugin)) for plugin in plugins)
-    return tuple(Listed(plugin=plugin, state=state, problems=problems) for plugin, state, problems in rows)
-
-
-def clashes(registry: Registry) -> dict[str, tuple[Entry, ...]]:
-    """Components that need their qualified names, by ``kind name``: more than one usable distribution has the name."""
-    claims: dict[tuple[str, str], list[Entry]] = {}
-    for kind in registry.kinds:
-        for entry in registry.entries(kind):
-            place = (
-                "layer" if kind in LAYER_KINDS else kind
-            )  # layers of all kinds share one list, and so one name space
-            claims.setdefault((place, entry.name), []).append(entry)
-    return {
-        f"{' or '.join(dict.fromkeys(entry.kind for entry in found))} {name}": tuple(found)
-        for (_, name), found in claims.items()
-        if len(found) > 1
-    }
+__all__ = ["as_data", "as_text"]
 
 
 def as_data(registry: Registry) -> dict[str, Any]:
-    """The listing as plain data."""
+    """The listing as plain data: every installed plugin, the core first, then by name."""
+    plugins = []
+    for plugin in sorted(registry.plugins.values(), key=lambda plugin: (plugin.name != CORE, plugin.name)):
+        state, problems = registry.state(plugin)
+        components = {kind: [one.name for one in plugin.components if one.kind == kind] for kind in registry.kinds}
+        plugins.append(
+            {
+                "name": plugin.hooks[0].name if plugin.hooks else plugin.name,
+                "distribution": plugin.name,
+                "version": plugin.version,
+                "api": plugin.api,
+                "requires_core": plugin.core_range,
+                "state": state,
+                "problems": [{"message": one.message, "hint": one.hint or ""} for one in problems],
+                "components": {kind: names for kind, names in components.items() if names},
+            }
+        )
     return {
         "core": {"version": __version__, "api": API_VERSION},
-        "plugins": [
-            {
-                "name": listed.name,
-                "distribution": listed.plugin.name,
-                "version": listed.plugin.version,
-                "api": listed.plugin.api,
-                "requires_core": listed.plugin.core_range,
-                "state": listed.state,
-                "problems": [attrs.asdict(problem) for problem in listed.problems],
-                "components": {kind: list(names) for kind, names in listed.components().items()},
-            }
-            for listed in listing(registry)
-        ],
-        "clashes": {name: [entry.qualified for entry in entries] for name, entries in clashes(registry).items()},
+        "plugins": plugins,
+        "clashes": {name: [entry.qualified for entry in entries] for name, entries in _clashes(registry)},
     }
+
+
+def _clashes(registry: Registry) -> Iterable[tuple[str, list[ComponentEntry]]]:
+    """Components that need their qualified names, as ``kind name``: several usable distributions have the name."""
+    claims: dict[tuple[str, str], list[ComponentEntry]] = {}
+    for entry in (entry for kind in registry.kinds for entry in registry.entries(kind)):
+        place = "layer" if entry.kind in LAYER_KINDS else entry.kind  # layers of all kinds may stand in one list
+        claims.setdefault((place, entry.name), []).append(entry)
+    for (_, name), found in claims.items():
+        if len(found) > 1:
+            yield f"{' or '.join(dict.fromkeys(entry.kind for entry in found))} {name}", found
 
 
 def as_text(registry: Registry, *, style: Any) -> str:
     """The listing for people; ``style(text, **how)`` colours a text."""
+    listed = as_data(registry)
     lines = [f"plugin API {API_VERSION}"]
-    for listed in listing(registry):
-        lines += ["", *_plugin_lines(listed, style)]
-    for name, entries in clashes(registry).items():
-        qualified = " or ".join(entry.qualified for entry in entries)
-        lines += ["", f"{style('clash', fg='yellow')}: {name} is supplied more than once; write {qualified}"]
+    for plugin in listed["plugins"]:
+        lines += ["", *_plugin_lines(plugin, style)]
+    for name, qualified in listed["clashes"].items():
+        claims = " or ".join(qualified)
+        lines += ["", f"{style('clash', fg='yellow')}: {name} is supplied more than once; write {claims}"]
     return "\n".join(lines)
 
 
-def _plugin_lines(listed: Listed, style: Any) -> Iterable[str]:
-    plugin = listed.plugin
-    colour = {"ok": "green", "disabled": "yellow"}.get(listed.state, "red")
-    versions = [f"API {plugin.api or 'not stated'}"]
-    if plugin.name != CORE:
-        versions.append(f"core {plugin.core_range or 'any'}")
-    name = style(f"{plugin.name} {plugin.version}", bold=True)
-    yield f"{name}  {style(listed.state, fg=colour)}  ({listed.name}; {', '.join(versions)})"
-    yield from _aligned(listed.components())
-    for problem in listed.problems:
-        yield f"  {style('problem', fg='red')}: {problem.message.strip()}"
-        if problem.hint:
-            yield f"    hint: {problem.hint}"
-
-
-def _aligned(components: Mapping[str, tuple[str, ...]]) -> Iterable[str]:
-    widest = max(map(len, KINDS))
-    for kind, names in components.items():
-        yield f"  {kind:<{widest}}  {', '.join(names)}"
+def _plugin_lines(plugin: dict[str, Any], style: Any) -> Iterable[str]:
+    colour = {"ok": "green", "disabled": "yellow"}.get(plugin["state"], "red")
+    about = f"{plugin['name']}; API {plugin['api'] or 'not stated'}"
+    if plugin["distribution"] != CORE:
+        about += f", core {plugin['requires_core'] or 'any'}"
+    name = style(f"{plugin['distribution']} {plugin['version']}", bold=True)
+    yield f"{name}  {style(plugin['state'], fg=colour)}  ({about})"
+    for kind, names in plugin["components"].items():
+        yield f"  {kind:<10}  {', '.join(names)}"
+    for problem in plugin["problems"]:
+        yield f"  {style('problem', fg='red')}: {problem['message'].strip()}"
+        if problem["hint"]:
+            yield f"    hint: {problem['hint']}"

@@ -5,18 +5,26 @@ from __future__ import annotations
 import contextlib
 import sys
 from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
 from caramba_core.errors import PluginError
 from caramba_core.kinds import Kind
-from caramba_core.plugins.metadata import CORE, Entry, Plugin, normalized
+from caramba_core.plugins.metadata import CORE, ComponentEntry, Plugin, normalized, required
+from caramba_core.suggestions import nearest, suggestion
 
-__all__ = ["import_entry", "required_methods"]
+__all__ = ["broken", "check_hooks", "import_entry", "required_methods"]
 
 
-def import_entry(entry: Entry, plugin: Plugin, kind: Kind | None) -> Any:
-    """The object that an entry names, of a ``kind`` if it is no hook module.
+def broken(entry: ComponentEntry, what: str, *, expected: str | None = None, hint: str | None = None) -> PluginError:
+    """The error for an entry whose object cannot be used; without a ``hint`` its author has to repair it."""
+    author = f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author"
+    return PluginError(f"{entry} {entry.version} is broken: {what}", expected=expected, hint=hint or author)
+
+
+def import_entry(entry: ComponentEntry, plugin: Plugin, kind: Kind | None) -> Any:
+    """The object that an entry names, of a ``kind`` if it is a component.
 
     Raises :class:`PluginError` with the cause and what to do.  What a plugin prints on import goes to stderr, so that
     machine-readable output stays clean.
@@ -26,38 +34,39 @@ def import_entry(entry: Entry, plugin: Plugin, kind: Kind | None) -> Any:
         with contextlib.redirect_stdout(sys.stderr):
             found: Any = import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise _import_failure(entry, plugin, error) from error
+        raise _import_failure(entry, plugin, module_name, error) from error
     for attribute in attributes.split(".") if attributes else ():
         if not hasattr(found, attribute):
-            raise PluginError(
-                f"{entry} {entry.version} is broken: {module_name} has no {attribute!r}",
+            raise broken(
+                entry,
+                f"{module_name} has no {attribute!r}",
                 expected=f"{entry.value} to exist, as the metadata of {entry.distribution} says",
                 hint=f"pip install --force-reinstall {entry.distribution} (its metadata may be of another version)",
             )
         found = getattr(found, attribute)
-    if kind is not None:
+    if entry.kind == "hooks":
+        check_hooks(entry, found)
+    elif kind is not None:
         _check_kind(entry, found, kind)
     return found
 
 
-def _import_failure(entry: Entry, plugin: Plugin, error: BaseException) -> PluginError:
-    module_name = entry.value.partition(":")[0]
+def _import_failure(entry: ComponentEntry, plugin: Plugin, module_name: str, error: BaseException) -> PluginError:
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     hint = (
         f"pip install --upgrade {entry.distribution}, or report it to its author; "
         f"--no-plugin {entry.distribution} leaves it out of runs that do not need it"
     )
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        missing = error.name
-        if missing == module_name or module_name.startswith(f"{missing}."):
-            said = f"its module {missing} is not there"
-            hint = f"pip install --force-reinstall {entry.distribution}, or pip uninstall {entry.distribution}"
-        elif missing.partition(".")[0] != module_name.partition(".")[0]:
-            said = f"it needs the module {missing!r}, which is not installed"
-            hint = _how_to_install(missing.partition(".")[0], plugin)
+    missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
+    if missing and f"{module_name}.".startswith(f"{missing}."):
+        said = f"its module {missing} is not there"
+        hint = f"pip install --force-reinstall {entry.distribution}, or pip uninstall {entry.distribution}"
+    elif missing and missing.partition(".")[0] != module_name.partition(".")[0]:
+        said = f"it needs the module {missing!r}, which is not installed"
+        hint = _how_to_install(missing.partition(".")[0], plugin)
     if entry.distribution == CORE:
         hint = f"pip install --force-reinstall {CORE}"
-    return PluginError(f"{entry} {entry.version} is broken: {said} (importing {module_name}{_place(error)})", hint=hint)
+    return broken(entry, f"{said} (importing {module_name}{_place(error)})", hint=hint)
 
 
 def _place(error: BaseException) -> str:
@@ -73,11 +82,9 @@ def _place(error: BaseException) -> str:
 def _how_to_install(module: str, plugin: Plugin) -> str:
     """The pip command that brings a missing module: through the plugin's own requirements where they name it."""
     for requirement in plugin.requirements:
-        name = requirement.partition(";")[0].strip()
-        bare = name.split("[")[0].split("<")[0].split(">")[0].split("=")[0].split("!")[0].split("~")[0].split("(")[0]
-        if normalized(bare) == normalized(module):
+        if required(requirement)[0] == normalized(module):
             extra = requirement.partition("extra ==")[2].strip(" '\"()")
-            return f"pip install '{plugin.name}[{extra}]'" if extra else f"pip install '{name}'"
+            return f"pip install '{f'{plugin.name}[{extra}]' if extra else requirement.partition(';')[0].strip()}'"
     return f"pip install {module}, or pip install --force-reinstall {plugin.name} with its dependencies"
 
 
@@ -88,48 +95,63 @@ def required_methods(base: type) -> tuple[str, ...]:
     return tuple(name for name in vars(base) if not name.startswith("_") and callable(getattr(base, name)))
 
 
-def _check_kind(entry: Entry, found: Any, kind: Kind) -> None:
+def _check_kind(entry: ComponentEntry, found: Any, kind: Kind) -> None:
     """Raise where the object is not what entries of its kind must be."""
-    said = f"is {_described(found)}"
+    described = (
+        f"is {f'the class {found.__name__}' if isinstance(found, type) else f'{_with_article(found)}, not a class'}"
+    )
     if kind.name == "preset" and not (isinstance(found, Path) and found.is_file()):
-        raise _misfit(entry, "is not the path of a file", "a pathlib.Path of a manifest that the distribution carries")
+        expected = "a pathlib.Path of a manifest that the distribution carries"
+        raise broken(entry, f"{entry.value} is not the path of a file", expected=expected)
     if kind.name == "command" and not callable(found):
-        raise _misfit(entry, said, "a function with typer's annotations, or a typer.Typer")
+        expected = "a function with typer's annotations, or a typer.Typer"
+        raise broken(entry, f"{entry.value} {described}", expected=expected)
     if kind.base is None:
         return
     module, _, name = kind.base.partition(":")
     base = getattr(import_module(module), name)
-    methods = required_methods(base)
-    if methods:
+    if methods := required_methods(base):
         missing = [method for method in methods if not callable(getattr(found, method, None))]
         if missing or not isinstance(found, type):
-            lacks = f"has no method {missing[0]}" if isinstance(found, type) else said
-            raise _misfit(entry, lacks, f"a class like {module}.{name}, with {' and '.join(methods)}")
+            said = f"has no method {missing[0]}" if isinstance(found, type) else described
+            expected = f"a class like {module}.{name}, with {' and '.join(methods)}"
+            raise broken(entry, f"{entry.value} {said}", expected=expected)
     elif not (isinstance(found, type) and issubclass(found, base)):
-        raise _misfit(entry, said, f"a class derived from {module}.{name}")
+        raise broken(entry, f"{entry.value} {described}", expected=f"a class derived from {module}.{name}")
     elif "__attrs_attrs__" not in vars(found):
-        raise PluginError(
-            f"{entry} {entry.version} is broken: the class {entry.value} is not a component",
-            expected="the decorator @component above the class",
-            hint=_hint(entry),
-        )
+        expected = "the decorator @component above the class"
+        raise broken(entry, f"the class {entry.value} is not a component", expected=expected)
 
 
-def _misfit(entry: Entry, said: str, expected: str) -> PluginError:
-    return PluginError(f"{entry} {entry.version} is broken: {entry.value} {said}", expected=expected, hint=_hint(entry))
+def check_hooks(entry: ComponentEntry, module: Any) -> None:
+    """Raise :class:`PluginError` where a module implements a hook that is none, or asks for what it is not given."""
+    from caramba_core import hookspecs  # listings do without pluggy
+
+    known = [name for name, spec in vars(hookspecs).items() if hasattr(spec, "caramba_spec")]
+    for name, hook, options in hookspecs.implementations(module):
+        if hook not in known:
+            raise broken(
+                entry,
+                f"it implements {hook!r}, which is no hook{suggestion(nearest(hook, known))}",
+                expected=f"one of {', '.join(known)}",
+                hint="docs/plugins.md lists the hooks",
+            )
+        if options["wrapper"] or options["hookwrapper"]:
+            expected = "a plain function: hooks of caramba cannot be wrapped"
+            raise broken(
+                entry, f"{hook!r} is a hook wrapper", expected=expected, hint="use tryfirst=True or trylast=True"
+            )
+        given = signature(getattr(hookspecs, hook)).parameters
+        for asked, parameter in signature(getattr(module, name)).parameters.items():
+            if asked not in given and parameter.default is Parameter.empty:
+                raise broken(
+                    entry,
+                    f"its hook {hook!r} takes the argument {asked!r}{suggestion(nearest(asked, given))}",
+                    expected=f"any of {', '.join(given)}" if given else "no arguments",
+                    hint=f"docs/plugins.md lists what {hook} is given",
+                )
 
 
-def _hint(entry: Entry) -> str:
-    return f"this is a fault of {entry.distribution} {entry.version}: update it, or report it to its author"
-
-
-def _described(found: Any) -> str:
-    return (
-        f"the class {found.__name__}"
-        if isinstance(found, type)
-        else f"{_with_article(type(found).__name__)}, not a class"
-    )
-
-
-def _with_article(word: str) -> str:
+def _with_article(found: object) -> str:
+    word = type(found).__name__
     return f"an {word}" if word[0] in "aeiouAEIOU" else f"a {word}"

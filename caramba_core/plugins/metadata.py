@@ -1,45 +1,54 @@
 """Installed plugins as their metadata tells, without importing any of them.
 
 A distribution is a plugin if it has an entry point in the group ``caramba`` (hooks) or in a group ``caramba.<kind>``
-(components).  Three more groups are data about the plugin itself: ``caramba.api`` (the name of its one entry is the
-version of the plugin API that it was written for), ``caramba.catalogue`` (which distributions supply which components)
-and ``caramba.kind`` (kinds of component that it declares).
+(components).  Two sorts of names there are aliases of a component of the same distribution and kind: ``default`` says
+that it is meant where a manifest names none, ``.npy`` that it is meant by the bare name of such a file.
+
+Four more groups are about the plugin itself: in ``caramba.api`` the name of an entry is the version of the plugin API
+that it was written for, ``caramba.kind`` lists kinds of component that it declares, ``caramba.catalogue`` says which
+distributions supply which components, and in ``caramba.command_help`` the name of an entry is the line in ``--help`` of
+the command with the same import path.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
+from typing import Literal
 
 import attrs
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.version import InvalidVersion, Version
 
 from caramba_core import __version__ as core_version
-from caramba_core.kinds import HOOKS_GROUP, KINDS, KINDS_GROUP
+from caramba_core.errors import PluginError
+from caramba_core.kinds import HOOKS_GROUP, KINDS, LAYER_KINDS
 from caramba_core.plugins import API_VERSION
-from caramba_core.plugins.text import nearest
+from caramba_core.suggestions import nearest
 
-__all__ = ["API_GROUP", "CATALOGUE_GROUP", "CORE", "Entry", "Plugin", "Problem", "installed", "normalized"]
+__all__ = ["CORE", "DEFAULT", "ComponentEntry", "Plugin", "State", "installed", "normalized", "required"]
 
-API_GROUP = f"{HOOKS_GROUP}.api"
-CATALOGUE_GROUP = f"{HOOKS_GROUP}.catalogue"
+State = Literal["ok", "disabled", "incompatible", "broken"]
+
 CORE = "caramba-core"
+DEFAULT = "default"
+
+_GROUPS = ("hooks", "api", "kind", "catalogue", "command_help")
 _CORE_HOOKS = "caramba_core.plugin"
 """The hook module by which the core's own distribution is known."""
 
-_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]*[A-Za-z0-9_])?")
+_HEADER = re.compile(r"^(name|version|requires-dist):(.*)$", re.IGNORECASE | re.MULTILINE)
+_NAME = re.compile(r"\.?[A-Za-z0-9_](?:[A-Za-z0-9_.\-]*[A-Za-z0-9_])?")
 _OBJECT = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?::[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)?")
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._\-]+)\s*(?:\[[^\]]*\])?\s*\(?([^;)@]*)\)?\s*(?:;.*)?")
 
 
 @attrs.frozen(order=True)
-class Entry:
+class ComponentEntry:
     """One entry point: a component's ``kind`` and ``name``, who supplies it, and the import path of its object.
 
-    A hook module has the kind ``hooks``.
+    Entries that are no components have the last part of their group as kind; hook modules the kind ``hooks``.
     """
 
     kind: str
@@ -53,38 +62,62 @@ class Entry:
         """The name that is never ambiguous."""
         return f"{self.distribution}:{self.name}"
 
+    @property
+    def is_alias(self) -> bool:
+        """Whether the entry says when a component is meant, and is none of its own."""
+        return self.kind not in _GROUPS and (self.name == DEFAULT or self.name.startswith("."))
+
     def __str__(self) -> str:
         return f"{self.kind} {self.qualified}"
 
 
-@attrs.frozen
-class Problem:
-    """Why a plugin, or a part of it, cannot be used, and what to do about it."""
-
-    message: str
-    hint: str
-
-
 @attrs.frozen(kw_only=True)
 class Plugin:
-    """One installed distribution that plugs into caramba, as far as metadata tells.
+    """One installed distribution that plugs into caramba, as its metadata describes it.
 
-    ``core_range`` is the version range of the core that it requires, ``api`` the plugin API that it says it was written
-    for.  ``incompatible`` and ``damaged`` say why nothing of it can be used; ``notes`` are faults of single entries.
+    ``place`` is the folder on ``sys.path`` that it was found in.  ``unusable`` says why nothing of it can be used, and
+    ``state`` in which way; ``notes`` are faults of single entries, which are not among ``entries``.
     """
 
     name: str
     version: str
-    core_range: str | None = None
-    api: str | None = None
-    hooks: tuple[Entry, ...] = ()
-    components: tuple[Entry, ...] = ()
-    catalogues: tuple[Entry, ...] = ()
-    kinds: tuple[Entry, ...] = ()
+    place: str = ""
+    entries: tuple[ComponentEntry, ...] = ()
     requirements: tuple[str, ...] = ()
-    incompatible: Problem | None = None
-    damaged: Problem | None = None
-    notes: tuple[Problem, ...] = ()
+    state: State = "ok"
+    unusable: PluginError | None = None
+    notes: tuple[PluginError, ...] = ()
+
+    @property
+    def hooks(self) -> tuple[ComponentEntry, ...]:
+        """Its hook modules."""
+        return tuple(entry for entry in self.entries if entry.kind == "hooks")
+
+    @property
+    def components(self) -> tuple[ComponentEntry, ...]:
+        """Its components, each once."""
+        return tuple(entry for entry in self.entries if entry.kind not in _GROUPS and not entry.is_alias)
+
+    @property
+    def kinds(self) -> tuple[ComponentEntry, ...]:
+        """The kinds of component that it declares."""
+        return tuple(entry for entry in self.entries if entry.kind == "kind")
+
+    def meant(self, kind: str, alias: str) -> ComponentEntry | None:
+        """Its component of a kind that an alias stands for; ``None`` where it has no such alias."""
+        values = {entry.value for entry in self.entries if (entry.kind, entry.name) == (kind, alias)}
+        return next((one for one in self.components if one.kind == kind and one.value in values), None)
+
+    @property
+    def api(self) -> str | None:
+        """The version of the plugin API that it was written for, if it says so."""
+        return API_VERSION if self.name == CORE else next((e.name for e in self.entries if e.kind == "api"), None)
+
+    @property
+    def core_range(self) -> str | None:
+        """The version range of the core that it requires, as written."""
+        own = (required(one)[1] for one in self.requirements if required(one)[0] == CORE and "extra ==" not in one)
+        return next(own, None) or None
 
 
 def normalized(name: str) -> str:
@@ -92,207 +125,163 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
-def installed() -> dict[str, Plugin]:
-    """Every plugin on ``sys.path`` by its normalized name, in the order of names.
+def required(requirement: str) -> tuple[str, str]:
+    """The normalized name and the version range, as written, of one of a distribution's requirements."""
+    match = _REQUIREMENT.fullmatch(requirement)
+    return ("", "") if match is None else (normalized(match[1]), match[2].replace(" ", ""))
 
-    Of several distributions with one name the first on ``sys.path`` counts, as for ``import``.
-    """
-    plugins: dict[str, Plugin] = {}
-    places: dict[str, str] = {}
-    stale: dict[str, set[str]] = {}
-    mimics: dict[str, Plugin] = {}
+
+def installed() -> dict[str, Plugin]:
+    """Every plugin on ``sys.path`` by its normalized name, in the order of names."""
+    copies: dict[str, list[Plugin]] = {}
     for distribution in distributions():
         plugin = _read(distribution)
-        if plugin is None:
-            continue
-        place = str(distribution.locate_file(""))
-        if plugin.name == CORE and _CORE_HOOKS not in {entry.value for entry in plugin.hooks}:
-            mimics[place] = plugin
-            continue
-        first = plugins.setdefault(plugin.name, plugin)
-        if first is plugin:
-            places[plugin.name] = place
-        elif places[plugin.name] == place and plugin.version not in {first.version, *stale.get(plugin.name, ())}:
-            stale.setdefault(plugin.name, set()).add(plugin.version)
-            problem = Problem(
-                f"{plugin.name} has metadata of two versions side by side: {first.version} and {plugin.version}",
-                f"pip uninstall {plugin.name} (until pip says it is not installed), then pip install {plugin.name}",
-            )
-            if plugin.name == CORE:  # without which nothing could say so
-                plugins[CORE] = attrs.evolve(first, notes=(*first.notes, problem))
-            else:  # nobody knows which of the two the files belong to
-                plugins[plugin.name] = attrs.evolve(first, damaged=problem)
-    for place, mimic in mimics.items():
-        problem = Problem(
-            f"{place} holds another distribution that calls itself {CORE}, version {mimic.version}: it is left out",
-            f"pip uninstall {CORE}, until pip says that it is not installed, then pip install {CORE}",
-        )
-        if CORE in plugins:
-            plugins[CORE] = attrs.evolve(plugins[CORE], notes=(*plugins[CORE].notes, problem))
-    return _with_known_kinds(dict(sorted(plugins.items())))
+        if plugin is not None:
+            copies.setdefault(plugin.name, []).append(plugin)
+    return _with_known_kinds([first for name in sorted(copies) if (first := _first(copies[name])) is not None])
 
 
-def _with_known_kinds(plugins: dict[str, Plugin]) -> dict[str, Plugin]:
-    """The plugins without components of kinds that nobody declares; each such kind is noted as a fault.
-
-    A kind belongs to the first who declares it.
-    """
-    known = set(KINDS)
-    for plugin in plugins.values():
-        twice = [entry for entry in plugin.kinds if entry.name in known]
-        notes = [Problem(f"{entry} exists already", "give the kind another name") for entry in twice]
-        own = tuple(entry for entry in plugin.kinds if entry not in twice)
-        known.update(entry.name for entry in own)
-        plugins[plugin.name] = attrs.evolve(plugin, kinds=own, notes=(*plugin.notes, *notes))
-    for plugin in plugins.values():
-        foreign = sorted({entry.kind for entry in plugin.components} - known)
-        if foreign:
-            own = tuple(entry for entry in plugin.components if entry.kind not in foreign)
-            notes = [_no_kind(plugin.name, kind, known) for kind in foreign]
-            plugins[plugin.name] = attrs.evolve(plugin, components=own, notes=(*plugin.notes, *notes))
-    return plugins
+def _with_known_kinds(plugins: Sequence[Plugin]) -> dict[str, Plugin]:
+    """The plugins by name, without entries of unknown kinds; a kind belongs to the first plugin that declares it."""
+    owners = dict.fromkeys(KINDS, CORE)
+    for entry in (entry for plugin in plugins for entry in plugin.kinds):
+        owners.setdefault(entry.name, entry.distribution)
+    known: dict[str, Plugin] = {}
+    for plugin in plugins:
+        twice = [entry for entry in plugin.kinds if owners[entry.name] != plugin.name]
+        notes = [PluginError(f"{entry} exists already", hint="give the kind another name") for entry in twice]
+        foreign = [entry for entry in plugin.entries if entry.kind not in (*_GROUPS, *owners)]
+        notes += [_no_kind(plugin.name, kind, owners) for kind in sorted({entry.kind for entry in foreign})]
+        kept = tuple(entry for entry in plugin.entries if entry not in twice and entry not in foreign)
+        known[plugin.name] = attrs.evolve(plugin, entries=kept, notes=(*plugin.notes, *notes))
+    return known
 
 
-def _no_kind(distribution: str, kind: str, known: set[str]) -> Problem:
-    near = nearest(kind, sorted(known))
-    meant = f"did you mean {HOOKS_GROUP}.{near}?" if near else f"kinds are {', '.join(sorted(known))}"
-    return Problem(f"{distribution} has entry points in the group {HOOKS_GROUP}.{kind}, which is no kind", meant)
+def _no_kind(distribution: str, kind: str, known: Mapping[str, str]) -> PluginError:
+    near = nearest(kind, known)
+    return PluginError(
+        f"{distribution} has entry points in the group {HOOKS_GROUP}.{kind}, which is no kind",
+        hint=f"did you mean {HOOKS_GROUP}.{near[0]}?" if near else f"kinds are {', '.join(known)}",
+    )
+
+
+def _first(copies: Sequence[Plugin]) -> Plugin | None:
+    """Of the distributions with one name the first on ``sys.path``, as for ``import``, with what is wrong about it."""
+    real = [copy for copy in copies if copy.name != CORE or _CORE_HOOKS in {entry.value for entry in copy.hooks}]
+    if not real:
+        return None
+    first, name = real[0], real[0].name
+    again = f"pip uninstall {name}, until pip says that it is not installed, then pip install {name}"
+    mimics = dict.fromkeys((copy.place, copy.version) for copy in copies if copy not in real)
+    said = "{} holds another distribution that calls itself {}, version {}: it is left out"
+    notes = [PluginError(said.format(place, name, version), hint=again) for place, version in mimics]
+    versions = list(dict.fromkeys(copy.version for copy in real if copy.place == first.place))
+    if len(versions) > 1:
+        said = f"{name} has metadata of several versions side by side: {' and '.join(versions)}"
+        if name != CORE:  # nobody knows which version the files are of; without the core nothing could say so
+            return attrs.evolve(first, state="broken", unusable=PluginError(said, hint=again))
+        notes.append(PluginError(said, hint=again))
+    return attrs.evolve(first, notes=(*first.notes, *notes))
 
 
 def _read(distribution: Distribution) -> Plugin | None:
     """The plugin that a distribution is, if it is one."""
-    try:
-        text = distribution.read_text("entry_points.txt")
-    except (UnicodeDecodeError, OSError):
-        text = None
-    if text is None or f"[{HOOKS_GROUP}" not in text:
+    text = _text(distribution, "entry_points.txt")
+    if f"[{HOOKS_GROUP}" not in text:
         return None
-    fields = _headers(distribution)
+    headers = _headers(distribution)
     # Where METADATA is gone, only the folder tells a name.
     folder = Path(str(getattr(distribution, "_path", "unknown")))
-    name = normalized(fields.get("name", [folder.name.partition("-")[0]])[0])
-    version = fields.get("version", ["unknown"])[0]
-    damage = None
-    if "name" not in fields or "version" not in fields:
-        damage = Problem(
-            f"the metadata of {name} has no name or version: it is half uninstalled",
-            f"pip install --force-reinstall {name}, or delete the folder {folder}",
-        )
-    requirements = tuple(fields.get("requires-dist", ()))
-    core_range = _core_range(requirements)
-    groups: dict[str, list[Entry]] = {"hooks": [], "components": [], "catalogues": [], "kinds": []}
-    notes: list[Problem] = []
-    api: str | None = None
-    seen: set[tuple[str, str]] = set()
-    for group, entry_name, value in _entry_points(text):
-        kind = "hooks" if group == HOOKS_GROUP else group.removeprefix(f"{HOOKS_GROUP}.")
-        entry = Entry(kind, entry_name, name, version, value)
-        if group == API_GROUP:
-            api = entry_name
-            continue
-        fault = _fault(entry)
-        if (kind, entry_name) in seen:
-            fault = Problem(f"{entry} is declared twice", "give each component a name of its own")
-        seen.add((kind, entry_name))
-        if fault is not None:
-            notes.append(fault)
-        elif group == HOOKS_GROUP:
-            groups["hooks"].append(entry)
-        elif group == CATALOGUE_GROUP:
-            groups["catalogues"].append(entry)
-        elif group == KINDS_GROUP:
-            groups["kinds"].append(entry)
-        else:
-            groups["components"].append(entry)
-    return Plugin(
+    name = normalized(headers.get("name", [folder.name.partition("-")[0]])[0])
+    version = headers.get("version", ["unknown"])[0]
+    found = [ComponentEntry(kind, key, name, version, value) for kind, key, value in _entry_points(text)]
+    faults = {entry: fault for entry in found if (fault := _fault(entry, found)) is not None}
+    plugin = Plugin(
         name=name,
         version=version,
-        core_range=core_range,
-        api=API_VERSION if name == CORE else api,
-        hooks=tuple(sorted(groups["hooks"])),
-        components=tuple(sorted(groups["components"])),
-        catalogues=tuple(sorted(groups["catalogues"])),
-        kinds=tuple(sorted(groups["kinds"])),
-        requirements=requirements,
-        incompatible=None if damage else _incompatible(name, version, core_range, api),
-        damaged=damage,
-        notes=tuple(notes),
+        place=str(distribution.locate_file("")),
+        entries=tuple(sorted(set(found) - faults.keys())),
+        requirements=tuple(headers.get("requires-dist", ())),
+        notes=tuple(faults.values()),
     )
+    state, unusable = _fitness(plugin)
+    if not {"name", "version"} <= headers.keys():
+        said = f"the metadata of {name} has no name or version: it is half uninstalled"
+        hint = f"pip install --force-reinstall {name}, or delete the folder {folder}"
+        state, unusable = "broken", PluginError(said, hint=hint)
+    return attrs.evolve(plugin, state=state, unusable=unusable)
+
+
+def _text(distribution: Distribution, file: str) -> str:
+    """A file of a distribution's metadata; empty where there is none that can be read."""
+    try:
+        return distribution.read_text(file) or ""
+    except (UnicodeDecodeError, OSError):
+        return ""
 
 
 def _headers(distribution: Distribution) -> dict[str, list[str]]:
     """The header fields of METADATA that matter here; the email parser takes a millisecond a plugin."""
-    try:
-        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
-    except (UnicodeDecodeError, OSError):
-        return {}
-    fields: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        if not line:
-            break
-        field, colon, value = line.partition(":")
-        if colon and field.lower() in ("name", "version", "requires-dist"):
-            fields.setdefault(field.lower(), []).append(value.strip())
-    return fields
+    text = _text(distribution, "METADATA") or _text(distribution, "PKG-INFO")
+    headers: dict[str, list[str]] = {}
+    for field, value in _HEADER.findall(text.partition("\n\n")[0]):
+        headers.setdefault(field.lower(), []).append(value.strip())
+    return headers
 
 
 def _entry_points(text: str) -> Iterator[tuple[str, str, str]]:
-    """``(group, name, value)`` of every entry point in a group of caramba's."""
-    group = ""
-    for raw in text.splitlines():
-        line = raw.strip()
+    """``(kind, name, value)`` of every entry point in a group of caramba's."""
+    kind = ""
+    for line in map(str.strip, text.splitlines()):
         if line.startswith("["):
-            group = line.strip("[]").strip()
-        elif line and line[0] not in "#;" and (group == HOOKS_GROUP or group.startswith(f"{HOOKS_GROUP}.")):
+            top, _, kind = line.strip("[] ").partition(".")
+            kind = "" if top != HOOKS_GROUP else kind or "hooks"
+        elif kind and line and line[0] not in "#;":
             name, _, value = line.partition("=")
-            yield group, name.strip(), value.strip()
+            yield kind, name.strip(), value.strip()
 
 
-def _fault(entry: Entry) -> Problem | None:
+def _fault(entry: ComponentEntry, others: Sequence[ComponentEntry]) -> PluginError | None:
     """What is wrong with an entry point by its looks."""
-    if not _NAME.fullmatch(entry.name):
-        return Problem(
+    if not _NAME.fullmatch(entry.name) and entry.kind != "command_help":
+        return PluginError(
             f"{entry.distribution} calls a component of the kind {entry.kind} {entry.name!r}, which is no name",
-            "use letters, digits, '_', '.' and '-', without spaces",
+            hint="use letters, digits, '_', '.' and '-', without spaces",
         )
-    if not _OBJECT.fullmatch(entry.value) or (":" not in entry.value and entry.kind != "hooks"):
-        return Problem(
+    if not _OBJECT.fullmatch(entry.value) or (":" not in entry.value and entry.kind not in ("hooks", "api")):
+        return PluginError(
             f"{entry} points to {entry.value!r}, which is not an import path",
-            "write package.module:Name in the plugin's pyproject.toml",
+            hint="write package.module:Name in the plugin's pyproject.toml",
         )
+    kinds = LAYER_KINDS if entry.kind in LAYER_KINDS else (entry.kind,)  # layers of all kinds may stand in one list
+    alike = [other for other in others if other.kind in kinds and other.name == entry.name and other != entry]
+    if alike:
+        claims = f"{entry.kind} {entry.value} and {alike[0].kind} {alike[0].value}"
+        return PluginError(f"{entry.qualified} is declared twice: {claims}", hint="give each a name of its own")
+    if entry.is_alias and all((one.kind, one.value) != (entry.kind, entry.value) or one.is_alias for one in others):
+        said = f"{entry} points to {entry.value}, which is no {entry.kind} of {entry.distribution}"
+        return PluginError(said, hint=f"point to what another entry of {HOOKS_GROUP}.{entry.kind} points to")
     return None
 
 
-def _core_range(requirements: tuple[str, ...]) -> str | None:
-    """The range of core versions that a plugin's requirements allow, as written."""
-    for requirement in requirements:
-        match = _REQUIREMENT.fullmatch(requirement)
-        if match is not None and normalized(match[1]) == CORE and "extra ==" not in requirement:
-            return match[2].replace(" ", "") or None
-    return None
+def _fitness(plugin: Plugin) -> tuple[State, PluginError | None]:
+    """Whether this plugin can work with this core, from the versions alone, and why not."""
+    known, wanted, api = f"{plugin.name} {plugin.version}", plugin.core_range, plugin.api
+    upgrade = f"pip install --upgrade {plugin.name}"
+    try:
+        fits = plugin.name == CORE or SpecifierSet(wanted or "").contains(core_version, prereleases=True)
+    except InvalidSpecifier:
+        said = f"{known} requires {CORE}{wanted}, which is no version range"
+        return "incompatible", PluginError(said, hint=upgrade)
+    if not fits:
+        said = f"{known} requires {CORE} {wanted}, but {CORE} {core_version} is installed"
+        return "incompatible", PluginError(said, hint=f"{upgrade}, or pip install '{CORE}{wanted}'")
+    if api is not None and _major(api) != _major(API_VERSION):
+        said = f"{known} was written for version {api} of the plugin API, but {CORE} {core_version} has {API_VERSION}"
+        hint = f"{upgrade}, or a {CORE} whose plugin API has the version {_major(api)}"
+        return "incompatible", PluginError(said, hint=hint)
+    return "ok", None
 
 
-def _incompatible(name: str, version: str, core_range: str | None, api: str | None) -> Problem | None:
-    """Why this plugin cannot work with this core, from the versions alone."""
-    if name == CORE:
-        return None
-    if core_range is not None:
-        try:
-            fits = SpecifierSet(core_range).contains(Version(core_version), prereleases=True)
-        except (InvalidSpecifier, InvalidVersion):
-            return Problem(
-                f"{name} {version} requires {CORE}{core_range}, which is no version range",
-                f"pip install --upgrade {name}",
-            )
-        if not fits:
-            return Problem(
-                f"{name} {version} requires {CORE} {core_range}, but {CORE} {core_version} is installed",
-                f"pip install --upgrade {name}, or pip install '{CORE}{core_range}'",
-            )
-    if api is not None and api.partition(".")[0] != API_VERSION.partition(".")[0]:
-        return Problem(
-            f"{name} {version} was written for version {api} of the plugin API, "
-            f"but {CORE} {core_version} has version {API_VERSION}",
-            f"pip install --upgrade {name}, or a {CORE} whose plugin API has the version {api.partition('.')[0]}",
-        )
-    return None
+def _major(version: str) -> str:
+    return version.partition(".")[0]

@@ -12,59 +12,43 @@ import sys
 import zlib
 from pathlib import Path
 
-from caramba_core.plugins.metadata import Entry, Problem
+import attrs
+
+from caramba_core.errors import PluginError
+from caramba_core.plugins.metadata import ComponentEntry
 from caramba_core.user_cache import user_cache
 
-__all__ = ["forget", "last_failures", "remember"]
+__all__ = ["last_failures", "note"]
 
 
-def _file() -> Path:
-    """Failures of this Python environment; the file's name is a hash of the environment's place."""
-    return user_cache() / f"broken-plugins-{zlib.crc32(sys.prefix.encode()):08x}.json"
-
-
-def _key(entry: Entry) -> str:
-    return f"{entry.distribution}=={entry.version} {entry.kind}:{entry.name} = {entry.value}"
-
-
-def last_failures() -> dict[str, Problem]:
-    """What was wrong at the last load by entry, where the last load failed."""
+def last_failures() -> dict[ComponentEntry, PluginError]:
+    """The entries whose last load failed, and why."""
     try:
-        read = json.loads(_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):  # absent, damaged, or a user without a home
+        rows = json.loads(_file().read_text(encoding="utf-8"))
+        return {ComponentEntry(*entry): PluginError(message, hint=hint) for entry, message, hint in rows}
+    except (OSError, ValueError, TypeError, RuntimeError):  # absent, damaged, or a user without a home
         return {}
-    found = read.items() if isinstance(read, dict) else ()
-    return {key: Problem(*pair) for key, pair in found if isinstance(pair, list) and len(pair) == 2}
 
 
-def failure(entry: Entry, failures: dict[str, Problem]) -> Problem | None:
-    """What ``failures`` say of an entry."""
-    return failures.get(_key(entry))
-
-
-def remember(entry: Entry, problem: Problem) -> None:
-    """Note that an entry failed to load."""
+def note(entry: ComponentEntry, error: PluginError | None) -> None:
+    """Remember how the last load of an entry ended: with an error, or well."""
     failures = last_failures()
-    if failures.get(_key(entry)) != problem:
-        _write({**failures, _key(entry): problem})
-
-
-def forget(entry: Entry) -> None:
-    """Note that an entry loads."""
-    failures = last_failures()
-    if failures.pop(_key(entry), None) is not None:
-        _write(failures)
-
-
-def _write(failures: dict[str, Problem]) -> None:
-    import tempfile  # only failures need it
-
+    if failures.pop(entry, None) is None and error is None:
+        return
+    if error is not None:
+        hints = filter(None, (error.hint, f"caramba plugins check {entry.distribution} tries it again"))
+        failures[entry] = PluginError(error.message, hint="; ".join(hints))
     try:
         file = _file()
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as opened:
-            json.dump({key: [one.message, one.hint] for key, one in failures.items()}, opened, indent=1)
-        Path(temporary).replace(file)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        rows = [(attrs.astuple(failed), why.message, why.hint) for failed, why in failures.items()]
+        temporary.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        temporary.replace(file)
     except (OSError, RuntimeError):  # a read-only home loses the convenience, nothing else
         return
+
+
+def _file() -> Path:
+    """The file of this Python environment; its name is a hash of the environment's place."""
+    return user_cache() / f"broken-plugins-{zlib.crc32(sys.prefix.encode()):08x}.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from caramba_core.plugins.metadata import Entry, Plugin
+from caramba_core.plugins.metadata import ComponentEntry, Plugin
 from caramba_core.plugins.registry import Registry
 
 from .workspace import Workspace
@@ -23,7 +23,7 @@ COMPONENTS = {
     "embedder": {"token": "Tokens"},
     "head": {"default": "Linear", "linear": "Linear"},
     "topology": {"stacked": "Chain", "nested": "Repeated", "residual": "Chain"},
-    "dataset": {"tokens": "Array", "text": "Text"},
+    "dataset": {"tokens": "Array", "text": "Text", ".npy": "Array", ".txt": "Text"},
     "strategy": {"distill": "Distill", "pretrain": "Pretrain"},
     "optimizer": {"adam": "Adam"},
     "mode": {"convert": "Convert", "train": "Train", "eval": "Evaluate", "generate": "Generate"},
@@ -31,9 +31,9 @@ COMPONENTS = {
 
 
 def example_registry() -> Registry:
-    def entries(distribution: str, components: dict[str, dict[str, str]]) -> tuple[Entry, ...]:
+    def entries(distribution: str, components: dict[str, dict[str, str]]) -> tuple[ComponentEntry, ...]:
         return tuple(
-            Entry(kind, name, distribution, "1.2.0", f"{MODULE}:{value}")
+            ComponentEntry(kind, name, distribution, "1.2.0", f"{MODULE}:{value}")
             for kind, names in components.items()
             for name, value in names.items()
         )
@@ -41,12 +41,12 @@ def example_registry() -> Registry:
     example = Plugin(
         name=EXAMPLE,
         version="1.2.0",
-        components=(
+        entries=(
             *entries(EXAMPLE, COMPONENTS),
-            Entry("preset", "small", EXAMPLE, "1.2.0", f"{MODULE}_presets:small"),
-            Entry("preset", "lost", EXAMPLE, "1.2.0", f"{MODULE}_presets:lost"),
+            ComponentEntry("preset", "small", EXAMPLE, "1.2.0", f"{MODULE}_presets:small"),
+            ComponentEntry("preset", "lost", EXAMPLE, "1.2.0", f"{MODULE}_presets:lost"),
+            ComponentEntry("catalogue", "example", EXAMPLE, "1.2.0", f"{MODULE}:CATALOGUE"),
         ),
-        catalogues=(Entry("catalogue", "example", EXAMPLE, "1.2.0", f"{MODULE}:CATALOGUE"),),
     )
     return Registry({EXAMPLE: example})
 

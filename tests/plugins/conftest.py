@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from caramba_core.plugins.manager import manager
 from caramba_core.plugins.registry import registry
 from tests.plugins.site import Site
 
@@ -21,11 +20,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(made.cache))
     monkeypatch.delenv("CARAMBA_DISABLE_PLUGINS", raising=False)
     registry.cache_clear()
-    manager.cache_clear()
     before = set(sys.modules)
     yield made
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(made.folder)):
             del sys.modules[name]
     registry.cache_clear()
-    manager.cache_clear()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from caramba_plugins_standard.catalogue import CATALOGUE
 
+from caramba_core.plugins.metadata import ComponentEntry
 from caramba_core.plugins.registry import registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,5 +20,6 @@ def test_catalogue_is_complete() -> None:
         project = tomllib.loads(file.read_text())["project"]
         for kind in registry().kinds:
             for name in project.get("entry-points", {}).get(f"caramba.{kind}", {}):
-                declared.setdefault(kind, {})[name] = project["name"]
+                if not ComponentEntry(kind, name, project["name"], "", "").is_alias:
+                    declared.setdefault(kind, {})[name] = project["name"]
     assert declared == CATALOGUE

@@ -17,8 +17,7 @@ from caramba_core import hookspecs
 from caramba_core.kinds import KINDS
 from caramba_core.plugins import API_VERSION
 from caramba_core.plugins.manager import TRACE_VARIABLE
-from caramba_core.plugins.registry import registry
-from caramba_core.plugins.switches import DISABLE_VARIABLE
+from caramba_core.plugins.registry import DISABLE_VARIABLE, registry
 from tests.plugins.site import Site
 from tests.plugins.test_hooks_in_runs import MANIFEST
 from tests.plugins.test_scaffold import install, own_tests

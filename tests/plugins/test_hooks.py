@@ -41,12 +41,30 @@ def test_an_implementation_takes_what_it_needs(plugin: Callable[..., None]) -> N
 
 
 def test_order_is_that_of_names(plugin: Callable[..., None]) -> None:
+    """Among those that want to be first or last, too."""
     section = "@hookimpl({})\ndef plan_sections(plan): return [Section(title='{}', columns=(), rows=())]"
-    plugin("c", section.format("", "c"))
-    plugin("a", section.format("trylast=True", "a"))
-    plugin("b", section.format("", "b"))
-    plugin("d", section.format("tryfirst=True", "d"))
-    assert [part.title for parts in hooks().plan_sections(plan=None) for part in parts] == ["d", "b", "c", "a"]
+    options = {
+        "a": "trylast=True",
+        "d": "tryfirst=True",
+        "e": "trylast=True",
+        "f": "tryfirst=True",
+        "g": "trylast=True",
+    }
+    for letter in "cgaefbd":
+        plugin(letter, section.format(options.get(letter, ""), letter))
+    assert "".join(part.title for parts in hooks().plan_sections(plan=None) for part in parts) == "dfbcaeg"
+
+
+def test_one_module_may_be_first_and_last(plugin: Callable[..., None]) -> None:
+    both = (
+        "@hookimpl(tryfirst=True)\ndef run_started(context): context.append('{0} first')\n"
+        "@hookimpl(trylast=True, specname='run_started')\ndef at_last(context): context.append('{0} last')\n"
+    )
+    plugin("a", both.format("a"))
+    plugin("b", both.format("b"))
+    calls: list[str] = []
+    hooks().run_started(context=calls)
+    assert calls == ["a first", "b first", "a last", "b last"]
 
 
 @pytest.mark.parametrize("hook", ["step_finished", "evaluated", "checkpoint_saved", "run_finished", "run_failed"])

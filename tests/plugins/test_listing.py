@@ -140,13 +140,13 @@ def test_presets(site: Site) -> None:
 
 
 def test_entries_are_sorted_and_found_by_every_name(site: Site) -> None:
-    site.add("caramba-plugin-b", entries={"caramba.metric": {"same": "b:X", "zz": "b:X"}})
-    site.add("caramba-plugin-a", entries={"caramba.metric": {"same": "a:X"}})
+    site.add("caramba-plugin-b", entries={"caramba.schedule": {"same": "b:X", "zz": "b:X"}})
+    site.add("caramba-plugin-a", entries={"caramba.schedule": {"same": "a:X"}})
     names = [
-        entry.qualified for entry in registry().entries("metric") if entry.distribution.startswith("caramba-plugin-")
+        entry.qualified for entry in registry().entries("schedule") if entry.distribution.startswith("caramba-plugin-")
     ]
     assert names == ["caramba-plugin-a:same", "caramba-plugin-b:same", "caramba-plugin-b:zz"]
-    assert registry().find(("metric", "benchmark"), "zz").distribution == "caramba-plugin-b"
+    assert registry().find(("optimizer", "schedule"), "zz").distribution == "caramba-plugin-b"
 
 
 def test_the_kit_costs_a_pytest_run_nothing_until_it_is_asked_for(site: Site) -> None:

@@ -208,10 +208,10 @@ def test_fields_are_described() -> None:
 
 def test_broken_components_are_left_out() -> None:
     """One that does not load costs nothing but itself, and is named."""
-    from caramba_core.plugins.metadata import Entry, Plugin
+    from caramba_core.plugins.metadata import ComponentEntry, Plugin
 
-    entry = Entry("layer", "gone", "caramba-plugin-gone", "1.0", "caramba_no_such_module:Gone")
-    gone = Plugin(name="caramba-plugin-gone", version="1.0", components=(entry,))
+    entry = ComponentEntry("layer", "gone", "caramba-plugin-gone", "1.0", "caramba_no_such_module:Gone")
+    gone = Plugin(name="caramba-plugin-gone", version="1.0", entries=(entry,))
     schema = manifest_schema(Registry({**registry().plugins, gone.name: gone}))
     assert "left out, because they do not load: caramba-plugin-gone:gone" in schema["$comment"]
     assert Draft202012Validator(schema).is_valid(base())

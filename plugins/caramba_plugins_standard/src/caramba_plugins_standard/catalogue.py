@@ -29,7 +29,6 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
         "token": "caramba-plugins-standard",
     },
     "head": {
-        "default": "caramba-plugins-standard",
         "linear": "caramba-plugins-standard",
     },
     "topology": {
@@ -89,14 +88,12 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
     },
     "optimizer": {
         "adamw": "caramba-plugins-standard",
-        "default": "caramba-plugins-standard",
         "muon": "caramba-plugins-standard",
         "sgd": "caramba-plugins-standard",
     },
     "schedule": {
         "constant": "caramba-plugins-standard",
         "cosine": "caramba-plugins-standard",
-        "default": "caramba-plugins-standard",
         "linear": "caramba-plugins-standard",
     },
     "preset": {

@@ -11,8 +11,7 @@ import attrs
 
 from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.kinds import LAYER_KINDS
-from caramba_core.plugins.manager import PluginManager
-from caramba_core.plugins.metadata import Entry, Plugin
+from caramba_core.plugins.metadata import ComponentEntry, Plugin
 from caramba_core.plugins.registry import Registry
 from caramba_plugins_tools.showing import hook_names, named_plugin, plugin_info
 
@@ -25,16 +24,15 @@ _WIDTH = 64
 def check_plugins(registry: Registry, name: str | None, *, write: Callable[[str], Any], style: Any) -> int:
     """Check one plugin, or all; write a line for each entry, and return how many are broken."""
     plugins = list(registry.plugins.values()) if name is None else [named_plugin(registry, name)]
-    PluginManager(registry, only=[plugin.name for plugin in plugins], warn=False)
     # All of them before the first build imports torch; modes, which may import it, last.
-    entries = [entry for plugin in plugins if registry.unusable(plugin) is None for entry in _entries(plugin)]
+    entries = [entry for plugin in plugins if plugin.unusable is None for entry in _entries(plugin)]
     loaded = {entry: _load(registry, entry) for entry in sorted(entries, key=lambda entry: entry.kind == "mode")}
     broken = 0
     for plugin in plugins:
         write(style(f"{plugin.name} {plugin.version}", bold=True))
-        problem = registry.unusable(plugin)
+        problem = plugin.unusable
         if problem is not None:
-            switched_off = registry.state(plugin)[0] == "disabled"
+            switched_off = plugin.state == "disabled"
             broken += not switched_off
             word = "skipped" if switched_off else style("broken", fg="red")
             write(f"  {word}: {problem.message}\n    hint: {problem.hint}")
@@ -52,13 +50,13 @@ def check_plugins(registry: Registry, name: str | None, *, write: Callable[[str]
     return broken
 
 
-def _entries(plugin: Plugin) -> tuple[Entry, ...]:
+def _entries(plugin: Plugin) -> tuple[ComponentEntry, ...]:
     return (*plugin.hooks, *plugin.components)
 
 
 def _outcomes(
-    registry: Registry, plugin: Plugin, loaded: Mapping[Entry, str | PluginError]
-) -> Iterable[tuple[Entry, str | PluginError]]:
+    registry: Registry, plugin: Plugin, loaded: Mapping[ComponentEntry, str | PluginError]
+) -> Iterable[tuple[ComponentEntry, str | PluginError]]:
     """For each entry what was done with it, or why it is broken."""
     for entry in _entries(plugin):
         outcome = loaded[entry]
@@ -76,7 +74,7 @@ def _outcomes(
             yield entry, error
 
 
-def _load(registry: Registry, entry: Entry) -> str | PluginError:
+def _load(registry: Registry, entry: ComponentEntry) -> str | PluginError:
     """Load an entry's light side; a remark on it, or why it is broken."""
     torch_before = "torch" in sys.modules
     try:
@@ -88,7 +86,7 @@ def _load(registry: Registry, entry: Entry) -> str | PluginError:
     return ""
 
 
-def _build(entry: Entry, config: Any) -> str:
+def _build(entry: ComponentEntry, config: Any) -> str:
     """Import what a config builds, and build it on the meta device where its defaults allow; what was done."""
     path = getattr(config, "builds", "")
     if not (isinstance(config, type) and path):

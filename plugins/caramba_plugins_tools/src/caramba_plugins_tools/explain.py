@@ -21,7 +21,8 @@ from caramba_core.manifest import schema
 from caramba_core.manifest.configs import kinds_of, shape_of
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, members
 from caramba_core.model import Model
-from caramba_core.plugins.registry import Entry, Registry
+from caramba_core.plugins.metadata import ComponentEntry
+from caramba_core.plugins.registry import Registry
 from caramba_core.suggestions import nearest, suggestion
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _section(name: str, cls: type) -> Explanation:
     )
 
 
-def _component(registry: Registry, entry: Entry) -> Explanation:
+def _component(registry: Registry, entry: ComponentEntry) -> Explanation:
     target = registry.load(entry)
     is_config = isinstance(target, type) and attrs.has(target)
     return Explanation(

@@ -10,6 +10,7 @@ against definitions whose names end in ``.partial``, which require nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin
@@ -23,8 +24,8 @@ from caramba_core.manifest.configs import kinds_of, shape_of
 from caramba_core.manifest.schema import Group, Manifest
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, is_union, members
 from caramba_core.model import Model
-from caramba_core.plugins.registry import Entry, Registry
-from caramba_core.training import Dataset
+from caramba_core.plugins.metadata import ComponentEntry
+from caramba_core.plugins.registry import Registry
 
 __all__ = ["manifest_schema"]
 
@@ -228,21 +229,24 @@ class _Writer:
         taken_over: Schema = {"type": "object", "required": ["include"]}
         if partial:
             taken_over = {"type": "object", "not": {"required": [tag]}}
-        short: Schema = {"type": "string", "pattern": r"\.(npy|txt)$"} if base is Dataset else {"enum": bare}
+        short: list[Schema] = [{"enum": bare}] if bare else []
+        suffixes = [re.escape(suffix) for kind in kinds for suffix in self._registry.suffixes(kind)]
+        if suffixes:
+            short.append({"type": "string", "pattern": f"({'|'.join(suffixes)})$"})
         self._defs[name] = {
-            "description": f"{' or '.join(kinds)}: a mapping with {tag}:{', or a name alone' if bare else ''}",
-            "anyOf": [mapping, taken_over, *([short] if bare or base is Dataset else [])],
+            "description": f"{' or '.join(kinds)}: a mapping with {tag}:{', or a name alone' if short else ''}",
+            "anyOf": [mapping, taken_over, *short],
         }
         return {"$ref": f"#/$defs/{_pointer(name)}"}
 
-    def _names(self, kinds: tuple[str, ...]) -> dict[str, Entry]:
+    def _names(self, kinds: tuple[str, ...]) -> dict[str, ComponentEntry]:
         """What components can be called: the short name where it is not claimed twice, the qualified one always."""
         entries = [entry for kind in kinds for entry in self._registry.entries(kind)]
         short = [entry.name for entry in entries]
         names = {entry.name: entry for entry in entries if short.count(entry.name) == 1}
         return names | {entry.qualified: entry for entry in entries}
 
-    def _component(self, entry: Entry, base: Any, *, partial: bool) -> tuple[str | None, bool]:
+    def _component(self, entry: ComponentEntry, base: Any, *, partial: bool) -> tuple[str | None, bool]:
         """Reference to the fields of a component, and whether it needs any."""
         try:
             cls = self._registry.load(entry)

@@ -15,7 +15,7 @@ from caramba_core.errors import InputError, PluginError
 from caramba_core.kinds import LAYER_KINDS
 from caramba_core.plugins import API_VERSION
 from caramba_core.plugins.registry import registry
-from caramba_core.plugins.text import nearest
+from caramba_core.suggestions import nearest
 
 __all__ = ["SCAFFOLDS", "write_distribution"]
 
@@ -73,11 +73,11 @@ def write_distribution(name: str, kind: str, folder: Path | None = None) -> Path
     Raises :class:`InputError` for a name or kind that cannot be, a name that is taken, and a folder that is not empty.
     """
     if kind not in SCAFFOLDS:
-        near = nearest(kind, list(SCAFFOLDS))
+        near = nearest(kind, SCAFFOLDS)
         raise InputError(
             f"--kind: nothing can be started for {kind!r}",
             expected=", ".join(SCAFFOLDS),
-            hint=f"did you mean {near!r}?" if near else None,
+            hint=f"did you mean {near[0]!r}?" if near else None,
         )
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise InputError(

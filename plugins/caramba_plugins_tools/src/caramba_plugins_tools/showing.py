@@ -10,9 +10,9 @@ import attrs
 
 from caramba_core.errors import PluginError
 from caramba_core.hookspecs import PluginInfo, hookimpl
-from caramba_core.plugins.metadata import Entry, Plugin, normalized
+from caramba_core.plugins.metadata import ComponentEntry, Plugin, normalized
 from caramba_core.plugins.registry import Registry
-from caramba_core.plugins.text import listed, nearest
+from caramba_core.suggestions import listing, nearest
 
 __all__ = ["field_lines", "hook_names", "named_plugin", "plugin_info", "shown"]
 
@@ -25,11 +25,11 @@ def named_plugin(registry: Registry, name: str) -> Plugin:
     for candidate in registry.plugins.values():
         if any(entry.name == name for entry in candidate.hooks):
             return candidate
-    near = nearest(normalized(name), list(registry.plugins))
+    near = nearest(normalized(name), registry.plugins)
     raise PluginError(
         f"no plugin {name!r} is installed",
-        expected=listed(list(registry.plugins)),
-        hint=f"did you mean {near!r}?" if near else f"pip install {name}",
+        expected=listing(registry.plugins),
+        hint=f"did you mean {near[0]!r}?" if near else f"pip install {name}",
     )
 
 
@@ -56,7 +56,7 @@ def plugin_info(registry: Registry, plugin: Plugin) -> PluginInfo | None:
     return None
 
 
-def hook_names(registry: Registry, entry: Entry) -> tuple[str, ...]:
+def hook_names(registry: Registry, entry: ComponentEntry) -> tuple[str, ...]:
     """The hooks that a hook module takes part in, beside the one that says what the plugin is."""
     marked = (
         options.get("specname") or name
@@ -73,7 +73,7 @@ def shown(registry: Registry, name: str, *, style: Any) -> str:
     lines = [f"{style(f'{plugin.name} {plugin.version}', bold=True)}  {state}"]
     for problem in problems:
         lines += [f"  problem: {problem.message}", f"    hint: {problem.hint}"]
-    if state in ("disabled", "incompatible") or plugin.damaged is not None:
+    if plugin.unusable is not None:
         return "\n".join(lines)
     lines += _info_lines(registry, plugin)
     for entry in plugin.components:
@@ -101,7 +101,7 @@ def _info_lines(registry: Registry, plugin: Plugin) -> Iterable[str]:
         yield f"  hooks: {', '.join(hooks)}"
 
 
-def _component_lines(registry: Registry, entry: Entry) -> Iterable[str]:
+def _component_lines(registry: Registry, entry: ComponentEntry) -> Iterable[str]:
     try:
         found = registry.load(entry)
     except PluginError as error:
