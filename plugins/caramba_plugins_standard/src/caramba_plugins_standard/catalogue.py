@@ -113,6 +113,9 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
         "explain": "caramba-plugins-tools",
         "export": "caramba-plugins-llama",
         "graph": "caramba-plugins-draw",
+        "plugins.check": "caramba-plugins-tools",
+        "plugins.new": "caramba-plugins-tools",
+        "plugins.show": "caramba-plugins-tools",
         "schema": "caramba-plugins-tools",
     },
 }
