@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoint",
     "Fetched",
+    "FileSpan",
     "Loader",
     "Source",
-    "Span",
     "Stored",
     "Tokenizer",
     "fetch_source",
@@ -39,7 +39,7 @@ _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<location>.*)",
 
 
 @attrs.frozen(kw_only=True)
-class Span:
+class FileSpan:
     """Where a tensor's values lie in a file as they will in memory: row-major, without gaps, little-endian.
 
     They start at byte ``offset`` of ``path``; ``dtype`` is their type under torch's name (``bfloat16``).
@@ -66,7 +66,7 @@ class Stored:
     name: str | None
     shape: tuple[int, ...]
     dtype: str
-    span: Span | None = None
+    span: FileSpan | None = None
 
 
 class Tokenizer(Protocol):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from caramba_core.errors import InputError
 from caramba_core.graph import ROOT, Graph
-from caramba_core.loading import Checkpoint, Span, Stored
-from caramba_core.nn.finite import NotNumbers, not_numbers, not_numbers_in_files
+from caramba_core.loading import Checkpoint, FileSpan, Stored
+from caramba_core.nn.finite import NonFinite, count_nonfinite, count_nonfinite_in_files
 from caramba_core.nn.language_model import LanguageModel
 
 __all__ = ["load_weights"]
@@ -33,19 +33,19 @@ def load_weights(
     to be unneeded.  ``place`` turns a node's path in the manifest into ``file:line`` for messages.
 
     Raises :class:`InputError` that lists every parameter left empty, every tensor without a parameter, every shape that
-    differs, and every tensor with values that are no numbers.
+    differs, and every tensor that holds NaN or infinity.
     """
     targets = model.state_dict(keep_vars=True)
     stored = checkpoint.layout()
     _refuse(checkpoint, _misfits(model.graph, targets, stored, place))
     entries = {entry.name: entry for entry in stored}
     mapped = [entry for entry in stored if entry.name is not None and _maps(targets[entry.name], entry.span)]
-    looked_at = not_numbers_in_files(mapped)
-    broken = [_broken(entry, _holding(counts, entry.shape)) for entry in mapped if (counts := looked_at[entry.key])]
+    checked = count_nonfinite_in_files(mapped)
+    broken = [_broken(entry, _holding(counts, entry.shape)) for entry in mapped if (counts := checked[entry.key])]
     filled: set[str] = set()
     with torch.no_grad():
         for name, values in checkpoint.tensors():
-            fault = None if entries[name].key in looked_at else _fault(values, targets[name])
+            fault = None if entries[name].key in checked else _fault(values, targets[name])
             if fault is not None:
                 broken.append(_broken(entries[name], fault))
             elif not broken:
@@ -64,7 +64,7 @@ def _fill(target: Tensor, values: Tensor) -> None:
         target.copy_(values)
 
 
-def _maps(target: Tensor, span: Span | None) -> bool:
+def _maps(target: Tensor, span: FileSpan | None) -> bool:
     """Whether a parameter will take the pages of a file as its values, which nobody looks at on the way."""
     return (
         span is not None
@@ -116,12 +116,12 @@ def _fault(values: Tensor, target: Tensor) -> str | None:
     if values.is_floating_point() != target.is_floating_point():
         wanted = "floating-point" if target.is_floating_point() else "whole"
         return f"holds {str(values.dtype).removeprefix('torch.')}, not {wanted} numbers"
-    if values.is_floating_point() and (counts := not_numbers(values)):
+    if values.is_floating_point() and (counts := count_nonfinite(values)):
         return _holding(counts, values.shape)
     return None
 
 
-def _holding(counts: NotNumbers, shape: Sequence[int]) -> str:
+def _holding(counts: NonFinite, shape: Sequence[int]) -> str:
     return f"holds {counts} of {math.prod(shape)} values"
 
 
