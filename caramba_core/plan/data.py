@@ -8,8 +8,8 @@
 
 ``operations_per_token`` are floating-point operations of matrix products, a multiply-add counted as two: ``forward``
 as ``torch.utils.flop_counter`` counts, ``forward_causal`` only the pairs that a causal mask keeps, ``training`` forward
-and backward with every weight training, ``decoding`` one more token behind ``context`` cached ones.  Bodies of a
-topology that are alike stand once in ``scopes``, with the ``names`` of all.
+and backward with every weight training, ``decoding`` one more token with ``context`` cached.  Equal bodies of a
+topology stand once in ``scopes``, with the ``names`` of all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from caramba_core.plan.figures import Figures
 from caramba_core.plan.nodes import ModelPlan, NodePlan
 from caramba_core.plan.runs import RunPlan, backward_operations
 from caramba_core.storage import Storage
@@ -26,19 +25,16 @@ from caramba_core.storage import Storage
 if TYPE_CHECKING:
     from caramba_core.plan.planning import Plan
 
-__all__ = ["plan_data", "training_operations"]
+__all__ = ["operations_per_token", "plan_data", "quantized_cache", "training_operations"]
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
     """The whole plan."""
-    teacher = None
+    teacher: dict[str, Any] | None = None
     if plan.teacher is not None:
-        teacher = {
-            "source": plan.teacher.source,
-            "dtype": plan.teacher.dtype,
-            "local": plan.teacher.graph is not None,
-            "reason": plan.teacher.reason,
-        }
+        local = plan.teacher.graph is not None
+        teacher = {"source": plan.teacher.source, "dtype": plan.teacher.dtype, "local": local}
+        teacher["reason"] = plan.teacher.reason
         if plan.teacher_model is not None:
             teacher |= _model(plan.teacher_model)
     return {
@@ -54,8 +50,30 @@ def plan_data(plan: Plan) -> dict[str, Any]:
 
 def training_operations(model: ModelPlan) -> int:
     """Operations of a forward and backward pass over one sequence in which every weight trains."""
-    everything = {node.node.name for node in model.walk()}
-    return model.total.operations + backward_operations(model, everything)
+    return model.total.operations + backward_operations(model, {node.node.name for node in model.walk()})
+
+
+def operations_per_token(model: ModelPlan) -> dict[str, float]:
+    """Operations per token by what is done, as the module's docstring defines them."""
+    total = model.total
+    return {
+        "forward": _whole(total.operations / model.context),
+        "forward_causal": _whole(total.causal_operations / model.context),
+        "training": _whole(training_operations(model) / model.context),
+        "decoding": total.decoding_operations,
+    }
+
+
+def quantized_cache(model: ModelPlan) -> dict[str, dict[str, int]]:
+    """Bytes of the cache by the type that it is quantized to: per token, and of the whole context."""
+    found = {}
+    for name in ("int8", "int4"):
+        storage = Storage.named(name)
+        found[name] = {
+            "bytes_per_token": model.cached_bytes(1, storage) - model.cached_bytes(0, storage),
+            "bytes_at_context": model.cached_bytes(model.context, storage),
+        }
+    return found
 
 
 def _model(model: ModelPlan) -> dict[str, Any]:
@@ -64,51 +82,31 @@ def _model(model: ModelPlan) -> dict[str, Any]:
         "parameters": total.parameters,
         "buffers": total.buffers,
         "weight_bytes": total.weight_bytes,
-        "operations_per_token": {
-            "forward": _whole(total.operations / model.context),
-            "forward_causal": _whole(total.causal_operations / model.context),
-            "training": _whole(training_operations(model) / model.context),
-            "decoding": total.decoding_operations,
+        "operations_per_token": operations_per_token(model),
+        "cache": {
+            "values_per_token": total.cache_values,
+            "bytes_per_token": total.cache_bytes,
+            "state_bytes": total.state_bytes,
+            "bytes_at_context": total.context_bytes,
+            "quantized": quantized_cache(model),
         },
-        "cache": {**_cache(total), "rounded": _rounded(model)},
-    }
-
-
-def _rounded(model: ModelPlan) -> dict[str, Any]:
-    """The same kept in few bits: the first token's bytes and those of the whole context."""
-    found = {}
-    for name in ("int8", "int4"):
-        storage = Storage.named(name)
-        state = model.cached_bytes(0, storage)
-        found[name] = {
-            "bytes_per_token": model.cached_bytes(1, storage) - state,
-            "bytes_at_context": model.cached_bytes(model.context, storage),
-        }
-    return found
-
-
-def _cache(figures: Figures) -> dict[str, Any]:
-    return {
-        "values_per_token": figures.cache_values,
-        "bytes_per_token": figures.cache_bytes,
-        "state_bytes": figures.state_bytes,
-        "bytes_at_context": figures.context_bytes,
     }
 
 
 def _node(node: NodePlan, model: ModelPlan) -> dict[str, Any]:
+    place, total = node.node, node.total
     data: dict[str, Any] = {
-        "name": node.node.name,
+        "name": place.name,
         "type": node.type,
-        "inline": node.node.inline,
-        "width_in": node.node.width_in,
-        "width_out": node.node.width_out,
-        "applications": node.node.applications,
-        "parameters": node.total.parameters,
-        "buffers": node.total.buffers,
-        "operations_per_token": _whole(node.total.operations / model.context),
-        "saved_values_per_token": _whole(node.total.saved / model.context),
-        "cache_bytes_per_token": node.total.cache_bytes,
+        "inline": place.inline,
+        "width_in": place.width_in,
+        "width_out": place.width_out,
+        "applications": place.applications,
+        "parameters": total.parameters,
+        "buffers": total.buffers,
+        "operations_per_token": _whole(total.operations / model.context),
+        "saved_values_per_token": _whole(total.saved / model.context),
+        "cache_bytes_per_token": total.cache_bytes,
     }
     if node.weights:
         data["weights"] = {name: list(weight.shape) for name, weight in node.weights.items()}
@@ -118,19 +116,17 @@ def _node(node: NodePlan, model: ModelPlan) -> dict[str, Any]:
         data["scopes"] = [
             {
                 "names": [scope.name for scope in scopes],
-                "applications": first.applications,
-                "nodes": [_node(child, model) for child in first.nodes],
+                "applications": scopes[0].applications,
+                "nodes": [_node(child, model) for child in scopes[0].nodes],
             }
-            for scopes, first in node.alike()
+            for scopes in node.alike()
         ]
     return data
 
 
 def _run(run: RunPlan) -> dict[str, Any]:
-    data = attrs.asdict(run)
-    data["trains"] = list(run.trains)
-    data["memory"]["total"] = run.memory.total
-    return data
+    memory = {**attrs.asdict(run.memory), "total": run.memory.total}
+    return {**attrs.asdict(run), "trains": list(run.trains), "memory": memory}
 
 
 def _whole(number: float) -> float | int:

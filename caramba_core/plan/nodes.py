@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import attrs
 
-from caramba_core.component import Attention, CacheEntry, Cost, Layer, Shape, Weight
-from caramba_core.graph import Graph, Node
+from caramba_core.component import Attention, CacheEntry, Layer, Shape, Weight
+from caramba_core.graph import Graph, Node, Scope
 from caramba_core.kinds import LAYER_KINDS
 from caramba_core.plan.figures import Figures, cached_bytes, weight_bytes
 from caramba_core.plugins.registry import registry
@@ -30,8 +30,8 @@ class NodePlan:
     own: Figures
     total: Figures
     scopes: tuple[ScopePlan, ...] = ()
-    likeness: object
-    """Equal for nodes that differ in nothing but the scope that they stand in."""
+    likeness: int
+    """The same for nodes that differ in nothing but the scope that they stand in."""
 
     @property
     def local(self) -> str:
@@ -45,12 +45,12 @@ class NodePlan:
             for child in scope.nodes:
                 yield from child.walk()
 
-    def alike(self) -> list[tuple[tuple[ScopePlan, ...], ScopePlan]]:
-        """The scopes by what they hold: all that are alike, and the first of them, in the order of first appearance."""
-        groups: dict[object, list[ScopePlan]] = {}
+    def alike(self) -> list[list[ScopePlan]]:
+        """The scopes, those that differ in their names alone together, in the order of first appearance."""
+        groups: dict[int, list[ScopePlan]] = {}
         for scope in self.scopes:
             groups.setdefault(scope.likeness, []).append(scope)
-        return [(tuple(group), group[0]) for group in groups.values()]
+        return list(groups.values())
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -60,7 +60,7 @@ class ScopePlan:
     name: str
     nodes: tuple[NodePlan, ...]
     applications: int
-    likeness: object
+    likeness: int
 
     @property
     def local(self) -> str:
@@ -111,14 +111,12 @@ def plan_model(graph: Graph, *, context: int, dtype: str = "float32") -> ModelPl
 
 @attrs.frozen
 class _Declared:
-    """What one config declares for one width; configs that stand in many places are asked once."""
+    """What one config declares at one width, for one application in a pass; repeated blocks share their configs."""
 
-    config: object
     type: str
     weights: Mapping[str, Weight]
     cache: Mapping[str, CacheEntry]
-    pass_: Cost
-    step: Cost
+    figures: Figures
     likeness: int
 
 
@@ -132,14 +130,13 @@ class _Planner:
 
     def node(self, node: Node) -> NodePlan:
         """The plan of a node and everything below it."""
-        declared = self._declare(node)
-        own = self._figures(declared, node.applications)
-        scopes = []
-        for scope in node.scopes:
-            nodes = tuple(self.node(child) for child in scope.nodes)
-            likeness = self._liken(("scope", scope.applications, *((n.local, n.likeness) for n in nodes)))
-            scopes.append(ScopePlan(name=scope.name, nodes=nodes, applications=scope.applications, likeness=likeness))
-        held = tuple(scope.likeness if node.inline else (scope.local, scope.likeness) for scope in scopes)
+        key = (id(node.config), node.width_in)
+        if key not in self._declared:
+            self._declared[key] = self._declare(node)
+        declared = self._declared[key]
+        own = declared.figures.applied(node.applications)
+        scopes = tuple(map(self._scope, node.scopes))
+        inside = tuple(scope.likeness if node.inline else (scope.local, scope.likeness) for scope in scopes)
         return NodePlan(
             node=node,
             type=declared.type,
@@ -147,47 +144,37 @@ class _Planner:
             cache=declared.cache,
             own=own,
             total=sum((scope.total for scope in scopes), own),
-            scopes=tuple(scopes),
-            likeness=self._liken(("node", declared.likeness, node.applications, held)),
+            scopes=scopes,
+            likeness=self._liken((declared.likeness, node.applications, inside)),
         )
+
+    def _scope(self, scope: Scope) -> ScopePlan:
+        nodes = tuple(map(self.node, scope.nodes))
+        likeness = self._liken((scope.applications, *((node.local, node.likeness) for node in nodes)))
+        return ScopePlan(name=scope.name, nodes=nodes, applications=scope.applications, likeness=likeness)
 
     def _declare(self, node: Node) -> _Declared:
-        key = (id(node.config), node.width_in)
-        known = self._declared.get(key)
-        if known is None:
-            config, width = node.config, node.width_in
-            whole = Shape(batch=1, tokens=self._context, context=self._context)
-            known = _Declared(
-                config=config,
-                type=self._type(type(config)),
-                weights=config.weights(width),
-                cache=config.cache_spec(width) if isinstance(config, Attention) else {},
-                pass_=config.cost(width, whole),
-                step=config.cost(width, Shape(batch=1, tokens=1, context=self._context)),
-                likeness=self._liken((type(config), width, node.width_out, *_settings(config))),
-            )
-            self._declared[key] = known
-        return known
-
-    def _figures(self, declared: _Declared, applications: int) -> Figures:
-        weights, cache = declared.weights.values(), declared.cache
-        token = sum(entry.values for entry in cache.values() if entry.per_token)
-        states = {name: entry for name, entry in cache.items() if not entry.per_token}
-        first = cached_bytes(cache, self._dtype, 1)
-        state = cached_bytes(states, self._dtype, 1)
-        return Figures(
-            parameters=sum(weight.numel for weight in weights if weight.trainable),
-            buffers=sum(weight.numel for weight in weights if not weight.trainable),
-            weight_bytes=sum(weight_bytes(weight, self._dtype) for weight in weights),
-            operations=declared.pass_.operations * applications,
-            causal_operations=declared.pass_.causal_operations * applications,
-            decoding_operations=declared.step.operations * applications,
-            saved=declared.pass_.saved * applications,
-            cache_values=token * applications,
-            cache_bytes=(first - state) * applications,
-            state_bytes=state * applications,
-            context_bytes=cached_bytes(cache, self._dtype, self._context) * applications,
+        config, width = node.config, node.width_in
+        weights = config.weights(width)
+        cache = config.cache_spec(width) if isinstance(config, Attention) else {}
+        forward = config.cost(width, Shape(batch=1, tokens=self._context, context=self._context))
+        decoding = config.cost(width, Shape(batch=1, tokens=1, context=self._context))
+        state = cached_bytes(cache, self._dtype, 0)
+        figures = Figures(
+            parameters=sum(weight.numel for weight in weights.values() if weight.trainable),
+            buffers=sum(weight.numel for weight in weights.values() if not weight.trainable),
+            weight_bytes=sum(weight_bytes(weight, self._dtype) for weight in weights.values()),
+            operations=forward.operations,
+            causal_operations=forward.causal_operations,
+            decoding_operations=decoding.operations,
+            saved=forward.saved,
+            cache_values=sum(entry.values for entry in cache.values() if entry.per_token),
+            cache_bytes=cached_bytes(cache, self._dtype, 1) - state,
+            state_bytes=state,
+            context_bytes=cached_bytes(cache, self._dtype, self._context),
         )
+        likeness = self._liken((type(config), width, node.width_out, *_settings(config)))
+        return _Declared(self._type(type(config)), weights, cache, figures, likeness)
 
     def _type(self, config: type) -> str:
         """The name under which a config's class is registered."""
@@ -195,16 +182,17 @@ class _Planner:
             value = f"{config.__module__}:{config.__qualname__}"
             entries = (entry for kind in _NODE_KINDS for entry in registry().entries(kind))
             names = [entry.name for entry in entries if entry.value == value]
-            own = [name for name in names if name.replace("_", "") == config.__name__.lower()]
-            self._types[config] = (own or names or [config.__qualname__])[0]
+            alike = [name for name in names if name.replace("_", "") == config.__name__.lower()]
+            self._types[config] = (*alike, *names, config.__qualname__)[0]
         return self._types[config]
 
     def _liken(self, described: object) -> int:
+        """A number that is the same for equal descriptions alone."""
         return self._likenesses.setdefault(described, len(self._likenesses))
 
 
 def _settings(config: Layer) -> Iterator[str]:
-    """The fields of a config in words; layers inside it are compared as nodes, names where they stand."""
+    """The fields of a config as text; layers inside it are compared as nodes, and names as the scopes' names."""
     for attribute in attrs.fields(cast(Any, type(config))):
         value = getattr(config, attribute.name)
         inside = value if isinstance(value, tuple) else (value,)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from caramba_core.errors import ManifestError
+from caramba_core.formatting import format_bytes, format_count
 from caramba_core.graph import Graph, local_name, matches
 from caramba_core.lowered import group_path, located, lower_all, lower_group
 from caramba_core.lowering import Fault
 from caramba_core.manifest.names import listing, nearest, suggestion
 from caramba_core.manifest.schema import Group
 from caramba_core.plan.data import plan_data
-from caramba_core.plan.figures import bytes_in_words, count_in_words
 from caramba_core.plan.nodes import ModelPlan, plan_model
 from caramba_core.plan.runs import RunPlan, Stage, plan_runs
 from caramba_core.plan.teacher import TeacherPlan, plan_teacher
@@ -66,18 +66,18 @@ class Plan:
         if ours == theirs:
             return ("a cache as large as the teacher's",)
         compared = f"{theirs / ours:.2f} times smaller" if ours < theirs else f"{ours / theirs:.2f} times larger"
-        return (f"a cache {compared} than the teacher's {self.teacher_model.total.cache_bytes:,} bytes a token",)
+        return (f"a cache {compared} than the teacher's {self.teacher_model.total.cache_bytes:,} bytes per token",)
 
     def line(self) -> str:
         """The plan in one line."""
         total = self.model.total
         words = [
-            f"{count_in_words(total.parameters)} parameters",
-            f"{bytes_in_words(total.context_bytes)} cached at {self.model.context:,} tokens in {self.model.dtype}",
+            f"{format_count(total.parameters)} parameters",
+            f"{format_bytes(total.context_bytes)} cached at {self.model.context:,} tokens in {self.model.dtype}",
         ]
         if self.runs:
             most = max(run.memory.total for run in self.runs)
-            words.append(f"{len(self.runs)} run{'s' * (len(self.runs) > 1)} in about {bytes_in_words(most)}")
+            words.append(f"{len(self.runs)} run{'s' * (len(self.runs) > 1)} in about {format_bytes(most)}")
         if self.teacher is not None and self.teacher_model is None:
             words.append(f"teacher {self.teacher.source} not on this machine")
         return f"{self.title}: {', '.join(words)}"

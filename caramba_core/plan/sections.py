@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -16,7 +16,7 @@ from caramba_core.plugins.manager import hooks
 if TYPE_CHECKING:
     from caramba_core.plan.planning import Plan
 
-__all__ = ["plan_document", "section_data", "section_table", "show"]
+__all__ = ["plain_table", "plan_document", "section_data", "section_table", "show"]
 
 _PIPE_WIDTH = 160
 """Columns of output that goes into a file or another program."""
@@ -31,14 +31,13 @@ def show(plans: Sequence[Plan], *, full: bool = False) -> None:
         if index:
             console.rule(style="dim")
         plan.render(console, full=full)
-        for section in _sections(hooks().plan_sections(plan=plan)):
+        for section in _sections(plan):
             console.print(section_table(section))
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
     """A plan as ``plan.json`` and ``caramba compile --json`` give it: :meth:`Plan.to_dict`, and plugins' tables."""
-    sections = _sections(hooks().plan_sections(plan=plan))
-    return {**plan.to_dict(), "sections": [section_data(section) for section in sections]}
+    return {**plan.to_dict(), "sections": [section_data(section) for section in _sections(plan)]}
 
 
 def section_data(section: Section) -> dict[str, Any]:
@@ -48,13 +47,21 @@ def section_data(section: Section) -> dict[str, Any]:
 
 def section_table(section: Section, *, of: str | None = None) -> Table:
     """A plugin's table; ``of`` names what it is about."""
-    title = Text(section.title if of is None else f"{of}: {section.title}")  # a Text, so that brackets stay brackets
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
-    numeric = [all(isinstance(row[i], int | float) for row in section.rows) for i in range(len(section.columns))]
-    for column, right in zip(section.columns, numeric, strict=True):
-        table.add_column(Text(column), justify="right" if right else "left")
-    for row in section.rows:
-        table.add_row(*(Text(_shown(cell)) for cell in row))
+    numeric = [all(isinstance(cell, int | float) for cell in column) for column in zip(*section.rows, strict=True)]
+    rows = [[_shown(cell) for cell in row] for row in section.rows]
+    table = plain_table(section.columns, rows, right=[index for index, right in enumerate(numeric) if right])
+    table.title = Text(section.title if of is None else f"{of}: {section.title}")
+    table.title_justify = "left"
+    return table
+
+
+def plain_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, right: Collection[int]) -> Table:
+    """A table with a line under its head; the columns with the indexes in ``right`` are right-aligned."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="right" if index in right else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))  # a Text, so that brackets stay brackets
     return table
 
 
@@ -64,5 +71,5 @@ def _shown(cell: str | int | float | None) -> str:
     return f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell)
 
 
-def _sections(results: Iterable[Sequence[Section]]) -> list[Section]:
-    return [section for sections in results for section in sections]
+def _sections(plan: Plan) -> list[Section]:
+    return [section for sections in hooks().plan_sections(plan=plan) for section in sections]

@@ -14,13 +14,13 @@ import torch
 
 from caramba_core.component import evolve
 from caramba_core.errors import InputError
+from caramba_core.formatting import format_count
 from caramba_core.manifest.schema import Train as Settings
 from caramba_core.plugins.registry import registry
 from caramba_core.run.context import RunContext
 from caramba_core.run.determinism import deterministic
 from caramba_core.run.loop import TrainingLoop
 from caramba_core.run.measuring import Perplexities
-from caramba_core.run.reporter import short_count
 
 __all__ = ["Evaluate", "Generate", "Mode", "Results", "Train"]
 
@@ -81,7 +81,7 @@ class Train:
         total = sum(parameter.numel() for parameter in context.student.parameters())
         context.reporter.stage(
             f"train {run.id}",
-            f"{', '.join(settings.trains)}: {short_count(trained)} of {short_count(total)} parameters train, "
+            f"{', '.join(settings.trains)}: {format_count(trained)} of {format_count(total)} parameters train, "
             f"{steps} steps of {loop.tokens_a_step:,} tokens on {context.device.type}",
         )
         if settings.compile:
