@@ -16,7 +16,7 @@ from caramba_core.component import Attention, Component, Embedder, Head, Layer, 
 from caramba_core.formatting import format_bytes, format_count, format_indexes
 from caramba_core.kinds import KINDS
 from caramba_core.plan.nodes import ModelPlan, NodePlan, ScopePlan
-from caramba_core.plan.render import shows
+from caramba_core.plan.render import drawn
 from caramba_core.plugins.registry import registry
 
 __all__ = ["Card", "Chain", "Fan", "Frame", "Role", "Shape", "Sketch", "sketch"]
@@ -126,7 +126,7 @@ def sketch(model: ModelPlan, title: str, facts: Sequence[str] = ()) -> Sketch:
 
 def _chain(alike: Sequence[Sequence[NodePlan]]) -> Chain:
     """One chain for several that are built alike."""
-    columns = zip(*[list(_drawn(nodes)) for nodes in alike], strict=True)
+    columns = zip(*[list(drawn(nodes)) for nodes in alike], strict=True)
     items = tuple(shape for column in columns for shape in _shapes(column))
     first, last = [nodes[0] for nodes in alike], [nodes[-1] for nodes in alike]
     return Chain(
@@ -134,15 +134,6 @@ def _chain(alike: Sequence[Sequence[NodePlan]]) -> Chain:
         width_in=_span([node.node.width_in for node in first], _thousands),
         width_out=_span([node.node.width_out for node in last], _thousands),
     )
-
-
-def _drawn(nodes: Sequence[NodePlan]) -> Iterator[NodePlan]:
-    """The nodes that are drawn: an inline chain adds nothing, its layers stand in its place."""
-    for node in nodes:
-        if shows(node):
-            yield node
-        else:
-            yield from _drawn(node.scopes[0].nodes)
 
 
 def _shapes(nodes: Sequence[NodePlan]) -> Iterator[Shape]:

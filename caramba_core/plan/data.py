@@ -5,6 +5,7 @@
     model                   parameters, buffers, weight_bytes, operations_per_token, cache, nodes
     teacher                 null, or source, dtype, local, reason, and where it is local parameters, weight_bytes, cache
     runs                    id, mode, what trains, tokens, operations, memory (bytes by purpose, and their total)
+    sections                the tables that plugins add: title, columns, rows
 
 ``operations_per_token`` are floating-point operations of matrix products, a multiply-add counted as two: ``forward``
 as ``torch.utils.flop_counter`` counts, ``forward_causal`` only the pairs that a causal mask keeps, ``training`` forward
@@ -18,34 +19,51 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from caramba_core.hookspecs import Section
 from caramba_core.plan.nodes import ModelPlan, NodePlan
 from caramba_core.plan.runs import RunPlan, backward_operations
+from caramba_core.plugins.manager import hooks
+from caramba_core.sections import section_data
 from caramba_core.storage import Storage
 
 if TYPE_CHECKING:
     from caramba_core.plan.planning import Plan
 
-__all__ = ["operations_per_token", "plan_data", "quantized_cache", "training_operations"]
+__all__ = [
+    "operations_per_token",
+    "plan_document",
+    "plan_sections",
+    "quantized_cache",
+    "section_data",
+    "training_operations",
+]
 
 
-def plan_data(plan: Plan) -> dict[str, Any]:
-    """The whole plan."""
-    teacher: dict[str, Any] | None = None
-    if plan.teacher is not None:
-        local = plan.teacher.graph is not None
-        teacher = {"source": plan.teacher.source, "dtype": plan.teacher.dtype, "local": local}
-        teacher["reason"] = plan.teacher.reason
-        if plan.teacher_model is not None:
-            teacher |= _model(plan.teacher_model)
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """The whole plan, with the tables that plugins add."""
+    teacher = plan.teacher
     return {
         "name": plan.name,
         "group": plan.group,
         "context": plan.model.context,
         "dtype": plan.model.dtype,
         "model": {**_model(plan.model), "nodes": [_node(root, plan.model) for root in plan.model.roots]},
-        "teacher": teacher,
+        "teacher": teacher
+        and {
+            "source": teacher.source,
+            "dtype": teacher.dtype,
+            "local": teacher.graph is not None,
+            "reason": teacher.reason,
+            **({} if plan.teacher_model is None else _model(plan.teacher_model)),
+        },
         "runs": [_run(run) for run in plan.runs],
+        "sections": [section_data(section) for section in plan_sections(plan)],
     }
+
+
+def plan_sections(plan: Plan) -> list[Section]:
+    """The tables that plugins add to a plan."""
+    return [section for sections in hooks().plan_sections(plan=plan) for section in sections]
 
 
 def training_operations(model: ModelPlan) -> int:

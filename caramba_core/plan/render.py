@@ -1,46 +1,55 @@
-"""A plan in a terminal: the tree of the model, its totals, and a table of the runs."""
+"""Plans in a terminal: the tree of the model, its totals, a table of the runs, and the tables that plugins add."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from caramba_core.component import Head, Topology
 from caramba_core.formatting import format_bytes, format_count, format_indexes
-from caramba_core.plan.data import operations_per_token, quantized_cache
+from caramba_core.plan.data import operations_per_token, plan_sections, quantized_cache
 from caramba_core.plan.figures import Figures
 from caramba_core.plan.nodes import ModelPlan, NodePlan
 from caramba_core.plan.runs import RunPlan
-from caramba_core.plan.sections import plain_table
+from caramba_core.sections import plain_table, section_table
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from caramba_core.plan.planning import Plan
 
-__all__ = ["Row", "model_rows", "render", "shows"]
+__all__ = ["Row", "drawn", "model_rows", "show"]
 
 _T = TypeVar("_T")
 
 _CHAIN = "caramba_core.nn.sequence:chain"
 _ENDLESS = 10_000
+_PIPE_WIDTH = 160
+"""Columns of output that goes into a file or another program."""
 _NARROW = 100
 """Columns of a terminal below which widths are shown of outputs alone."""
 _WIDE = 120
 """Columns of a terminal from which on the shapes of weights have room beside the figures."""
 
 
-def render(plan: Plan, console: Console, *, full: bool = False) -> None:
-    """Print a plan; ``full`` spells repeated blocks out."""
-    console.print(Text(plan.title, style="bold"))
-    console.print(_model_table(plan.model, console.width, full=full))
-    console.print(_totals(plan))
-    if plan.runs:
-        console.print(_runs_table(plan, console))
+def show(plans: Sequence[Plan], *, full: bool = False) -> None:
+    """Print plans on stdout; ``full`` spells repeated blocks out."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PIPE_WIDTH)
+    for index, plan in enumerate(plans):
+        if index:
+            console.rule(style="dim")
+        console.print(Text(plan.title, style="bold"))
+        console.print(_model_table(plan.model, console.width, full=full))
+        console.print(_totals(plan))
+        if plan.runs:
+            console.print(_runs_table(plan, console))
+        for section in plan_sections(plan):
+            console.print(section_table(section))
 
 
 # ------------------------------------------------------------------------------------------------ the model
@@ -73,7 +82,7 @@ def model_rows(model: ModelPlan, *, full: bool = False) -> Iterator[Row]:
 
 
 def _rows(nodes: Sequence[NodePlan], guide: str, model: ModelPlan, full: bool) -> Iterator[Row]:
-    for node, lead, below in _branches(list(_unfolded(nodes)), guide):
+    for node, lead, below in _branches(list(drawn(nodes)), guide):
         width_in, width_out = node.node.width_in, node.node.width_out
         tied = isinstance(node.node.config, Head) and node.node.config.tied
         yield _row(
@@ -125,18 +134,14 @@ def _cache_words(figures: Figures) -> str:
     return " + ".join(words)
 
 
-def _unfolded(nodes: Sequence[NodePlan]) -> Iterator[NodePlan]:
-    """The nodes as they are drawn: an inline chain adds nothing, so its layers stand in its place."""
+def drawn(nodes: Iterable[NodePlan]) -> Iterator[NodePlan]:
+    """The nodes that a tree or picture shows: the layers of a plain list without a name stand in its place."""
     for node in nodes:
-        if shows(node):
-            yield node
+        config = node.node.config
+        if node.node.inline and isinstance(config, Topology) and config.inline == _CHAIN:
+            yield from drawn(node.scopes[0].nodes)
         else:
-            yield from _unfolded(node.scopes[0].nodes)
-
-
-def shows(node: NodePlan) -> bool:
-    """Whether a node is more than layers in order that have no name of their own."""
-    return not (node.node.inline and isinstance(node.node.config, Topology) and node.node.config.inline == _CHAIN)
+            yield node
 
 
 def _model_table(model: ModelPlan, width: int, *, full: bool) -> Table:
@@ -162,13 +167,11 @@ def _model_table(model: ModelPlan, width: int, *, full: bool) -> Table:
 
 
 def _totals(plan: Plan) -> Table:
-    model, total, context = plan.model, plan.model.total, f"{plan.model.context:,}"
+    model, context = plan.model, f"{plan.model.context:,}"
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    buffers = f", {total.buffers:,} values in buffers" if total.buffers else ""
-    size = f"{format_bytes(total.weight_bytes)} in {model.dtype}"
-    table.add_row("weights", f"{total.parameters:,} parameters{buffers}: {size}")
+    table.add_row("weights", _size(model))
     per_token = {name: format_count(count) for name, count in operations_per_token(model).items()}
     table.add_row(
         "operations",
@@ -179,10 +182,15 @@ def _totals(plan: Plan) -> Table:
     if plan.teacher is not None:
         known = f" is not on this machine ({plan.teacher.reason}): its size is not known"
         if plan.teacher_model is not None:
-            theirs = plan.teacher_model.total
-            known = f": {theirs.parameters:,} parameters, {format_bytes(theirs.weight_bytes)} in {plan.teacher.dtype}"
+            known = f": {_size(plan.teacher_model)}"
         table.add_row("teacher", plan.teacher.source + known)
     return table
+
+
+def _size(model: ModelPlan) -> str:
+    total = model.total
+    buffers = f", {total.buffers:,} values in buffers" if total.buffers else ""
+    return f"{total.parameters:,} parameters{buffers}, {format_bytes(total.weight_bytes)} in {model.dtype}"
 
 
 def _cache_line(plan: Plan) -> str:

@@ -23,8 +23,9 @@ from caramba_core.run.device import autocast_dtype, pick_device, torch_dtype
 from caramba_core.run.directory import RunDirectory
 from caramba_core.run.evaluation import require_enough
 from caramba_core.run.reporter import Reporter
-from caramba_core.run.student import Site, assemble, find_sites, trained_nodes
+from caramba_core.run.student import Site, assemble, find_sites
 from caramba_core.training import Tokens
+from caramba_core.trains import trained_nodes
 
 __all__ = ["GroupContext", "RunContext"]
 

@@ -11,7 +11,7 @@ from typing import Literal
 import attrs
 
 from caramba_core.manifest.schema import Group, Run
-from caramba_core.plan.sections import plan_document
+from caramba_core.plan.data import plan_document
 from caramba_core.plugins.manager import hooks
 from caramba_core.plugins.registry import registry
 from caramba_core.run.context import GroupContext, RunContext

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph
-from caramba_core.loading import fetch_source, open_fetched
+from caramba_core.loading import fetch_source, find_loader
 from caramba_core.lowered import lower_group
 from caramba_core.lowering import lower
 from caramba_core.manifest import Loaded, structure_model
@@ -24,7 +24,7 @@ def _teacher(loaded: Loaded, group: Group) -> TeacherSource | None:
     if group.teacher is None:
         return None
     fetched = fetch_source(group.teacher.source, loaded.folder)
-    checkpoint = open_fetched(fetched, sha256=group.teacher.sha256)
+    checkpoint = find_loader(fetched.path, sha256=group.teacher.sha256)
     graph: Graph = lower(structure_model(checkpoint.model(), origin=str(checkpoint.path)))
     if not graph.vocab_size:
         raise InputError(f"{checkpoint.path} has an empty vocabulary")

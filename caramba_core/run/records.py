@@ -11,10 +11,10 @@ from typing import Any
 from caramba_core.formatting import format_count, format_duration
 from caramba_core.manifest import Loaded
 from caramba_core.manifest.schema import Group
-from caramba_core.plan.sections import section_data, section_table
 from caramba_core.plugins.manager import hooks
 from caramba_core.run.reporter import Reporter
 from caramba_core.run.request import Request
+from caramba_core.sections import section_data, section_table
 
 __all__ = ["closing_table", "report", "report_sections", "written_manifest"]
 

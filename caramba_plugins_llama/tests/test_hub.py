@@ -116,5 +116,5 @@ def test_full_disk_is_told_apart(hub: LocalHub, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_unknown_scheme_names_the_known(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no installed plugin fetches from s3://(.|\n)*hf://"):
+    with pytest.raises(InputError, match=r"no installed plugin fetches from s3://(.|\n)*expected: .*hf"):
         open_source("s3://bucket/model", tmp_path)

@@ -1,43 +1,17 @@
-"""Plans on the terminal and as data, followed by the tables that plugins add."""
+"""The tables that plugins add to plans and reports, as data and on the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from caramba_core.hookspecs import Section
-from caramba_core.plugins.manager import hooks
 
-if TYPE_CHECKING:
-    from caramba_core.plan.planning import Plan
-
-__all__ = ["plain_table", "plan_document", "section_data", "section_table", "show"]
-
-_PIPE_WIDTH = 160
-"""Columns of output that goes into a file or another program."""
-
-
-def show(plans: Sequence[Plan], *, full: bool = False) -> None:
-    """Print plans on stdout."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH)
-    for index, plan in enumerate(plans):
-        if index:
-            console.rule(style="dim")
-        plan.render(console, full=full)
-        for section in _sections(plan):
-            console.print(section_table(section))
-
-
-def plan_document(plan: Plan) -> dict[str, Any]:
-    """A plan as ``plan.json`` and ``caramba compile --json`` give it: :meth:`Plan.to_dict`, and plugins' tables."""
-    return {**plan.to_dict(), "sections": [section_data(section) for section in _sections(plan)]}
+__all__ = ["plain_table", "section_data", "section_table"]
 
 
 def section_data(section: Section) -> dict[str, Any]:
@@ -69,7 +43,3 @@ def _shown(cell: str | int | float | None) -> str:
     if cell is None:
         return ""
     return f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell)
-
-
-def _sections(plan: Plan) -> list[Section]:
-    return [section for sections in hooks().plan_sections(plan=plan) for section in sections]
