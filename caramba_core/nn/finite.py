@@ -7,65 +7,50 @@ off meanwhile is an error, where reading it through its memory mapping would end
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable
 
-import attrs
 import torch
 from torch import Tensor
 
 from caramba_core.errors import InputError
 from caramba_core.loading import Stored
 
-__all__ = ["NonFinite", "count_nonfinite", "count_nonfinite_in_files"]
+__all__ = ["count_nonfinite", "count_nonfinite_in_files"]
 
 _PIECE = 1 << 20
 """Bytes read at once, a multiple of every item size: what fits the processor's cache is the quickest."""
 
 
-@attrs.frozen
-class NonFinite:
-    """How many values are NaN, and how many are infinite."""
-
-    nan: int = 0
-    infinite: int = 0
-
-    def __bool__(self) -> bool:
-        return bool(self.nan or self.infinite)
-
-    def __add__(self, other: NonFinite) -> NonFinite:
-        return NonFinite(self.nan + other.nan, self.infinite + other.infinite)
-
-    def __str__(self) -> str:
-        counts = ((self.nan, "NaN"), (self.infinite, "infinite"))
-        return " and ".join(f"{count} {word}" for count, word in counts if count)
-
-
-def count_nonfinite(values: Tensor) -> NonFinite:
-    """NaN and infinity in a floating-point tensor of any shape."""
+def count_nonfinite(values: Tensor) -> Counter[str]:
+    """How many values of a floating-point tensor are ``NaN``, and how many ``infinite``; empty where none is."""
     if math.isfinite(values.sum()):  # the quickest test: one NaN or infinity makes the sum one
-        return NonFinite()
+        return Counter()
     if all(math.isfinite(bound) for bound in torch.aminmax(values)):  # the sum itself overflowed
-        return NonFinite()
-    return NonFinite(int(values.isnan().sum()), int(values.isinf().sum()))
+        return Counter()
+    return +Counter({"NaN": int(values.isnan().sum()), "infinite": int(values.isinf().sum())})
 
 
-def count_nonfinite_in_files(tensors: Iterable[Stored]) -> dict[str, NonFinite]:
-    """NaN and infinity by key, of tensors whose ``span`` says where they lie, in a floating-point type.
+def count_nonfinite_in_files(tensors: Iterable[Stored]) -> dict[str, Counter[str]]:
+    """The same by key, for tensors whose ``span`` says where they lie; its type must be a floating-point one.
 
     Raises :class:`InputError` where a file cannot be read or ends inside a tensor.
     """
     buffer = torch.empty(_PIECE, dtype=torch.uint8, device="cpu")
-    with _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for a piece of a file, torch's threads cost more than they give
+    try:
         return {stored.key: _count_in_file(stored, buffer) for stored in tensors}
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _count_in_file(stored: Stored, buffer: Tensor) -> NonFinite:
+def _count_in_file(stored: Stored, buffer: Tensor) -> Counter[str]:
     span = stored.span
     assert span is not None
     dtype: torch.dtype = getattr(torch, span.dtype)
     left = math.prod(stored.shape) * dtype.itemsize
-    counts = NonFinite()
+    counts: Counter[str] = Counter()
     try:
         with span.path.open("rb") as file:
             file.seek(span.offset)
@@ -78,14 +63,3 @@ def _count_in_file(stored: Stored, buffer: Tensor) -> NonFinite:
     except OSError as error:
         raise InputError(f"{span.path} cannot be read: {error.strerror or error}") from error
     return counts
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """For a piece of a file, torch's threads cost more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -63,7 +63,7 @@ def cached_bytes(spec: Mapping[str, CacheEntry], dtype: str, tokens: int, storag
     total = 0
     for entry in spec.values():
         held = 1 if not entry.per_token else tokens if entry.window is None else min(tokens, entry.window)
-        if storage is not None and storage.rounds(entry):
+        if storage is not None and storage.quantizes(entry):
             total += held * storage.bytes(entry)
         else:
             total += held * entry.values * ITEM_BYTES[entry.dtype or dtype]

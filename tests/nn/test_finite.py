@@ -14,7 +14,7 @@ from torch import Tensor
 from caramba_core.errors import InputError
 from caramba_core.loading import FileSpan, Stored
 from caramba_core.nn import finite
-from caramba_core.nn.finite import NonFinite, count_nonfinite, count_nonfinite_in_files
+from caramba_core.nn.finite import count_nonfinite, count_nonfinite_in_files
 
 NAN, INFINITE = float("nan"), float("inf")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -38,8 +38,9 @@ def write(path: Path, tensors: Sequence[Tensor], *, before: int = 0) -> list[Sto
     return stored
 
 
-def expected(tensor: Tensor) -> NonFinite:
-    return NonFinite(int(tensor.isnan().sum()), int(tensor.isinf().sum()))
+def expected(tensor: Tensor) -> dict[str, int]:
+    counts = {"NaN": int(tensor.isnan().sum()), "infinite": int(tensor.isinf().sum())}
+    return {what: count for what, count in counts.items() if count}
 
 
 @st.composite
@@ -69,7 +70,7 @@ def test_at_the_ends_and_where_pieces_meet(tmp_path: Path, dtype: torch.dtype) -
     for position in (0, piece - 1, piece, 3 * piece - 1, 3 * piece, 5 * piece, size - 1):
         values = torch.ones(size, dtype=dtype)
         values[position] = NAN
-        assert count_nonfinite_in_files(write(tmp_path / "values", [values])) == {"0": NonFinite(nan=1)}, position
+        assert count_nonfinite_in_files(write(tmp_path / "values", [values])) == {"0": {"NaN": 1}}, position
 
 
 def test_several_pieces_of_one_tensor_are_added_up(tmp_path: Path) -> None:
@@ -77,15 +78,14 @@ def test_several_pieces_of_one_tensor_are_added_up(tmp_path: Path) -> None:
     first[0, 0] = first[4, 3] = first[8, 7] = NAN
     first[2, 5], first[8, 0] = INFINITE, -INFINITE
     found = count_nonfinite_in_files(write(tmp_path / "values", [first, second]))
-    assert found == {"0": NonFinite(nan=3, infinite=2), "1": NonFinite()}
-    assert str(found["0"]) == "3 NaN and 2 infinite"
+    assert found == {"0": {"NaN": 3, "infinite": 2}, "1": {}}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_sum_that_overflows_is_no_fault(tmp_path: Path, dtype: torch.dtype) -> None:
     values = torch.full((40,), torch.finfo(dtype).max, dtype=dtype)
-    assert count_nonfinite(values) == NonFinite()
-    assert count_nonfinite_in_files(write(tmp_path / "values", [values])) == {"0": NonFinite()}
+    assert count_nonfinite(values) == {}
+    assert count_nonfinite_in_files(write(tmp_path / "values", [values])) == {"0": {}}
 
 
 def test_a_file_that_ends_early(tmp_path: Path) -> None:
