@@ -4,8 +4,8 @@ The seam of a layer is ``forward(x, frame) -> y`` with ``x`` of shape ``[B, T, D
 through it, chosen by ``frame.cache``:
 
 * ``None``: training and prefill without a cache, one fused call;
-* a :class:`~caramba_core.nn.cache.Cache`: ``frame.cache.layer(self.site, frame.application)`` is this layer's cache; new
-  keys and values are appended to it, and every query sees the cached tokens before it.
+* a :class:`~caramba_core.nn.cache.Cache`: ``frame.cache.layer(self.site, frame.application)`` is this layer's cache;
+  new keys and values are appended to it, and every query sees the cached tokens before it.
 
 An attention that others can start from also has ``probe(x, frame) -> Probe`` (:mod:`caramba_core.transplant`).  A layer
 whose output projection can be refitted has ``mix(x, frame)``, ``[B, T, n]``: what the projection that its config names
