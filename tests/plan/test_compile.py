@@ -179,7 +179,7 @@ def test_a_manifest_without_groups(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_tables_of_plugins(manifest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What plugins add stands behind each plan, and only where a plan is shown."""
+    """What plugins add follows each plan, and only where a plan is shown."""
     asked: list[str] = []
 
     class Relay:
