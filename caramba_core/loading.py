@@ -109,8 +109,8 @@ class Checkpoint(Protocol):
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that has a name in the graph, once: ``(name, values on the CPU)``, one at a time.
 
-        The loader keeps none of them, and no two share memory.  A tensor must not be written to before the next one is
-        asked for.  Raises :class:`InputError` where a tensor is damaged.
+        The loader keeps none of them; the caller may, and no two share memory, but must not write to one before it asks
+        for the next.  Raises :class:`InputError` where a tensor is damaged.
         """
 
     def tokenizer(self) -> Tokenizer | None:

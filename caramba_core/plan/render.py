@@ -206,7 +206,7 @@ def _cache_line(plan: Plan) -> str:
 
 
 def _runs_table(plan: Plan, console: Console) -> Table:
-    """Memory by purpose: a run a row, or where that is too wide a run a column."""
+    """Memory by purpose, one row per run; where that is too wide, one column per run."""
     heads = ("run", "trains", "shape", "weights", "teacher", "gradients", "optimizer", "saved*", "logits*", "total*")
     rows = [_run_cells(run) for run in plan.runs]
     table = plain_table(heads, rows, right=range(3, len(heads)))
