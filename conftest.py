@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,6 @@ import caramba_plugins_llama
 # distribution's folder is named like its package, the package itself must be there first.
 for _package in (caramba_plugins_dba, caramba_plugins_llama):
     assert Path(_package.__path__[0]).name == _package.__name__
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What caramba remembers between processes is the tests' own, not the user's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,10 +2,9 @@
 
     python bench/loading.py FOLDER [FOLDER ...] [--random-1b SCRATCH] [--runs 5]
 
-Every load runs in a process of its own, all in turn, from the page cache.  transformers maps the file and reads it as
-the weights are first used; caramba looks at every value of a file before any is used, and remembers until the file
-changes that it did.  So it is measured for a file that it has never looked at, and for one that it has; and both
-libraries twice: to the end of the load, and to the end of a first pass over 8 tokens.  Memory is the highest resident
+Every load runs in a process of its own, both libraries in turn, from the page cache.  transformers maps the file and
+reads it as the weights are first used; caramba reads every value first, to check for NaN and infinity.  So both are
+measured twice: to the end of the load, and to the end of a first pass over 8 tokens.  Memory is the highest resident
 set minus that before the load, libraries imported (``/proc``, so Linux alone).  ``--random-1b`` writes a folder of the
 size of Llama-3.2-1B in bfloat16 (2.5 GB) under SCRATCH first, and removes it at the end.
 """
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -44,7 +42,7 @@ def resident(field: str) -> int:
     raise SystemExit("loading: memory is measured through /proc, which this system does not have")
 
 
-NEW, KNOWN, PEER = "caramba, file new", "caramba, file known", "transformers"
+OURS, PEER = "caramba", "transformers"
 
 
 def measure(which: str, folder: Path) -> None:
@@ -116,24 +114,21 @@ def random_1b(scratch: Path) -> Path:
 
 
 def compare(folder: Path, runs: int) -> None:
-    """Print two table rows a library; caramba's for a new file and a known one."""
-    found: dict[str, list[dict[str, Any]]] = {NEW: [], KNOWN: [], PEER: []}
-    with tempfile.TemporaryDirectory() as cache:
-        for _ in range(runs):
-            shutil.rmtree(Path(cache, "caramba"), ignore_errors=True)
-            for which, results in found.items():
-                command = [sys.executable, __file__, "--measure", which, str(folder)]
-                environment = {**os.environ, "XDG_CACHE_HOME": cache}
-                done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-                results.append(json.loads(done.stdout.splitlines()[-1]))
-    sizes = found[NEW][0]
+    """Print two table rows per library."""
+    found: dict[str, list[dict[str, Any]]] = {OURS: [], PEER: []}
+    for _ in range(runs):
+        for which, results in found.items():
+            command = [sys.executable, __file__, "--measure", which, str(folder)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            results.append(json.loads(done.stdout.splitlines()[-1]))
+    sizes = found[OURS][0]
     bound = sizes["model"] + sizes["largest"] + 300e6
     print(f"{folder.name}: model {sizes['model'] / 1e6:.0f} MB; model + largest tensor + 300 MB: {bound / 1e6:.0f} MB")
     for which, results in found.items():
         median = {key: statistics.median(result[key] for result in results) for key in results[0]}
         for until, key in (("loaded", "load"), ("first pass", "used")):
             print(
-                f"  {which:20} {until:11} {median[key]:6.3f} s ({median[key + '_busy']:.2f} s of processor)"
+                f"  {which:12} {until:11} {median[key]:6.3f} s ({median[key + '_busy']:.2f} s of processor)"
                 f"   peak +{median[key + '_peak'] / 1e6:.0f} MB"
             )
 
@@ -144,7 +139,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--random-1b", type=Path, metavar="SCRATCH")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--measure", choices=[NEW, KNOWN, PEER], help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=[OURS, PEER], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         measure(options.measure, options.folders[0])

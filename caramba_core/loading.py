@@ -1,8 +1,8 @@
-"""Reading pretrained checkpoints: what loader and source plugins give, and how the core finds them.
+"""Reading pretrained checkpoints: what loader and source plugins provide, and how the core finds them.
 
-A loader is registered in ``caramba.loader`` as a light class.  It recognizes a file or folder, tells the model inside
-in the words of a manifest (without torch or numpy: plans use it), and streams the tensors under the graph's names.  A
-source is registered in ``caramba.source`` under the scheme of its addresses (``x`` for ``x://org/repo``) and fetches.
+A loader (``caramba.loader``) recognizes a file or folder, describes the model inside as a manifest does (without torch
+or numpy: plans use it), and streams the tensors under the graph's names.  A source (``caramba.source``) fetches
+addresses; its name is their scheme (``x`` for ``x://org/repo``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 
 from caramba_core.errors import InputError, PluginError
+from caramba_core.plugins.registry import registry
 
 if TYPE_CHECKING:
     import torch
@@ -23,15 +24,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoint",
     "Fetched",
+    "FileSpan",
     "Loader",
     "Source",
-    "Span",
     "Stored",
     "Tokenizer",
     "cached_source",
     "fetch_source",
     "find_loader",
-    "open_fetched",
     "open_source",
     "what_it_seems",
 ]
@@ -40,10 +40,10 @@ _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<location>.*)",
 
 
 @attrs.frozen(kw_only=True)
-class Span:
-    """Where a tensor's values lie in a file as they will in memory: row-major, without gaps, little-endian.
+class FileSpan:
+    """Where a tensor's values lie in a file, laid out as in memory: row-major, contiguous, little-endian.
 
-    They start at byte ``offset`` of ``path``; ``dtype`` is their type under torch's name (``bfloat16``).
+    They start at byte ``offset`` of ``path``; ``dtype`` is torch's name of their type (``bfloat16``).
     """
 
     path: Path
@@ -55,19 +55,18 @@ class Span:
 class Stored:
     """One tensor of a checkpoint, as the headers describe it.
 
-    ``key`` is its name in the checkpoint, ``name`` the parameter of the graph that it fills (without ``model.``).  A
-    loader that knows a tensor to hold nothing the graph needs (rotary frequencies that follow from the configuration)
-    gives ``None``; a tensor that it does not know keeps its key as name, and filling a model with it is an error.
-
-    ``span`` says where the very values that :meth:`Checkpoint.tensors` gives lie in a file, so that they can be looked
-    at in pieces, by several threads.  ``None`` where they come about by reading: pickled, quantized, rearranged.
+    ``key`` is its name in the checkpoint, ``name`` the parameter of the graph that it fills (without ``model.``).
+    ``name`` is ``None`` for a tensor that the graph is known not to need (rotary frequencies that follow from the
+    configuration); a tensor that the loader does not know keeps its key as name, and filling a model with it is an
+    error.  ``span`` says where the values that :meth:`Checkpoint.tensors` gives lie in a file, so that they can be
+    checked without loading them; ``None`` where they are computed on reading: pickled, quantized, rearranged.
     """
 
     key: str
     name: str | None
     shape: tuple[int, ...]
     dtype: str
-    span: Span | None = None
+    span: FileSpan | None = None
 
 
 class Tokenizer(Protocol):
@@ -76,25 +75,20 @@ class Tokenizer(Protocol):
     @property
     def identity(self) -> str:
         """A hash of vocabulary, merges and rules; token arrays carry it and models are checked against it."""
-        ...
 
     @property
     def vocab_size(self) -> int:
         """Number of token ids."""
-        ...
 
     @property
     def end_of_text(self) -> int | None:
         """The id that separates documents, where there is one."""
-        ...
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens added."""
-        ...
 
     def decode(self, tokens: list[int]) -> str:
         """The text of token ids."""
-        ...
 
 
 class Checkpoint(Protocol):
@@ -103,35 +97,28 @@ class Checkpoint(Protocol):
     @property
     def path(self) -> Path:
         """The file or folder."""
-        ...
 
     def model(self) -> Mapping[str, Any]:
-        """The model inside, in the words of a manifest's ``model:``; plain data, no torch, no numpy."""
-        ...
+        """The model inside, as under a manifest's ``model:``; plain data, no torch, no numpy."""
 
     def key_of(self, path: tuple[str | int, ...]) -> str | None:
-        """The key of the checkpoint's configuration behind the value at a path of :meth:`model`, for messages."""
-        ...
+        """The configuration's key that the value at a path of :meth:`model` comes from, for messages."""
 
     def layout(self) -> tuple[Stored, ...]:
         """Every tensor with its shape, from the headers alone; light, as :meth:`model`."""
-        ...
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor that has a name in the graph once, as ``(that name, values on the CPU)``.
+        """Every tensor that has a name in the graph, once: ``(name, values on the CPU)``, one at a time.
 
-        Streams: the loader keeps none of them.  The caller may keep one, unchanged until it asks for the next; no two
-        share memory.  Raises :class:`~caramba_core.errors.InputError` where a tensor is damaged.
+        The loader keeps none of them; the caller may, and no two share memory, but must not write to one before it asks
+        for the next.  Raises :class:`InputError` where a tensor is damaged.
         """
-        ...
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that the checkpoint carries, if any."""
-        ...
 
     def companions(self) -> Mapping[str, str]:
         """Files that a Hugging Face folder holds beside weights, by name: ``config.json``, tokenizer, settings."""
-        ...
 
 
 class Loader(Protocol):
@@ -140,17 +127,15 @@ class Loader(Protocol):
     @classmethod
     def accepts(cls, path: Path) -> bool:
         """Whether this file or folder is of the loader's format: by first bytes or file names, never by loading it."""
-        ...
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
-        """Read the headers; raises :class:`~caramba_core.errors.InputError` where they are damaged."""
-        ...
+        """Read the headers; raises :class:`InputError` where they are damaged."""
 
 
 @attrs.frozen(kw_only=True)
 class Fetched:
-    """What an address led to: ``path`` on this machine, ``pinned`` the address of exactly this content."""
+    """What an address led to: ``path`` on this machine, ``pinned`` an address of exactly this content."""
 
     path: Path
     pinned: str
@@ -161,13 +146,11 @@ class Source(Protocol):
 
     @classmethod
     def fetch(cls, location: str) -> Fetched:
-        """Bring what stands behind ``scheme://`` here; :class:`~caramba_core.errors.InputError` says why not."""
-        ...
+        """Download what follows ``scheme://``; raises :class:`InputError` where that fails."""
 
     @classmethod
     def cached(cls, location: str) -> Path | None:
-        """Where it already is on this machine, complete; ``None`` if it is not.  Light, and never the network."""
-        ...
+        """Where it is on this machine, complete; ``None`` if it is not.  Light, and never uses the network."""
 
 
 # ------------------------------------------------------------------------------------------------ finding them
@@ -178,14 +161,7 @@ def open_source(source: str, folder: Path, *, sha256: str | None = None) -> Chec
 
     ``folder`` is what relative names are relative to; ``sha256`` the hash that the file must have.
     """
-    return open_fetched(fetch_source(source, folder), sha256=sha256)
-
-
-def open_fetched(fetched: Fetched, *, sha256: str | None = None) -> Checkpoint:
-    """The checkpoint that was fetched, its headers read; ``sha256`` as in :func:`open_source`."""
-    if sha256 is not None:
-        _require_hash(fetched.path, sha256)
-    return find_loader(fetched.path)
+    return find_loader(fetch_source(source, folder).path, sha256=sha256)
 
 
 def fetch_source(source: str, folder: Path) -> Fetched:
@@ -213,8 +189,6 @@ def _resolve(source: str, folder: Path) -> Path | tuple[type[Source], str]:
         if not source or "\0" in source:
             raise InputError(f"{source!r} names no file", expected="a file, a folder or an address (SCHEME://...)")
         return folder / Path(source).expanduser()
-    from caramba_core.plugins.registry import registry
-
     plugins, scheme = registry(), address["scheme"]
     try:
         entry = plugins.find(("source",), scheme)
@@ -228,18 +202,21 @@ def _resolve(source: str, folder: Path) -> Path | tuple[type[Source], str]:
     return found, address["location"]
 
 
-def find_loader(path: Path) -> Checkpoint:
-    """The checkpoint at ``path``, opened by the one loader that recognizes it."""
-    _require_readable(path)
-    from caramba_core.plugins.registry import registry
+def find_loader(path: Path, *, sha256: str | None = None) -> Checkpoint:
+    """The checkpoint at ``path``, its headers read by the one loader that recognizes it.
 
-    plugins = registry()
+    Raises :class:`InputError` for a path that cannot be read or has another hash than ``sha256``, and
+    :class:`PluginError` where several loaders recognize it.
+    """
+    _require_readable(path)
+    if sha256 is not None:
+        _require_hash(path, sha256)
+    entries = registry().entries("loader")
     accepting: list[tuple[str, type[Loader]]] = []
     broken: list[PluginError] = []
-    entries = plugins.entries("loader")
     for entry in entries:
         try:
-            loader: type[Loader] = plugins.load(entry)
+            loader: type[Loader] = registry().load(entry)
         except PluginError as error:  # another loader may still know the file
             broken.append(error)
             continue
@@ -266,20 +243,30 @@ def _require_readable(path: Path) -> None:
     try:
         if path.is_dir():
             next(path.iterdir(), None)
-            (path / "..").stat()  # the way up leads through the folder: who may list it may still not enter it
+            (path / "..").stat()  # fails for a folder that may be listed but not entered
         elif path.is_file():
             with path.open("rb") as file:
                 file.read(1)
-        elif path.exists():
-            raise InputError(f"{path} is neither a file nor a folder")
         else:
-            raise InputError(f"{path} does not exist", expected="a checkpoint file or folder")
+            problem = "is neither a file nor a folder" if path.exists() else "does not exist"
+            raise InputError(f"{path} {problem}", expected="a checkpoint file or folder")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def _require_hash(path: Path, expected: str) -> None:
+    if path.is_dir():
+        hint = "leave out sha256, or name a file"
+        raise InputError(f"{path} is a folder, which has no SHA-256 of its own", hint=hint)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected.lower():
+        hint = "fetch the file again, or correct sha256"
+        raise InputError(f"{path} has SHA-256 {found}", expected=expected.lower(), hint=hint)
+
+
 def what_it_seems(path: Path) -> str:
-    """What a file that cannot be read as it should seems to be, as a part of a sentence; nothing if that is unclear."""
+    """What an unreadable file seems to be instead, as a part of a sentence; nothing if that is unclear."""
     if path.is_dir():
         return "the folder is empty" if next(path.iterdir(), None) is None else ""
     with path.open("rb") as file:
@@ -288,22 +275,8 @@ def what_it_seems(path: Path) -> str:
         return "the file is empty"
     if start.startswith(b"version https://git-lfs"):
         return "it is a git-LFS pointer, not the file itself (git lfs pull fetches it)"
-    if start.lstrip()[:1] == b"<":
+    if start.lstrip().startswith(b"<"):
         return "it is a web page, not a checkpoint (was it saved from a browser?)"
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+    if start.startswith((b"PK\x03\x04", b"\x80")):
         return "it is a zip archive or a pickle, as torch.save writes them"
     return ""
-
-
-def _require_hash(path: Path, expected: str) -> None:
-    if path.is_dir():
-        raise InputError(
-            f"{path} is a folder, which has no SHA-256 of its own", hint="leave out sha256, or name a file"
-        )
-    _require_readable(path)
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected.lower():
-        raise InputError(
-            f"{path} has SHA-256 {found}", expected=expected.lower(), hint="fetch the file again, or correct sha256"
-        )

@@ -21,7 +21,7 @@ RESERVED: Final = frozenset(
     register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook
     register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ run
     set_extra_state set_submodule share_memory site state_dict tap tapped to to_empty train training type width wiring
-    wiring_names xpu zero_grad
+    xpu zero_grad
     """.split()  # noqa: SIM905 - a hundred quotes would hide the names
 )
 """Names that the modules of a built model use themselves."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any, cast
 
 import attrs
 
 from caramba_core.component import Attention
 from caramba_core.errors import InputError
-from caramba_core.graph import Graph, Node, matches
+from caramba_core.graph import Graph, Node
 
-__all__ = ["Site", "find_sites", "same", "trained_nodes"]
+__all__ = ["Site", "find_sites", "same"]
 
 
 @attrs.frozen(kw_only=True)
@@ -51,22 +50,6 @@ def find_sites(teacher: Graph, student: Graph) -> tuple[Site, ...]:
             hint="compare with the teacher's own sizes: the checkpoint's config.json or GGUF header",
         )
     return tuple(sites)
-
-
-def trained_nodes(graph: Graph, patterns: Collection[str]) -> frozenset[str]:
-    """Names of the nodes that the patterns choose; every pattern must choose one."""
-    names = list(graph.nodes())
-    chosen: set[str] = set()
-    for pattern in patterns:
-        found = [name for name in names if matches(name, pattern)]
-        if not found:
-            roles = sorted({name.rsplit(".", 1)[-1] for name in names if not name.rsplit(".", 1)[-1].isdigit()})
-            raise InputError(
-                f"trains: {pattern!r} matches no node of the model",
-                expected=f"a pattern of node names such as {', '.join(roles)} or blocks.[0-7].attention",
-            )
-        chosen.update(found)
-    return frozenset(chosen)
 
 
 def same(a: Node, b: Node) -> bool:

@@ -40,11 +40,11 @@ def command(
     elif json or format == "json":
         from json import dumps
 
-        from caramba_core.plan.sections import plan_document
+        from caramba_core.plan.data import plan_document
 
         typer.echo(dumps([plan_document(plan) for plan in plans], indent=1))
     elif print_plan or full:
-        from caramba_core.plan.sections import show
+        from caramba_core.plan.render import show
 
         show(plans, full=full)
     else:

@@ -1,25 +1,26 @@
-"""From a graph to a model: import what the configs name, wire it, fill it."""
+"""From a graph to a model: import what the configs name, wire it, draw its weights."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from caramba_core.component import Constant, Given, Layer, Topology
+from caramba_core.component import Constant, Given, Topology, Weight
 from caramba_core.graph import Graph, Node
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.nn.module import ComponentModule
-from caramba_core.nn.sequence import Sequence, Wiring, chain
+from caramba_core.nn.sequence import LayerSequence, Wiring, chain
 
 __all__ = ["build", "initialize", "load_object"]
 
 
 def load_object(path: str) -> Any:
-    """What an import path ``package.module:Name`` of a plugin's own code stands for."""
+    """The object that an import path ``package.module:Name`` names."""
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
 
@@ -31,16 +32,16 @@ def build(
     dtype: torch.dtype = torch.float32,
     seed: int | None = None,
 ) -> LanguageModel:
-    """The model of a graph.
+    """The model of a graph, on ``device`` in ``dtype``.
 
-    Weights are drawn from ``seed``; without one they are left unset, for a checkpoint to fill.
+    Weights are drawn from ``seed``; without one they are left uninitialized, for a checkpoint to fill.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            layers, wiring = _chain((graph.topology,))
-            model = LanguageModel(graph, _leaf(graph.embedder), layers, wiring, _leaf(graph.head))
+            layers, wiring = _sequence((graph.topology,))
+            model = LanguageModel(graph, _module(graph.embedder), layers, wiring, _module(graph.head))
     finally:
         torch.set_default_dtype(before)
     if seed is not None:
@@ -48,40 +49,34 @@ def build(
     return model
 
 
+@torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
-    """Draw every declared weight from a generator of its own: values depend on its name and the seed alone."""
+    """Draw every declared weight.  Its values depend on its name and the seed alone, not on the rest of the model."""
     for path, module in model.named_modules():
         if isinstance(module, ComponentModule):
             for name, weight in module.config.weights(module.width).items():
-                tensor = getattr(module, name)
-                with torch.no_grad():
-                    if isinstance(weight.init, Constant):
-                        tensor.fill_(weight.init.value)
-                    elif isinstance(weight.init, Given):
-                        tensor.copy_(torch.tensor(weight.init.values).expand(weight.shape))
-                    else:
-                        digest = hashlib.blake2b(f"{seed}:{path}.{name}".encode(), digest_size=8).digest()
-                        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-                        drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float32)
-                        tensor.copy_(drawn * weight.init.std)
+                getattr(module, name).copy_(_drawn(weight, f"{seed}:{path}.{name}"))
 
 
-def _chain(nodes: tuple[Node, ...]) -> tuple[dict[str, nn.Module], Wiring]:
-    """The modules of a chain under their local names, and how they are wired; inline topologies are unfolded."""
+def _drawn(weight: Weight, key: str) -> Tensor:
+    if isinstance(weight.init, Constant):
+        return torch.full(weight.shape, weight.init.value, dtype=torch.float64)
+    if isinstance(weight.init, Given):
+        return torch.tensor(weight.init.values).expand(weight.shape)
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.randn(weight.shape, generator=generator, dtype=torch.float32) * weight.init.std
+
+
+def _sequence(nodes: Sequence[Node]) -> tuple[dict[str, nn.Module], Wiring]:
+    """The modules of nodes by their local names, and their wiring; inline topologies are unfolded."""
     layers: dict[str, nn.Module] = {}
     wiring: list[Any] = []
     for node in nodes:
         if node.inline:
-            (scope,) = node.scopes
-            inner_layers, inner_wiring = _chain(scope.nodes)
+            inner_layers, inner = _inlined(node)
             layers.update(inner_layers)
-            assert isinstance(node.config, Topology)
-            assert node.config.inline is not None
-            inline = load_object(node.config.inline)
-            if inline is chain:
-                wiring.extend(inner_wiring)
-            else:
-                wiring.append((inline, inner_wiring))
+            wiring.extend(inner)
         else:
             local = node.name.rsplit(".", 1)[-1]
             layers[local] = _module(node)
@@ -89,25 +84,23 @@ def _chain(nodes: tuple[Node, ...]) -> tuple[dict[str, nn.Module], Wiring]:
     return layers, tuple(wiring)
 
 
+def _inlined(node: Node) -> tuple[dict[str, nn.Module], Wiring]:
+    """The same of the layers of an inline topology, its function around them; a plain list adds nothing."""
+    (scope,) = node.scopes
+    layers, wiring = _sequence(scope.nodes)
+    assert isinstance(node.config, Topology)
+    assert node.config.inline is not None
+    inline = load_object(node.config.inline)
+    return layers, wiring if inline is chain else ((inline, wiring),)
+
+
 def _module(node: Node) -> nn.Module:
-    if not isinstance(node.config, Topology):
-        return _leaf(node)
-    bodies = {}
-    for scope in node.scopes:
-        layers, wiring = _chain(scope.nodes)
-        bodies[scope.name.rsplit(".", 1)[-1]] = Sequence(layers, wiring)
-    if node.config.inline is not None:  # an inline topology with a name of its own: a scope that holds it
-        (body,) = bodies.values()
-        inline = load_object(node.config.inline)
-        return body if inline is chain else Sequence(dict(body.named_children()), ((inline, body.wiring),))
-    module = load_object(node.config.builds)(node.config, node.width_in, bodies)
-    assert isinstance(module, nn.Module)
-    return module
-
-
-def _leaf(node: Node) -> nn.Module:
-    assert isinstance(node.config, Layer)
-    module = load_object(node.config.builds)(node.config, node.width_in)
+    config = node.config
+    if isinstance(config, Topology) and config.inline is not None:
+        return LayerSequence(*_inlined(node))  # with a name of its own, it holds its layers
+    bodies = {scope.name.rsplit(".", 1)[-1]: LayerSequence(*_sequence(scope.nodes)) for scope in node.scopes}
+    arguments = (config, node.width_in, bodies) if isinstance(config, Topology) else (config, node.width_in)
+    module = load_object(config.builds)(*arguments)
     assert isinstance(module, nn.Module)
     if isinstance(module, ComponentModule):
         module.site = node.name

@@ -1,79 +1,55 @@
-"""What of a model is compiled: whole blocks, or their layers where too many blocks are one of a kind."""
+"""Which modules of a model to compile: whole blocks, or their layers where too many blocks differ."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
-import attrs
 from torch import nn
 
 from caramba_core.nn.module import ComponentModule, TopologyModule
-from caramba_core.nn.sequence import Sequence
+from caramba_core.nn.sequence import LayerSequence
 
-__all__ = ["Compilation", "plan_compilation"]
+__all__ = ["plan_compilation"]
 
-_KINDS: Final = 8
-"""Kinds of blocks that are compiled whole: each takes seconds, sizes by layer make one of every block."""
-
-
-@attrs.frozen
-class Compilation:
-    """The modules to compile, and the dotted names of the layers that stay as they are."""
-
-    compiled: tuple[nn.Module, ...]
-    left: tuple[str, ...]
+_MOST_KINDS: Final = 8
+"""Kinds of blocks that are compiled whole.  Each takes seconds, and sizes by layer make every block a kind."""
 
 
-def plan_compilation(model: nn.Module) -> Compilation:
-    """Compile every block whole, unless they are of more than ``_KINDS`` kinds.
+def plan_compilation(model: nn.Module) -> tuple[list[nn.Module], list[str]]:
+    """The modules to compile, and the dotted names of the layers that stay uncompiled.
 
-    Then a block that is the only one of its kind is compiled layer by layer, and of its layers those whose kind comes
-    again somewhere: in a model with attention sizes by layer that is everything but the attentions.
+    Every block is compiled whole, unless they are of more than eight kinds.  Then only blocks whose kind repeats are;
+    of the others, the layers whose kind repeats: in a model with attention sizes by layer, all but the attentions.
     """
-    blocks = {name: module for name, module in model.named_modules() if isinstance(module, Sequence) and name}
+    blocks = {name: module for name, module in model.named_modules() if isinstance(module, LayerSequence) and name}
     kinds = _by_kind(blocks)
-    if len(kinds) <= _KINDS:
-        return Compilation(compiled=tuple(blocks.values()), left=())
-    compiled: list[nn.Module] = []
-    layers: dict[str, nn.Module] = {}
-    for names in kinds:
-        if len(names) > 1:
-            compiled += [blocks[name] for name in names]
-        else:
-            layers.update(_layers(names[0], blocks[names[0]]))
-    left: list[str] = []
-    for names in _by_kind(layers):
-        if len(names) > 1:
-            compiled += [layers[name] for name in names]
-        else:
-            left += names
-    return Compilation(compiled=tuple(compiled), left=tuple(left))
+    if len(kinds) <= _MOST_KINDS:
+        return list(blocks.values()), []
+    single = {name: block for kind in kinds if len(kind) == 1 for name, block in kind.items()}
+    layers = _by_kind({path: layer for name, block in single.items() for path, layer in _layers(name, block).items()})
+    compiled = [module for kind in (*kinds, *layers) if len(kind) > 1 for module in kind.values()]
+    return compiled, [path for kind in layers if len(kind) == 1 for path in kind]
 
 
-def _layers(name: str, block: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """The layers of a block, those inside topologies with a name of their own included."""
-    for path, module in block.named_modules(prefix=name):
-        if isinstance(module, ComponentModule) and not isinstance(module, TopologyModule):
-            yield path, module
+def _layers(name: str, block: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a block by their dotted names, those inside topologies included."""
+    modules = block.named_modules(prefix=name)
+    return {path: m for path, m in modules if isinstance(m, ComponentModule) and not isinstance(m, TopologyModule)}
 
 
-def _by_kind(modules: Mapping[str, nn.Module]) -> list[list[str]]:
-    """Names of modules that compute the same but for the values of their weights, together."""
-    kinds: list[tuple[Any, list[str]]] = []
+def _by_kind(modules: Mapping[str, nn.Module]) -> list[dict[str, nn.Module]]:
+    """The modules, those that differ in the values of their weights alone together."""
+    kinds: dict[str, dict[str, nn.Module]] = {}
     for name, module in modules.items():
-        kind = _kind(module)
-        for other, names in kinds:
-            if other == kind:
-                names.append(name)
-                break
-        else:
-            kinds.append((kind, [name]))
-    return [names for _, names in kinds]
+        kinds.setdefault(_kind(module), {})[name] = module
+    return list(kinds.values())
 
 
-def _kind(module: nn.Module) -> list[tuple[Any, ...]]:
-    return [
-        (path, type(inner), *(getattr(inner, name, None) for name in ("config", "width", "wiring")))
-        for path, inner in module.named_modules()
-    ]
+def _kind(module: nn.Module) -> str:
+    return repr(
+        [
+            (path, type(inner), *(getattr(inner, name, None) for name in ("config", "width", "wiring")))
+            for path, inner in module.named_modules()
+        ]
+    )

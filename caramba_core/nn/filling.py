@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from caramba_core.errors import InputError
-from caramba_core.graph import ROOT, Graph
-from caramba_core.loading import Checkpoint, Span, Stored
-from caramba_core.nn.finite import NotNumbers, not_numbers, not_numbers_in_files
+from caramba_core.formatting import format_indexes
+from caramba_core.graph import ROOT
+from caramba_core.loading import Checkpoint, Stored
+from caramba_core.nn.finite import count_nonfinite, count_nonfinite_in_files
 from caramba_core.nn.language_model import LanguageModel
 
 __all__ = ["load_weights"]
 
 _SHOWN = 40
-"""Lines of an error: tensors that differ by the number of their layer alone share one."""
+"""Lines of an error: tensors that differ only in the index of their layer share one."""
 
 
 def load_weights(
@@ -27,33 +29,66 @@ def load_weights(
     *,
     place: Callable[[tuple[str | int, ...]], str] | None = None,
 ) -> tuple[Stored, ...]:
-    """Copy every tensor of a checkpoint into the model, converted to the model's device and dtype.
+    """Fill the model with every tensor of a checkpoint, converted to the model's device and dtype.
 
     Names and shapes are compared from the headers before any value is read.  Returns the tensors that the loader knows
     to be unneeded.  ``place`` turns a node's path in the manifest into ``file:line`` for messages.
 
     Raises :class:`InputError` that lists every parameter left empty, every tensor without a parameter, every shape that
-    differs, and every tensor with values that are no numbers.
+    differs, and every tensor that holds NaN or infinity.
     """
-    targets = model.state_dict(keep_vars=True)
+    targets: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    nodes = model.graph.nodes()
+
+    def parameter(name: str) -> str:
+        node = nodes.get(f"{ROOT}.{name.rpartition('.')[0]}")
+        return f"{ROOT}.{name}" + ("" if place is None or node is None else f" ({place(node.path)})")
+
     stored = checkpoint.layout()
-    _refuse(checkpoint, _misfits(model.graph, targets, stored, place))
-    entries = {entry.name: entry for entry in stored}
-    mapped = [entry for entry in stored if entry.name is not None and _maps(targets[entry.name], entry.span)]
-    looked_at = not_numbers_in_files(mapped)
-    broken = [_broken(entry, _holding(counts, entry.shape)) for entry in mapped if (counts := looked_at[entry.key])]
-    filled: set[str] = set()
+    _refuse(checkpoint, list(_misfits(targets, stored, parameter)))
+    used = {entry.name: entry for entry in stored if entry.name is not None}
+    checked = count_nonfinite_in_files(entry for name, entry in used.items() if _is_mapped(entry, targets[name]))
+    faults = [_nonfinite(entry, counts) for entry in used.values() if (counts := checked.get(entry.key))]
     with torch.no_grad():
         for name, values in checkpoint.tensors():
-            fault = None if entries[name].key in looked_at else _fault(values, targets[name])
-            if fault is not None:
-                broken.append(_broken(entries[name], fault))
-            elif not broken:
-                _fill(targets[name], values)
-            filled.add(name)
-    _refuse(checkpoint, broken)
-    assert filled == set(targets), f"{checkpoint.path}: its layout and its tensors differ"
+            entry, target = used.pop(name), targets[name]
+            if entry.key not in checked:
+                faults += _faults(entry, values, target)
+            if not faults:
+                _fill(target, values)
+    _refuse(checkpoint, faults)
+    assert not used, f"{checkpoint.path}: its layout and its tensors differ"
     return tuple(entry for entry in stored if entry.name is None)
+
+
+def _misfits(targets: Mapping[str, Tensor], stored: Iterable[Stored], parameter: Callable[[str], str]) -> Iterator[str]:
+    """One sentence for each tensor or parameter that does not fit; ``parameter`` describes one."""
+    given: dict[str, str] = {}
+    for entry in stored:
+        if entry.name is None:
+            continue
+        shape = list(entry.shape)
+        if entry.name not in targets:
+            yield f"{entry.key} {shape} is in the checkpoint, and the model has no place for it"
+        elif entry.name in given:
+            yield f"{entry.key} and {given[entry.name]} both fill {parameter(entry.name)}"
+        elif shape != list(targets[entry.name].shape):
+            expected = list(targets[entry.name].shape)
+            yield f"{entry.key} has shape {shape}, and {parameter(entry.name)} expects {expected}"
+        given.setdefault(entry.name, entry.key)
+    for name, target in targets.items():
+        if name not in given:
+            yield f"{parameter(name)} {list(target.shape)} is in the model, and the checkpoint does not hold it"
+
+
+def _is_mapped(entry: Stored, target: Tensor) -> bool:
+    """Whether a parameter will take the pages of a file as its values, without anything that reads them on the way."""
+    return (
+        entry.span is not None
+        and target.is_floating_point()
+        and target.device.type == "cpu"
+        and str(target.dtype) == f"torch.{entry.span.dtype}"
+    )
 
 
 def _fill(target: Tensor, values: Tensor) -> None:
@@ -64,69 +99,22 @@ def _fill(target: Tensor, values: Tensor) -> None:
         target.copy_(values)
 
 
-def _maps(target: Tensor, span: Span | None) -> bool:
-    """Whether a parameter will take the pages of a file as its values, which nobody looks at on the way."""
-    return (
-        span is not None
-        and target.is_floating_point()
-        and target.device.type == "cpu"
-        and str(target.dtype) == f"torch.{span.dtype}"
-    )
-
-
-def _misfits(
-    graph: Graph,
-    targets: dict[str, Tensor],
-    stored: Sequence[Stored],
-    place: Callable[[tuple[str | int, ...]], str] | None,
-) -> list[str]:
-    """One sentence for each tensor or parameter that does not fit."""
-    nodes = graph.nodes()
-
-    def parameter(name: str) -> str:
-        node = nodes.get(f"{ROOT}.{name.rpartition('.')[0]}")
-        where = "" if place is None or node is None else f" ({place(node.path)})"
-        return f"{ROOT}.{name}{where}"
-
-    problems: list[str] = []
-    given: dict[str, str] = {}
-    for entry in stored:
-        if entry.name is None:
-            continue
-        target = targets.get(entry.name)
-        if target is None:
-            problems.append(f"{entry.key} {list(entry.shape)} is in the checkpoint, and the model has no place for it")
-        elif entry.name in given:
-            problems.append(f"{entry.key} and {given[entry.name]} both fill {parameter(entry.name)}")
-        elif tuple(target.shape) != entry.shape:
-            problems.append(
-                f"{entry.key} has shape {list(entry.shape)}, and {parameter(entry.name)} expects {list(target.shape)}"
-            )
-        given.setdefault(entry.name, entry.key)
-    problems += [
-        f"{parameter(name)} {list(target.shape)} is in the model, and the checkpoint does not hold it"
-        for name, target in targets.items()
-        if name not in given
-    ]
-    return problems
-
-
-def _fault(values: Tensor, target: Tensor) -> str | None:
+def _faults(entry: Stored, values: Tensor, target: Tensor) -> Iterator[str]:
     """What is wrong with the values of a tensor, if anything."""
     if values.is_floating_point() != target.is_floating_point():
         wanted = "floating-point" if target.is_floating_point() else "whole"
-        return f"holds {str(values.dtype).removeprefix('torch.')}, not {wanted} numbers"
-    if values.is_floating_point() and (counts := not_numbers(values)):
-        return _holding(counts, values.shape)
-    return None
+        yield _holds(entry, f"{str(values.dtype).removeprefix('torch.')}, not {wanted} numbers")
+    elif values.is_floating_point() and (counts := count_nonfinite(values)):
+        yield _nonfinite(entry, counts)
 
 
-def _holding(counts: NotNumbers, shape: Sequence[int]) -> str:
-    return f"holds {counts} of {math.prod(shape)} values"
+def _nonfinite(entry: Stored, counts: Counter[str]) -> str:
+    words = " and ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+    return _holds(entry, f"{words} of {math.prod(entry.shape)} values")
 
 
-def _broken(entry: Stored, fault: str) -> str:
-    return f"{entry.key} {fault} (fills {ROOT}.{entry.name})"
+def _holds(entry: Stored, what: str) -> str:
+    return f"{entry.key} holds {what} (fills {ROOT}.{entry.name})"
 
 
 def _refuse(checkpoint: Checkpoint, problems: Sequence[str]) -> None:
@@ -141,24 +129,15 @@ def _refuse(checkpoint: Checkpoint, problems: Sequence[str]) -> None:
 
 
 def _grouped(problems: Iterable[str]) -> list[str]:
-    """Problems that differ in one number alone (the layer's) as one line: ``blocks.{0-3,7}.norm``."""
-    groups: dict[str, list[int]] = {}
+    """Problems that differ only in the index of their layer as one line: ``blocks.{0-3, 7}.norm``."""
+    groups: dict[str, set[int]] = {}
     for problem in problems:
-        first = re.search(r"(?<=\.)\d+(?=\.)", problem)
-        if first is None:
-            groups[problem] = []
-        else:
-            pattern = re.sub(rf"(?<=\.){first[0]}(?=\.)", "{}", problem)
-            groups.setdefault(pattern, []).append(int(first[0]))
-    return [pattern.replace("{}", _ranges(numbers)) for pattern, numbers in groups.items()]
+        index = re.search(r"(?<=\.)\d+(?=\.)", problem)
+        pattern = problem if index is None else re.sub(rf"(?<=\.){index[0]}(?=\.)", "{}", problem)
+        groups.setdefault(pattern, set()).update([] if index is None else [int(index[0])])
+    return [pattern.replace("{}", _indexes(sorted(indexes))) for pattern, indexes in groups.items()]
 
 
-def _ranges(numbers: Iterable[int]) -> str:
-    spans: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
-    return text if len(spans) == 1 and spans[0][0] == spans[0][1] else "{" + text + "}"
+def _indexes(indexes: Sequence[int]) -> str:
+    text = format_indexes([str(index) for index in indexes])
+    return text if len(indexes) < 2 else f"{{{text}}}"

@@ -1,4 +1,7 @@
-"""What holds for one pass through a model, beside the activations."""
+"""What a pass through a model carries beside the activations: positions, cache, taps, padding.
+
+Axes: B batch, T tokens of this pass, S tokens that attention sees.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ __all__ = ["Frame", "Taps"]
 
 
 class Taps:
-    """Inputs and outputs of chosen nodes, captured by the compiled graph itself.
+    """Captures inputs and outputs of chosen nodes, in compiled models too (forward hooks would break their graphs).
 
     ``LanguageModel.tap`` chooses the nodes; each pass appends their ``(input, output)`` in the order of execution.
     Repeated blocks call :meth:`flush` between one another, outside compiled code, so that
@@ -31,7 +34,7 @@ class Taps:
         self._count = 0
 
     def flush(self) -> None:
-        """Hand the captured pairs to the sink; ``index`` counts sites in the order of execution."""
+        """Hand the captured pairs to the sink; ``index`` counts nodes in the order of execution."""
         for x, y in self.pairs:
             self.sink(self._count, x, y)
             self._count += 1
@@ -40,14 +43,14 @@ class Taps:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """``positions`` int64 ``[T]`` (or ``[B, T]`` where sequences differ) of the tokens of this pass.
+    """What every layer is given beside its input.
 
-    ``cache`` is what decoding keeps; with one, attention sees the cache's tokens before this pass's.  ``taps`` collects
-    inputs and outputs of chosen nodes.  ``application`` counts the runs of a body that a topology applies several
-    times; each run has a cache of its own.
+    ``positions``, int64 ``[T]`` (or ``[B, T]`` where sequences differ), are those of this pass's tokens.  With a
+    ``cache``, attention sees its tokens before this pass's.  ``taps`` collects inputs and outputs of chosen nodes.
+    ``application`` counts the runs of a body that a topology applies several times; each has a cache of its own.
 
-    ``starts`` int64 ``[B]`` is given where sequences of unequal lengths stand right-aligned: the place, counted from
-    the first of the cache, at which each begins.  What comes before is padding.
+    ``starts``, int64 ``[B]``, is given for sequences of unequal lengths, which are padded on the left: the index,
+    counted from the first token of the cache, at which each sequence begins.
     """
 
     positions: Tensor
@@ -57,13 +60,13 @@ class Frame:
     starts: Tensor | None = None
 
     def within(self, application: int, of: int) -> Frame:
-        """The frame of one of ``of`` applications of a body."""
+        """The frame of application ``application`` of a body that is applied ``of`` times."""
         return replace(self, application=self.application * of + application)
 
     def hidden_padding(self, before: int, context: int) -> Tensor | None:
-        """Bool ``[B, T, S]``: keys that are padding, among the last ``context`` ones; none where there is no padding.
+        """Which of the last ``context`` keys are padding, bool ``[B, T, S]``; ``None`` where there is no padding.
 
-        The pass's first token is the one after ``before`` others.  Padding sees itself, so that no softmax is empty.
+        ``before`` tokens precede this pass's first one.  Padding sees itself, so that no softmax is empty.
         """
         if self.starts is None:
             return None
@@ -81,7 +84,7 @@ class Frame:
         taps: Taps | None = None,
         starts: Tensor | None = None,
     ) -> Frame:
-        """The frame of tokens ``[B, T]`` that follow what the cache holds, or start at position 0."""
+        """The frame of tokens ``[B, T]`` that follow the cached ones, or start at position 0."""
         start = 0 if cache is None else cache.length
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         if starts is not None:

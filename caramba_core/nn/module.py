@@ -4,8 +4,8 @@ The seam of a layer is ``forward(x, frame) -> y`` with ``x`` of shape ``[B, T, D
 through it, chosen by ``frame.cache``:
 
 * ``None``: training and prefill without a cache, one fused call;
-* a :class:`~caramba_core.nn.cache.Cache`: ``frame.cache.layer(self.site, frame.application)`` is this layer's part; new
-  tokens are appended and every query sees the cached tokens before it.
+* a :class:`~caramba_core.nn.cache.Cache`: ``frame.cache.layer(self.site, frame.application)`` is this layer's cache;
+  new keys and values are appended to it, and every query sees the cached tokens before it.
 
 An attention that others can start from also has ``probe(x, frame)``, which returns a :class:`Probe`.  A layer whose
 output projection can be refitted has ``mix(x, frame)``, ``[B, T, n]``: what the projection that its config names in
@@ -29,8 +29,8 @@ __all__ = ["ComponentModule", "Probe", "TopologyModule"]
 class ComponentModule(nn.Module):
     """Base of the modules that configs build: registers the declared weights under their declared names.
 
-    ``config`` and ``width`` are the declaration; ``site`` is the node's dotted name, set by the builder and read only
-    with a cache (a name inside a compiled block would make every block compile anew).
+    ``config`` and ``width`` are the declaration.  ``site`` is the node's dotted name, set by the builder; read it only
+    where there is a cache: every block has another name, so a compiled block that reads it is compiled once per block.
     """
 
     site: str
@@ -54,7 +54,7 @@ class ComponentModule(nn.Module):
 
 
 class TopologyModule(ComponentModule):
-    """Base of the modules of topologies that have a name: holds one module a body, under the body's name."""
+    """Base of the modules of topologies with a name of their own: holds the module of each body under its name."""
 
     def __init__(self, config: Layer, width: int, bodies: Mapping[str, nn.Module]) -> None:
         super().__init__(config, width)
@@ -63,7 +63,7 @@ class TopologyModule(ComponentModule):
             self.add_module(name, module)
 
     def body_named(self, name: str) -> nn.Module:
-        """The module of one body."""
+        """The module of the body with this name."""
         module = self._modules[name]
         assert module is not None
         return module

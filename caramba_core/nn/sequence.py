@@ -1,4 +1,4 @@
-"""Chains of layers: the modules behind a graph's scopes."""
+"""Layers one after the other: the modules behind a graph's scopes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from caramba_core.nn.frame import Frame
 
-__all__ = ["Inline", "Sequence", "Wiring", "names_of"]
+__all__ = ["Inline", "LayerSequence", "Wiring", "chain", "names_of"]
 
 Inline: TypeAlias = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
-"""Wiring without weights: ``(run, x) -> y``, where ``run`` applies the wrapped layers."""
+"""A topology without weights, as a function ``(run, x) -> y`` where ``run`` applies the wrapped layers."""
 
 Wiring: TypeAlias = tuple["str | tuple[Inline, Wiring]", ...]
-"""Names of layers in order; an inline topology stands as the pair of its function and its own layers."""
+"""Names of layers in order; an inline topology is the pair of its function and the wiring of its own layers."""
 
 
 def chain(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The layers alone: the wiring of a list of layers, which the builder unfolds."""
+    """The inline topology that adds nothing: a plain list of layers, which the builder unfolds."""
     return run(x)
 
 
-class Sequence(nn.Module):
+class LayerSequence(nn.Module):
     """Layers one after the other, each registered under its node's local name.
 
     ``wiring`` says in which order and inside which inline topologies they run.  ``tapped`` names the layers whose input
@@ -38,26 +38,19 @@ class Sequence(nn.Module):
         for name, module in layers.items():
             self.add_module(name, module)
 
-    def wiring_names(self) -> tuple[str, ...]:
-        """Local names of the layers, in the order of execution."""
-        return names_of(self.wiring)
-
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, D']``."""
         return self.run(self.wiring, x, frame)
 
     def run(self, wiring: Wiring, x: Tensor, frame: Frame) -> Tensor:
-        """Apply a part of this chain's wiring."""
+        """Apply a part of this sequence's wiring."""
         for step in wiring:
             if isinstance(step, str):
                 x = self._call(step, x, frame)
             else:
                 inline, inner = step
-                x = inline(partial(self._run_inner, inner, frame), x)
+                x = inline(partial(self.run, inner, frame=frame), x)
         return x
-
-    def _run_inner(self, wiring: Wiring, frame: Frame, x: Tensor) -> Tensor:
-        return self.run(wiring, x, frame)
 
     def _call(self, name: str, x: Tensor, frame: Frame) -> Tensor:
         layer = self._modules[name]

@@ -1,12 +1,12 @@
 """What a model and its runs will take, in closed form from what components declare, before anything is built.
 
-No torch, no numpy: :func:`plan_group` reads declared weights, costs and caches off the graph, and the headers of a
+No torch, no numpy: :func:`plan_manifest` reads declared weights, costs and caches off the graph, and the headers of a
 teacher that is on this machine.
 """
 
 from caramba_core.plan.figures import Figures
 from caramba_core.plan.nodes import ModelPlan, NodePlan, ScopePlan, plan_model
-from caramba_core.plan.planning import Plan, plan_group, plan_manifest
+from caramba_core.plan.planning import Plan, plan_manifest
 from caramba_core.plan.runs import Memory, RunPlan
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "Plan",
     "RunPlan",
     "ScopePlan",
-    "plan_group",
     "plan_manifest",
     "plan_model",
 ]

@@ -5,11 +5,12 @@
     model                   parameters, buffers, weight_bytes, operations_per_token, cache, nodes
     teacher                 null, or source, dtype, local, reason, and where it is local parameters, weight_bytes, cache
     runs                    id, mode, what trains, tokens, operations, memory (bytes by purpose, and their total)
+    sections                the tables that plugins add: title, columns, rows
 
 ``operations_per_token`` are floating-point operations of matrix products, a multiply-add counted as two: ``forward``
 as ``torch.utils.flop_counter`` counts, ``forward_causal`` only the pairs that a causal mask keeps, ``training`` forward
-and backward with every weight training, ``decoding`` one more token behind ``context`` cached ones.  Bodies of a
-topology that are alike stand once in ``scopes``, with the ``names`` of all.
+and backward with every weight training, ``decoding`` one more token with ``context`` cached.  Equal bodies of a
+topology stand once in ``scopes``, with the ``names`` of all.
 """
 
 from __future__ import annotations
@@ -18,44 +19,79 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from caramba_core.plan.figures import Figures
+from caramba_core.hookspecs import Section
 from caramba_core.plan.nodes import ModelPlan, NodePlan
 from caramba_core.plan.runs import RunPlan, backward_operations
+from caramba_core.plugins.manager import hooks
+from caramba_core.sections import section_data
 from caramba_core.storage import Storage
 
 if TYPE_CHECKING:
     from caramba_core.plan.planning import Plan
 
-__all__ = ["plan_data", "training_operations"]
+__all__ = [
+    "operations_per_token",
+    "plan_document",
+    "plan_sections",
+    "quantized_cache",
+    "section_data",
+    "training_operations",
+]
 
 
-def plan_data(plan: Plan) -> dict[str, Any]:
-    """The whole plan."""
-    teacher = None
-    if plan.teacher is not None:
-        teacher = {
-            "source": plan.teacher.source,
-            "dtype": plan.teacher.dtype,
-            "local": plan.teacher.graph is not None,
-            "reason": plan.teacher.reason,
-        }
-        if plan.teacher_model is not None:
-            teacher |= _model(plan.teacher_model)
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """The whole plan, with the tables that plugins add."""
+    teacher = plan.teacher
     return {
         "name": plan.name,
         "group": plan.group,
         "context": plan.model.context,
         "dtype": plan.model.dtype,
         "model": {**_model(plan.model), "nodes": [_node(root, plan.model) for root in plan.model.roots]},
-        "teacher": teacher,
+        "teacher": teacher
+        and {
+            "source": teacher.source,
+            "dtype": teacher.dtype,
+            "local": teacher.graph is not None,
+            "reason": teacher.reason,
+            **({} if plan.teacher_model is None else _model(plan.teacher_model)),
+        },
         "runs": [_run(run) for run in plan.runs],
+        "sections": [section_data(section) for section in plan_sections(plan)],
     }
+
+
+def plan_sections(plan: Plan) -> list[Section]:
+    """The tables that plugins add to a plan."""
+    return [section for sections in hooks().plan_sections(plan=plan) for section in sections]
 
 
 def training_operations(model: ModelPlan) -> int:
     """Operations of a forward and backward pass over one sequence in which every weight trains."""
-    everything = {node.node.name for node in model.walk()}
-    return model.total.operations + backward_operations(model, everything)
+    return model.total.operations + backward_operations(model, {node.node.name for node in model.walk()})
+
+
+def operations_per_token(model: ModelPlan) -> dict[str, float]:
+    """Operations per token by what is done, as the module's docstring defines them."""
+    total = model.total
+    return {
+        "forward": _whole(total.operations / model.context),
+        "forward_causal": _whole(total.causal_operations / model.context),
+        "training": _whole(training_operations(model) / model.context),
+        "decoding": total.decoding_operations,
+    }
+
+
+def quantized_cache(model: ModelPlan) -> dict[str, dict[str, int]]:
+    """Bytes of the cache by the type that it is quantized to: per token, and of the whole context."""
+    found = {}
+    for name in ("int8", "int4"):
+        storage = Storage.named(name)
+        found[name] = {
+            "bytes_per_token": model.cached_bytes(1, storage) - model.cached_bytes(0, storage),
+            "bytes_at_context": model.cached_bytes(model.context, storage),
+        }
+    return found
 
 
 def _model(model: ModelPlan) -> dict[str, Any]:
@@ -64,51 +100,31 @@ def _model(model: ModelPlan) -> dict[str, Any]:
         "parameters": total.parameters,
         "buffers": total.buffers,
         "weight_bytes": total.weight_bytes,
-        "operations_per_token": {
-            "forward": _whole(total.operations / model.context),
-            "forward_causal": _whole(total.causal_operations / model.context),
-            "training": _whole(training_operations(model) / model.context),
-            "decoding": total.decoding_operations,
+        "operations_per_token": operations_per_token(model),
+        "cache": {
+            "values_per_token": total.cache_values,
+            "bytes_per_token": total.cache_bytes,
+            "state_bytes": total.state_bytes,
+            "bytes_at_context": total.context_bytes,
+            "quantized": quantized_cache(model),
         },
-        "cache": {**_cache(total), "rounded": _rounded(model)},
-    }
-
-
-def _rounded(model: ModelPlan) -> dict[str, Any]:
-    """The same kept in few bits: the first token's bytes and those of the whole context."""
-    found = {}
-    for name in ("int8", "int4"):
-        storage = Storage.named(name)
-        state = model.cached_bytes(0, storage)
-        found[name] = {
-            "bytes_per_token": model.cached_bytes(1, storage) - state,
-            "bytes_at_context": model.cached_bytes(model.context, storage),
-        }
-    return found
-
-
-def _cache(figures: Figures) -> dict[str, Any]:
-    return {
-        "values_per_token": figures.cache_values,
-        "bytes_per_token": figures.cache_bytes,
-        "state_bytes": figures.state_bytes,
-        "bytes_at_context": figures.context_bytes,
     }
 
 
 def _node(node: NodePlan, model: ModelPlan) -> dict[str, Any]:
+    place, total = node.node, node.total
     data: dict[str, Any] = {
-        "name": node.node.name,
+        "name": place.name,
         "type": node.type,
-        "inline": node.node.inline,
-        "width_in": node.node.width_in,
-        "width_out": node.node.width_out,
-        "applications": node.node.applications,
-        "parameters": node.total.parameters,
-        "buffers": node.total.buffers,
-        "operations_per_token": _whole(node.total.operations / model.context),
-        "saved_values_per_token": _whole(node.total.saved / model.context),
-        "cache_bytes_per_token": node.total.cache_bytes,
+        "inline": place.inline,
+        "width_in": place.width_in,
+        "width_out": place.width_out,
+        "applications": place.applications,
+        "parameters": total.parameters,
+        "buffers": total.buffers,
+        "operations_per_token": _whole(total.operations / model.context),
+        "saved_values_per_token": _whole(total.saved / model.context),
+        "cache_bytes_per_token": total.cache_bytes,
     }
     if node.weights:
         data["weights"] = {name: list(weight.shape) for name, weight in node.weights.items()}
@@ -118,19 +134,17 @@ def _node(node: NodePlan, model: ModelPlan) -> dict[str, Any]:
         data["scopes"] = [
             {
                 "names": [scope.name for scope in scopes],
-                "applications": first.applications,
-                "nodes": [_node(child, model) for child in first.nodes],
+                "applications": scopes[0].applications,
+                "nodes": [_node(child, model) for child in scopes[0].nodes],
             }
-            for scopes, first in node.alike()
+            for scopes in node.alike()
         ]
     return data
 
 
 def _run(run: RunPlan) -> dict[str, Any]:
-    data = attrs.asdict(run)
-    data["trains"] = list(run.trains)
-    data["memory"]["total"] = run.memory.total
-    return data
+    memory = {**attrs.asdict(run.memory), "total": run.memory.total}
+    return {**attrs.asdict(run), "trains": list(run.trains), "memory": memory}
 
 
 def _whole(number: float) -> float | int:

@@ -28,8 +28,9 @@ from caramba_core.run.directory import RunDirectory
 from caramba_core.run.evaluation import Measurement, measure, require_enough
 from caramba_core.run.reporter import Reporter
 from caramba_core.run.student import assemble
-from caramba_core.sites import Site, find_sites, trained_nodes
+from caramba_core.sites import Site, find_sites
 from caramba_core.training import Tokens
+from caramba_core.trains import trained_nodes
 
 __all__ = ["GroupContext", "RunContext", "TeacherSource", "check_tokens"]
 

@@ -11,7 +11,7 @@ from caramba_core.errors import PluginError
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import ModeRunner, Run
 from caramba_core.nn.build import load_object
-from caramba_core.plan.sections import plan_document
+from caramba_core.plan.data import plan_document
 from caramba_core.plugins.manager import hooks
 from caramba_core.plugins.registry import registry
 from caramba_core.run.context import GroupContext, RunContext, device_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from caramba_core.loading import fetch_source, open_fetched
+from caramba_core.loading import fetch_source, find_loader
 from caramba_core.lowered import lower_checkpoint, lower_group
 from caramba_core.manifest import Loaded
 from caramba_core.manifest.schema import Group
@@ -16,6 +16,6 @@ def open_group(loaded: Loaded, group: Group) -> GroupContext:
     graph, teacher = lower_group(loaded, group), None
     if group.teacher is not None:
         fetched = fetch_source(group.teacher.source, loaded.folder)
-        checkpoint = open_fetched(fetched, sha256=group.teacher.sha256)
+        checkpoint = find_loader(fetched.path, sha256=group.teacher.sha256)
         teacher = TeacherSource(checkpoint, lower_checkpoint(checkpoint), fetched.pinned)
     return GroupContext(loaded=loaded, group=group, graph=graph, teacher=teacher)

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from caramba_core.formatting import format_count, format_duration
 from caramba_core.manifest import Loaded, dump
 from caramba_core.manifest.schema import Group
-from caramba_core.plan.sections import section_data, section_table
 from caramba_core.plugins.manager import hooks
-from caramba_core.run.reporter import Reporter, short_count
+from caramba_core.run.reporter import Reporter
 from caramba_core.run.request import Request
+from caramba_core.sections import section_data, section_table
 
 __all__ = ["closing_table", "report", "report_sections", "written_manifest"]
 
@@ -81,9 +82,9 @@ def closing_table(reporter: Reporter, title: str, summaries: list[dict[str, Any]
                 _perplexity(summary, "end") if measured else "",
                 f"{summary['perplexity_ratio']['end']:.3f}" if "perplexity_ratio" in summary else "",
                 _bytes(summary.get("cache_bytes_per_token", {}).get("student")),
-                short_count(summary["parameters"]) if "parameters" in summary else "",
-                short_count(summary.get("tokens", 0) or summary.get("calibration_tokens", 0)),
-                f"{summary['seconds']:.0f} s",
+                format_count(summary["parameters"]) if "parameters" in summary else "",
+                format_count(summary.get("tokens", 0) or summary.get("calibration_tokens", 0)),
+                format_duration(summary["seconds"]),
             ]
         )
     columns = ["", "perplexity", "ratio", "cache B/token", "params", "tokens", "time"]

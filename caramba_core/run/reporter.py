@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Bar", "Reporter", "short_count"]
+__all__ = ["Bar", "Reporter"]
 
 
 class _TokenSpeed(ProgressColumn):
@@ -75,11 +75,3 @@ class Reporter:
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
-
-
-def short_count(count: int) -> str:
-    """A count as people write it: 940, 16.4k, 134.5M, 1.2B."""
-    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= limit:
-            return f"{count / limit:.1f}{unit}"
-    return str(count)

@@ -7,12 +7,12 @@ from contextlib import nullcontext
 
 import torch
 
+from caramba_core.formatting import format_count
 from caramba_core.modes import Results
 from caramba_core.run.context import RunContext
 from caramba_core.run.determinism import deterministic
 from caramba_core.run.loop import TrainingLoop
 from caramba_core.run.modes import Evaluate, Generate, Train
-from caramba_core.run.reporter import short_count
 
 __all__ = ["EvaluateRunner", "GenerateRunner", "TrainRunner"]
 
@@ -53,7 +53,7 @@ class TrainRunner:
         total = sum(parameter.numel() for parameter in context.student.parameters())
         context.reporter.stage(
             f"train {run.id}",
-            f"{', '.join(settings.trains)}: {short_count(trained)} of {short_count(total)} parameters train, "
+            f"{', '.join(settings.trains)}: {format_count(trained)} of {format_count(total)} parameters train, "
             f"{run.steps} steps of {loop.tokens_a_step:,} tokens on {context.device.type}",
         )
         if settings.compile:

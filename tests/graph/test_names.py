@@ -12,7 +12,7 @@ from caramba_core.naming import RESERVED, name_fault
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.nn.module import TopologyModule
-from caramba_core.nn.sequence import Sequence
+from caramba_core.nn.sequence import LayerSequence
 
 from .models import GQA, MLP, NORM, faults_of, graph_of, linear, names_of, nested, residual, stacked
 
@@ -61,9 +61,11 @@ def test_conversion_keeps_names() -> None:
 
 
 def test_reserved_names_are_those_that_modules_use() -> None:
-    used = {name for cls in (LanguageModel, TopologyModule, Sequence) for name in dir(cls) if not name.startswith("_")}
+    used = {
+        name for cls in (LanguageModel, TopologyModule, LayerSequence) for name in dir(cls) if not name.startswith("_")
+    }
     model = build(graph_of(nested(1, NORM), stacked(NORM, name="tail")), device="meta")
-    holders = [module for module in model.modules() if isinstance(module, Sequence | TopologyModule)]
+    holders = [module for module in model.modules() if isinstance(module, LayerSequence | TopologyModule)]
     own = {name for module in holders for name in vars(module) if not name.startswith("_")}
     assert used | own | {"embedder", "head"} <= RESERVED
 

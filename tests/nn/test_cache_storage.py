@@ -1,4 +1,4 @@
-"""A cache in few bits: what rounding loses, what is held of it, and that passes and lengths do not matter."""
+"""A quantized cache: what quantization loses, what is allocated, and that passes and lengths do not matter."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_value_is_off_by_half_a_step_at_most(
     shape: tuple[int, ...], storage: Storage, seed: int, offset: float
 ) -> None:
     values = values_of(seed, 2, 3, *shape, offset=offset)
-    read = layer_of(CacheEntry(shape=shape), storage).rounded("token", values)
+    read = layer_of(CacheEntry(shape=shape), storage).round_trip("token", values)
     assert read.shape == values.shape
     rows, found = values.reshape(6, -1).double(), read.reshape(6, -1).double()
     for start in range(0, rows.shape[1], storage.block):
@@ -52,14 +52,14 @@ def test_a_value_is_off_by_half_a_step_at_most(
 def test_blocks_of_equal_values_come_back() -> None:
     for value in (0.0, 1.5, -3.0, 1e-9):
         values = torch.full((2, 3, 5), value)
-        read = layer_of(CacheEntry(shape=(5,)), Storage(4, 2)).rounded("token", values)
+        read = layer_of(CacheEntry(shape=(5,)), Storage(4, 2)).round_trip("token", values)
         torch.testing.assert_close(read, values, rtol=0, atol=1e-8)
 
 
 def test_codes_are_spent_on_the_range_that_is_there() -> None:
     """Sixteen levels between the least and the greatest value, both among them, wherever the block lies."""
     values = torch.linspace(7.0, 8.0, 16).view(1, 1, 16)
-    read = layer_of(CacheEntry(shape=(16,)), Storage(4, 16), batch=1).rounded("token", values)
+    read = layer_of(CacheEntry(shape=(16,)), Storage(4, 16), batch=1).round_trip("token", values)
     torch.testing.assert_close(read, values, rtol=0, atol=1e-2 / 15)
 
 
@@ -84,7 +84,7 @@ def test_any_split_reads_what_each_token_alone_reads(
     values = values_of(seed, 2, sum(passes), *shape)
     entry = CacheEntry(shape=shape)
     cache = layer_of(entry, storage)
-    alone = torch.cat([cache.rounded("token", values[:, i : i + 1]) for i in range(values.shape[1])], dim=1)
+    alone = torch.cat([cache.round_trip("token", values[:, i : i + 1]) for i in range(values.shape[1])], dim=1)
     if capacity is not None:
         cache.reserve(capacity)
     done = 0
@@ -104,13 +104,13 @@ def test_any_split_reads_what_each_token_alone_reads(
 @given(
     sinks=st.integers(0, 4), last=st.integers(1, 6), storage=STORAGES, passes=PASSES, capacity=st.none() | st.just(30)
 )
-def test_windows_hold_rounded_tokens_rounded_once(
+def test_windows_hold_tokens_quantized_once(
     sinks: int, last: int, storage: Storage, passes: list[int], capacity: int | None
 ) -> None:
     entry = CacheEntry(shape=(7,), window=sinks + last, sinks=sinks)
     cache = layer_of(entry, storage)
     values = values_of(3, 2, sum(passes), 7)
-    alone = cache.rounded("token", values)
+    alone = cache.round_trip("token", values)
     if capacity is not None:
         cache.reserve(capacity)
     done = 0
@@ -161,7 +161,7 @@ def test_more_bits_and_smaller_blocks_lose_less(bits: int) -> None:
     values = values_of(5, 2, 64, 4, 32)
     lost = {
         (b, block): float(
-            (layer_of(CacheEntry(shape=(4, 32)), Storage(b, block)).rounded("token", values) - values).norm()
+            (layer_of(CacheEntry(shape=(4, 32)), Storage(b, block)).round_trip("token", values) - values).norm()
         )
         for b in (4, 8)
         for block in (8, 32, 128)

@@ -1,8 +1,7 @@
-"""Values that are no numbers are counted wherever they stand, in pieces of any size and by any number of threads."""
+"""NaN and infinity are counted wherever they stand, in memory and in pieces of files."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from caramba_core.errors import InputError
-from caramba_core.loading import Span, Stored
+from caramba_core.loading import FileSpan, Stored
 from caramba_core.nn import finite
-from caramba_core.nn.finite import NotNumbers, not_numbers, not_numbers_in_files
+from caramba_core.nn.finite import count_nonfinite, count_nonfinite_in_files
 
 NAN, INFINITE = float("nan"), float("inf")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -26,22 +25,22 @@ PIECE = 32
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finite, "_PIECE", PIECE)
-    monkeypatch.setattr(finite, "_WORTH_A_THREAD", 2 * PIECE)
 
 
 def write(path: Path, tensors: Sequence[Tensor], *, before: int = 0) -> list[Stored]:
-    """Tensors called 0, 1, ... one behind the other in a file, ``before`` bytes from its start."""
+    """Tensors called 0, 1, ... one after the other in a file, ``before`` bytes from its start."""
     stored, content = [], bytes(before)
     for number, tensor in enumerate(tensors):
-        span = Span(path=path, offset=len(content), dtype=str(tensor.dtype).removeprefix("torch."))
+        span = FileSpan(path=path, offset=len(content), dtype=str(tensor.dtype).removeprefix("torch."))
         stored.append(Stored(key=str(number), name=None, shape=tuple(tensor.shape), dtype="", span=span))
         content += tensor.flatten().view(torch.uint8).numpy().tobytes()
     path.write_bytes(content)
     return stored
 
 
-def expected(tensor: Tensor) -> NotNumbers:
-    return NotNumbers(int(tensor.isnan().sum()), int(tensor.isinf().sum()))
+def expected(tensor: Tensor) -> dict[str, int]:
+    counts = {"NaN": int(tensor.isnan().sum()), "infinite": int(tensor.isinf().sum())}
+    return {what: count for what, count in counts.items() if count}
 
 
 @st.composite
@@ -57,78 +56,45 @@ def tensors(draw: st.DrawFn) -> Tensor:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(values=st.lists(tensors(), max_size=4), before=st.integers(0, 9), threads=st.integers(1, 3))
-def test_counts_are_those_of_torch(tmp_path: Path, values: list[Tensor], before: int, threads: int) -> None:
-    torch.set_num_threads(threads)
-    stored = write(tmp_path / "values", values, before=before)
-    found = not_numbers_in_files(stored)
+@given(values=st.lists(tensors(), max_size=4), before=st.integers(0, 9))
+def test_counts_are_those_of_torch(tmp_path: Path, values: list[Tensor], before: int) -> None:
+    found = count_nonfinite_in_files(write(tmp_path / "values", values, before=before))
     assert found == {str(number): expected(tensor) for number, tensor in enumerate(values)}
-    assert [not_numbers(tensor) for tensor in values] == [expected(tensor) for tensor in values]
-    assert torch.get_num_threads() == threads
+    assert [count_nonfinite(tensor) for tensor in values] == [expected(tensor) for tensor in values]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_at_the_ends_and_where_pieces_meet(tmp_path: Path, dtype: torch.dtype, threads: int) -> None:
-    torch.set_num_threads(threads)
+def test_at_the_ends_and_where_pieces_meet(tmp_path: Path, dtype: torch.dtype) -> None:
     piece = PIECE // dtype.itemsize
     size = 5 * piece + 3
     for position in (0, piece - 1, piece, 3 * piece - 1, 3 * piece, 5 * piece, size - 1):
         values = torch.ones(size, dtype=dtype)
         values[position] = NAN
-        assert not_numbers_in_files(write(tmp_path / "values", [values])) == {"0": NotNumbers(nan=1)}, position
+        assert count_nonfinite_in_files(write(tmp_path / "values", [values])) == {"0": {"NaN": 1}}, position
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_several_pieces_of_one_tensor_are_added_up(tmp_path: Path, threads: int) -> None:
-    torch.set_num_threads(threads)
+def test_several_pieces_of_one_tensor_are_added_up(tmp_path: Path) -> None:
     first, second = torch.zeros(9, 8), torch.ones(30)
     first[0, 0] = first[4, 3] = first[8, 7] = NAN
     first[2, 5], first[8, 0] = INFINITE, -INFINITE
-    found = not_numbers_in_files(write(tmp_path / "values", [first, second]))
-    assert found == {"0": NotNumbers(nan=3, infinite=2), "1": NotNumbers()}
-    assert str(found["0"]) == "3 NaN and 2 infinite"
+    found = count_nonfinite_in_files(write(tmp_path / "values", [first, second]))
+    assert found == {"0": {"NaN": 3, "infinite": 2}, "1": {}}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_sum_that_runs_over_is_no_fault(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_sum_that_overflows_is_no_fault(tmp_path: Path, dtype: torch.dtype) -> None:
     values = torch.full((40,), torch.finfo(dtype).max, dtype=dtype)
-    assert not_numbers(values) == NotNumbers()
-    assert not_numbers_in_files(write(tmp_path / "values", [values])) == {"0": NotNumbers()}
+    assert count_nonfinite(values) == {}
+    assert count_nonfinite_in_files(write(tmp_path / "values", [values])) == {"0": {}}
 
 
-def test_all_threads_share_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(3)
-    seen, together = set(), threading.Barrier(3, timeout=10)
-    counted = finite._counted
-
-    def watched(values: Tensor) -> NotNumbers:
-        if threading.get_ident() not in seen:
-            seen.add(threading.get_ident())
-            together.wait()
-        assert torch.get_num_threads() == 1
-        return counted(values)
-
-    monkeypatch.setattr(finite, "_counted", watched)
-    not_numbers_in_files(write(tmp_path / "values", [torch.ones(100)]))
-    assert len(seen) == 3
-    assert threading.get_ident() not in seen
-
-
-def test_little_starts_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(3)
-    monkeypatch.setattr(finite, "ThreadPoolExecutor", None)
-    not_numbers_in_files(write(tmp_path / "values", [torch.ones(8) for _ in range(3)]))
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_file_that_ends_early(tmp_path: Path, threads: int) -> None:
-    torch.set_num_threads(threads)
+def test_a_file_that_ends_early(tmp_path: Path) -> None:
+    torch.set_num_threads(2)
     stored = write(tmp_path / "values", [torch.ones(50), torch.ones(30)])
     (tmp_path / "values").write_bytes(bytes(4 * 80 - 1))
     with pytest.raises(InputError, match="values ends inside 1"):
-        not_numbers_in_files(stored)
+        count_nonfinite_in_files(stored)
     (tmp_path / "values").unlink()
     with pytest.raises(InputError, match="values cannot be read: No such file"):
-        not_numbers_in_files(stored)
-    assert torch.get_num_threads() == threads
+        count_nonfinite_in_files(stored)
+    assert torch.get_num_threads() == 2

@@ -1,4 +1,4 @@
-"""Cached bytes a token, from the tensors that hold them, against the plan's, for every preset."""
+"""Cached bytes per token, from the tensors that hold them, against the plan's, for every preset."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ from caramba_core.cli import main
 from caramba_core.errors import ManifestError
 from caramba_core.hookspecs import Section
 from caramba_core.manifest import load_manifest
-from caramba_core.plan import Plan, plan_group, plan_manifest
+from caramba_core.plan import Plan, plan_manifest
+from caramba_core.plan.data import plan_document
 
 MANIFEST = """\
 version: 1
@@ -92,7 +93,7 @@ def test_one_line_a_group(manifest: Path, capsys: pytest.CaptureFixture[str]) ->
     assert caramba("compile", manifest) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["small/a", "small/b"]
-    assert all("teacher teacher not on this machine" in line for line in lines)
+    assert all("teacher teacher is not on this machine" in line for line in lines)
 
 
 def test_the_plan_in_a_terminal(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,8 +115,8 @@ def test_the_plan_as_data(manifest: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [plan["group"] for plan in plans] == ["a", "b"]
     plan = plans[0]
     loaded = load_manifest(manifest)
-    planned = plan_group(loaded, loaded.manifest.groups[0], context=8)
-    assert plan == json.loads(json.dumps({**planned.to_dict(), "sections": []}))
+    (planned,) = plan_manifest(loaded, group="a", context=8)
+    assert plan == json.loads(json.dumps(plan_document(planned)))
     assert plan["model"]["parameters"] == planned.model.total.parameters
     assert plan["context"] == 8
     assert plan["teacher"]["local"] is False
@@ -178,7 +179,7 @@ def test_a_manifest_without_groups(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_tables_of_plugins(manifest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What plugins add stands behind each plan, and only where a plan is shown."""
+    """What plugins add follows each plan, and only where a plan is shown."""
     asked: list[str] = []
 
     class Relay:
@@ -187,7 +188,7 @@ def test_tables_of_plugins(manifest: Path, monkeypatch: pytest.MonkeyPatch, caps
             rows = (("norm", 1234, None), ("mlp", 5, 0.5))
             return [[Section(title="Energy", columns=("node", "joules", "share"), rows=rows)]]
 
-    monkeypatch.setattr("caramba_core.plan.sections.hooks", Relay)
+    monkeypatch.setattr("caramba_core.plan.data.hooks", Relay)
     assert caramba("compile", manifest) == 0
     assert asked == []
     capsys.readouterr()
@@ -212,7 +213,7 @@ def test_a_local_teacher_is_planned(manifest: Path, teacher: Path, capsys: pytes
     assert fit["weights"] + fit["shared"] == student["weight_bytes"] + 3 * 3 * 24 * 32 * 2  # MLPs train in float32
     assert caramba("compile", manifest, "--print-plan", "--group", "a") == 0
     shown = capsys.readouterr().out
-    assert "a cache 2.00 times smaller than the teacher's 288 bytes a token" in shown
+    assert "a cache 2.00 times smaller than the teacher's 288 bytes per token" in shown
 
 
 def test_a_damaged_teacher_is_an_error(manifest: Path, teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +225,7 @@ def test_a_damaged_teacher_is_an_error(manifest: Path, teacher: Path, capsys: py
 def test_addresses_are_never_fetched(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     address = "groups.0.teacher.source=hf://nobody/nothing"
     assert caramba("compile", manifest, "--group", "a", "--set", address) == 0
-    assert "hf://nobody/nothing not on this machine" in capsys.readouterr().out
+    assert "hf://nobody/nothing is not on this machine" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------ faults

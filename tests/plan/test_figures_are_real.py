@@ -55,7 +55,7 @@ def check_cache(graph: Graph, plan: ModelPlan) -> None:
 
 
 def layer_values(graph: Graph) -> list[int]:
-    """Values a token of every tensor that a cache holds for a token, one application after the other."""
+    """Values per token of every tensor that a cache holds per token, one application after the other."""
     cache = Cache(graph, batch=1, dtype=torch.float32, device="meta", capacity=1)
     layers = [
         cache.layer(name, application)
@@ -109,7 +109,7 @@ def test_preset(preset: str) -> None:
 
 
 def test_decoding_operations() -> None:
-    """One more token behind a cache, counted from a cached pass."""
+    """One more token with a cache, counted from a cached pass."""
     graph = GRAPHS["attention_mha"]
     plan = plan_model(graph, context=CONTEXT)
     model = build(graph, seed=0)
@@ -125,7 +125,7 @@ def test_decoding_operations() -> None:
 
 
 def test_generated_bytes() -> None:
-    """What decoding really allocates, a token at a time, is what the plan states."""
+    """What decoding really allocates, token by token, is what the plan states."""
     graph = GRAPHS["nested_each"]
     model = build(graph, seed=0)
     cache = model.new_cache(2, capacity=CONTEXT)

@@ -16,12 +16,12 @@ from caramba_core.manifest import load_manifest
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Teacher
 from caramba_core.nn.build import build
-from caramba_core.plan import plan_group
+from caramba_core.plan import plan_manifest
 from caramba_core.plan.nodes import plan_model
 from caramba_core.plan.runs import Memory, Stage, plan_runs
 from caramba_core.plan.teacher import TeacherPlan
 from caramba_core.run.student import assemble
-from caramba_core.sites import trained_nodes
+from caramba_core.trains import trained_nodes
 
 from .shapes import DBA, GQA, MLP, chain, graph_of, presets, residual
 
@@ -161,11 +161,11 @@ def test_memory_of_presets(preset: str, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("caramba_core.plan.planning.plan_teacher", absent)
     loaded = load_manifest(preset)
-    for group in loaded.manifest.groups:
+    for group, planned in zip(loaded.manifest.groups, plan_manifest(loaded), strict=True):
         assert group.teacher is not None
         graph = lower_group(loaded, group)
         dtype = getattr(torch, group.teacher.dtype)
-        for run, plan in zip(group.runs, plan_group(loaded, group).runs, strict=True):
+        for run, plan in zip(group.runs, planned.runs, strict=True):
             student = build(graph, device="meta", dtype=dtype).requires_grad_(False)
             trained = trained_nodes(graph, run.trains)
             for name in trained:

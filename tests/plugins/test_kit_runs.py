@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from caramba_core.component import component, option
 from caramba_core.errors import InputError, PluginError
 from caramba_core.hookspecs import Section, hookimpl
-from caramba_core.loading import Span, Stored
+from caramba_core.loading import FileSpan, Stored
 from caramba_core.run.context import RunContext
 from caramba_core.training import StepResult, Strategy
 
@@ -227,7 +227,7 @@ class Placed(Sound):
         base = 8 + length + self.skipped
         first = {key: entry["data_offsets"][0] for key, entry in json.loads(content[8 : 8 + length]).items()}
         return tuple(
-            attrs.evolve(stored, span=Span(path=self.path, offset=base + first[stored.key], dtype=self.dtype))
+            attrs.evolve(stored, span=FileSpan(path=self.path, offset=base + first[stored.key], dtype=self.dtype))
             for stored in super().layout()
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from caramba_core.errors import InputError
-from caramba_core.loading import Span, Stored, Tokenizer
+from caramba_core.loading import FileSpan, Stored, Tokenizer
 from caramba_plugins_llama.configuration import key_of, model_of
 from caramba_plugins_llama.families import ARCHITECTURES, Architecture
 from caramba_plugins_llama.gguf_header import MAGIC, PLAIN, GgufHeader, GgufTensor, read_header
@@ -134,10 +134,10 @@ class GgufFile:
             files |= tokenizer_files(tokenizer, self.header.metadata)
         return files
 
-    def _span(self, tensor: GgufTensor) -> Span | None:
+    def _span(self, tensor: GgufTensor) -> FileSpan | None:
         if tensor.dtype not in PLAIN or self._turns(tensor):
             return None
-        return Span(path=self.path, offset=tensor.offset, dtype=PLAIN[tensor.dtype])
+        return FileSpan(path=self.path, offset=tensor.offset, dtype=PLAIN[tensor.dtype])
 
     def _turns(self, tensor: GgufTensor) -> bool:
         """Whether rows of the file stand in another order than the graph's."""

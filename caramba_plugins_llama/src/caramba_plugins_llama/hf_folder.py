@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from caramba_core.errors import InputError
-from caramba_core.loading import Span, Stored, Tokenizer
+from caramba_core.loading import FileSpan, Stored, Tokenizer
 from caramba_plugins_llama.configuration import key_of, model_of
 from caramba_plugins_llama.families import graph_name
 from caramba_plugins_llama.inside import inside
@@ -152,7 +152,7 @@ class HuggingFaceFolder:
             raise InputError(f"{self.folder / 'config.json'}: caramba.keys is no mapping of names to keys")
         return {key: name for name, key in keys.items()}
 
-    def _stored(self, key: str, shape: tuple[int, ...], dtype: str, span: Span | None = None) -> Stored:
+    def _stored(self, key: str, shape: tuple[int, ...], dtype: str, span: FileSpan | None = None) -> Stored:
         return Stored(key=key, name=self._name(key), shape=shape, dtype=dtype, span=span)
 
     def _pickles(self) -> Iterator[Mapping[str, torch.Tensor]]:

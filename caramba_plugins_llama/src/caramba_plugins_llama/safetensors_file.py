@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import attrs
 
 from caramba_core.errors import InputError
-from caramba_core.loading import Span, what_it_seems
+from caramba_core.loading import FileSpan, what_it_seems
 from caramba_plugins_llama.json_file import parse_object
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class SafetensorsEntry:
     last: int
 
     @property
-    def span(self) -> Span:
+    def span(self) -> FileSpan:
         """The same in the core's words."""
-        return Span(path=self.path, offset=self.first, dtype=_TYPES[self.dtype][1])
+        return FileSpan(path=self.path, offset=self.first, dtype=_TYPES[self.dtype][1])
 
 
 def looks_like_safetensors(path: Path) -> bool:

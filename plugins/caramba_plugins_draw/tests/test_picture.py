@@ -83,13 +83,13 @@ def test_repeated_blocks_once_with_their_count() -> None:
     assert "12 \u00d7" in written
     assert written.count("attention") == 1
     assert "blocks.0\u201311" in written
-    assert any("cached bytes a token each" in text for text in written)
+    assert any("cached bytes per token each" in text for text in written)
 
 
 def test_sizes_that_differ_are_ranges() -> None:
     written = " ".join(element.text or "" for element in texts(svg(sketch_of("each"))))
     assert "sem_dim 2 \u2013 6" in written
-    assert "52 \u2013 68 bytes a token" in written or "\u2013" in written
+    assert "52 \u2013 68 bytes per token" in written or "\u2013" in written
 
 
 def test_blocks_of_other_make_stand_apart_in_order() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from html import escape
 
-from caramba_core.plan.figures import bytes_in_words, count_in_words
 from caramba_core.plan.nodes import ModelPlan
 from caramba_core.plan.render import model_rows
 from caramba_plugins_draw.sketch import Sketch
@@ -24,8 +23,8 @@ td.w { color: #6c757d; } td:first-child { white-space: pre; }
 .t { color: #3b5bdb; }
 .g { color: #adb5bd; font-family: monospace; }
 """
-_COLUMNS = ("node", "type", "width", "parameters", "operations a token", "cached bytes a token", "state", "weights")
-_NUMERIC = range(2, 7)
+_COLUMNS = ("node", "type", "width", "parameters", "operations per token", "cached bytes per token", "weights")
+_NUMERIC = range(2, 6)
 
 
 def page(sketch: Sketch, model: ModelPlan) -> str:
@@ -33,15 +32,11 @@ def page(sketch: Sketch, model: ModelPlan) -> str:
     heads = "".join(f"<th{' class=n' if index in _NUMERIC else ''}>{name}</th>" for index, name in enumerate(_COLUMNS))
     rows = []
     for row in model_rows(model):
-        figures = row.figures
         label = escape(row.label) + (f" <b>\u00d7 {row.times}</b>" if row.times > 1 else "")
         cells = [
             f"<td><span class=g>{escape(row.guide)}</span>{label}</td><td class=t>{escape(row.type)}</td>",
             _number(row.width.replace("->", "\u2192")),
-            _number(count_in_words(figures.parameters) if figures.parameters else ""),
-            _number(count_in_words(figures.operations / model.context) if figures.operations else ""),
-            _number(f"{figures.cache_bytes:,}" if figures.cache_bytes else ""),
-            _number(bytes_in_words(figures.state_bytes) if figures.state_bytes else ""),
+            *map(_number, (row.parameters, row.operations, row.cache)),
             f"<td class=w>{escape(row.weights)}</td>",
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")

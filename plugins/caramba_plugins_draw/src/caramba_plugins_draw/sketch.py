@@ -13,9 +13,9 @@ from typing import Any, Final, Literal, TypeAlias, cast
 import attrs
 
 from caramba_core.component import Attention, Component, Embedder, Head, Layer, Topology
-from caramba_core.plan.figures import bytes_in_words, count_in_words
+from caramba_core.formatting import format_bytes, format_count, format_indexes
 from caramba_core.plan.nodes import ModelPlan, NodePlan, ScopePlan
-from caramba_core.plan.render import index_ranges, shows
+from caramba_core.plan.render import drawn
 from caramba_core.plugins.registry import registry
 
 __all__ = ["Card", "Chain", "Fan", "Frame", "Role", "Shape", "Sketch", "sketch"]
@@ -111,12 +111,12 @@ def sketch(model: ModelPlan, title: str, facts: Sequence[str] = ()) -> Sketch:
     """The sketch of a planned model."""
     total = model.total
     own = [
-        f"{count_in_words(total.parameters)} parameters",
-        f"{count_in_words(total.operations / model.context)} operations a token over {model.context:,}",
-        f"{total.cache_bytes:,} cached bytes a token in {model.dtype}",
+        f"{format_count(total.parameters)} parameters",
+        f"{format_count(total.operations / model.context)} operations per token over {model.context:,}",
+        f"{total.cache_bytes:,} cached bytes per token in {model.dtype}",
     ]
     if total.state_bytes:
-        own.append(f"{bytes_in_words(total.state_bytes)} of state a sequence")
+        own.append(f"{format_bytes(total.state_bytes)} of state per sequence")
     return Sketch(title=title, facts=(*own, *facts), chain=_chain([model.roots]))
 
 
@@ -125,7 +125,7 @@ def sketch(model: ModelPlan, title: str, facts: Sequence[str] = ()) -> Sketch:
 
 def _chain(alike: Sequence[Sequence[NodePlan]]) -> Chain:
     """One chain for several that are built alike."""
-    columns = zip(*[list(_drawn(nodes)) for nodes in alike], strict=True)
+    columns = zip(*[list(drawn(nodes)) for nodes in alike], strict=True)
     items = tuple(shape for column in columns for shape in _shapes(column))
     first, last = [nodes[0] for nodes in alike], [nodes[-1] for nodes in alike]
     return Chain(
@@ -133,15 +133,6 @@ def _chain(alike: Sequence[Sequence[NodePlan]]) -> Chain:
         width_in=_span([node.node.width_in for node in first], _thousands),
         width_out=_span([node.node.width_out for node in last], _thousands),
     )
-
-
-def _drawn(nodes: Sequence[NodePlan]) -> Iterator[NodePlan]:
-    """The nodes that are drawn: an inline chain adds nothing, its layers stand in its place."""
-    for node in nodes:
-        if shows(node):
-            yield node
-        else:
-            yield from _drawn(node.scopes[0].nodes)
 
 
 def _shapes(nodes: Sequence[NodePlan]) -> Iterator[Shape]:
@@ -193,7 +184,7 @@ def _bodies_in_order(nodes: Sequence[NodePlan]) -> Iterator[Shape]:
     frames: list[Frame] = []
     for run in runs:
         scopes = [node.scopes[index] for node in nodes for index in run]
-        name = index_ranges([first.scopes[index].local for index in run]).replace("-", "\u2013")
+        name = format_indexes([first.scopes[index].local for index in run]).replace("-", "\u2013")
         frames.append(
             Frame(
                 title=f"{first.local}.{name}" if len(runs) > 1 or len(first.scopes) > 1 else first.local,
@@ -294,16 +285,16 @@ def _card_parameters(nodes: Sequence[NodePlan]) -> str:
 
 def _parameters(nodes: Sequence[NodePlan]) -> str:
     counts = [node.total.parameters for node in nodes]
-    return f"{_span(counts, count_in_words)} parameters" if any(counts) else ""
+    return f"{_span(counts, format_count)} parameters" if any(counts) else ""
 
 
 def _figures(scopes: Sequence[ScopePlan], *, each: bool) -> str:
     """Parameters and cache of a body."""
     totals = [scope.total for scope in scopes]
-    words = [f"{_span([total.parameters for total in totals], count_in_words)} parameters"]
+    words = [f"{_span([total.parameters for total in totals], format_count)} parameters"]
     cached = [total.cache_bytes for total in totals]
     if any(cached):
-        words.append(f"{_span(cached, _thousands)} cached bytes a token")
+        words.append(f"{_span(cached, _thousands)} cached bytes per token")
     return ", ".join(words) + (" each" if each else "")
 
 
@@ -339,7 +330,7 @@ def _topology_settings(config: Topology) -> Iterator[str]:
 
 
 def _cache(nodes: Sequence[NodePlan]) -> str:
-    """``k_sem 96, v 224: 1,024 bytes a token``."""
+    """``k_sem 96, v 224: 1,024 bytes per token``."""
     entries = nodes[0].cache
     if not entries:
         return ""
@@ -356,9 +347,9 @@ def _cache(nodes: Sequence[NodePlan]) -> str:
     totals = [node.total for node in nodes]
     sizes = []
     if any(total.cache_bytes for total in totals):
-        sizes.append(f"{_span([total.cache_bytes for total in totals], _thousands)} bytes a token")
+        sizes.append(f"{_span([total.cache_bytes for total in totals], _thousands)} bytes per token")
     if any(total.state_bytes for total in totals):
-        sizes.append(f"{_span([total.state_bytes for total in totals], bytes_in_words)} a sequence")
+        sizes.append(f"{_span([total.state_bytes for total in totals], format_bytes)} per sequence")
     return f"{', '.join(parts)}: {' and '.join(sizes)}"
 
 

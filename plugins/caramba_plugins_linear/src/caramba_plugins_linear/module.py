@@ -130,11 +130,11 @@ class LinearAttentionModule(ComponentModule):
 
     def _as_kept(self, key: Tensor, value: Tensor, positions: Tensor, layer: LayerCache) -> tuple[Tensor, Tensor]:
         """This pass's tokens as the cache will give them back when they leave the window."""
-        kept = layer.rounded("value", value.transpose(1, 2)).transpose(1, 2).to(value.dtype)
+        kept = layer.round_trip("value", value.transpose(1, 2)).transpose(1, 2).to(value.dtype)
         if self.rotary is None:
-            return layer.rounded("key", key.transpose(1, 2)).transpose(1, 2).to(key.dtype), kept
+            return layer.round_trip("key", key.transpose(1, 2)).transpose(1, 2).to(key.dtype), kept
         cos, sin = self.rotary(positions)
-        turned = layer.rounded("key", rotate(key, cos, sin).transpose(1, 2)).transpose(1, 2)
+        turned = layer.round_trip("key", rotate(key, cos, sin).transpose(1, 2)).transpose(1, 2)
         return (rotate(turned, cos, -sin) / self.rotary.scaling**2).to(key.dtype), kept
 
     def _query_features(self, query: Tensor, before: int) -> Tensor:

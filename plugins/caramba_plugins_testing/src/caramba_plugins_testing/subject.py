@@ -14,7 +14,7 @@ from caramba_core.nn.build import build
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.nn.sequence import Sequence
+from caramba_core.nn.sequence import LayerSequence
 from caramba_plugins_testing.case import Case
 from caramba_plugins_testing.components import TinyChain, TinyEmbedder, TinyHead
 
@@ -82,7 +82,7 @@ class Subject:
 
     def run(self, x: Tensor, frame: Frame | None = None) -> Tensor:
         """``[B, T, D] -> [B, T, D']``."""
-        return Sequence.forward(self.model, x, frame or self.frame(x))
+        return LayerSequence.forward(self.model, x, frame or self.frame(x))
 
     @torch.no_grad()
     def decode(self, x: Tensor, split: Iterable[int], *, cache: Cache | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from caramba_core.component import Topology
 from caramba_core.graph import ROOT
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.nn.sequence import Sequence, names_of
+from caramba_core.nn.sequence import LayerSequence, names_of
 
 __all__ = ["Stage", "adds_to_stream", "input_of", "stages"]
 
@@ -42,7 +42,7 @@ def stages(model: LanguageModel) -> Iterator[Stage]:
         if node is not None and isinstance(node.config, Topology) and node.config.separable:
             for scope in node.scopes:
                 block = model.get_submodule(scope.name.removeprefix(f"{ROOT}."))
-                assert isinstance(block, Sequence)
+                assert isinstance(block, LayerSequence)
                 for part in block.wiring:
                     inside = tuple(f"{scope.name}.{name}" for name in names_of((part,)))
                     yield Stage(inside, partial(block.run, (part,)))

@@ -146,7 +146,7 @@ def padding(case: Case) -> None:
 def _rounds(case: Case) -> bool:
     """Whether a cache that rounds would round something of what is kept."""
     return case.is_attention and any(
-        _ROUNDED.rounds(entry)
+        _ROUNDED.quantizes(entry)
         for entry in case.config.cache_spec(case.width).values()  # type: ignore[attr-defined]
     )
 

@@ -1,0 +1,45 @@
+"""The tables that plugins add to plans and reports, as data and on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from caramba_core.hookspecs import Section
+
+__all__ = ["plain_table", "section_data", "section_table"]
+
+
+def section_data(section: Section) -> dict[str, Any]:
+    """A plugin's table as plain data."""
+    return {"title": section.title, "columns": list(section.columns), "rows": [list(row) for row in section.rows]}
+
+
+def section_table(section: Section, *, of: str | None = None) -> Table:
+    """A plugin's table; ``of`` names what it is about."""
+    numeric = [all(isinstance(cell, int | float) for cell in column) for column in zip(*section.rows, strict=True)]
+    rows = [[_shown(cell) for cell in row] for row in section.rows]
+    table = plain_table(section.columns, rows, right=[index for index, right in enumerate(numeric) if right])
+    table.title = Text(section.title if of is None else f"{of}: {section.title}")
+    table.title_justify = "left"
+    return table
+
+
+def plain_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, right: Collection[int]) -> Table:
+    """A table with a line under its head; the columns with the indexes in ``right`` are right-aligned."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="right" if index in right else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))  # a Text, so that brackets stay brackets
+    return table
+
+
+def _shown(cell: str | int | float | None) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell)
