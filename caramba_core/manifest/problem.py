@@ -89,9 +89,8 @@ class ManifestProblem:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, for ``--format json``."""
-        data = attrs.asdict(self)
-        del data["excerpt_column"]
-        return {**data, "path": dotted(self.path), "source": data.pop("excerpt"), "notes": list(self.notes)}
+        data = attrs.asdict(self, filter=lambda field, _: not field.name.startswith("excerpt"))
+        return {**data, "path": dotted(self.path), "source": self.excerpt, "notes": list(self.notes)}
 
 
 def in_order(problems: Iterable[ManifestProblem], files: Iterable[str] = ()) -> list[ManifestProblem]:

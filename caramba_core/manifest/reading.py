@@ -44,12 +44,13 @@ class Reading:
         self.report(span.problem(message, **about))
         return Gap(span)
 
-    def mismatch(self, node: Node, wanted: str, path: Path = ()) -> Gap:
+    def mismatch(self, node: Node, wanted: str, path: Path = (), notes: tuple[str, ...] = ()) -> Gap:
         """Report that a value is not what is wanted; of a gap the reason is reported already."""
         if isinstance(node, Gap):
             return node
         found = shown(plain(node))
-        return self.gap(node.span, f"expected {wanted}, found {found}", path=path, found=found, expected=wanted)
+        message = f"expected {wanted}, found {found}"
+        return self.gap(node.span, message, path=path, found=found, expected=wanted, notes=notes)
 
     def write(self, size: int, span: TextSpan) -> None:
         """Count values of a text; raises :class:`~caramba_core.manifest.source.Broken` where they are too many."""

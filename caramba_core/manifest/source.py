@@ -137,10 +137,9 @@ def read_source(file: FilePath, name: str) -> SourceText:
 def _content(file: FilePath, nowhere: TextSpan) -> bytes:
     try:
         status = file.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise nowhere.broken("this is a folder", expected="a manifest file")
         if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
-            raise nowhere.broken("this is not a regular file", expected="a manifest file")
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise nowhere.broken(f"this is {what}", expected="a manifest file")
         with file.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
@@ -152,9 +151,8 @@ def _content(file: FilePath, nowhere: TextSpan) -> bytes:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise nowhere.broken(f"this file cannot be read: {reason}") from None
     if len(content) > MAX_BYTES:
-        size = max(status.st_size, len(content))
         raise nowhere.broken(
-            f"this file is too large for a manifest: {size / (1 << 20):.1f} MiB",
+            f"this file is too large for a manifest: {max(status.st_size, len(content)) / (1 << 20):.1f} MiB",
             expected=f"at most {MAX_BYTES // (1 << 20)} MiB",
             hint="use repeat: for layers that are alike, vars: and matrix: for variants",
         )

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Final
 
 from caramba_core.manifest.expressions import NAME, USE, ExpressionError, evaluate
-from caramba_core.manifest.problem import ManifestProblem, Path, shown
+from caramba_core.manifest.problem import ManifestProblem, Path
 from caramba_core.manifest.reading import Reading, check_depth
 from caramba_core.manifest.source import TextSpan
-from caramba_core.manifest.tree import Gap, Map, MapItem, Node, Scalar, mapped, noted, plain
+from caramba_core.manifest.tree import Gap, Map, MapItem, Node, Scalar, mapped, noted
 from caramba_core.suggestions import listing, nearest, suggestion
 
 __all__ = ["Variables", "declared", "misspelt", "unknown_variable"]
@@ -158,9 +158,8 @@ class Variables:
         value = self._value(node, use)
         if isinstance(value, Scalar) and type(value.value) in (str, int, float):
             return str(value.value)
-        found = shown(plain(value))
-        message, note = f"{found} cannot stand inside a text", f"used as {use[0]} at {_name_span(node, use).place}"
-        self._reading.gap(value.span, message, found=found, expected="a string or a number", notes=(note,))
+        note = f"used inside a text, as {use[0]} at {_name_span(node, use).place}"
+        self._reading.mismatch(value, "a string or a number", notes=(note,))
         raise _UnresolvedError
 
     def _operand(self, node: Scalar, use: str, name: str, start: int) -> int:
@@ -169,9 +168,7 @@ class Variables:
         value = self._variable(name, span)
         if isinstance(value, Scalar) and type(value.value) is int:
             return value.value
-        found = shown(plain(value))
-        message, note = f"arithmetic takes integers, {name} is {found}", f"used in {use} at {span.place}"
-        self._reading.gap(value.span, message, found=found, expected="an integer", notes=(note,))
+        self._reading.mismatch(value, "an integer", notes=(f"{name} is used in {use} at {span.place}",))
         raise _UnresolvedError
 
     # ------------------------------------------------------------------------------------------------ one variable
