@@ -103,6 +103,7 @@ class Nested(Topology):
         fields = dict(each.entries) if isinstance(each, Map) else {}
         moved = {key: fields.pop(key) for key in list(fields) for name in nodes[0] if key.startswith(f"{name}.")}
         distinct: list[Node] = []
+        seen: list[Any] = []
         order: list[int] = []
         for index in range(self.repeat):
             body: Node = written
@@ -114,10 +115,10 @@ class Nested(Topology):
             assert isinstance(body, Map)
             variant = self.order[index] if self.order else 0
             layers = find(change(index, body), ("variants", variant - 1) if variant else ("layers",)).node
-            alike = (place for place, other in enumerate(distinct) if plain(other) == plain(layers))
-            order.append(next(alike, len(distinct)))
-            if order[-1] == len(distinct):
+            if plain(layers) not in seen:
+                seen.append(plain(layers))
                 distinct.append(layers)
+            order.append(seen.index(plain(layers)))
         span = written.span
         changed = written.without("each", "variants", "order").set("layers", distinct[0])
         if fields:
