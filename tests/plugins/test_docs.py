@@ -111,10 +111,11 @@ PUBLIC = {
                 "loading",
                 "rope",
                 "training",
-                "transplant",
+                "modes",
+                "sites",
             ),
             *("nn.build", "nn.cache", "nn.frame", "nn.language_model", "nn.module", "nn.rotary", "run.context"),
-            "run.modes",
+            "nn.chunked_head",
             *("testing", "testing.hooks", "testing.loaders", "testing.strategies"),
         )
     ),
