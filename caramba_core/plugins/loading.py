@@ -95,10 +95,13 @@ def _check_kind(entry: Entry, found: Any, kind: Kind) -> None:
         raise _misfit(entry, "is not the path of a file", "a pathlib.Path of a manifest that the distribution carries")
     if kind.name == "command" and not callable(found):
         raise _misfit(entry, said, "a function with typer's annotations, or a typer.Typer")
-    if kind.base is None:
+    if kind.contract is None:
         return
-    module, _, name = kind.base.partition(":")
-    base = getattr(import_module(module), name)
+    module, _, name = kind.contract.partition(":")
+    try:
+        base = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"{entry} cannot be used: its kind {kind.name} is broken: {error}") from error
     methods = required_methods(base)
     if methods:
         missing = [method for method in methods if not callable(getattr(found, method, None))]
