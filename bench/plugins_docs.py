@@ -35,8 +35,8 @@ def kinds() -> str:
     rows = ["| kind | entry-point group | is | the entry names |", "|---|---|---|---|"]
     for kind in registry().kinds.values():
         gives, named = kind.gives, GIVES.get(kind.name, "")
-        if kind.base is not None:
-            module, _, name = kind.base.partition(":")
+        if kind.contract is not None:
+            module, _, name = kind.contract.partition(":")
             base = getattr(import_module(module), name)
             methods = ", ".join(f"`{method}`" for method in required_methods(base))
             named = f"a class {'like' if methods else 'derived from'} `{module}.{name}`"

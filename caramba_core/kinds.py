@@ -23,12 +23,12 @@ KINDS_GROUP: Final = f"{HOOKS_GROUP}.kind"
 class Kind:
     """A kind of component: ``name`` in messages and listings, ``gives`` in one phrase what an entry is.
 
-    ``base`` is the import path of the class that entries are derived from, or of the protocol that they follow.
+    ``contract`` is the import path of the class that entries are derived from, or of the protocol that they follow.
     """
 
     name: str
     gives: str
-    base: str | None = None
+    contract: str | None = None
 
     @property
     def group(self) -> str:

@@ -6,16 +6,16 @@ pass holds at its peak; the allocator's own overhead comes on top.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import attrs
 
-from caramba_core.graph import matches
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Evaluation, Run, Workload
 from caramba_core.plan.figures import ITEM_BYTES, weight_bytes
 from caramba_core.plan.nodes import ModelPlan, NodePlan, plan_model
 from caramba_core.plan.teacher import TeacherPlan
+from caramba_core.trains import trained_nodes
 
 __all__ = ["Memory", "RunPlan", "Stage", "backward_operations", "plan_runs", "saved_bytes"]
 
@@ -43,17 +43,7 @@ class Memory:
     @property
     def total(self) -> int:
         """All of it; without the teacher where that is not known."""
-        return (
-            self.weights
-            + (self.teacher or 0)
-            + self.gradients
-            + self.optimizer
-            + self.activations
-            + self.cast
-            + self.logits
-            + self.cache
-            + self.working
-        )
+        return sum(count or 0 for purpose, count in attrs.asdict(self).items() if purpose != "shared")
 
 
 @attrs.frozen(kw_only=True)
@@ -110,7 +100,7 @@ def plan_runs(group: Group, stage: Stage) -> tuple[RunPlan, ...]:
     for index, run in enumerate(group.runs):
         parent = run.from_ or (group.runs[index - 1].id if index else None)
         before = changed.get((parent or "").removeprefix(f"{group.name}/"), converted)
-        trained = _trained(stage.model, run.trains)
+        trained = trained_nodes(graph, run.trains)
         own = changed[run.id] = before | trained | run.changes(graph, converted)
         plans.append(_plan(run, run.eval or group.eval or Evaluation(), stage, parent, trained, own))
     return tuple(plans)
@@ -215,12 +205,6 @@ def _forward(known: Memory, model: ModelPlan, load: Workload, evaluation: Evalua
 
 
 # ------------------------------------------------------------------------------------------------ what trains
-
-
-def _trained(model: ModelPlan, patterns: Sequence[str]) -> frozenset[str]:
-    """Names of the nodes that the patterns choose."""
-    names = [node.node.name for node in model.walk() if not node.node.inline]
-    return frozenset(name for name in names if any(matches(name, pattern) for pattern in patterns))
 
 
 def saved_bytes(model: ModelPlan, trained: Collection[str], dtype: str) -> list[int]:

@@ -97,27 +97,28 @@ def required_methods(base: type) -> tuple[str, ...]:
 
 def _check_kind(entry: ComponentEntry, found: Any, kind: Kind) -> None:
     """Raise where the object is not what entries of its kind must be."""
-    described = (
-        f"is {f'the class {found.__name__}' if isinstance(found, type) else f'{_with_article(found)}, not a class'}"
-    )
+    described = f"the class {found.__name__}" if isinstance(found, type) else f"{_with_article(found)}, not a class"
     if kind.name == "preset" and not (isinstance(found, Path) and found.is_file()):
         expected = "a pathlib.Path of a manifest that the distribution carries"
         raise broken(entry, f"{entry.value} is not the path of a file", expected=expected)
     if kind.name == "command" and not callable(found):
         expected = "a function with typer's annotations, or a typer.Typer"
-        raise broken(entry, f"{entry.value} {described}", expected=expected)
-    if kind.base is None:
+        raise broken(entry, f"{entry.value} is {described}", expected=expected)
+    if kind.contract is None:
         return
-    module, _, name = kind.base.partition(":")
-    base = getattr(import_module(module), name)
+    module, _, name = kind.contract.partition(":")
+    try:
+        base = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"{entry} cannot be used: its kind {kind.name} is broken: {error}") from error
     if methods := required_methods(base):
         missing = [method for method in methods if not callable(getattr(found, method, None))]
         if missing or not isinstance(found, type):
-            said = f"has no method {missing[0]}" if isinstance(found, type) else described
+            said = f"has no method {missing[0]}" if isinstance(found, type) else f"is {described}"
             expected = f"a class like {module}.{name}, with {' and '.join(methods)}"
             raise broken(entry, f"{entry.value} {said}", expected=expected)
     elif not (isinstance(found, type) and issubclass(found, base)):
-        raise broken(entry, f"{entry.value} {described}", expected=f"a class derived from {module}.{name}")
+        raise broken(entry, f"{entry.value} is {described}", expected=f"a class derived from {module}.{name}")
     elif "__attrs_attrs__" not in vars(found):
         expected = "the decorator @component above the class"
         raise broken(entry, f"the class {entry.value} is not a component", expected=expected)

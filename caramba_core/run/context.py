@@ -223,10 +223,6 @@ class RunContext:
         named = ((f"{ROOT}.{name}", parameter) for name, parameter in self.student.named_parameters())
         return [(name, p) for name, p in named if p.requires_grad and name.rpartition(".")[0] in chosen]
 
-    def parent_state(self) -> Mapping[str, Any]:
-        """The scalars of the parent's checkpoint; empty without one."""
-        return {} if self.parent is None else read_state(self.parent)
-
     # ------------------------------------------------------------------------------------------------ what it does
 
     def autocast(self) -> AbstractContextManager[Any]:

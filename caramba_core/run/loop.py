@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
 from caramba_core.errors import NumericalStop
+from caramba_core.formatting import format_count
+from caramba_core.modes import Results
 from caramba_core.run.context import RunContext
 from caramba_core.run.cuda_graph import CapturedStep
+from caramba_core.run.determinism import deterministic
+from caramba_core.run.modes import Train
 from caramba_core.run.reporter import Bar
-from caramba_core.training import StepResult, StrategyRunner, Training
+from caramba_core.training import StepResult, StrategyRunner
 
-__all__ = ["TrainingLoop"]
+__all__ = ["TrainRunner"]
 
 
 @attrs.frozen
@@ -46,54 +52,92 @@ class _Numbers:
         return dict(zip(self.names, self.values.tolist(), strict=True))
 
 
-class TrainingLoop:
-    """Runs a strategy for a number of steps, with clipping, a schedule, checkpoints and hooks.
+class TrainRunner:
+    """Mode ``train``: a strategy for a number of steps, with clipping, a schedule, checkpoints and hooks.
 
-    Raises :class:`NumericalStop` when a loss or gradient is not finite; the newest checkpoint is the last good state.
+    Artifacts: checkpoints, and a line of metrics for each step.  Raises :class:`NumericalStop` when a loss or gradient
+    is not finite; the newest checkpoint is the last good state.
     """
 
-    def __init__(self, context: RunContext, settings: Training, steps: int) -> None:
+    def __init__(self, run: Train, context: RunContext) -> None:
         self.context = context
-        self.settings = settings
-        self.steps = steps
+        self.id = run.id
+        self.settings = run.train.complete()
+        self.steps = run.steps
         self.step = 0
         self.seconds = 0.0
-        self.tokens_a_step = settings.batch_size * settings.accumulate * settings.context
-        self.windows = context.windows(settings.context)
+        self.tokens_a_step = self.settings.batch_size * self.settings.accumulate * self.settings.context
+        self.windows = context.windows(self.settings.context)
         self._pending: _Numbers | None = None
         self._captured: CapturedStep | None = None
 
-    def prepare(self) -> None:
-        """Build strategy and optimizer; on resuming, put everything back to where it was."""
+    def run(self) -> Results:
+        """Train to the last step, or to where something asked to stop."""
         context = self.context
-        self.model = context.student
-        self.runner: StrategyRunner = self.settings.strategy.start(context)
+        with deterministic(self.id) if self.settings.deterministic else nullcontext():
+            self._prepare()
+            self._train()
+        if self.step < self.steps and context.stop_reason is None:
+            return Results(done=False)
+        entries: dict[str, Any] = {
+            "tokens": self.step * self.tokens_a_step,
+            "steps": self.step,
+            "train_seconds": round(self.seconds, 3),
+            "trained_parameters": self.trained,
+            "parameters": self.total,
+        }
+        if self.step < self.steps:
+            context.reporter.line(f"{self.id} ended at step {self.step} of {self.steps}: {context.stop_reason}")
+            entries["stop_reason"] = context.stop_reason
+        return Results(entries=entries)
+
+    def _prepare(self) -> None:
+        """Build strategy and optimizer; on resuming, put everything back to where it was."""
+        context, settings = self.context, self.settings
+        self.runner: StrategyRunner = settings.strategy.start(context)
         self.runner.prepare()
         self.parameters: list[nn.Parameter] = [parameter for _, parameter in context.trainable()]
-        assert self.settings.optimizer is not None
-        self.optimizer = self.settings.optimizer.create([{"params": self.parameters}], self.settings.lr)
-        context.hooks.model_built(context=context, model=self.model)
+        self.trained = sum(parameter.numel() for parameter in self.parameters)
+        self.total = sum(parameter.numel() for parameter in context.student.parameters())
+        assert settings.optimizer is not None
+        self.optimizer = settings.optimizer.create([{"params": self.parameters}], settings.lr)
+        context.hooks.model_built(context=context, model=context.student)
         torch.manual_seed(context.seed)
         state = context.restore(self.optimizer)
         self.step = context.step
         self.seconds = float(state.get("seconds", 0.0))
+        context.reporter.stage(
+            f"train {self.id}",
+            f"{', '.join(settings.trains)}: {format_count(self.trained)} of {format_count(self.total)} parameters train, "
+            f"{self.steps} steps of {self.tokens_a_step:,} tokens on {context.device.type}",
+        )
+        if settings.compile:
+            torch.compiler.reset()  # graphs of an earlier run of this process count against dynamo's limit
+            models = [context.student, *([context.teacher] if settings.strategy.needs_teacher else [])]
+            left = [name for model in models for name in model.compile_blocks()]
+            if left:
+                context.reporter.line(
+                    f"not compiled, as each has sizes of its own: {len(left)} layers, {left[0]} first"
+                )
 
-    def run(self, bar: Bar) -> None:
+    def _train(self) -> None:
         """Train until the last step, or until something asks to stop; either way a checkpoint of the end exists."""
         every, measured = self.settings.checkpoint_every, self.settings.evaluate_every
         self._began = time.perf_counter() - self.seconds
         stops = self.context.stop_reason is not None
-        while self.step < self.steps and not stops:
-            self._one_step(bar)
-            if measured is not None and self.step % measured == 0:
-                self._evaluate()
-            stops = self.context.should_stop()
-            if every is not None and self.step % every == 0 and self.step < self.steps:
-                self.save()
-        self._settle(bar)
-        self.save()
+        done, all_tokens = self.step * self.tokens_a_step, self.steps * self.tokens_a_step
+        with self.context.reporter.bar(self.id, all_tokens, done=done) as bar:
+            while self.step < self.steps and not stops:
+                self._one_step(bar)
+                if measured is not None and self.step % measured == 0:
+                    self._evaluate()
+                stops = self.context.should_stop()
+                if every is not None and self.step % every == 0 and self.step < self.steps:
+                    self._save()
+            self._settle(bar)
+            self._save()
 
-    def save(self) -> None:
+    def _save(self) -> None:
         """Publish a checkpoint of the current step."""
         self._settle(None)
         self.seconds = time.perf_counter() - self._began

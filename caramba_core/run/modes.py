@@ -15,14 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluate", "Generate", "Train"]
 
-_RUNNERS = "caramba_core.run.runners"
-
 
 @component
 class Train(Run):
     """Train the student with a strategy; measured before and after."""
 
-    builds: ClassVar[str] = f"{_RUNNERS}:TrainRunner"
+    builds: ClassVar[str] = "caramba_core.run.loop:TrainRunner"
     needs: ClassVar[frozenset[Need]] = frozenset({"data.train"})
     changes_weights: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
@@ -80,7 +78,7 @@ class Train(Run):
 class Evaluate(Run):
     """Measure a run's result, or the teacher where there is none, on the held-out tokens."""
 
-    builds: ClassVar[str] = f"{_RUNNERS}:EvaluateRunner"
+    builds: ClassVar[str] = "caramba_core.run.runners:EvaluateRunner"
     needs: ClassVar[frozenset[Need]] = frozenset({"data.heldout"})
 
 
@@ -88,7 +86,7 @@ class Evaluate(Run):
 class Generate(Run):
     """Continue a prompt greedily, through the model's own cache."""
 
-    builds: ClassVar[str] = f"{_RUNNERS}:GenerateRunner"
+    builds: ClassVar[str] = "caramba_core.run.runners:GenerateRunner"
     needs: ClassVar[frozenset[Need]] = frozenset({"tokenizer"})
     measures: ClassVar[bool] = False
 

@@ -23,7 +23,7 @@ from caramba_core.modes import Run
 from caramba_core.plan import Plan, plan_manifest
 from caramba_core.run.directory import RunDirectory, State
 
-__all__ = ["Choice", "Request", "fingerprint", "parent_of", "verify"]
+__all__ = ["Choice", "Request", "parent_of", "verify"]
 
 _Item = TypeVar("_Item")
 
@@ -66,8 +66,22 @@ class Request:
         return RunDirectory(self.root / group / run)
 
     def fingerprint(self, group: Group, run: Run) -> str:
-        """Identifies everything that shapes a run's result."""
-        return fingerprint(self._data, self.loaded.manifest.groups, group, run)
+        """Identifies everything that shapes a run's result: model, teacher, data, the run and all it continues from.
+
+        It is made of what the user wrote, once it is resolved.  Defaults are not part of it, so that a run outlives new
+        options of its components.
+        """
+        groups, chain = self.loaded.manifest.groups, list[Any]()
+        previous: Group | None = None
+        current: tuple[Group, Run] | None = (group, run)
+        while current is not None:
+            owner, one = current
+            written = self._data["groups"][groups.index(owner)]
+            if owner is not previous:
+                chain.append([written.get(key) for key in ("model", "teacher", "data", "eval")])
+            chain.append(_without(written["runs"][owner.runs.index(one)], one.without_effect))
+            previous, current = owner, parent_of(groups, owner, one)
+        return hashlib.sha256(json.dumps(_normal(chain), sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def _data(self) -> dict[str, Any]:
@@ -180,26 +194,6 @@ def parent_of(groups: Sequence[Group], group: Group, run: Run) -> tuple[Group, R
     name, _, id_ = run.from_.rpartition("/")
     owner = next((other for other in groups if other.name == name), group)
     return owner, next(other for other in owner.runs if other.id == id_)
-
-
-def fingerprint(data: Mapping[str, Any], groups: Sequence[Group], group: Group, run: Run) -> str:
-    """Identifies everything that shapes a run's result: model, teacher, data, the run and all it continues from.
-
-    ``data`` is the resolved manifest as its user wrote it.  Defaults are not part of it, so that a run outlives new
-    options of its components.
-    """
-    chain: list[Any] = []
-    previous: Group | None = None
-    current: tuple[Group, Run] | None = (group, run)
-    while current is not None:
-        owner, one = current
-        written = data["groups"][[other.name for other in groups].index(owner.name)]
-        if owner is not previous:
-            chain.append([written.get(key) for key in ("model", "teacher", "data", "eval")])
-        place = [other.id for other in owner.runs].index(one.id)
-        chain.append(_without(written["runs"][place], one.without_effect))
-        previous, current = owner, parent_of(groups, owner, one)
-    return hashlib.sha256(json.dumps(_normal(chain), sort_keys=True).encode()).hexdigest()
 
 
 def _without(data: Mapping[str, Any], keys: Collection[str], prefix: str = "") -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.module import DecoupledBottleneckModule
-from caramba_plugins_dba.refine import LogitFit, ValueFit, refine
+from caramba_plugins_dba.refine import LogitFit, ValueFit
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
@@ -127,6 +129,13 @@ def test_values_put_the_mean_of_the_output_right() -> None:
     torch.testing.assert_close(missed.mean(0), torch.zeros(WIDTH), rtol=0, atol=1e-5)
 
 
+def refined(
+    weights: dict[str, torch.Tensor], module: DecoupledBottleneckModule, examples: list[Example]
+) -> dict[str, Any]:
+    source = GroupedQueryAttention(n_heads=6, n_kv_heads=2, head_dim=8, rope=ROPE)
+    return dict(GQAToDBA(refits="qkqv").refine(source, weights, module.config, module, examples))
+
+
 def test_refits_help_on_tokens_that_they_never_saw() -> None:
     module, weights, examples = setting("shared", {}, windows=60)
     unseen = inputs(4, TOKENS, WIDTH, seed=9, dtype=torch.float32)
@@ -135,7 +144,7 @@ def test_refits_help_on_tokens_that_they_never_saw() -> None:
     with torch.no_grad():
         tests = [example_of(teacher, unseen, unseen)]
     before = output_error(module, tests)
-    report = refine(GQAToDBA(refits="qkqv"), weights, module, examples)
+    report = refined(weights, module, examples)
     assert output_error(module, tests) < before
     assert sorted(report) == ["logits", "values"]
     assert report["logits"] == sorted(report["logits"], reverse=True)
@@ -144,5 +153,5 @@ def test_refits_help_on_tokens_that_they_never_saw() -> None:
 def test_what_loses_nothing_is_left_alone() -> None:
     module, weights, examples = setting("shared", {}, sem_dim=0, geo_dim=16, v_dim=16)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    assert refine(GQAToDBA(refits="qkqv"), weights, module, examples) == {}
+    assert refined(weights, module, examples) == {}
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())

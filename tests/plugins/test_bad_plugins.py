@@ -110,8 +110,8 @@ def test_component_that_cannot_do_what_its_kind_does(site: Site, kind: str, text
 
 def test_kinds_and_their_bases_name_each_other() -> None:
     for kind in registry().kinds.values():
-        if kind.base is not None:
-            module, _, name = kind.base.partition(":")
+        if kind.contract is not None:
+            module, _, name = kind.contract.partition(":")
             base = getattr(import_module(module), name)
             assert required_methods(base) or base.kind == kind.name
 

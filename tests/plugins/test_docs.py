@@ -100,11 +100,12 @@ PUBLIC = {
     *(
         f"caramba_core.{name}"
         for name in (
-            *("component", "errors", "graph", "hookspecs", "kinds", "loading", "training", "transplant"),
-            *("nn.build", "nn.cache", "nn.frame", "nn.language_model", "nn.module", "run.context", "run.modes"),
+            *("component", "errors", "graph", "hookspecs", "kinds", "loading", "modes", "sites", "training"),
+            *("nn.build", "nn.cache", "nn.chunked_head", "nn.frame", "nn.language_model", "nn.module", "run.context"),
         )
     ),
     "caramba_plugins_llama.exporting",
+    "caramba_plugins_upcycle.transplant",
     *(f"caramba_plugins_standard.{name}" for name in ("rope", "rotary")),
     *("caramba_plugins_testing", *(f"caramba_plugins_testing.{name}" for name in ("hooks", "loaders", "strategies"))),
 }

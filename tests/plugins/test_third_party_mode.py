@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.plugins.site import Site
+from tests.plugins.test_docs import PUBLIC, imports
 
 CONFIG = '''
 from typing import ClassVar
@@ -138,6 +140,11 @@ def kill_behind_the_first_checkpoint(site: Site, folder: Path, *arguments: str) 
     assert process.poll() is None, "the run ended before it was killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def test_documented_names_are_enough() -> None:
+    for module, name in imports(CONFIG) | imports(RUNNER):
+        assert module in PUBLIC and name in import_module(module).__all__, f"{module}.{name}"
 
 
 def test_a_mode_trains_is_killed_resumes_and_is_reported(nudge: Site, tmp_path: Path) -> None:

@@ -163,7 +163,17 @@ class GQAToDBA(Transplant):
         from caramba_plugins_dba.refine import refine
 
         assert isinstance(module, DecoupledBottleneckModule)
-        return refine(self, weights, module, examples)
+        return refine(
+            weights,
+            module,
+            examples,
+            refits=self.refits,
+            rows=self.rows,
+            logit_ridge=self.logit_ridge,
+            value_ridge=self.value_ridge,
+            value_rounds=self.value_rounds,
+            iterations=self.iterations,
+        )
 
 
 def source_multiplier(source: Attention) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from caramba_plugins_upcycle.transplant import Example
@@ -13,35 +13,42 @@ from caramba_plugins_dba.module import DecoupledBottleneckModule
 from caramba_plugins_dba.refine.logits import LogitFit
 from caramba_plugins_dba.refine.mixtures import ValueFit
 
-if TYPE_CHECKING:
-    from caramba_plugins_dba.transplant import GQAToDBA
-
 __all__ = ["refine"]
 
 
 @torch.no_grad()
 def refine(
-    settings: GQAToDBA, weights: Mapping[str, Tensor], module: DecoupledBottleneckModule, examples: Sequence[Example]
+    weights: Mapping[str, Tensor],
+    module: DecoupledBottleneckModule,
+    examples: Sequence[Example],
+    *,
+    refits: str,
+    rows: int,
+    logit_ridge: float,
+    value_ridge: float,
+    value_rounds: int,
+    iterations: int,
 ) -> dict[str, Any]:
-    """Refit what the module's sizes made lose something; exact starts stay as they are."""
+    """Refit what the module's sizes made lose something; exact starts stay as they are.
+
+    The settings are the transplant's options of the same names.
+    """
     config = module.config
     report: dict[str, Any] = {}
     windows = sum(example.x.shape[0] for example in examples)
-    queries = -(-settings.rows // windows)
+    queries = -(-rows // windows)
     lossy_keys = 2 * config.pairs < config.head_dim
     lossy_values = config.v_dim < config.n_kv_heads * config.head_dim
-    logits = [step for step in settings.refits if step in "qk"]
+    logits = [step for step in refits if step in "qk"]
     if lossy_keys and logits:
         fit = LogitFit(module, examples, queries=queries)
         errors = [fit.error()]
         for step in logits:
-            (fit.queries if step == "q" else fit.keys)(ridge=settings.logit_ridge, iterations=settings.iterations)
+            (fit.queries if step == "q" else fit.keys)(ridge=logit_ridge, iterations=iterations)
             errors.append(fit.error())
         report["logits"] = errors
         del fit
-    if lossy_values and config.v_layout == "latent" and "v" in settings.refits:
+    if lossy_values and config.v_layout == "latent" and "v" in refits:
         values = ValueFit(module, weights, examples, queries=queries)
-        report["values"] = values.solve(
-            rounds=settings.value_rounds, iterations=settings.iterations, ridge=settings.value_ridge
-        )
+        report["values"] = values.solve(rounds=value_rounds, iterations=iterations, ridge=value_ridge)
     return report
