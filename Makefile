@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 WEIGHTS := .demo
 DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(sort $(wildcard caramba/pyproject.toml caramba_plugins_*/pyproject.toml plugins/*/pyproject.toml)))
 EDITABLE := $(foreach folder,$(DISTRIBUTIONS),-e $(folder))
+SOURCES := caramba_core $(wildcard caramba/src caramba_plugins_*/src plugins/*/src)
 JOBS ?= 2
 
 .PHONY: demo test check weights install clean
@@ -41,7 +42,7 @@ test: weights
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy caramba_core
+	$(BIN)/mypy $(SOURCES)
 
 clean:
 	rm -rf $(VENV) $(WEIGHTS) runs

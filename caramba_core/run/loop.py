@@ -42,7 +42,7 @@ class _Numbers:
         if stacked.device.type != "cuda":
             return cls(step, lr, tuple(metrics), stacked, None)
         values = torch.empty(stacked.shape, pin_memory=True).copy_(stacked, non_blocking=True)
-        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        ready = torch.cuda.Event()
         ready.record()
         return cls(step, lr, tuple(metrics), values, ready)
 

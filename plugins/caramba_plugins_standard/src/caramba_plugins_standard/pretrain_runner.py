@@ -54,8 +54,8 @@ def backward_in_chunks(
             logits = model.logits(leaf[at : at + rows])
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(wide, targets[at : at + rows], reduction="sum") / len(targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         losses.append(loss.detach())
     if hidden.requires_grad:  # not where the head alone trains
-        hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]
+        hidden.backward(leaf.grad)
     return torch.stack(losses).sum()

@@ -63,10 +63,10 @@ class GlobalRunner:
                 ce = F.cross_entropy(logits.float(), targets[rows], reduction="sum")
                 loss = kl + self.config.cross_entropy * ce
                 ce_sum += ce.detach()
-            (loss / count).backward()  # type: ignore[no-untyped-call]
+            (loss / count).backward()
             kl_sum += kl.detach()
         assert leaf.grad is not None
-        hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]
+        hidden.backward(leaf.grad)
         metrics = {"kl": kl_sum / count}
         if self.config.cross_entropy:
             metrics["cross_entropy"] = ce_sum / count
