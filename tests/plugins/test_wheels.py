@@ -12,11 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.distributions import DISTRIBUTIONS
 from tests.plugins.site import Ran
-
-ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (ROOT, ROOT / "caramba", *sorted(file.parent for file in ROOT.glob("caramba_plugins_*/pyproject.toml")))
-FOLDERS += tuple(sorted(file.parent for file in ROOT.glob("plugins/*/pyproject.toml")))
 
 MANIFEST = """
 version: 1
@@ -73,14 +70,14 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A wheel of every distribution of this repository."""
     folder = tmp_path_factory.mktemp("wheels")
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder)]
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", *options, *map(str, FOLDERS)]
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", *options, *(str(one.folder) for one in DISTRIBUTIONS)]
     subprocess.run(command, check=True, capture_output=True)
     return sorted(folder.glob("*.whl"))
 
 
 @pytest.mark.slow
 def test_wheels_hold_what_they_should(wheels: list[Path]) -> None:
-    assert len(wheels) == len(FOLDERS)
+    assert len(wheels) == len(DISTRIBUTIONS)
     for wheel in wheels:
         names = zipfile.ZipFile(wheel).namelist()
         tops = {name.split("/")[0] for name in names}
