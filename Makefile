@@ -16,7 +16,7 @@ EDITABLE := $(foreach folder,$(DISTRIBUTIONS),-e $(folder))
 SOURCES := caramba_core $(wildcard caramba/src caramba_plugins_*/src plugins/*/src)
 JOBS ?= 2
 
-.PHONY: demo test check weights install clean
+.PHONY: demo test check version weights install clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,9 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES)
+
+version:   # make version V=0.2.0
+	$(BIN)/python scripts/version.py $(V)
 
 clean:
 	rm -rf $(VENV) $(WEIGHTS) runs
