@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -16,7 +17,7 @@ from tests.distributions import DISTRIBUTIONS, project
 def test_every_file_states_the_same_version() -> None:
     assert stated(ROOT) == __version__
     assert {one.folder / "pyproject.toml" for one in DISTRIBUTIONS} <= set(files(ROOT))
-    assert [file for file in files(ROOT) if written(file.read_text(), __version__) != file.read_text()] == []
+    assert [file for file in files(ROOT) if written(file, __version__) != file.read_text()] == []
 
 
 def test_a_new_version_is_written_everywhere(tmp_path: Path) -> None:
@@ -38,7 +39,15 @@ def test_a_new_version_is_written_everywhere(tmp_path: Path) -> None:
                 assert Version("0.18.0") not in requirement.specifier, text
 
 
-def test_ranges_end_before_what_may_break() -> None:
-    assert written('"caramba-core>=0.1,<0.2"', "0.9.4") == '"caramba-core>=0.9,<0.10"'
-    assert written('"caramba-plugins-llama[all]>=0.1,<0.2"', "1.2.0") == '"caramba-plugins-llama[all]>=1.2,<2"'
-    assert written('version = "0.1.0"', "2.0.1") == 'version = "2.0.1"'
+@pytest.mark.parametrize(
+    ("version", "text", "wanted"),
+    [
+        ("0.9.4", '"caramba-core>=0.1,<0.2"', '"caramba-core>=0.9,<0.10"'),
+        ("1.2.0", '"caramba-plugins-llama[all]>=0.1,<0.2"', '"caramba-plugins-llama[all]>=1.2,<2"'),
+        ("2.0.1", 'version = "0.1.0"', 'version = "2.0.1"'),
+        ("2.0.1", '"packaging>=24.0,<25"', '"packaging>=24.0,<25"'),
+    ],
+)
+def test_ranges_end_before_what_may_break(version: str, text: str, wanted: str, tmp_path: Path) -> None:
+    (file := tmp_path / "pyproject.toml").write_text(text)
+    assert written(file, version) == wanted

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from caramba_core import __version__
 from tests.distributions import DISTRIBUTIONS
 from tests.plugins.site import Ran
 
@@ -108,7 +109,7 @@ def test_list_run_uninstall(wheels: list[Path], tmp_path: Path) -> None:
     ran = environment.caramba("run", "tiny.yml")
     assert ran.code == 0, ran.err
     summary = json.loads((tmp_path / "runs/tiny/main/first/summary.json").read_text())
-    assert summary["versions"]["caramba-plugin-example"] == "0.1.0"
+    assert summary["versions"]["caramba-plugin-example"] == __version__
 
     environment.pip("uninstall", "--yes", "caramba-plugin-example")
     ran = environment.caramba("run", "tiny.yml", "--output", "again")
