@@ -20,7 +20,7 @@ JOBS ?= 2
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: constraints.txt $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
+$(VENV)/.installed: constraints.txt requirements-dev.txt $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	    $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
@@ -43,6 +43,7 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports --no-logo --no-cache
 
 version:   # make version V=0.2.0
 	$(BIN)/python scripts/version.py $(V)

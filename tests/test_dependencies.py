@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from collections.abc import Collection, Iterable
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
-from tests.distributions import CORE, DISTRIBUTIONS, Distribution, imports
+from tests.distributions import CORE, DISTRIBUTIONS, ROOT, Distribution, imports
 
 HOMES = {one.package.name: one.name for one in DISTRIBUTIONS}
 INSTALLED = packages_distributions()
@@ -47,3 +48,10 @@ def test_a_distribution_names_what_its_tests_import(one: Distribution) -> None:
     files = sorted((one.folder / "tests").rglob("*.py"))
     allowed = one.needs | one.optional | one.for_tests | CORE.needs
     assert unnamed(files, own={one.package.name, *(file.stem for file in files)}, allowed=allowed) == []
+
+
+def test_contracts_on_imports_hold_every_distribution() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    assert sorted(contracts["root_packages"]) == sorted(one.package.name for one in DISTRIBUTIONS)
+    layers = " | ".join(contracts["contracts"][0]["layers"]).split(" | ")
+    assert sorted(layers) == sorted(contracts["root_packages"])
