@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from caramba_core.nn.frame import Frame
 
-__all__ = ["Inline", "Sequence", "Wiring", "names_of"]
+__all__ = ["Inline", "Sequence", "Wiring", "chain", "names_of"]
 
 Inline: TypeAlias = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 """Wiring without weights: ``(run, x) -> y``, where ``run`` applies the wrapped layers."""
