@@ -105,4 +105,11 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
         "dba": "caramba-plugins-dba",
         "standard": "caramba-plugins-llama",
     },
+    "command": {
+        "data": "caramba-plugins-standard",
+        "explain": "caramba-plugins-tools",
+        "export": "caramba-plugins-llama",
+        "graph": "caramba-plugins-draw",
+        "schema": "caramba-plugins-tools",
+    },
 }
