@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.plugins_docs import PAGE as GUIDE
 from scripts.public_names import PAGE, PLUGINS, listed, refreshed
 from tests.distributions import CORE, DISTRIBUTIONS, ROOT, Distribution, Import, imports, project
 from tests.plugins.test_docs import EXAMPLE, files
 
+GUIDE = ROOT / "docs" / "plugins.md"
 LISTED = listed(PAGE.read_text())
 FOR_PLUGINS = {module for (_, section), modules in LISTED.items() if section == PLUGINS for module in modules}
 PUBLIC = {module for modules in LISTED.values() for module in modules}
@@ -23,6 +23,20 @@ HOMES = {one.package.name: one for one in DISTRIBUTIONS}
 OBJECT = re.compile(r"(caramba\w*(?:\.\w+)*):(\w+)")
 
 PENDING = {
+    "caramba": {
+        "caramba_core.lowered",
+        "caramba_core.manifest.schema",
+        "caramba_core.plan.sections",
+        "caramba_core.run.checkpoint",
+        "caramba_core.run.context",
+        "caramba_core.run.device",
+        "caramba_core.run.evaluation",
+        "caramba_core.run.experiment",
+        "caramba_core.run.reporter",
+        "caramba_core.run.request",
+        "caramba_core.run.student",
+        "caramba_plugins_draw",
+    },
     "caramba-core": {
         "caramba_plugins_tools.checking",
         "caramba_plugins_tools.scaffold",
