@@ -13,13 +13,14 @@ BIN := $(VENV)/bin
 WEIGHTS := .demo
 DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(sort $(wildcard caramba/pyproject.toml caramba_plugins_*/pyproject.toml plugins/*/pyproject.toml)))
 EDITABLE := $(foreach folder,$(DISTRIBUTIONS),-e $(folder))
+SOURCES := caramba_core $(wildcard caramba/src caramba_plugins_*/src plugins/*/src)
 JOBS ?= 2
 
-.PHONY: demo test check weights install clean
+.PHONY: demo test check version weights install clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: constraints.txt $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
+$(VENV)/.installed: constraints.txt requirements-dev.txt $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	    $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
@@ -41,7 +42,11 @@ test: weights
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy caramba_core
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports --no-logo --no-cache
+
+version:   # make version V=0.2.0
+	$(BIN)/python scripts/version.py $(V)
 
 clean:
 	rm -rf $(VENV) $(WEIGHTS) runs

@@ -24,7 +24,7 @@ def install(folder: Path, count: int) -> None:
         info.mkdir()
         (info / "METADATA").write_text(
             f"Metadata-Version: 2.1\nName: caramba-plugin-made-{number}\nVersion: 1.0\n"
-            "Requires-Dist: caramba-core>=0.1,<0.2\n\nMade up.\n"
+            "Requires-Dist: caramba-core>=0.1\n\nMade up.\n"
         )
         (info / "entry_points.txt").write_text(
             f"[caramba]\nmade{number} = made{number}.plugin\n\n[caramba.api]\n1.0 = made{number}.plugin\n\n"

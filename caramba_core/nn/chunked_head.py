@@ -22,8 +22,8 @@ def backward_in_chunks(hidden: Tensor, rows: int, loss: Callable[[Tensor, slice]
     for first in range(0, len(hidden), rows):
         where = slice(first, first + rows)
         part = loss(leaf[where], where)
-        part.backward()  # type: ignore[no-untyped-call]
+        part.backward()
         losses.append(part.detach())
     if trains_below:
-        hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]
+        hidden.backward(leaf.grad)
     return torch.stack(losses).sum()

@@ -32,7 +32,7 @@ class CapturedStep:
         self._tokens = tokens.clone()
         device = tokens.device
         random = torch.cuda.get_rng_state(device)
-        current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP):

@@ -42,7 +42,7 @@ class _Numbers:
         if stacked.device.type != "cuda":
             return cls(step, lr, tuple(metrics), stacked, None)
         values = torch.empty(stacked.shape, pin_memory=True).copy_(stacked, non_blocking=True)
-        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        ready = torch.cuda.Event()
         ready.record()
         return cls(step, lr, tuple(metrics), values, ready)
 
@@ -108,8 +108,8 @@ class TrainRunner:
         self.seconds = float(state.get("seconds", 0.0))
         context.reporter.stage(
             f"train {self.id}",
-            f"{', '.join(settings.trains)}: {format_count(self.trained)} of {format_count(self.total)} parameters train, "
-            f"{self.steps} steps of {self.tokens_a_step:,} tokens on {context.device.type}",
+            f"{', '.join(settings.trains)}: {format_count(self.trained)} of {format_count(self.total)} parameters "
+            f"train, {self.steps} steps of {self.tokens_a_step:,} tokens on {context.device.type}",
         )
         if settings.compile:
             torch.compiler.reset()  # graphs of an earlier run of this process count against dynamo's limit

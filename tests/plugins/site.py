@@ -10,7 +10,11 @@ from pathlib import Path
 
 import attrs
 
-__all__ = ["ATTENTION", "Ran", "Site"]
+from caramba_core import __version__
+
+__all__ = ["ATTENTION", "CORE_RANGE", "Ran", "Site"]
+
+CORE_RANGE = f">={__version__},<9"
 
 ATTENTION = """
 from caramba_plugins_testing import TinyAttention
@@ -51,7 +55,7 @@ class Site:
         entries: Mapping[str, Mapping[str, str]],
         modules: Mapping[str, str] | None = None,
         version: str = "1.0",
-        requires: Sequence[str] = ("caramba-core>=0.1,<0.2",),
+        requires: Sequence[str] = (f"caramba-core{CORE_RANGE}",),
     ) -> Path:
         """Install a distribution: entry points by group, modules by name; its metadata folder."""
         info = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"

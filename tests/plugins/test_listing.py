@@ -7,7 +7,7 @@ import json
 import pytest
 
 from caramba_core.plugins.registry import registry
-from tests.plugins.site import ATTENTION, Site
+from tests.plugins.site import ATTENTION, CORE_RANGE, Site
 
 HEAVY = ("torch", "numpy", "ruamel", "cattrs")
 
@@ -45,7 +45,7 @@ def test_listing_tells_everything(site: Site) -> None:
         },
     )
     text = site.caramba("plugins", "list").out
-    assert "caramba-plugin-rich 1.0  ok  (rich; API 1.0, core >=0.1,<0.2)" in text
+    assert f"caramba-plugin-rich 1.0  ok  (rich; API 1.0, core {CORE_RANGE})" in text
     data = json.loads(site.caramba("plugins", "list", "--json").out)
     assert data["core"] == {"version": data["plugins"][0]["version"], "api": "1.0"}
     assert data["plugins"][0]["distribution"] == "caramba-core"
@@ -55,7 +55,7 @@ def test_listing_tells_everything(site: Site) -> None:
         "distribution": "caramba-plugin-rich",
         "version": "1.0",
         "api": "1.0",
-        "requires_core": ">=0.1,<0.2",
+        "requires_core": CORE_RANGE,
         "state": "ok",
         "problems": [],
         "components": {"layer": ["alpha", "beta"], "attention": ["zeta"]},

@@ -1,10 +1,12 @@
-"""From built wheels, in an environment that has nothing of this checkout: list, run, uninstall, the error."""
+"""From built wheels, in environments that have nothing of this checkout: list, plan, run, resume, what is missing."""
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 import venv
 import zipfile
 from pathlib import Path
@@ -12,11 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.plugins.site import Ran
-
-ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (ROOT, ROOT / "caramba", *sorted(file.parent for file in ROOT.glob("caramba_plugins_*/pyproject.toml")))
-FOLDERS += tuple(sorted(file.parent for file in ROOT.glob("plugins/*/pyproject.toml")))
+from caramba_core import __version__
+from tests.distributions import DISTRIBUTIONS
+from tests.plugins.site import Ran, Site
 
 MANIFEST = """
 version: 1
@@ -37,6 +37,16 @@ groups:
       - {id: first, mode: train, steps: 2, train: {strategy: pretrain, lr: 1.0e-2, batch_size: 2, context: 16}}
 """
 
+PLAIN = """
+version: 1
+name: plain
+model:
+  type: transformer
+  embedder: {type: tiny_embedder, vocab_size: 64, d_model: 16}
+  topology: {type: tiny_topology, layers: [{type: tiny_attention, n_heads: 2}]}
+  head: {type: tiny_head}
+"""
+
 
 class Environment:
     """A virtual environment with the third-party packages of this one, and of caramba what is installed into it."""
@@ -52,20 +62,44 @@ class Environment:
                 ours = item.name.lower().startswith(("caramba", "_editable", "__editable", "_caramba"))
                 if not ours and item.suffix != ".pth" and not (others / item.name).exists():
                     (others / item.name).symlink_to(item)
-        (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
-        (packages / "third_party.pth").write_text(f"{others}\n")
+        self.add_path(others)
+
+    def add_path(self, folder: Path) -> None:
+        """Put a folder on the environment's ``sys.path``."""
+        (packages,) = (self.folder / "venv" / "lib").glob("python*/site-packages")
+        (packages / f"{folder.name}.pth").write_text(f"{folder}\n")
 
     def pip(self, *arguments: str) -> None:
         """``pip``, without an index."""
         command = [sys.executable, "-m", "pip", "--python", str(self.python), *arguments]
         subprocess.run(command, check=True, capture_output=True)
 
-    def caramba(self, *arguments: str) -> Ran:
+    def install(self, wheels: list[Path], *distributions: str) -> None:
+        """Install wheels; of these distributions, if any are named."""
+        chosen = [str(wheel) for wheel in wheels if not distributions or name_of(wheel) in distributions]
+        self.pip("install", "--no-deps", "--no-index", *chosen)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The installed script ``caramba``, outside of the checkout."""
-        variables = {"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "COLUMNS": "200"}
-        command = [str(self.python.with_name("caramba")), *arguments]
-        ran = subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True, check=False)
-        return Ran(ran.returncode, ran.stdout, ran.stderr)
+        return subprocess.Popen(
+            [str(self.python.with_name("caramba")), *arguments],
+            cwd=self.folder,
+            env={"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "COLUMNS": "200"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def caramba(self, *arguments: str) -> Ran:
+        """The same to its end."""
+        process = self.start(*arguments)
+        out, err = process.communicate()
+        return Ran(process.returncode, out, err)
+
+
+def name_of(wheel: Path) -> str:
+    """The distribution in a wheel."""
+    return wheel.name.split("-")[0].replace("_", "-")
 
 
 @pytest.fixture(scope="module")
@@ -73,43 +107,41 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A wheel of every distribution of this repository."""
     folder = tmp_path_factory.mktemp("wheels")
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder)]
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", *options, *map(str, FOLDERS)]
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", *options, *(str(one.folder) for one in DISTRIBUTIONS)]
     subprocess.run(command, check=True, capture_output=True)
     return sorted(folder.glob("*.whl"))
 
 
 @pytest.mark.slow
 def test_wheels_hold_what_they_should(wheels: list[Path]) -> None:
-    assert len(wheels) == len(FOLDERS)
+    assert len(wheels) == len(DISTRIBUTIONS)
     for wheel in wheels:
         names = zipfile.ZipFile(wheel).namelist()
         tops = {name.split("/")[0] for name in names}
-        package = wheel.name.split("-")[0]
-        assert {top for top in tops if not top.endswith(".dist-info")} == {package}
+        assert {top for top in tops if not top.endswith(".dist-info")} == {wheel.name.split("-")[0]}
         assert any(name.endswith("py.typed") for name in names)
         assert not any("__pycache__" in name for name in names)
-    tools = zipfile.ZipFile(next(wheel for wheel in wheels if wheel.name.startswith("caramba_plugins_tools-")))
-    assert "caramba_plugins_tools/templates/common/pyproject.toml.template" in tools.namelist()
+    tools = zipfile.ZipFile(next(wheel for wheel in wheels if name_of(wheel) == "caramba-plugins-tools")).namelist()
+    assert "caramba_plugins_tools/templates/common/pyproject.toml.template" in tools
 
 
 @pytest.mark.slow
 def test_list_run_uninstall(wheels: list[Path], tmp_path: Path) -> None:
     environment = Environment(tmp_path)
-    environment.pip("install", "--no-deps", "--no-index", *map(str, wheels))
+    environment.install(wheels)
     np.save(tmp_path / "tokens.npy", (np.arange(500) % 50).astype("uint16"))
     (tmp_path / "tiny.yml").write_text(MANIFEST)
 
     data = json.loads(environment.caramba("plugins", "list", "--json").out)
-    assert {plugin["distribution"] for plugin in data["plugins"]} == {
-        wheel.name.split("-")[0].replace("_", "-") for wheel in wheels if not wheel.name.startswith("caramba-")
-    }
+    plugins = {name_of(wheel) for wheel in wheels} - {"caramba"}  # which only names what to install
+    assert {plugin["distribution"] for plugin in data["plugins"]} == plugins
     assert {plugin["state"] for plugin in data["plugins"]} == {"ok"}
     checked = environment.caramba("plugins", "check", "caramba-plugin-example")
     assert checked.code == 0, checked.out
     ran = environment.caramba("run", "tiny.yml")
     assert ran.code == 0, ran.err
     summary = json.loads((tmp_path / "runs/tiny/main/first/summary.json").read_text())
-    assert summary["versions"]["caramba-plugin-example"] == "0.1.0"
+    assert summary["versions"]["caramba-plugin-example"] == __version__
 
     environment.pip("uninstall", "--yes", "caramba-plugin-example")
     ran = environment.caramba("run", "tiny.yml", "--output", "again")
@@ -133,3 +165,69 @@ def test_list_run_uninstall(wheels: list[Path], tmp_path: Path) -> None:
     )
     ran = environment.caramba("run", "tiny.yml", "--output", "without")
     assert ran.code == 0, ran.err
+
+
+@pytest.mark.slow
+def test_the_core_and_the_standard_components_run_and_resume(wheels: list[Path], tmp_path: Path) -> None:
+    environment = Environment(tmp_path)
+    environment.install(wheels, "caramba-core", "caramba-plugins-standard")
+    np.save(tmp_path / "tokens.npy", (np.arange(500) % 50).astype("uint16"))
+    manifest = MANIFEST.replace("{type: alibi, n_heads: 2}", "{type: mha, n_heads: 2, head_dim: 8}")
+    manifest = manifest.replace("steps: 2,", "steps: 60,").replace(
+        "context: 16}}", "context: 16, checkpoint_every: 2}}"
+    )
+    (tmp_path / "tiny.yml").write_text(manifest)
+    folder = tmp_path / "runs/tiny/main/first"
+
+    killed = environment.start("run", "tiny.yml")
+    while killed.poll() is None and not list(folder.glob("checkpoints/step*")):
+        time.sleep(0.01)
+    killed.kill()
+    out, err = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, out + err
+    assert not (folder / "summary.json").exists()
+    resumed = environment.caramba("run", "tiny.yml", "--resume")
+    assert resumed.code == 0, resumed.err
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary["versions"]) >= {"caramba-core", "caramba-plugins-standard"}
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 61))
+
+    (tmp_path / "tiny.yml").write_text(MANIFEST.replace("alibi", "dba"))
+    refused = environment.caramba("compile", "tiny.yml")
+    assert refused.code == 2
+    assert "tiny.yml:10:60: error:" in refused.err
+    assert "caramba-plugins-dba, which is not installed: pip install caramba-plugins-dba" in refused.said
+
+
+@pytest.mark.slow
+def test_the_core_alone_lists_plans_and_says_what_is_missing(wheels: list[Path], tmp_path: Path) -> None:
+    environment = Environment(tmp_path)
+    environment.install(wheels, "caramba-core")
+    (tmp_path / "tiny.yml").write_text(MANIFEST)
+    listed = json.loads(environment.caramba("plugins", "list", "--json").out)
+    assert [(plugin["distribution"], plugin["state"]) for plugin in listed["plugins"]] == [("caramba-core", "ok")]
+    assert environment.caramba("--help").code == 0
+    refused = environment.caramba("compile", "tiny.yml")
+    assert refused.code == 2
+    for place, missing in (
+        ("6:20", "embedder 'token'"),
+        ("8:11", "topology 'stacked'"),
+        ("17:62", "strategy 'pretrain'"),
+    ):
+        assert f"tiny.yml:{place}: error:" in refused.err
+        assert f"there is no {missing}" in refused.said
+    assert "pip install that plugin" in refused.said
+
+    # What is installed is planned, whoever supplies it: here, the small components of the test kit.
+    environment.install(wheels, "caramba-plugins-testing")
+    made = Site(tmp_path)
+    kit = "caramba_plugins_testing"
+    kinds = {"embedder": "TinyEmbedder", "head": "TinyHead", "topology": "TinyChain", "attention": "TinyAttention"}
+    made.add("tiny", entries={f"caramba.{kind}": {f"tiny_{kind}": f"{kit}:{name}"} for kind, name in kinds.items()})
+    environment.add_path(made.folder)
+    (tmp_path / "tiny.yml").write_text(PLAIN)
+    planned = environment.caramba("compile", "tiny.yml", "--json")
+    assert planned.code == 0, planned.err
+    (plan,) = json.loads(planned.out)
+    assert plan["model"]["total"]["parameters"] == 2 * 64 * 16 + 4 * 16 * 16

@@ -16,9 +16,27 @@ from caramba_plugins_draw.sketch import Sketch, sketch
 from caramba_plugins_draw.svg import svg
 
 from caramba_core.cli import main
+from caramba_core.lowering import lower
+from caramba_core.manifest import structure_model
 from caramba_core.plan import ModelPlan, plan_model
-from tests.graph.models import GQA, MLP, NORM, graph_of, linear, nested, residual, stacked
 
+
+def residual(*layers: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "residual", "layers": list(layers), **more}
+
+
+def stacked(*layers: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "stacked", "layers": list(layers), **more}
+
+
+def nested(repeat: int, *layers: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "nested", "repeat": repeat, "layers": list(layers), **more}
+
+
+GQA = {"type": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 6}
+MLP = {"type": "swiglu", "d_ff": 32}
+NORM = {"type": "rms_norm"}
+LINEAR = {"type": "linear", "d_out": 10}
 DBA = {**GQA, "type": "dba", "sem_dim": 4, "geo_dim": 4, "v_dim": 5, "rope": {"theta": 100.0}}
 WINDOW = {**GQA, "window": 16}
 MODELS: dict[str, list[dict[str, Any]]] = {
@@ -29,7 +47,7 @@ MODELS: dict[str, list[dict[str, Any]]] = {
     "alternating": [nested(20, NORM, GQA, variants=[[NORM, MLP]], order=[0, 1] * 10)],
     "windows": [nested(4, NORM, GQA, variants=[[NORM, WINDOW]], order=[0, 1, 1, 0])],
     "named": [stacked(residual(NORM, GQA), name="first"), residual(MLP, name="second")],
-    "fan": [{"type": "parallel", "combine": "concatenate", "layers": [residual(NORM, GQA), linear(10), NORM, MLP]}],
+    "fan": [{"type": "parallel", "combine": "concatenate", "layers": [residual(NORM, GQA), LINEAR, NORM, MLP]}],
     "fan in fan": [
         {"type": "parallel", "layers": [{"type": "branching", "router": "softmax", "layers": [MLP, NORM]}, GQA]}
     ],
@@ -39,7 +57,9 @@ MODELS: dict[str, list[dict[str, Any]]] = {
 
 
 def plan_of(name: str) -> ModelPlan:
-    return plan_model(graph_of(*MODELS[name]), context=64)
+    embedder = {"type": "token", "vocab_size": 40, "d_model": 24}
+    model = {"tied_embeddings": False, "embedder": embedder, "topology": stacked(*MODELS[name])}
+    return plan_model(lower(structure_model(model)), context=64)
 
 
 def sketch_of(name: str) -> Sketch:

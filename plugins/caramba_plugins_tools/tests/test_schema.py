@@ -19,7 +19,6 @@ from caramba_core.cli import main
 from caramba_core.errors import ManifestError
 from caramba_core.manifest import load_manifest
 from caramba_core.plugins.registry import Registry, registry
-from tests.plan.shapes import presets
 
 SCHEMA = manifest_schema(registry())
 VALIDATOR = Draft202012Validator(SCHEMA)
@@ -51,7 +50,7 @@ def test_the_schema_is_a_schema() -> None:
     assert "caramba-plugins-dba" in SCHEMA["$comment"]
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", [entry.name for entry in registry().entries("preset")])
 def test_presets_are_valid(name: str) -> None:
     assert [error.message for error in VALIDATOR.iter_errors(preset(name))] == []
 

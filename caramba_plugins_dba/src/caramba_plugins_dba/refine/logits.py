@@ -236,7 +236,7 @@ class LogitFit:
         energy = energy.view(self.groups, 2, self.rotary // 2).mean(1)
         sem = second[:, self.rotary :, self.rotary :]
         blocks = [torch.diag(energy.repeat(1, 2).flatten()), *([sem.sum(0)] if self.shared else sem.unbind())]
-        joined: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+        joined: Tensor = torch.block_diag(*blocks)
         return joined * (self.module.config.multiplier**2 / self.count)
 
     # ------------------------------------------------------------------------------------------------ the module's side

@@ -160,7 +160,7 @@ class ValueFit:
             apply,
             self._by_group(wanted),
             up.flatten(0, 1),
-            (torch.block_diag(*rows), down @ self._own() @ down.T),  # type: ignore[no-untyped-call]
+            (torch.block_diag(*rows), down @ self._own() @ down.T),
             ridge,
             iterations,
         )

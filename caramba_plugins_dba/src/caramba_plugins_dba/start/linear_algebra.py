@@ -65,5 +65,5 @@ def _signs(vectors: Tensor) -> Tensor:
 
 def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
     """``G`` blocks ``[r, n] -> [G r, G n]``."""
-    made: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    made: Tensor = torch.block_diag(*blocks)
     return made

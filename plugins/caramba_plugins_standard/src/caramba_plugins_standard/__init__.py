@@ -1,3 +1,1 @@
 """caramba's standard components: layers, attention, topologies, token data, optimizers, schedules."""
-
-__version__ = "0.1.0"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from caramba_core.component import Layer
+from caramba_core.component import Layer, evolve
 from caramba_core.graph import Graph
 from caramba_core.loading import Stored, Tokenizer
 from caramba_core.lowering import lower
@@ -81,7 +81,7 @@ class _Drawn:
 def _model(attention: Layer) -> Model:
     return Model(
         embedder=TinyEmbedder(vocab_size=_VOCABULARY, d_model=_WIDTH),
-        topology=TinyChain(layers=(attention, TinyLinear(), attrs.evolve(attention))),  # type: ignore[misc]
+        topology=TinyChain(layers=(attention, TinyLinear(), evolve(attention))),
         head=TinyHead(),
     )
 

@@ -64,7 +64,7 @@ class BlockwiseRunner:
                 return
             with torch.enable_grad(), self.context.autocast():
                 error = normalised_error(learner(x.detach(), plain), target)
-            error.backward()  # type: ignore[no-untyped-call]
+            error.backward()
             errors.append(error.detach())
 
         with torch.no_grad(), self.context.autocast():

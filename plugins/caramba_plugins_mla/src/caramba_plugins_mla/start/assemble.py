@@ -121,7 +121,7 @@ def _content(
 
 def _block_diagonal(per_head: Tensor) -> Tensor:
     """The sum over the query heads of each key/value head, ``[G, m, d, d] -> [G d, G d]``."""
-    made: Tensor = torch.block_diag(*per_head.sum(1))  # type: ignore[no-untyped-call]
+    made: Tensor = torch.block_diag(*per_head.sum(1))
     return made
 
 

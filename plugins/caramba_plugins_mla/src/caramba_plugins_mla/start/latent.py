@@ -52,7 +52,7 @@ def solve(gamma: Tensor, omega: Tensor, keys: Tensor, values: Tensor, rank: int)
     gamma, omega = _ridged(gamma), _ridged(omega)
     keys, values = _ridged(keys), _ridged(values)
     with _one_thread():
-        down = _principal(torch.block_diag(gamma, omega), keys, values, rank)  # type: ignore[no-untyped-call]
+        down = _principal(torch.block_diag(gamma, omega), keys, values, rank)
         up, down = _in_turn(gamma, omega, keys, values, down)
     basis, triangle = torch.linalg.qr(up)
     signs = triangle.diagonal().sign()  # a factorization has none of its own

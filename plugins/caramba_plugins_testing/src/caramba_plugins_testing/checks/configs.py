@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import attrs
 
+from caramba_core.component import evolve
 from caramba_core.errors import InvalidValue
 from caramba_plugins_testing.case import Case, CheckFailed
 from caramba_plugins_testing.registered import check
@@ -67,7 +68,7 @@ def _out_of_range(case: Case) -> list[Mapping[str, Any]]:
 def _refuse(case: Case, changes: Mapping[str, Any], width: int) -> None:
     words = ", ".join(f"{name}={value!r}" for name, value in changes.items()) or f"an input width of {width}"
     try:
-        attrs.evolve(case.config, **changes).check(width)  # type: ignore[misc]
+        evolve(case.config, **changes).check(width)
     except InvalidValue as error:
         if not error.message.strip() or (changes and error.field is not None and error.field not in changes):
             raise CheckFailed(

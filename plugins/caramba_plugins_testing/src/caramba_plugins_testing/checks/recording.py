@@ -51,7 +51,7 @@ class _Brought(Exception):  # noqa: N818 - a finding
     """So many values were written in Python."""
 
 
-class _NothingFromOutside(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _NothingFromOutside(TorchDispatchMode):
     """Finds tensors that are made of Python's numbers; a single number is no copy, kernels take it as an argument."""
 
     def __torch_dispatch__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from caramba_core.component import Attention
 from caramba_core.nn.frame import Frame
 from caramba_core.storage import Storage
 from caramba_plugins_testing.case import Case, CheckFailed
@@ -116,7 +117,7 @@ def _compare_decoding(case: Case, found: Tensor, wanted: Tensor, words: str) -> 
 
 @check(
     "sequences that start at different places see nothing of their padding",
-    applies=lambda case: case.is_attention and case.config.takes_starts,  # type: ignore[attr-defined]
+    applies=lambda case: isinstance(case.config, Attention) and case.config.takes_starts,
 )
 @torch.no_grad()
 def padding(case: Case) -> None:
@@ -145,10 +146,8 @@ def padding(case: Case) -> None:
 
 def _rounds(case: Case) -> bool:
     """Whether a cache that rounds would round something of what is kept."""
-    return case.is_attention and any(
-        _ROUNDED.quantizes(entry)
-        for entry in case.config.cache_spec(case.width).values()  # type: ignore[attr-defined]
-    )
+    config = case.config
+    return isinstance(config, Attention) and any(map(_ROUNDED.quantizes, config.cache_spec(case.width).values()))
 
 
 @check("what the cache rounds is what every pass attends to, the first one too", applies=_rounds)
@@ -174,9 +173,8 @@ def rounding(case: Case) -> None:
 
 def _takes_back(case: Case) -> bool:
     """Whether what is cached can be taken back: nothing but whole tokens, and no window."""
-    return case.is_attention and all(
-        entry.per_token and entry.window is None
-        for entry in case.config.cache_spec(case.width).values()  # type: ignore[attr-defined]
+    return isinstance(case.config, Attention) and all(
+        entry.per_token and entry.window is None for entry in case.config.cache_spec(case.width).values()
     )
 
 
