@@ -22,11 +22,12 @@ _PIPE_WIDTH = 160
 """Columns of output that goes into a file or another program."""
 
 
-def show(plans: Sequence[Plan], *, full: bool = False) -> None:
-    """Print plans on stdout."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH)
+def show(plans: Sequence[Plan], *, full: bool = False, console: Console | None = None) -> None:
+    """Print plans, on stdout if no console is given."""
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=_PIPE_WIDTH)
     for index, plan in enumerate(plans):
         if index:
             console.rule(style="dim")
