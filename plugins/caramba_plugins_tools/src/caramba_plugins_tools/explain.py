@@ -6,65 +6,24 @@ explained the same way.
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from caramba_core.errors import InputError
+from caramba_core.hookspecs import Section
 from caramba_core.kinds import KINDS
-from caramba_core.manifest import schema
-from caramba_core.manifest.configs import OPEN, shape_of
 from caramba_core.manifest.names import nearest, suggestion
-from caramba_core.manifest.values import is_list, is_literal, is_mapping, members
 from caramba_core.plugins.registry import Entry, Registry
+from caramba_plugins_tools.fields import SECTIONS, Field, doc_text, fields_of, is_config
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
-__all__ = ["SECTIONS", "Explanation", "Field", "explain", "fields_of", "render"]
+__all__ = ["Explanation", "explain", "explain_entry", "render"]
 
-SECTIONS: Final[dict[str, type]] = {
-    "manifest": schema.Manifest,
-    "model": schema.Model,
-    "group": schema.Group,
-    "teacher": schema.Teacher,
-    "data": schema.Data,
-    "eval": schema.Evaluation,
-    "run": schema.Run,
-    "start": schema.Start,
-    "train": schema.Train,
-    "verify": schema.Verify,
-}
-"""The parts of a manifest that are no components."""
-
-_WORDS: Final[dict[Any, str]] = {
-    bool: "true | false",
-    int: "integer",
-    float: "number",
-    str: "text",
-    Path: "file name",
-    type(None): "null",
-    Any: "anything",
-    object: "anything",
-}
-
-
-@attrs.frozen(kw_only=True)
-class Field:
-    """One field; ``name`` is dotted for the fields of a part (``rope.theta``), ``default`` as a manifest writes it."""
-
-    name: str
-    type: str
-    required: bool
-    default: str
-    unit: str
-    range: str
-    meaning: str
+_COLUMNS: Final = ("field", "type", "default", "range", "meaning")
 
 
 @attrs.frozen(kw_only=True)
@@ -91,36 +50,27 @@ def explain(registry: Registry, name: str) -> tuple[Explanation, ...]:
         for entry in registry.entries(kind)
         if name in (entry.name, entry.qualified, f"{kind}.{entry.name}", f"{kind}.{entry.qualified}")
     ]
-    explained = [_component(registry, entry) for entry in found]
+    explained = [explain_entry(registry, entry) for entry in found]
     if name in SECTIONS:
-        explained.insert(0, _section(name))
+        explained.insert(0, _explained(name, "section of a manifest", SECTIONS[name]))
     if not explained:
         raise _unknown(registry, name)
     return tuple(explained)
 
 
-def _section(name: str) -> Explanation:
-    cls = SECTIONS[name]
+def explain_entry(registry: Registry, entry: Entry) -> Explanation:
+    """What a plugin's entry is; raises :class:`~caramba_core.errors.PluginError` where it does not load."""
+    return _explained(entry.name, entry.kind, registry.load(entry), entry)
+
+
+def _explained(name: str, kind: str, target: Any, entry: Entry | None = None) -> Explanation:
     return Explanation(
         name=name,
-        kind="section of a manifest",
-        distribution=None,
-        version=None,
-        text=_text(cls),
-        fields=tuple(fields_of(cls)),
-    )
-
-
-def _component(registry: Registry, entry: Entry) -> Explanation:
-    target = registry.load(entry)
-    is_config = isinstance(target, type) and attrs.has(target)
-    return Explanation(
-        name=entry.name,
-        kind=entry.kind,
-        distribution=entry.distribution,
-        version=entry.version,
-        text=_text(target) if isinstance(target, type) else KINDS[entry.kind].gives,
-        fields=tuple(fields_of(target)) if is_config else (),
+        kind=kind,
+        distribution=None if entry is None else entry.distribution,
+        version=None if entry is None else entry.version,
+        text=doc_text(target) if isinstance(target, type) else KINDS[kind].gives,
+        fields=tuple(fields_of(target)) if is_config(target) else (),
     )
 
 
@@ -128,108 +78,11 @@ def _unknown(registry: Registry, name: str) -> InputError:
     short = name.rpartition(":")[2].rpartition(".")[2] if ":" in name else name
     known = {entry.name for kind in KINDS for entry in registry.entries(kind)} | set(SECTIONS)
     near = nearest(short, sorted(known))
-    supplier = registry.supplier(tuple(KINDS), short)
-    return InputError(
-        f"nothing is called {name!r}{suggestion(near)}",
-        hint=f"it is supplied by {supplier}: pip install {supplier}"
-        if supplier is not None and not near
-        else "caramba explain lists what there is",
+    supplier = None if near else registry.supplier(tuple(KINDS), short)
+    hint = (
+        f"it is supplied by {supplier}: pip install {supplier}" if supplier else "caramba explain lists what there is"
     )
-
-
-# ------------------------------------------------------------------------------------------------ fields
-
-
-def fields_of(cls: Any, prefix: str = "") -> Iterator[Field]:
-    """The fields of a config class, those of its parts behind each part."""
-    for key, (attribute, type_) in shape_of(cls).fields.items():
-        rules = attribute.metadata
-        required = attribute.default is attrs.NOTHING
-        yield Field(
-            name=prefix + key,
-            type=type_words(type_),
-            required=required,
-            default="" if required else _default(attribute.default),
-            unit=rules.get("unit") or "",
-            range=_range(rules),
-            meaning=rules.get("help") or "",
-        )
-        for part in members(type_):
-            if attrs.has(part) and part not in OPEN and not prefix and part not in SECTIONS.values():
-                yield from fields_of(part, f"{key}.")
-
-
-def type_words(type_: Any) -> str:
-    """A type as a manifest's user knows it: ``integer``, ``'shared' | 'latent'``, ``list of layer``."""
-    words: list[str] = []
-    for option in members(type_):
-        if option in OPEN:
-            words.extend(OPEN[option])
-        elif option in _WORDS:
-            words.append(_WORDS[option])
-        elif is_literal(option):
-            words.extend(str(choice) for choice in get_args(option))
-        elif is_list(option):
-            words.append(_list_words(option))
-        elif is_mapping(option):
-            words.append("mapping")
-        else:
-            words.append(_snake(option.__name__))
-    return " | ".join(words)
-
-
-def _list_words(type_: Any) -> str:
-    arguments = get_args(type_)
-    if not arguments:
-        return "list"
-    if arguments[-1] is ... or len(arguments) == 1:
-        return f"list of {type_words(arguments[0])}"
-    return f"[{', '.join(map(type_words, arguments))}]"
-
-
-def _default(default: Any) -> str:
-    factory = getattr(default, "factory", None)  # of attrs.Factory, which is no class to its stubs
-    if factory is None:
-        return _written(default)
-    return "computed" if default.takes_self else _written(factory())
-
-
-def _written(value: Any) -> str:
-    """A default as a manifest would write it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_written, value))}]"
-    if isinstance(value, dict):
-        return "{}" if not value else str(value)
-    return str(value)
-
-
-def _range(rules: Any) -> str:
-    """``1 .. 8``, ``> 0``, or the form of a text."""
-    low = _bound(">=", rules.get("minimum")) or _bound(">", rules.get("above"))
-    high = _bound("<=", rules.get("maximum")) or _bound("<", rules.get("below"))
-    parts = [part for part in (low, high) if part]
-    if not parts and rules.get("form"):
-        return str(rules["form"])
-    return ", ".join(parts)
-
-
-def _bound(sign: str, value: float | None) -> str:
-    return "" if value is None else f"{sign} {value:g}"
-
-
-def _text(cls: type) -> str:
-    """A docstring as plain paragraphs, without reStructuredText's marks."""
-    text = inspect.cleandoc(cls.__doc__ or "")
-    text = re.sub(r":\w+:`~?([^`]*)`", lambda found: found[1].rpartition(".")[2], text)
-    return text.replace("``", "")
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    return InputError(f"nothing is called {name!r}{suggestion(near)}", hint=hint)
 
 
 # ------------------------------------------------------------------------------------------------ on a terminal
@@ -239,6 +92,8 @@ def render(explanation: Explanation, console: Console) -> None:
     """Print one explanation."""
     from rich.text import Text
 
+    from caramba_core.plan.sections import section_table
+
     title = Text(explanation.name, style="bold")
     title.append(f"  {explanation.kind}", style="cyan")
     if explanation.distribution is not None:
@@ -246,31 +101,17 @@ def render(explanation: Explanation, console: Console) -> None:
     console.print(title)
     if explanation.text:
         console.print(Text(explanation.text))
-    parts: dict[str, list[Field]] = {}
-    for field in explanation.fields:
-        parts.setdefault(field.name.rpartition(".")[0], []).append(field)
-    for part, fields in parts.items():
-        if part:
-            console.print(Text(f"{part}:", style="bold"))
-        console.print(_table(fields))
+    parts = sorted(explanation.fields, key=_part)
+    for part, fields in groupby(parts, _part):
+        rows = tuple(_row(field) for field in fields)
+        console.print(section_table(Section(title=part and f"{part}:", columns=_COLUMNS, rows=rows)))
 
 
-def _table(fields: Sequence[Field]) -> Table:
-    """The fields of a component or of one of its parts."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+def _part(field: Field) -> str:
+    return field.name.rpartition(".")[0]
 
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, padding=(0, 1))
-    table.add_column("field", no_wrap=True, style="bold")
-    table.add_column("type", style="cyan", max_width=28)
-    table.add_column("default", max_width=16)
-    table.add_column("range", max_width=24)
-    table.add_column("meaning")
-    for field in fields:
-        default = Text("required", style="yellow") if field.required else Text(field.default, style="dim")
-        meaning = Text(field.meaning)
-        if field.unit:
-            meaning.append(f" [{field.unit}]", style="dim")
-        table.add_row(field.name.rpartition(".")[2], field.type, default, field.range, meaning)
-    return table
+
+def _row(field: Field) -> tuple[str, ...]:
+    value = "required" if field.required else field.default
+    meaning = f"{field.meaning} [{field.unit}]" if field.unit else field.meaning
+    return field.name.rpartition(".")[2], field.type, value, field.range, meaning

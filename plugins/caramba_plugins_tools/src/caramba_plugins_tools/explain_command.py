@@ -25,7 +25,8 @@ def command(
 
     from caramba_core.kinds import KINDS
     from caramba_core.plugins.registry import registry
-    from caramba_plugins_tools.explain import SECTIONS, explain, render
+    from caramba_plugins_tools.explain import explain, render
+    from caramba_plugins_tools.fields import SECTIONS
 
     plugins = registry()
     console = Console(soft_wrap=False)
