@@ -32,16 +32,15 @@ def printed_html(show: Callable[[Console], object]) -> str:
 
 
 def notebook_console() -> Console:
-    """A console for progress: live in terminals, and in notebooks where ipywidgets are installed; else plain lines."""
+    """A console for progress: in notebooks with widgets where ipywidgets are installed, else as in a terminal."""
     from importlib.util import find_spec
 
     from rich.console import Console
 
-    live = find_spec("ipywidgets") is not None
-    return Console(highlight=False, force_jupyter=None if live else False)
+    return Console(highlight=False, force_jupyter=None if find_spec("ipywidgets") else False)
 
 
 def _recording(width: int) -> Console:
     from rich.console import Console
 
-    return Console(file=StringIO(), record=True, width=width, highlight=False)
+    return Console(file=StringIO(), record=True, width=width, highlight=False, force_jupyter=False)
