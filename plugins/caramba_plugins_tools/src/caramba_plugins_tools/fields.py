@@ -59,10 +59,10 @@ class Field:
     @property
     def described(self) -> str:
         """The meaning with the unit."""
-        return f"{self.meaning} ({self.unit})" if self.unit else self.meaning
+        return f"{self.meaning} ({self.unit})" if self.unit and self.unit not in self.meaning else self.meaning
 
 
-INCLUDE: Final = Field("include", "text | list of text", "files whose keys this mapping takes over; its own keys win")
+INCLUDE: Final = Field("include", "text | list of text", "files that this mapping is laid over; its own keys win")
 """May stand in every mapping of a manifest."""
 
 COMPOSITION: Final[dict[type, tuple[Field, ...]]] = {
@@ -74,13 +74,14 @@ COMPOSITION: Final[dict[type, tuple[Field, ...]]] = {
         Field("vars", "mapping", "variables of this group, over the manifest's"),
         Field("extends", "text", "another group that this one is laid over"),
         Field("matrix", "mapping", "lists of values of variables: one group for each combination"),
+        Field("model", "model", "what differs from the manifest's model in this group"),
     ),
     schema.Model: (
         Field("from", "teacher", "take the model from the group's teacher"),
         Field("replace", "mapping", "with from: the layers that nodes get instead, by patterns of their names"),
     ),
 }
-"""Keys that are resolved while a manifest is read, so that its classes do not have them."""
+"""Keys that are resolved while a manifest is read: what is written differs from the fields of its classes."""
 
 
 def is_config(target: Any) -> bool:
@@ -90,7 +91,10 @@ def is_config(target: Any) -> bool:
 
 def fields_of(cls: Any, prefix: str = "") -> Iterator[Field]:
     """The fields of a config class, those of its parts behind each part."""
+    composed = {field.name: field for field in COMPOSITION.get(cls, ())}
     for key, (attribute, type_) in shape_of(cls).fields.items():
+        if key in composed:
+            continue
         rules = attribute.metadata
         required = attribute.default is attrs.NOTHING
         yield Field(
@@ -105,7 +109,7 @@ def fields_of(cls: Any, prefix: str = "") -> Iterator[Field]:
         for part in members(type_):
             if attrs.has(part) and part not in OPEN and not prefix and part not in SECTIONS.values():
                 yield from fields_of(part, f"{key}.")
-    yield from COMPOSITION.get(cls, ())
+    yield from composed.values()
 
 
 def doc_text(cls: type) -> str:
@@ -131,6 +135,8 @@ def _type_words(type_: Any, choices: Sequence[Any] = ()) -> str:
             words.append(_list_words(option))
         elif is_mapping(option):
             words.append("mapping")
+        elif option in SECTIONS.values():
+            words.append(next(name for name, cls in SECTIONS.items() if cls is option))
         else:
             words.append(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", option.__name__).lower())
     return " | ".join(words)

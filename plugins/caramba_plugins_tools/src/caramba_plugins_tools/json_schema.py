@@ -10,7 +10,7 @@ against definitions whose names end in ``.partial``, which require nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin
@@ -103,9 +103,7 @@ class _Writer:
 
     def _group(self) -> Schema:
         """A group; one that extends another, or is laid over another manifest's, may leave out what that one gives."""
-        words = "what differs from the manifest's model in this group"
-        model = {**self._loose._model(), "description": words}
-        group = self._define("group", lambda: self._object(Group, {"model": model}, optional=("model",)))
+        group = self._define("group", lambda: self._object(Group, {"model": self._loose._model()}))
         return group if self._loose is self else {"if": _LAID_OVER, "then": self._loose._group(), "else": group}
 
     def _model(self) -> Schema:
@@ -115,37 +113,30 @@ class _Writer:
         taken = loose._define("model.taken", lambda: loose._object(Model, {"replace": replace}))
         return {"if": {"type": "object", "required": ["from"]}, "then": taken, "else": self._class(Model)}
 
-    def _object(
-        self,
-        cls: type,
-        given: Mapping[str, Schema] | None = None,
-        *,
-        optional: Collection[str] = (),
-        typed: bool = False,
-    ) -> Schema:
+    def _object(self, cls: type, given: Mapping[str, Schema] | None = None, *, typed: bool = False) -> Schema:
         """The mapping that a config class is written as, in which nothing is required that ``include:`` may give.
 
         ``given`` are schemas of single keys; with them come the keys of composition.  A ``typed`` one has a ``type``.
         """
         fields = {field.name: field for field in fields_of(cls)}
+        composed = COMPOSITION[cls] if given else ()
         properties: dict[str, Schema] = {"type": {}} if typed else {}
         required: list[str] = []
         for key, (attribute, type_) in shape_of(cls).fields.items():
+            if any(field.name == key for field in composed):
+                continue
             default = attribute.default
             schema = given[key] if given and key in given else self._of(type_, attribute.metadata)
             if cls is Run and key == "mode":
                 schema = _or_variable({"enum": sorted(self._names(("mode",)))})
-            if default is attrs.NOTHING and key not in optional:
+            if default is attrs.NOTHING:
                 required.append(key)
             if _is_json(default):
                 schema = {**schema, "default": list(default) if isinstance(default, tuple) else default}
             properties[key] = {"description": fields[key].described, **schema}
-        for field in (*(COMPOSITION[cls] if given else ()), INCLUDE):
-            properties[field.name] = {
-                "description": field.described,
-                **_FORMS[field.type],
-                **(given or {}).get(field.name, {}),
-            }
+        for field in (*composed, INCLUDE):
+            schema = given[field.name] if given and field.name in given else _FORMS[field.type]
+            properties[field.name] = {"description": field.described, **schema}
         whole: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
         if words := doc_text(cls).partition("\n")[0]:
             whole["description"] = words
