@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 import caramba
+from caramba_core.cli import main
 from caramba_core.nn.language_model import LanguageModel
-from tests.run.test_tokenizers import WORDS, write_tokenizer
-from tests.run.workspace import make_workspace
 
 MANIFEST = """\
 version: 1
@@ -49,11 +50,51 @@ groups:
 """
 
 
+CONVERSION = """\
+version: 1
+name: conversion
+model:
+  from: teacher
+  replace:
+    attention: {type: dba, sem_dim: 4, geo_dim: 8, v_dim: 10, o_bias: true}
+groups:
+  - name: half
+    teacher: {source: teacher}
+    data: {train: tokens.npy, heldout: tokens.npy}
+    eval: {windows: 4, context: 32}
+    runs:
+      - {id: convert, mode: convert, device: cpu, start: {tokens: 256, max_context: 32, batch_size: 2}}
+      - id: finetune
+        mode: train
+        steps: 2
+        train: {strategy: upcycle.global, trains: [attention], batch_size: 2, context: 32, lr: 1.0e-3, device: cpu}
+"""
+WORDS = [*(f"w{index}" for index in range(48)), "<|endoftext|>", "?"]
+
+
+def write_tokens(folder: Path) -> None:
+    np.save(folder / "tokens.npy", (np.cumsum(np.arange(300) % 7) % 48).astype(np.uint16))
+
+
+def write_teacher(folder: Path) -> None:
+    """A Hugging Face folder with a tokenizer of words between blanks: a run of grouped-query attention, exported."""
+    gqa = "{type: gqa, n_heads: 2, n_kv_heads: 2, head_dim: 8, rope: {theta: 100.0}}"
+    (folder / "teacher.yml").write_text(MANIFEST.replace("{type: mha, n_heads: 2, head_dim: 8}", gqa))
+    (run,) = caramba.load(folder / "teacher.yml").run("main", "first", output=folder / "teachers")
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(run.path), "-o", str(folder / "teacher")])
+    assert not ended.value.code
+    model = tokenizers.models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="?")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "teacher" / "tokenizer.json"))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A manifest, its tokens, and the runs of its first group."""
     folder = tmp_path_factory.mktemp("api")
-    np.save(folder / "tokens.npy", (np.cumsum(np.arange(300) % 7) % 50).astype(np.uint16))
+    write_tokens(folder)
     (folder / "tiny.yml").write_text(MANIFEST)
     caramba.load(folder / "tiny.yml").run("main", output=folder / "runs")
     return folder
@@ -61,16 +102,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small conversion whose teacher has a tokenizer."""
+    """A small conversion whose teacher has a tokenizer, and its runs."""
     folder = tmp_path_factory.mktemp("converted")
-    manifest = make_workspace(folder)
-    write_tokenizer(folder / "teacher" / "tokenizer.json", WORDS)
-    caramba.load(manifest, set={"vars.steps": 2}).run(output=folder / "runs")
+    write_tokens(folder)
+    write_teacher(folder)
+    (folder / "conversion.yml").write_text(CONVERSION)
+    caramba.load(folder / "conversion.yml").run(output=folder / "runs")
     return folder
 
 
 def text_of(folder: Path) -> str:
-    return " ".join(WORDS[int(id_)] for id_ in np.load(folder / "heldout.npy"))
+    return " ".join(WORDS[int(id_)] for id_ in np.load(folder / "tokens.npy"))
 
 
 # ------------------------------------------------------------------------------------------------ importing
@@ -259,7 +301,7 @@ def test_tokens_that_cannot_be(folder: Path) -> None:
 
 
 def test_a_conversion_with_its_teacher_and_tokenizer(converted: Path) -> None:
-    run = caramba.open(converted / "runs/small/half/finetune", device="cpu")
+    run = caramba.open(converted / "runs/conversion/half/finetune", device="cpu")
     assert run.summary is not None and run.tokenizer is not None and run.teacher is not None
     assert run.perplexity() == run.summary["perplexity"]["end"]
     text = text_of(converted)
@@ -271,7 +313,7 @@ def test_a_conversion_with_its_teacher_and_tokenizer(converted: Path) -> None:
     assert written.startswith("w1 w2 w3")
     assert run.tokenizer.encode(written) == run.generate([1, 2, 3], 5)
     assert torch.equal(run.logits("w7 w8"), run.logits([7, 8]))
-    convert = caramba.open(converted / "runs/small/half/convert", device="cpu")
+    convert = caramba.open(converted / "runs/conversion/half/convert", device="cpu")
     assert convert.summary is not None
     assert convert.perplexity() == convert.summary["perplexity"]["end"]
 
@@ -281,7 +323,7 @@ def test_a_pretrained_checkpoint(converted: Path) -> None:
     assert (teacher.summary, teacher.teacher) == (None, None)
     assert teacher.manifest["model"]["type"] == "transformer"
     assert teacher.generate("w1 w2", 3).startswith("w1 w2")
-    run = caramba.open(converted / "runs/small/half/finetune", device="cpu")
+    run = caramba.open(converted / "runs/conversion/half/finetune", device="cpu")
     assert run.teacher is not None
     assert torch.equal(teacher.logits([4, 5]), run.teacher.logits([4, 5]))
     half = caramba.open(converted / "teacher", device="cpu", dtype="bfloat16")
@@ -293,14 +335,13 @@ def test_a_pretrained_checkpoint(converted: Path) -> None:
         caramba.open(converted / "teacher", dtype="int8")
 
 
-def test_a_teacher_that_is_gone(tmp_path: Path) -> None:
+def test_a_teacher_that_is_gone(converted: Path, tmp_path: Path) -> None:
     """Its run still opens: weights are its own, ids need no tokenizer."""
-    manifest = make_workspace(tmp_path)
-    caramba.load(manifest, set={"vars.steps": 1}).run(run="convert", output=tmp_path / "runs")
-    (tmp_path / "teacher").rename(tmp_path / "moved")
-    run = caramba.open(tmp_path / "runs/small/half/convert", device="cpu")
+    run_folder = tmp_path / "runs/conversion/half/convert"
+    shutil.copytree(converted / "runs/conversion/half/convert", run_folder)
+    run = caramba.open(run_folder, device="cpu")
     assert run.summary is not None
-    assert run.perplexity(np.load(tmp_path / "heldout.npy"), windows=4) == run.summary["perplexity"]["end"]
+    assert run.perplexity(np.load(converted / "tokens.npy"), windows=4) == run.summary["perplexity"]["end"]
     with pytest.raises(caramba.InputError, match="does not exist"):
         run.generate("w1")
 
@@ -359,7 +400,7 @@ def test_the_table_of_runs(folder: Path) -> None:
 
 
 def test_ratios_to_the_teacher(converted: Path) -> None:
-    table = caramba.runs(converted)
+    table = caramba.runs(converted / "runs")
     assert [run.run for run in table] == ["convert", "finetune"]
     assert all(run.ratio is not None for run in table)
 

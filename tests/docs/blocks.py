@@ -12,6 +12,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 
 import attrs
 
@@ -28,7 +29,7 @@ PAGES = (
 )
 
 _BLOCK = re.compile(
-    r"(?:<!-- (?P<mark>[^>\n]+) -->\n\n?)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"(?:<!-- (?P<mark>[^>\n]+) -->\n\n?)?^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.MULTILINE | re.DOTALL
 )
 
 
@@ -64,7 +65,7 @@ def blocks(*languages: str) -> Iterator[Block]:
         for found in _BLOCK.finditer(text):
             if found["language"] in languages:
                 line = text.count("\n", 0, found.start("text")) + 1
-                yield Block(page, line, found["language"], found["text"], found["mark"])
+                yield Block(page, line, found["language"], dedent(found["text"]), found["mark"])
 
 
 def commands(block: Block) -> Iterator[list[str]]:
