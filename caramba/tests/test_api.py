@@ -362,12 +362,15 @@ def test_a_run_in_bfloat16_is_measured_in_bfloat16(folder: Path, tmp_path: Path)
 def test_what_is_no_run(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(caramba.InputError, match="does not exist"):
         caramba.open(tmp_path / "nothing")
-    with pytest.raises(caramba.InputError, match="neither a run's folder nor a checkpoint") as caught:
+    with pytest.raises(caramba.InputError, match="is not a run's folder, but holds some") as caught:
         caramba.open(folder / "runs" / "tiny")
     assert str(folder / "runs/tiny/main/first") in (caught.value.expected or "")
-    with pytest.raises(caramba.InputError, match="neither a run's folder nor a checkpoint") as caught:
+    with pytest.raises(caramba.InputError, match=r"not a run's folder, and cannot be .* the folder is empty"):
         caramba.open(tmp_path)
-    assert caught.value.expected == "a folder such as runs/NAME/GROUP/RUN"
+    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(caramba.InputError, match=r"cannot be opened as a checkpoint: .*config\.json"):
+        caramba.open(tmp_path)
     with pytest.raises(caramba.InputError, match="holds no checkpoint") as caught:
         caramba.open(folder / "runs/tiny/main/again")
     assert "open the run that they continue" in (caught.value.hint or "")

@@ -102,7 +102,7 @@ def runs(path: str | PathLike[str] = "runs") -> Runs:
     """List the runs under a folder: status, step, perplexity, cached bytes per token.
 
     Args:
-        path: a folder that holds runs, at any depth; or a run's own.
+        path: a folder that holds runs, up to four levels above them; or a run's own.
 
     Returns:
         The runs in the order of their folders' names.  Prints as a table; ``.to_dicts()`` gives plain data.

@@ -258,11 +258,20 @@ def open_model(path: str | PathLike[str], *, device: str, dtype: str | None, ste
             checkpoint=opened.teacher,
             run=opened,
         )
+    inside = [str(run) for run in find_runs(folder)]
+    if inside:
+        shown = ", ".join(inside[:4]) + (", ..." if len(inside) > 4 else "")
+        raise InputError(f"{folder} is not a run's folder, but holds some", expected=f"one of: {shown}")
     try:
         checkpoint = open_checkpoint(str(path))
     except InputError as error:
-        _explain_folder(folder, error)
-        raise
+        if not folder.exists():
+            raise
+        raise InputError(
+            f"{path} is not a run's folder, and cannot be opened as a checkpoint: {error.message}",
+            expected=error.expected or "a folder such as runs/NAME/GROUP/RUN, or a checkpoint",
+            hint=error.hint or "caramba.runs() lists the runs that there are",
+        ) from error
     held = dtype or "float32"
     return _of_checkpoint(checkpoint, load_checkpoint(checkpoint, device, held), held)
 
@@ -276,16 +285,3 @@ def _of_checkpoint(checkpoint: Checkpoint, model: LanguageModel, dtype: str) -> 
         dtype=dtype,
         checkpoint=lambda: checkpoint,
     )
-
-
-def _explain_folder(folder: Path, error: InputError) -> None:
-    """Raise a better error for a folder in which runs may lie."""
-    if not folder.is_dir():
-        return
-    inside = [str(run) for run in find_runs(folder)]
-    shown = ", ".join(inside[:4]) + (", ..." if len(inside) > 4 else "")
-    raise InputError(
-        f"{folder} is neither a run's folder nor a checkpoint",
-        expected=f"one of the runs in it: {shown}" if inside else "a folder such as runs/NAME/GROUP/RUN",
-        hint=None if inside else "caramba.runs() lists the runs that there are",
-    ) from error

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -36,6 +35,10 @@ __all__ = [
 ]
 
 
+_DEEPEST: Final = 4
+"""Levels from a project's folder down to its runs: ``runs/NAME/GROUP/RUN``."""
+
+
 # ------------------------------------------------------------------------------------------------ folders of runs
 
 
@@ -48,11 +51,12 @@ class RunState:
     summary: dict[str, Any] | None
 
 
-def find_runs(folder: Path) -> Iterator[Path]:
-    """The folders of runs at or under ``folder``, in the order of their names."""
-    for manifest in sorted(folder.rglob("manifest.yml")):
-        if is_run(manifest.parent):
-            yield manifest.parent
+def find_runs(folder: Path) -> list[Path]:
+    """The folders of runs at or up to four levels under ``folder``, in the order of their names."""
+    found = (
+        manifest.parent for depth in range(_DEEPEST + 1) for manifest in folder.glob("*/" * depth + "manifest.yml")
+    )
+    return sorted(filter(is_run, found))
 
 
 def is_run(folder: Path) -> bool:
