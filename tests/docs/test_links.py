@@ -46,7 +46,8 @@ def test_modules_are_there(page: Path) -> None:
     for dotted in set(re.findall(r"`(caramba(?:_\w+)?(?:\.\w+)+)`", TEXTS[page])):
         if dotted.startswith("caramba.") and dotted.split(".")[1] in ("api", "catalogue"):
             continue
-        module, names = dotted, []
+        module = dotted
+        names: list[str] = []
         while True:
             try:
                 found: object = import_module(module)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import ROOT, blocks
+from tests.docs.blocks import ROOT, Block, blocks
 
 ALL = list(blocks("python"))
 RUN = {block.page for block in ALL if block.not_run is None}
@@ -28,6 +28,5 @@ def test_the_blocks_of_a_page_run(page: Path, workspace: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("block", [block for block in ALL if block.not_run is not None], ids=str)
-def test_what_does_not_run_is_python(block: object) -> None:
-    assert hasattr(block, "text")
+def test_what_does_not_run_is_python(block: Block) -> None:
     ast.parse(block.text)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from caramba_core.cli import main
-from tests.docs.blocks import PAGES, ROOT, blocks, commands
+from tests.docs.blocks import PAGES, ROOT, Block, blocks, commands
 
 GROUPS = {"plugins", "presets", "data"}
 """Commands that have subcommands."""
@@ -23,6 +23,12 @@ NOT_RUN = {
 
 TOOLS = {"python", "python3", "pip", "make", "pytest", "git", "."}
 """Programs that are not caramba's; what they name of ours must be there."""
+
+PROJECTS = [
+    file.read_text()
+    for file in (ROOT / "pyproject.toml", *ROOT.glob("*/pyproject.toml"), *ROOT.glob("plugins/*/pyproject.toml"))
+]
+DISTRIBUTIONS = {name for text in PROJECTS for name in re.findall(r'^name = "(.+)"', text, re.MULTILINE)}
 
 SHELL = [(block, words) for block in blocks("bash", "console", "sh") for words in commands(block)]
 OURS = [(block, words) for block, words in SHELL if words[0] == "caramba"]
@@ -90,23 +96,21 @@ def test_a_command_in_a_sentence(
     [(block, words) for block, words in SHELL if words[0] != "caramba"],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_other_programs_are_given_is_there(block: object, words: list[str]) -> None:
+def test_what_other_programs_are_given_is_there(block: Block, words: list[str]) -> None:
     program = Path(words[0]).name
     assert program in TOOLS or (ROOT / words[0]).exists(), f"{block}: {words[0]}"
     if program == "make":
-        for target in (word for word in words[1:] if "=" not in word):
-            assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
-    ours = {file.parent.name: file for file in ROOT.glob("**/pyproject.toml") if ".venv" not in file.parts}
+        targets = [word for word in words[1:] if "=" not in word]
+        makefile = (ROOT / "Makefile").read_text()
+        assert all(re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE) for target in targets), f"{block}"
     for word in words[1:]:
-        path = re.sub(r"\[.*", "", word)
-        if "/" in path and "://" not in path and not path.startswith((".venv/", "/", "~")) and "..." not in path:
-            tutorial = path.startswith("caramba-plugin-")
-            assert tutorial or any(ROOT.glob(path)), f"{block}: there is no {path}"
-        if program == "pip" and path.startswith("caramba_"):
-            assert path in ours, f"{block}: there is no distribution in {path}"
-        if program == "pip" and re.fullmatch(r"caramba(-\w+)*", path):
-            names = [re.search(r'^name = "(.+)"', file.read_text(), re.MULTILINE) for file in ours.values()]
-            assert path in {name[1] for name in names if name} or path.startswith("caramba-plugin-"), path
+        name = word.partition("[")[0]  # of a distribution with an extra
+        if program == "pip" and re.fullmatch(r"caramba(-\w+)*", name):
+            assert name in DISTRIBUTIONS or name.startswith("caramba-plugin-"), f"{block}: {name}"
+        elif program == "pip" and name.startswith("caramba_"):
+            assert (ROOT / name / "pyproject.toml").exists(), f"{block}: there is no distribution in {name}"
+        elif "/" in name and "..." not in name and not name.startswith((".venv/", "caramba-plugin-")):
+            assert any(ROOT.glob(name)), f"{block}: there is no {name}"
 
 
 def test_make_knows_what_pages_name() -> None:
