@@ -136,12 +136,13 @@ def open_run(path: Path, step: int | None) -> OpenedRun:
             hint=f"finish it (caramba run ... --resume), or open its last checkpoint with step={max(checkpoints)}",
         )
     loaded = load_manifest(path / "manifest.yml")
-    (group,) = loaded.manifest.groups
+    group_name, run_id = path.resolve().parts[-2:]
+    group = next(group for group in loaded.manifest.groups if group.name == group_name)
     return OpenedRun(
         path=path,
         loaded=loaded,
         group=group,
-        run=next(run for run in group.runs if run.id == path.resolve().name),
+        run=next(run for run in group.runs if run.id == run_id),
         checkpoint=checkpoints[max(checkpoints) if step is None else step],
         summary=directory.summary(),
     )
