@@ -108,7 +108,7 @@ def sizes() -> str:
     chosen = [r for r in _models(cache="full") if r["attention"].startswith("dba")]
     chosen.sort(key=lambda r: (-r["cached_values"], r.get("max_context", 1024), r["tokens"]))
     return table(
-        ["cached values a layer", "start", "training tokens", "Austen / Moby"],
+        ["cached values per layer", "start", "training tokens", "Austen / Moby"],
         (
             [
                 f"{r['cached_values']}{' by layer' if 'layer' in r['attention'] else ''}",
@@ -143,7 +143,7 @@ def caches() -> str:
     chosen = [r for r in _models() if r["attention"] == "gqa" or (r["cache"] != "full" and r["start"] == "everything")]
     chosen.sort(key=lambda r: (-r["cache_bytes"], r["tokens"]))
     return table(
-        ["model", "cache", "bytes a token", "training tokens", "Austen / Moby"],
+        ["model", "cache", "bytes per token", "training tokens", "Austen / Moby"],
         (
             [
                 _named(r),

@@ -35,11 +35,12 @@ _WIDE = 120
 """Columns of a terminal from which on the shapes of weights have room beside the figures."""
 
 
-def show(plans: Sequence[Plan], *, full: bool = False) -> None:
-    """Print plans on stdout; ``full`` spells repeated blocks out."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH)
+def show(plans: Sequence[Plan], *, full: bool = False, console: Console | None = None) -> None:
+    """Print plans, on stdout if no ``console`` is given; ``full`` spells repeated blocks out."""
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=_PIPE_WIDTH)
     for index, plan in enumerate(plans):
         if index:
             console.rule(style="dim")

@@ -14,7 +14,7 @@ def pick_device(wanted: str) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if wanted == "auto":
         wanted = next(name for name in ("cuda", "mps", "cpu") if available[name])
-    if not available[wanted]:
+    if not available.get(wanted, False):
         usable = ", ".join(name for name, there in available.items() if there)
         raise InputError(
             f"device {wanted} is not available on this machine",

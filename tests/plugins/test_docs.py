@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.plugins_docs import PAGE, refreshed
 from caramba_core import hookspecs
 from caramba_core.kinds import KINDS
 from caramba_core.plugins import API_VERSION
 from caramba_core.plugins.manager import TRACE_VARIABLE
 from caramba_core.plugins.registry import DISABLE_VARIABLE, registry
+from scripts.pages import DOCS, PAGES, refreshed
 from tests.plugins.site import Site
 from tests.plugins.test_hooks_in_runs import MANIFEST
 from tests.plugins.test_scaffold import install, own_tests
 
+PAGE = DOCS / "plugins.md"
 EXAMPLE = PAGE.parents[1] / "plugins" / "caramba_plugin_example"
 FILE = re.compile(r"```(?:toml|python)\n# (caramba-plugin-falling/\S+)\n(.*?)```", re.DOTALL)
 
@@ -29,9 +30,9 @@ def files() -> dict[str, str]:
     return dict(FILE.findall(PAGE.read_text()))
 
 
-def test_generated_parts_are_up_to_date() -> None:
-    page = PAGE.read_text()
-    assert page == refreshed(page), "run: python bench/plugins_docs.py --write"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_generated_parts_are_up_to_date(page: Path) -> None:
+    assert page.read_text() == refreshed(page), "run: python scripts/pages.py --write"
 
 
 def test_every_hook_and_every_argument_is_documented() -> None:

@@ -96,7 +96,7 @@ def test_show(site: Site) -> None:
         assert "extra plain: installed" in said
         assert "hooks: run_started, run_failed" in said
         assert "attention zeta An attention." in said
-        assert "n_heads: int = 1 (>= 1) heads" in said
+        assert "n_heads: integer = 1 (>= 1) heads" in said
     unknown = site.caramba("plugins", "show", "shwn")
     assert unknown.code == 2
     assert "no plugin 'shwn' is installed" in unknown.err

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from caramba_plugins_tools.explain import explain, fields_of, sections
+from caramba_plugins_tools.explain import explain
+from caramba_plugins_tools.fields import fields_of, sections
 
 from caramba_core.cli import main
 from caramba_core.errors import InputError

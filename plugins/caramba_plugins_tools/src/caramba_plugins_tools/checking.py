@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -13,12 +13,14 @@ from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.kinds import LAYER_KINDS
 from caramba_core.plugins.metadata import ComponentEntry, Plugin
 from caramba_core.plugins.registry import Registry
-from caramba_plugins_tools.showing import hook_names, named_plugin, plugin_info
+from caramba_plugins_tools.showing import hook_names, named_plugin, plugin_info, reported_as_broken
 
 __all__ = ["check_plugins"]
 
-_WIDTH = 64
+_WIDTH: Final = 64
 """Input width at which components without required settings are built."""
+
+_COLOURS: Final = {"ok": "green", "broken": "red", "skipped": None}
 
 
 def check_plugins(registry: Registry, name: str | None, *, write: Callable[[str], Any], style: Any) -> int:
@@ -26,26 +28,13 @@ def check_plugins(registry: Registry, name: str | None, *, write: Callable[[str]
     plugins = list(registry.plugins.values()) if name is None else [named_plugin(registry, name)]
     # All of them before the first build imports torch; modes, which may import it, last.
     entries = [entry for plugin in plugins if plugin.unusable is None for entry in _entries(plugin)]
-    loaded = {entry: _load(registry, entry) for entry in sorted(entries, key=lambda entry: entry.kind == "mode")}
+    remarks = {entry: _load(registry, entry) for entry in sorted(entries, key=lambda entry: entry.kind == "mode")}
     broken = 0
     for plugin in plugins:
         write(style(f"{plugin.name} {plugin.version}", bold=True))
-        problem = plugin.unusable
-        if problem is not None:
-            switched_off = plugin.state == "disabled"
-            broken += not switched_off
-            word = "skipped" if switched_off else style("broken", fg="red")
-            write(f"  {word}: {problem.message}\n    hint: {problem.hint}")
-            continue
-        for note in plugin.notes:
-            broken += 1
-            write(f"  {style('broken', fg='red')}: {note.message}\n    hint: {note.hint}")
-        for entry, outcome in _outcomes(registry, plugin, loaded):
-            if isinstance(outcome, PluginError):
-                broken += 1
-                write(f"  {style('broken', fg='red')}  {outcome}")
-            else:
-                write(f"  {style('ok', fg='green')}      {entry.kind} {entry.name}{outcome}")
+        for word, text in _findings(registry, plugin, remarks):
+            broken += word == "broken"
+            write(f"  {style(word, fg=_COLOURS[word])}{text}")
     write(f"\n{broken} broken" if broken else "\nall is well")
     return broken
 
@@ -54,36 +43,42 @@ def _entries(plugin: Plugin) -> tuple[ComponentEntry, ...]:
     return (*plugin.hooks, *plugin.components)
 
 
-def _outcomes(
-    registry: Registry, plugin: Plugin, loaded: Mapping[ComponentEntry, str | PluginError]
-) -> Iterable[tuple[ComponentEntry, str | PluginError]]:
-    """For each entry what was done with it, or why it is broken."""
-    for entry in _entries(plugin):
-        outcome = loaded[entry]
-        try:
-            if isinstance(outcome, PluginError):
-                yield entry, outcome
-            elif entry.kind == "hooks":
-                hooks = hook_names(registry, entry)
-                remark = outcome if plugin_info(registry, plugin) else "  (has no caramba_plugin_info)"
-                yield entry, f": {', '.join(hooks)}{remark}" if hooks else remark
-            else:
-                yield entry, f"{_build(entry, registry.load(entry))}{outcome}"
-        except PluginError as error:
-            registry.note_failure(entry, error)
-            yield entry, error
-
-
-def _load(registry: Registry, entry: ComponentEntry) -> str | PluginError:
-    """Load an entry's light side; a remark on it, or why it is broken."""
+def _load(registry: Registry, entry: ComponentEntry) -> str:
+    """Load an entry's light side, which the registry remembers, its failure too; a remark on it."""
     torch_before = "torch" in sys.modules
     try:
         registry.load(entry)
-    except PluginError as error:
-        return error
+    except PluginError:
+        return ""
     if entry.kind != "mode" and "torch" in sys.modules and not torch_before:
         return "  (imports torch, which slows listings and plans: import it where it is used)"
     return ""
+
+
+def _findings(registry: Registry, plugin: Plugin, remarks: Mapping[ComponentEntry, str]) -> Iterator[tuple[str, str]]:
+    """``ok``, ``broken`` or ``skipped``, and what is said of it: of the plugin as a whole, then of each entry."""
+    problem = plugin.unusable
+    if problem is not None:
+        word = "skipped" if plugin.state == "disabled" else "broken"
+        yield word, f": {problem.message}\n    hint: {problem.hint}"
+        return
+    for note in plugin.notes:
+        yield "broken", f": {note.message}\n    hint: {note.hint}"
+    for entry in _entries(plugin):
+        try:
+            target = registry.load(entry)
+            done = _hooks(registry, plugin, entry) if entry.kind == "hooks" else _build(entry, target)
+        except PluginError as error:
+            registry.note_failure(entry, error)
+            yield "broken", f"  {error}"
+        else:
+            yield "ok", f"      {entry.kind} {entry.name}{done}{remarks[entry]}"
+
+
+def _hooks(registry: Registry, plugin: Plugin, entry: ComponentEntry) -> str:
+    names = hook_names(registry, entry)
+    silent = "" if plugin_info(registry, plugin) else "  (has no caramba_plugin_info)"
+    return (f": {', '.join(names)}" if names else "") + silent
 
 
 def _build(entry: ComponentEntry, config: Any) -> str:
@@ -92,26 +87,16 @@ def _build(entry: ComponentEntry, config: Any) -> str:
     if not (isinstance(config, type) and path):
         return ""
     module_name, _, name = path.partition(":")
-    try:
+    with reported_as_broken(entry, f"what it builds, {path}, cannot be imported"):
         target = getattr(import_module(module_name), name)
-    except (Exception, SystemExit) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise PluginError(
-            f"{entry} {entry.version} is broken: what it builds, {path}, cannot be imported: {said}"
-        ) from error
-    required = [field.name for field in attrs.fields(config) if field.default is attrs.NOTHING]
+    required = any(field.default is attrs.NOTHING for field in attrs.fields(config))
     if required or entry.kind not in LAYER_KINDS or entry.kind == "topology":
         return f": {name} imports"
     import torch
 
-    try:
-        with torch.device("meta"):
+    with reported_as_broken(entry, f"building {path} with its defaults fails"), torch.device("meta"):
+        try:
             target(config(), _WIDTH)
-    except InvalidValue:  # the defaults do not fit this width, which is the component's right
-        return f": {name} imports"
-    except (Exception, SystemExit) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise PluginError(
-            f"{entry} {entry.version} is broken: building {path} with its defaults fails: {said}"
-        ) from error
+        except InvalidValue:  # the defaults do not fit this width, which is the component's right
+            return f": {name} imports"
     return f": {name} imports and builds"

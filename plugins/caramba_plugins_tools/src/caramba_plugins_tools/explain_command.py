@@ -24,7 +24,8 @@ def command(
     from rich.text import Text
 
     from caramba_core.plugins.registry import registry
-    from caramba_plugins_tools.explain import explain, render, sections
+    from caramba_plugins_tools.explain import explain, render
+    from caramba_plugins_tools.fields import sections
 
     plugins = registry()
     console = Console(soft_wrap=False)

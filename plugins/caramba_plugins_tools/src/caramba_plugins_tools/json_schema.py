@@ -11,7 +11,8 @@ against definitions whose names end in ``.partial``, which require nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin
 
@@ -22,10 +23,11 @@ from caramba_core.component import Layer
 from caramba_core.errors import PluginError
 from caramba_core.manifest.configs import kinds_of, shape_of
 from caramba_core.manifest.schema import Group, Manifest
-from caramba_core.manifest.values import is_list, is_literal, is_mapping, is_union, members
+from caramba_core.manifest.values import is_list, is_literal, is_mapping, members
 from caramba_core.model import Model
 from caramba_core.plugins.metadata import ComponentEntry
 from caramba_core.plugins.registry import Registry
+from caramba_plugins_tools.fields import COMPOSITION, INCLUDE, doc_text, fields_of, is_config
 
 __all__ = ["manifest_schema"]
 
@@ -42,202 +44,190 @@ _PLAIN: Final[dict[Any, Schema]] = {
     Any: {},
     object: {},
 }
+_FORMS: Final[dict[str, Schema]] = {
+    "text": {"type": "string"},
+    "text | list of text": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+    "mapping": {"type": ["object", "null"]},
+    "origin": {"type": "string"},
+}
+"""What the keys of composition hold, by the words of their type."""
+_LIMITS: Final = {"minimum": "minimum", "maximum": "maximum", "above": "exclusiveMinimum", "below": "exclusiveMaximum"}
 _VARIABLE: Final[Schema] = {"$ref": "#/$defs/variable"}
-_NAMES: Final[Schema] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+_LAID_OVER: Final[Schema] = {"type": "object", "anyOf": [{"required": ["extends"]}, {"required": ["include"]}]}
+"""A manifest or group that takes keys over from another one."""
 
 
 def manifest_schema(registry: Registry) -> Schema:
     """The schema with all components that load; those that do not are named in its ``$comment``."""
-    return _Writer(registry).manifest()
-
-
-class _Writer:
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-        self._defs: dict[str, Schema] = {}
-        self._broken: dict[str, str] = {}
-
-    def manifest(self) -> Schema:
-        """The whole schema."""
-        self._defs["variable"] = {
+    defs: dict[str, Schema] = {
+        "variable": {
             "type": "string",
             "pattern": r"\$\{",
             "description": "a value with ${...}: a variable, or arithmetic on integers",
         }
-        whole = self._root(partial=False)
-        extended = self._root(partial=True)
-        plugins = ", ".join(f"{plugin.name} {plugin.version}" for plugin in self._registry.usable())
-        comment = f"made by caramba {__version__} with {plugins}"
-        if self._broken:
-            comment += f"; left out, because they do not load: {', '.join(sorted(self._broken))}"
-        return {
-            "$schema": _DIALECT,
-            "$comment": comment,
-            "title": "caramba manifest",
-            "type": "object",
-            "if": {"anyOf": [{"required": ["extends"]}, {"required": ["include"]}]},
-            "then": {"$ref": self._define("manifest.partial", extended)},
-            "else": {"$ref": self._define("manifest", whole)},
-            "$defs": dict(sorted(self._defs.items())),
-        }
+    }
+    broken: set[str] = set()
+    loose = _Writer(registry, defs, broken)
+    whole = _Writer(registry, defs, broken, loose)
+    root = {"if": _LAID_OVER, "then": loose.manifest(), "else": whole.manifest()}
+    plugins = ", ".join(f"{plugin.name} {plugin.version}" for plugin in registry.usable())
+    comment = f"made by caramba {__version__} with {plugins}"
+    if broken:
+        comment += f"; left out, because they do not load: {', '.join(sorted(broken))}"
+    return {
+        "$schema": _DIALECT,
+        "$comment": comment,
+        "title": "caramba manifest",
+        "type": "object",
+        **root,
+        "$defs": dict(sorted(defs.items())),
+    }
+
+
+class _Writer:
+    """Writes definitions; one without a ``loose`` writer is that writer itself, and requires no key."""
+
+    def __init__(
+        self, registry: Registry, defs: dict[str, Schema], broken: set[str], loose: _Writer | None = None
+    ) -> None:
+        self._registry = registry
+        self._defs = defs
+        self._broken = broken
+        self._loose = loose or self
+        self._suffix = ".partial" if loose is None else ""
 
     # ------------------------------------------------------------------------------------------------ the frame
 
-    def _root(self, *, partial: bool) -> Schema:
+    def manifest(self) -> Schema:
         """A manifest: the typed one, with what reading resolves."""
-        schema = self._fields(Manifest, partial=partial, resolved=("model", "groups"))
-        schema["properties"] |= {
-            "vars": _described({"type": ["object", "null"]}, "values that ${name} stands for"),
-            "extends": _described(_NAMES, "manifests or presets that this one is laid on"),
-            "model": _described(self._model(partial=partial), "the model"),
-            "groups": _described({"type": "array", "items": self._group(partial=partial)}, "collections of runs"),
-        }
-        if not partial:
-            schema["required"].append("model")
-        return schema
+        groups = {"type": "array", "items": self._group()}
+        return self._define("manifest", lambda: self._object(Manifest, {"model": self._model(), "groups": groups}))
 
-    def _group(self, *, partial: bool) -> Schema:
-        """A group; one that extends another, or is laid on another manifest's, may leave out what that one gives."""
-        more = {
-            "vars": _described({"type": ["object", "null"]}, "variables of this group, over the manifest's"),
-            "extends": _described({"type": "string"}, "another group that this one is laid on"),
-            "matrix": _described({"type": "object"}, "lists of values: one group for each combination"),
-            "model": _described(self._model(partial=True), "what differs from the manifest's model in this group"),
-        }
-        schemas = []
-        for loose in (False, True):
-            schema = self._fields(Group, partial=loose, resolved=("model",))
-            schema["properties"] |= more
-            schemas.append(self._define("group.partial" if loose else "group", schema))
-        if partial:
-            return {"$ref": schemas[1]}
-        taken_over = {"type": "object", "anyOf": [{"required": ["extends"]}, {"required": ["include"]}]}
-        return {"if": taken_over, "then": {"$ref": schemas[1]}, "else": {"$ref": schemas[0]}}
+    def _group(self) -> Schema:
+        """A group; one that extends another, or is laid over another manifest's, may leave out what that one gives."""
+        group = self._define("group", lambda: self._object(Group, {"model": self._loose._model()}))
+        return group if self._loose is self else {"if": _LAID_OVER, "then": self._loose._group(), "else": group}
 
-    def _model(self, *, partial: bool) -> Schema:
+    def _model(self) -> Schema:
         """A model spelled out, or taken from the group's teacher with some layers replaced."""
-        taken = self._fields(Model, partial=True)
-        taken["properties"] |= {
-            "from": {"enum": sorted(self._names(("origin",))), "description": "what the model is taken from"},
-            "replace": {
-                "type": "object",
-                "additionalProperties": self._of(Layer, {}, partial=True),
-                "description": "PATTERN: LAYER; the layers that matching nodes get instead",
-            },
-        }
-        spelled = self._class(Model, partial=partial)
-        reference = {"$ref": self._define("model.taken", taken)}
-        return {"if": {"type": "object", "required": ["from"]}, "then": reference, "else": spelled}
+        loose = self._loose
+        replace = {"type": "object", "additionalProperties": loose._of(Layer, {})}
+        taken = loose._define("model.taken", lambda: loose._object(Model, {"replace": replace}))
+        return {"if": {"type": "object", "required": ["from"]}, "then": taken, "else": self._class(Model)}
 
-    def _fields(self, cls: type, *, partial: bool, resolved: Collection[str] = (), tag: str | None = None) -> Schema:
-        """The object that a config class is written as, without what is ``resolved``; a component has a ``tag``."""
+    def _object(self, cls: type, given: Mapping[str, Schema] | None = None, *, tag: str | None = None) -> Schema:
+        """The mapping that a config class is written as, in which nothing is required that ``include:`` may give.
+
+        ``given`` are schemas of single keys; with them come the keys of composition.  ``tag`` is the key of a component's
+        name.
+        """
+        fields = {field.name: field for field in fields_of(cls)}
+        composed = COMPOSITION[cls] if given else ()
         properties: dict[str, Schema] = {} if tag is None else {tag: {}}
         required: list[str] = []
         for key, (attribute, type_) in shape_of(cls).fields.items():
-            if key in resolved or key == tag:
+            if key == tag or any(field.name == key for field in composed):
                 continue
-            properties[key] = self._field(attribute, type_, partial=partial)
-            if attribute.default is attrs.NOTHING and not partial:
-                required.append(key)
-        properties["include"] = _described(_NAMES, "manifests that this mapping is laid on")
-        schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
-        words = _first_line(cls)
-        if words:
-            schema["description"] = words
-        schema["required"] = required
-        return schema
-
-    def _field(self, attribute: attrs.Attribute[Any], type_: Any, *, partial: bool) -> Schema:
-        schema = self._of(type_, attribute.metadata, partial=partial)
-        unit = attribute.metadata.get("unit")
-        words = attribute.metadata.get("help")
-        described = dict(schema)
-        if words:
-            described["description"] = f"{words} ({unit})" if unit else words
-        if attribute.default is not attrs.NOTHING and _is_json(attribute.default):
             default = attribute.default
-            described["default"] = list(default) if isinstance(default, tuple) else default
-        return described
+            schema = given[key] if given and key in given else self._of(type_, attribute.metadata)
+            if default is attrs.NOTHING:
+                required.append(key)
+            if _is_json(default):
+                schema = {**schema, "default": list(default) if isinstance(default, tuple) else default}
+            properties[key] = {"description": fields[key].described, **schema}
+        for field in (*composed, INCLUDE):
+            schema = given[field.name] if given and field.name in given else _FORMS[field.type]
+            properties[field.name] = {"description": field.described, **schema}
+        whole: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+        if words := doc_text(cls).partition("\n")[0]:
+            whole["description"] = words
+        if required and self._loose is not self:
+            whole["anyOf"] = [{"required": required}, {"required": ["include"]}]
+        return whole
 
     # ------------------------------------------------------------------------------------------------ types
 
-    def _of(self, type_: Any, rules: Mapping[str, Any], *, partial: bool) -> Schema:
+    def _of(self, type_: Any, rules: Mapping[str, Any]) -> Schema:
         """The schema of a value of a type, under a field's rules."""
-        if is_union(type_):
-            options = [self._bare(member, rules, partial=partial) for member in members(type_)]
-            return _or_variable(*_flat(options))
-        return _or_variable(self._bare(type_, rules, partial=partial))
+        once: list[Schema] = []
+        for member in members(type_):
+            option = self._bare(member, rules)
+            if option not in once:
+                once.append(option)
+        return _or_variable(*once)
 
-    def _bare(self, type_: Any, rules: Mapping[str, Any], *, partial: bool) -> Schema:
+    def _bare(self, type_: Any, rules: Mapping[str, Any]) -> Schema:
         if kinds_of(type_):
-            return self._union(type_, partial=partial)
+            return self._union(type_)
         if is_literal(type_):
             return {"enum": list(get_args(type_))}
         if type_ in _PLAIN:
             return {**_PLAIN[type_], **_limits(type_, rules)}
         if is_list(type_):
-            return self._list(type_, partial=partial)
+            return self._list(type_)
         if is_mapping(type_):
             value = (*get_args(type_), Any, Any)[1]
-            return {"type": "object", "additionalProperties": self._of(value, {}, partial=partial)}
+            return {"type": "object", "additionalProperties": self._of(value, {})}
         if attrs.has(type_):
-            return self._class(type_, partial=partial)
+            return self._class(type_)
         raise PluginError(f"a config has a field of type {type_}, which a manifest cannot hold")
 
-    def _list(self, type_: Any, *, partial: bool) -> Schema:
+    def _list(self, type_: Any) -> Schema:
         arguments = get_args(type_) or (Any, ...)
         if get_origin(type_) is tuple and arguments[-1] is not ...:
-            items = [self._of(argument, {}, partial=partial) for argument in arguments]
+            items = [self._of(argument, {}) for argument in arguments]
             return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
-        return {"type": "array", "items": self._of(arguments[0], {}, partial=partial)}
+        return {"type": "array", "items": self._of(arguments[0], {})}
 
-    def _class(self, cls: type, *, partial: bool) -> Schema:
+    def _class(self, cls: type) -> Schema:
         """A config that is no component: its fields alone."""
-        name = f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" + (".partial" if partial else "")
+        return self._define(f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}", lambda: self._object(cls))
+
+    def _define(self, name: str, make: Callable[[], Schema]) -> Schema:
+        """A reference to a definition, which is made once and may hold itself."""
+        name += self._suffix
         if name not in self._defs:
-            self._defs[name] = {}  # a class may hold itself
-            self._defs[name] = _unless_included(self._fields(cls, partial=partial))
-        return {"$ref": f"#/$defs/{_pointer(name)}"}
+            self._defs[name] = {}
+            self._defs[name] = make()
+        pointer = name.replace("~", "~0").replace("/", "~1").replace("%", "%25")
+        return {"$ref": f"#/$defs/{pointer}"}
 
     # ------------------------------------------------------------------------------------------------ components
 
-    def _union(self, base: Any, *, partial: bool) -> Schema:
+    def _union(self, base: Any) -> Schema:
         """Any component of a base class's kinds: a mapping with its tag, or its bare name where that is enough."""
-        kinds, tag = kinds_of(base), base.tag
-        name = f"{base.__name__.lower()}" + (".partial" if partial else "")
-        if name in self._defs:
-            return {"$ref": f"#/$defs/{_pointer(name)}"}
-        self._defs[name] = {}  # layers hold layers
-        entries = self._names(kinds)
+        return self._define(base.__name__.lower(), lambda: self._components(base, kinds_of(base)))
+
+    def _components(self, base: Any, kinds: tuple[str, ...]) -> Schema:
         bare: list[str] = []
-        cases: list[Schema] = []
-        for written, entry in sorted(entries.items()):
-            reference, needs = self._component(entry, base, partial=partial)
-            if reference is None:
+        tag = base.tag
+        cases: dict[str, Schema] = {}
+        for written, entry in sorted(self._names(kinds).items()):
+            config = self._config(entry, base)
+            if config is None:
+                self._broken.add(entry.qualified)
                 continue
-            if not needs:
+            if not any(field.required and field.name != tag and "." not in field.name for field in fields_of(config)):
                 bare.append(written)
-            named = {"properties": {tag: {"const": written}}, "required": [tag]}
-            cases.append({"if": named, "then": {"$ref": reference}})
-        known = [case["if"]["properties"][tag]["const"] for case in cases]
+            cases[written] = self._define(f"{entry.kind}.{entry.qualified}", partial(self._object, config, tag=tag))
         mapping: Schema = {
             "type": "object",
-            "properties": {tag: {"anyOf": [{"enum": known}, _VARIABLE]}},
+            "properties": {tag: {"anyOf": [{"enum": list(cases)}, _VARIABLE]}},
             "required": [tag],
-            "allOf": cases,
+            "allOf": [
+                {"if": {"properties": {tag: {"const": written}}, "required": [tag]}, "then": case}
+                for written, case in cases.items()
+            ],
         }
-        taken_over: Schema = {"type": "object", "required": ["include"]}
-        if partial:
-            taken_over = {"type": "object", "not": {"required": [tag]}}
+        untyped: Schema = {"not": {"required": [tag]}} if self._loose is self else {"required": ["include"]}
         short: list[Schema] = [{"enum": bare}] if bare else []
         suffixes = [re.escape(suffix) for kind in kinds for suffix in self._registry.suffixes(kind)]
         if suffixes:
             short.append({"type": "string", "pattern": f"({'|'.join(suffixes)})$"})
-        self._defs[name] = {
+        return {
             "description": f"{' or '.join(kinds)}: a mapping with {tag}:{', or a name alone' if short else ''}",
-            "anyOf": [mapping, taken_over, *short],
+            "anyOf": [mapping, {"type": "object", **untyped}, *short],
         }
-        return {"$ref": f"#/$defs/{_pointer(name)}"}
 
     def _names(self, kinds: tuple[str, ...]) -> dict[str, ComponentEntry]:
         """What components can be called: the short name where it is not claimed twice, the qualified one always."""
@@ -246,30 +236,13 @@ class _Writer:
         names = {entry.name: entry for entry in entries if short.count(entry.name) == 1}
         return names | {entry.qualified: entry for entry in entries}
 
-    def _component(self, entry: ComponentEntry, base: Any, *, partial: bool) -> tuple[str | None, bool]:
-        """Reference to the fields of a component, and whether it needs any."""
+    def _config(self, entry: ComponentEntry, base: type) -> type | None:
+        """The config class of a component; none where it does not load."""
         try:
-            cls = self._registry.load(entry)
+            found = self._registry.load(entry)
         except PluginError:
-            self._broken[entry.qualified] = entry.kind
-            return None, True
-        if not (isinstance(cls, type) and attrs.has(cls) and issubclass(cls, base)):
-            self._broken[entry.qualified] = entry.kind
-            return None, True
-        name = f"{entry.kind}.{entry.qualified}" + (".partial" if partial else "")
-        if name not in self._defs:
-            self._defs[name] = {}
-            fields = self._fields(cls, partial=partial, tag=base.tag)
-            self._defs[name] = _unless_included(fields)
-        needs = any(attribute.default is attrs.NOTHING for attribute, _ in shape_of(cls).fields.values())
-        return f"#/$defs/{_pointer(name)}", needs
-
-    def _define(self, name: str, schema: Schema) -> str:
-        self._defs[name] = _unless_included(schema)
-        return f"#/$defs/{_pointer(name)}"
-
-
-# ------------------------------------------------------------------------------------------------ small parts
+            return None
+        return found if is_config(found) and issubclass(found, base) else None
 
 
 def _or_variable(*options: Schema) -> Schema:
@@ -279,20 +252,11 @@ def _or_variable(*options: Schema) -> Schema:
     return {"anyOf": [*options, _VARIABLE]}
 
 
-def _flat(options: list[Schema]) -> list[Schema]:
-    once: list[Schema] = []
-    for option in options:
-        if option not in once:
-            once.append(option)
-    return once
-
-
 def _limits(type_: Any, rules: Mapping[str, Any]) -> Schema:
     """A field's range, choices and pattern in the words of JSON Schema."""
     limits: Schema = {}
     if type_ in (int, float):
-        words = {"minimum": "minimum", "maximum": "maximum", "above": "exclusiveMinimum", "below": "exclusiveMaximum"}
-        limits = {word: rules[rule] for rule, word in words.items() if rules.get(rule) is not None}
+        limits = {word: rules[rule] for rule, word in _LIMITS.items() if rules.get(rule) is not None}
     if type_ is not type(None) and rules.get("choices") is not None:
         limits["enum"] = list(rules["choices"])
     if type_ is str and rules.get("pattern") is not None:
@@ -301,29 +265,7 @@ def _limits(type_: Any, rules: Mapping[str, Any]) -> Schema:
     return limits
 
 
-def _unless_included(schema: Schema) -> Schema:
-    """The same object, in which nothing is required where ``include:`` may give it."""
-    required = schema.pop("required", [])
-    if required:
-        schema["anyOf"] = [{"required": required}, {"required": ["include"]}]
-    return schema
-
-
-def _described(schema: Schema, words: str) -> Schema:
-    return {**schema, "description": words}
-
-
-def _first_line(cls: type) -> str:
-    lines = (cls.__doc__ or "").strip().splitlines()
-    return lines[0].replace("``", "") if lines else ""
-
-
 def _is_json(value: Any) -> bool:
     if isinstance(value, tuple | list):
-        return all(_is_json(item) for item in value)
+        return all(map(_is_json, value))
     return value is None or isinstance(value, bool | int | float | str)
-
-
-def _pointer(name: str) -> str:
-    """A name as part of a JSON pointer in a URI fragment."""
-    return name.replace("~", "~0").replace("/", "~1").replace("%", "%25")

@@ -25,46 +25,35 @@ _SUFFIX: Final = ".template"
 
 @attrs.frozen
 class _Scaffold:
-    """A kind of plugin that can be started: its entry point, one line about it, how a manifest uses it."""
+    """A kind of plugin that can be started: one line about it, how a manifest uses it, its entry point if any."""
 
-    entry: str | None
     summary: str
-    usage: str
+    usage: str = (
+        "`example.yml` is a small model with it, which needs caramba-plugins-standard for the rest; `caramba compile "
+        "example.yml --print-plan` plans it. In the list of layers of any manifest: `- {{type: {name}{example}}}`."
+    )
+    entry: str = "config:{title}"
+    example: str = ""
 
-
-_IN_A_LIST = """`example.yml` is a small model with it, which needs caramba-plugins-standard for the rest:
-
-```
-caramba compile example.yml --print-plan
-```
-
-In the list of layers of any manifest:
-
-```yaml
-- {{type: {name}{example}}}
-```"""
 
 SCAFFOLDS: Final[Mapping[str, _Scaffold]] = {
-    "attention": _Scaffold("config:{title}", "The attention {name} for caramba.", _IN_A_LIST),
-    "layer": _Scaffold("config:{title}", "The layer {name} for caramba.", _IN_A_LIST),
-    "topology": _Scaffold("config:{title}", "The topology {name} for caramba.", _IN_A_LIST),
+    "attention": _Scaffold("The attention {name} for caramba.", example=", n_heads: 4"),
+    "layer": _Scaffold("The layer {name} for caramba.", example=", d_ff: 512"),
+    "topology": _Scaffold("The topology {name} for caramba.", example=", layers: [{{type: rms_norm}}]"),
     "strategy": _Scaffold(
-        "config:{title}",
-        "The training strategy {name} for caramba.",
-        "In a run of a manifest: `train: {{strategy: {name}, ...}}`.",
+        "The training strategy {name} for caramba.", "In a run of a manifest: `train: {{strategy: {name}, ...}}`."
     ),
     "loader": _Scaffold(
-        "loader:{title}",
         "A reader of {name} checkpoints for caramba.",
         "A teacher whose `source` is such a folder is read by this plugin.",
+        entry="loader:{title}",
     ),
     "tracker": _Scaffold(
-        None,
         "Writes the numbers of each caramba run to {name}.csv.",
         "Once installed, every run has the file in its folder; `--no-plugin {distribution}` leaves it out.",
+        entry="",
     ),
 }
-_EXAMPLES: Final = {"attention": ", n_heads: 4", "layer": ", d_ff: 512", "topology": ", layers: [{{type: rms_norm}}]"}
 
 
 def write_distribution(name: str, kind: str, folder: Path | None = None) -> Path:
@@ -119,13 +108,10 @@ def _words(name: str, kind: str) -> dict[str, str]:
         "api": API_VERSION,
         "core_range": _core_range(),
     }
-    words["example"] = _EXAMPLES.get(kind, "").format(**words)
-    words["summary"] = scaffold.summary.format(**words)
-    words["usage"] = scaffold.usage.format(**words)
-    entry = "" if scaffold.entry is None else scaffold.entry.format(**words)
-    section = f'\n[project.entry-points."caramba.{kind}"]\n{name} = "{words["package"]}.{entry}"\n'
-    words["entry_points"] = section if entry else ""
-    return words
+    for part in ("example", "summary", "usage"):
+        words[part] = getattr(scaffold, part).format(**words)
+    entry = f'\n[project.entry-points."caramba.{kind}"]\n{name} = "{words["package"]}.{scaffold.entry}"\n'
+    return {**words, "entry_points": entry.format(**words) if scaffold.entry else ""}
 
 
 def _core_range() -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
-
-import attrs
 
 from caramba_core.errors import PluginError
 from caramba_core.hookspecs import PluginInfo, hookimpl
 from caramba_core.plugins.metadata import ComponentEntry, Plugin, normalized
 from caramba_core.plugins.registry import Registry
 from caramba_core.suggestions import listing, nearest
+from caramba_plugins_tools.explain import explain_entry
 
-__all__ = ["field_lines", "hook_names", "named_plugin", "plugin_info", "shown"]
+__all__ = ["hook_names", "named_plugin", "plugin_info", "reported_as_broken", "shown"]
 
 
 def named_plugin(registry: Registry, name: str) -> Plugin:
@@ -42,11 +42,8 @@ def plugin_info(registry: Registry, plugin: Plugin) -> PluginInfo | None:
         tell = getattr(registry.load(entry), "caramba_plugin_info", None)
         if tell is None:
             continue
-        try:
+        with reported_as_broken(entry, "caramba_plugin_info fails"):
             info = tell()
-        except (Exception, SystemExit) as error:
-            said = f"{type(error).__name__}: {error}"
-            raise PluginError(f"{entry} {entry.version} is broken: caramba_plugin_info fails: {said}") from error
         if not isinstance(info, PluginInfo):
             raise PluginError(
                 f"{entry} {entry.version} is broken: caramba_plugin_info gives a {type(info).__name__}",
@@ -54,6 +51,16 @@ def plugin_info(registry: Registry, plugin: Plugin) -> PluginInfo | None:
             )
         return info
     return None
+
+
+@contextmanager
+def reported_as_broken(entry: ComponentEntry, what: str) -> Iterator[None]:
+    """Whatever a plugin's own code raises, as a :class:`PluginError` that says ``what`` failed."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise PluginError(f"{entry} {entry.version} is broken: {what}: {said}") from error
 
 
 def hook_names(registry: Registry, entry: ComponentEntry) -> tuple[str, ...]:
@@ -103,44 +110,14 @@ def _info_lines(registry: Registry, plugin: Plugin) -> Iterable[str]:
 
 def _component_lines(registry: Registry, entry: ComponentEntry) -> Iterable[str]:
     try:
-        found = registry.load(entry)
+        explained = explain_entry(registry, entry)
     except PluginError as error:
         yield f"  problem: {error}"
         return
-    summary = (getattr(found, "__doc__", None) or "").strip().partition("\n")[0]
-    if summary and isinstance(found, type):
+    summary = explained.text.partition("\n")[0]
+    if summary and summary != registry.kinds[entry.kind].gives:
         yield f"  {summary}"
-    if isinstance(found, type) and attrs.has(found):
-        yield from field_lines(found)
-
-
-def field_lines(config: type) -> Iterable[str]:
-    """One line for each field of a config: name, type, default, range, meaning."""
-    for field in attrs.fields(config):
-        rules = field.metadata
-        bounds = [
-            f"{sign} {rules[name]}"
-            for name, sign in (("minimum", ">="), ("above", ">"), ("maximum", "<="), ("below", "<"))
-            if rules.get(name) is not None
-        ]
-        if rules.get("choices"):
-            bounds.append("one of " + ", ".join(map(str, rules["choices"])))
-        if rules.get("unit"):
-            bounds.append(str(rules["unit"]))
-        about = f" ({', '.join(bounds)})" if bounds else ""
-        typed = f"{field.name.rstrip('_')}: {_type_words(field.type)}{_default_words(field)}{about}"
-        yield f"    {typed}  {rules.get('help', '')}"
-
-
-def _type_words(annotation: Any) -> str:
-    words = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return words.replace("typing.", "").replace("caramba_core.component.", "")
-
-
-def _default_words(field: attrs.Attribute[Any]) -> str:
-    default: Any = field.default
-    if default is attrs.NOTHING:
-        return ", required"
-    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-        return ""
-    return f" = {'null' if default is None else default}"
+    for field in explained.fields:
+        value = "required" if field.required else field.default
+        about = ", ".join(part for part in (field.range, field.unit) if part)
+        yield f"    {field.name}: {field.type} = {value}{f' ({about})' if about else ''}  {field.meaning}"

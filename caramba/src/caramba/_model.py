@@ -1,0 +1,287 @@
+"""A model with its tokenizer: the result of a run, or a pretrained checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, overload
+
+from caramba._opening import (
+    OpenedRun,
+    autocast_type,
+    find_runs,
+    heldout_tokens,
+    is_run,
+    load_checkpoint,
+    load_student,
+    open_checkpoint,
+    open_run,
+)
+from caramba_core.errors import InputError, InvalidValue
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from caramba_core.loading import Checkpoint, Tokenizer
+    from caramba_core.modes import Evaluation
+    from caramba_core.nn.language_model import LanguageModel
+    from caramba_core.run.evaluation import Measurement
+    from caramba_core.training import Tokens
+
+    TokenIds: TypeAlias = Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]] | Tensor
+
+__all__ = ["Model", "open_model"]
+
+_DTYPES: Final = ("float32", "bfloat16", "float16", "float64")
+
+
+class Model:
+    """A language model with its tokenizer; :func:`caramba.open` makes it.
+
+    Attributes:
+        path: the run's folder, or the checkpoint.
+        model: the :class:`~caramba_core.nn.language_model.LanguageModel`, an ordinary ``torch.nn.Module`` in evaluation
+            mode: int64 token ids ``[B, T]`` in, logits ``[B, T, V]`` out.
+        manifest: the run's resolved manifest as plain data; of a checkpoint, its model alone.
+        summary: the run's ``summary.json``; ``None`` for a checkpoint, and for a run that has not finished.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: Path,
+        model: LanguageModel,
+        manifest: dict[str, Any],
+        summary: dict[str, Any] | None,
+        dtype: str,
+        checkpoint: Callable[[], Checkpoint | None],
+        run: OpenedRun | None = None,
+    ) -> None:
+        self.path = path
+        self.model = model.eval().requires_grad_(True)
+        self.manifest = manifest
+        self.summary = summary
+        self._dtype = dtype
+        self._checkpoint = checkpoint
+        self._run = run
+
+    def __repr__(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return f"<caramba.Model {self.path}: {parameters:,} parameters on {self.device}>"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.head_weight.device
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of the run's teacher, or of the checkpoint; ``None`` where there is none.
+
+        Raises :class:`InputError` where the run's teacher is no longer where the manifest says.
+        """
+        checkpoint = self._checkpoint()
+        return None if checkpoint is None else checkpoint.tokenizer()
+
+    @cached_property
+    def teacher(self) -> Model | None:
+        """The run's teacher on the same device, loaded when first asked for; ``None`` where there is none."""
+        checkpoint = None if self._run is None else self._run.teacher()
+        if checkpoint is None:
+            return None
+        assert self._run is not None and self._run.group.teacher is not None
+        model = load_checkpoint(checkpoint, self.device.type, self._run.group.teacher.dtype)
+        return _of_checkpoint(checkpoint, model, self._dtype)
+
+    # ------------------------------------------------------------------------------------------------ using it
+
+    @overload
+    def generate(self, prompt: str, max_new_tokens: int = 128, *, cache: str | None = None) -> str: ...
+    @overload
+    def generate(self, prompt: TokenIds, max_new_tokens: int = 128, *, cache: str | None = None) -> list[int]: ...
+    def generate(
+        self, prompt: str | TokenIds, max_new_tokens: int = 128, *, cache: str | None = None
+    ) -> str | list[int]:
+        """Continue a prompt greedily, through the model's own cache.
+
+        Args:
+            prompt: a text, or its token ids ``[T]``.
+            max_new_tokens: tokens to add.
+            cache: how keys and values are stored: ``full``, ``int8`` or ``int4``; as the run measures if not given.
+
+        Returns:
+            Prompt and continuation: a text for a text, token ids for token ids.
+        """
+        if max_new_tokens < 0:
+            raise InputError(f"max_new_tokens is {max_new_tokens}", expected="0 or more")
+        storage = self._settings(cache=cache).storage
+        tokens = self._tensor(prompt, axes=(1,))[None]
+        with self._computing():
+            out: list[int] = self.model.generate(tokens, max_new_tokens, storage=storage)[0].tolist()
+        return self._require_tokenizer().decode(out) if isinstance(prompt, str) else out
+
+    def logits(self, text: str | TokenIds) -> Tensor:
+        """The logits of the next token behind each token, in float32.
+
+        A text or ids ``[T]`` give ``[T, V]``, ids ``[B, T]`` give ``[B, T, V]``; on the model's device.
+        """
+        tokens = self._tensor(text, axes=(1, 2))
+        with self._computing():
+            logits: Tensor = self.model(tokens if tokens.ndim == 2 else tokens[None]).float()
+        return logits if tokens.ndim == 2 else logits[0]
+
+    def perplexity(
+        self,
+        text: str | TokenIds | None = None,
+        *,
+        context: int | None = None,
+        windows: int | None = None,
+        batch_size: int | None = None,
+        cache: str | None = None,
+    ) -> float:
+        """The perplexity of a text, over consecutive windows of which each token but the first is scored once.
+
+        Args:
+            text: a text, or token ids ``[T]``; the run's own held-out tokens if not given, which gives the perplexity
+                of ``summary``.
+            context: tokens per window; as the run measures if not given, or the whole text where it is shorter.
+            windows: how many windows, from the start of the text; all that it has if not given.
+            batch_size: windows per pass.
+            cache: how keys and values are stored while measuring: ``full``, ``int8`` or ``int4``.
+
+        Raises:
+            InputError: where there are too few tokens, or a text and no tokenizer.
+            NumericalStop: where a likelihood is NaN or infinite.
+        """
+        return self.measure(text, context=context, windows=windows, batch_size=batch_size, cache=cache).perplexity
+
+    def measure(
+        self,
+        text: str | TokenIds | None = None,
+        *,
+        context: int | None = None,
+        windows: int | None = None,
+        batch_size: int | None = None,
+        cache: str | None = None,
+    ) -> Measurement:
+        """The same as :meth:`perplexity`, with ``standard_error``, and ``nll`` of each scored token in nats."""
+        from caramba_core.run.evaluation import measure
+
+        if text is not None:
+            tokens = self._given_tokens(text)
+            context = max(2, min(self._settings().context, len(tokens.ids))) if context is None else context
+            windows = max(1, len(tokens.ids) // max(1, context)) if windows is None else windows
+        elif self._run is not None:
+            tokens = heldout_tokens(self._run, self.model.graph, self.tokenizer)
+        else:
+            raise InputError("a checkpoint has no held-out tokens of its own", expected="a text or token ids")
+        settings = self._settings(context=context, windows=windows, batch_size=batch_size, cache=cache)
+        return measure(self.model, tokens, settings, autocast=autocast_type(self._dtype))
+
+    # ------------------------------------------------------------------------------------------------ helpers
+
+    def _settings(self, **changes: Any) -> Evaluation:
+        """How this model is measured, with the changes that are not ``None``."""
+        from caramba_core.component import evolve
+        from caramba_core.modes import Evaluation
+
+        own = Evaluation() if self._run is None else self._run.evaluation
+        chosen = {name: value for name, value in changes.items() if value is not None}
+        if chosen.get("cache", "full") not in ("full", "int8", "int4"):
+            raise InputError(f"there is no cache {chosen['cache']!r}", expected="full, int8 or int4")
+        try:
+            return evolve(own, **chosen)
+        except InvalidValue as error:
+            raise InputError(str(error), expected=error.expected, hint=error.hint) from None
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """No gradients, in the run's type."""
+        import torch
+
+        dtype = autocast_type(self._dtype)
+        with torch.no_grad(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            yield
+
+    def _require_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InputError(f"{self.path} has no tokenizer to read a text with", hint="give token ids instead")
+        return self.tokenizer
+
+    def _given_tokens(self, text: str | TokenIds) -> Tokens:
+        from caramba_core.training import Tokens
+
+        return Tokens(ids=self._tensor(text, axes=(1,)).cpu().numpy(), tokenizer=None, origin="the given text")
+
+    def _tensor(self, text: str | TokenIds, *, axes: tuple[int, ...]) -> Tensor:
+        """Token ids as int64 on the model's device, known to be in its vocabulary."""
+        import torch
+
+        ids = torch.as_tensor(self._require_tokenizer().encode(text) if isinstance(text, str) else text)
+        if ids.numel() == 0:
+            raise InputError("there are no tokens", expected="at least one")
+        if ids.is_floating_point() or ids.dtype == torch.bool or ids.ndim not in axes:
+            raise InputError(
+                f"a tensor of {ids.dtype} with shape {list(ids.shape)} holds no token ids",
+                expected="integers " + " or ".join("[T]" if count == 1 else "[B, T]" for count in axes),
+            )
+        ids = ids.to(device=self.device, dtype=torch.int64)
+        least, most = int(ids.min()), int(ids.max())
+        if least < 0 or most >= self.model.graph.vocab_size:
+            raise InputError(
+                f"token id {least if least < 0 else most} is outside the model's vocabulary",
+                expected=f"ids from 0 to {self.model.graph.vocab_size - 1}",
+            )
+        return ids
+
+
+def open_model(path: str | PathLike[str], *, device: str, dtype: str | None, step: int | None) -> Model:
+    """The model of a run or checkpoint; see :func:`caramba.open`."""
+    if dtype is not None and dtype not in _DTYPES:
+        raise InputError(f"there is no type {dtype!r}", expected=", ".join(_DTYPES))
+    folder = Path(path)
+    if is_run(folder):
+        opened = open_run(folder, step)
+        return Model(
+            path=folder,
+            model=load_student(opened, device),
+            manifest=opened.loaded.document,
+            summary=opened.summary,
+            dtype=dtype or opened.dtype,
+            checkpoint=opened.teacher,
+            run=opened,
+        )
+    inside = [str(run) for run in find_runs(folder)]
+    if inside:
+        shown = ", ".join(inside[:4]) + (", ..." if len(inside) > 4 else "")
+        raise InputError(f"{folder} is not a run's folder, but holds some", expected=f"one of: {shown}")
+    try:
+        checkpoint = open_checkpoint(str(path))
+    except InputError as error:
+        if not folder.exists():
+            raise
+        raise InputError(
+            f"{path} is not a run's folder, and cannot be opened as a checkpoint: {error.message}",
+            expected=error.expected or "a folder such as runs/NAME/GROUP/RUN, or a checkpoint",
+            hint=error.hint or "caramba.runs() lists the runs that there are",
+        ) from error
+    held = dtype or "float32"
+    return _of_checkpoint(checkpoint, load_checkpoint(checkpoint, device, held), held)
+
+
+def _of_checkpoint(checkpoint: Checkpoint, model: LanguageModel, dtype: str) -> Model:
+    return Model(
+        path=checkpoint.path,
+        model=model,
+        manifest={"model": dict(checkpoint.model())},
+        summary=None,
+        dtype=dtype,
+        checkpoint=lambda: checkpoint,
+    )
