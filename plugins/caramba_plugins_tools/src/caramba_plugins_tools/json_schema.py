@@ -118,8 +118,8 @@ class _Writer:
     def _object(self, cls: type, given: Mapping[str, Schema] | None = None, *, tag: str | None = None) -> Schema:
         """The mapping that a config class is written as, in which nothing is required that ``include:`` may give.
 
-        ``given`` are schemas of single keys; with them come the keys of composition.  ``tag`` is the key of a component's
-        name.
+        ``given`` are schemas of single keys; with them come the keys of composition.  ``tag`` is the key of a
+        component's name.
         """
         fields = {field.name: field for field in fields_of(cls)}
         composed = COMPOSITION[cls] if given else ()
