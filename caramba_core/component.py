@@ -36,8 +36,8 @@ import attrs
 from caramba_core.errors import InvalidValue
 
 if TYPE_CHECKING:
-    from caramba_core.manifest.problem import Path
-    from caramba_core.manifest.tree import Map
+    from caramba_core.document.problem import Path
+    from caramba_core.document.tree import Map
 
 __all__ = [
     "Attention",

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from caramba_core.manifest.problem import ManifestProblem
+    from caramba_core.document.problem import ManifestProblem
 
 __all__ = [
     "CarambaError",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from caramba_core.document.faults import Fault
+from caramba_core.document.problem import ManifestProblem, Path
 from caramba_core.errors import InputError, ManifestError
 from caramba_core.graph import Graph
 from caramba_core.lowering import LoweringError, lower
-from caramba_core.manifest.faults import Fault
 from caramba_core.manifest.model import structure_model
-from caramba_core.manifest.problem import ManifestProblem, Path
 
 if TYPE_CHECKING:
     from caramba_core.loading import Checkpoint

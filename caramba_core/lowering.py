@@ -13,10 +13,10 @@ from typing import Any, cast
 import attrs
 
 from caramba_core.component import Body, Embedder, Layer, Topology, evolve
+from caramba_core.document.faults import Fault
+from caramba_core.document.problem import Path
 from caramba_core.errors import CarambaError, InvalidValue
 from caramba_core.graph import MAX_NODES, ROOT, Graph, Node, Scope
-from caramba_core.manifest.faults import Fault
-from caramba_core.manifest.problem import Path
 from caramba_core.model import Model
 from caramba_core.naming import Names, name_fault
 

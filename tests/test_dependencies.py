@@ -32,10 +32,7 @@ def unnamed(files: Iterable[Path], *, own: Collection[str], allowed: Collection[
     return found
 
 
-LAZY = pytest.mark.xfail(reason="caramba_core.cli.plugins still imports the author's tools", strict=True)
-
-
-@pytest.mark.parametrize("one", [pytest.param(CORE, marks=LAZY), *DISTRIBUTIONS[1:]], ids=lambda one: one.name)
+@pytest.mark.parametrize("one", DISTRIBUTIONS, ids=lambda one: one.name)
 def test_a_distribution_names_what_it_imports(one: Distribution) -> None:
     # Whoever needs the core may use the third-party packages that come with it.
     allowed = one.needs | one.optional | CORE.needs

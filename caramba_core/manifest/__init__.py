@@ -8,11 +8,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-__all__ = ["Loaded", "ManifestProblem", "dump", "load_manifest", "structure_model"]
+__all__ = ["Loaded", "dump", "load_manifest", "structure_model"]
 
 _HOMES: Final = {
     "Loaded": "load",
-    "ManifestProblem": "problem",
     "dump": "writing",
     "load_manifest": "load",
     "structure_model": "model",
@@ -21,7 +20,6 @@ _HOMES: Final = {
 if TYPE_CHECKING:
     from caramba_core.manifest.load import Loaded, load_manifest
     from caramba_core.manifest.model import structure_model
-    from caramba_core.manifest.problem import ManifestProblem
     from caramba_core.manifest.writing import dump
 
 

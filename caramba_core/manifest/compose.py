@@ -14,12 +14,12 @@ from typing import Final
 
 import attrs
 
+from caramba_core.document.problem import ManifestProblem, shown
+from caramba_core.document.source import SUFFIXES, Broken, SourceText, TextSpan, read_source
+from caramba_core.document.tree import Gap, List, Map, Node, Scalar, mapped, merge, plain
 from caramba_core.errors import PluginError
-from caramba_core.manifest.problem import ManifestProblem, shown
 from caramba_core.manifest.reading import Reading, check_depth
-from caramba_core.manifest.source import SUFFIXES, Broken, SourceText, TextSpan, read_source
 from caramba_core.manifest.texts import read_text
-from caramba_core.manifest.tree import Gap, List, Map, Node, Scalar, mapped, merge, plain
 from caramba_core.plugins.registry import registry
 from caramba_core.suggestions import nearest, suggestion
 

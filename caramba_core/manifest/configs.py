@@ -9,9 +9,9 @@ from typing import Any, Final, get_type_hints
 import attrs
 
 from caramba_core.component import Component, Layer
+from caramba_core.document.faults import Fault
 from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.kinds import LAYER_KINDS
-from caramba_core.manifest.faults import Fault
 from caramba_core.manifest.schema import Group, Manifest
 from caramba_core.manifest.values import members, words
 from caramba_core.suggestions import listing, nearest, suggestion

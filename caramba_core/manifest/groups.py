@@ -10,9 +10,9 @@ from typing import Final
 
 import attrs
 
-from caramba_core.manifest.problem import Path
+from caramba_core.document.problem import Path
+from caramba_core.document.tree import Gap, List, Map, MapItem, Node, Scalar, merge, noted, plain
 from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.tree import Gap, List, Map, MapItem, Node, Scalar, merge, noted, plain
 from caramba_core.manifest.variables import Variables, declared
 from caramba_core.suggestions import listing, nearest, suggestion
 

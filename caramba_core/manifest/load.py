@@ -13,20 +13,20 @@ from typing import Any
 
 import attrs
 
+from caramba_core.document.faults import Fault, Faults
+from caramba_core.document.problem import ManifestProblem, Path, in_order
+from caramba_core.document.source import Broken, SourceText
+from caramba_core.document.tree import Gap, List, Map, Node, find, merge, plain
 from caramba_core.errors import ManifestError
 from caramba_core.manifest.compose import Composer, check_requires, find_source, is_file_name
-from caramba_core.manifest.faults import Fault, Faults
 from caramba_core.manifest.groups import expand_groups
 from caramba_core.manifest.model import structure_model
 from caramba_core.manifest.origins import spell_out_models
 from caramba_core.manifest.overrides import apply, override_name, parse
-from caramba_core.manifest.problem import ManifestProblem, Path, in_order
 from caramba_core.manifest.reading import Reading, check_depth
 from caramba_core.manifest.rules import group_faults, rule_faults
 from caramba_core.manifest.schema import Manifest
-from caramba_core.manifest.source import Broken, SourceText
 from caramba_core.manifest.structure import Structurer
-from caramba_core.manifest.tree import Gap, List, Map, Node, find, merge, plain
 from caramba_core.manifest.variables import Variables, declared, misspelt
 from caramba_core.plugins.registry import registry
 from caramba_core.suggestions import nearest

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from caramba_core.document.faults import Faults
+from caramba_core.document.problem import ManifestProblem
 from caramba_core.errors import ManifestError
-from caramba_core.manifest.faults import Faults
-from caramba_core.manifest.problem import ManifestProblem
 from caramba_core.manifest.structure import Structurer
 from caramba_core.model import Model
 from caramba_core.plugins.registry import registry

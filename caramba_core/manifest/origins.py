@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path as FilePath
 from typing import Protocol
 
+from caramba_core.document.problem import Path, shown
+from caramba_core.document.tree import Gap, List, Map, Node, Scalar, find, plain, replaced_at
 from caramba_core.errors import PluginError
-from caramba_core.manifest.problem import Path, shown
 from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.tree import Gap, List, Map, Node, Scalar, find, plain, replaced_at
 from caramba_core.plugins.registry import Registry
 
 __all__ = ["Origin", "spell_out_models"]

@@ -8,11 +8,11 @@ from typing import Final
 
 import attrs
 
-from caramba_core.manifest.problem import Path, dotted, shown
+from caramba_core.document.problem import Path, dotted, shown
+from caramba_core.document.source import Broken, SourceText, TextSpan, check_characters
+from caramba_core.document.tree import Gap, List, Map, Node, Scalar, plain
 from caramba_core.manifest.reading import Reading, check_depth
-from caramba_core.manifest.source import Broken, SourceText, TextSpan, check_characters
 from caramba_core.manifest.texts import read_text
-from caramba_core.manifest.tree import Gap, List, Map, Node, Scalar, plain
 from caramba_core.manifest.variables import unknown_variable
 from caramba_core.suggestions import listing, nearest, suggestion
 

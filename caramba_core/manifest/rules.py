@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import attrs
 
+from caramba_core.document.faults import Fault, Faults
+from caramba_core.document.problem import Path
 from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.manifest.configs import of_invalid
-from caramba_core.manifest.faults import Fault, Faults
-from caramba_core.manifest.problem import Path
 from caramba_core.manifest.schema import Manifest
 from caramba_core.modes import Data, Need
 from caramba_core.plugins.registry import Registry

@@ -15,10 +15,10 @@ import attrs
 from cattrs import Converter
 from cattrs.errors import StructureHandlerNotFoundError
 
+from caramba_core.document.faults import Fault, Faults
+from caramba_core.document.tree import GAP
 from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.manifest.configs import Shape, argument, article, kinds_of, of_invalid, shape_of
-from caramba_core.manifest.faults import Fault, Faults
-from caramba_core.manifest.tree import GAP
 from caramba_core.manifest.values import (
     PLAIN,
     Hook,
@@ -61,7 +61,7 @@ class Structurer:
         factory(lambda type_: bool(kinds_of(type_)), self._component)
 
     def structure(self, value: Any, type_: type[_T]) -> _T:
-        """The config of a type; raises :class:`~caramba_core.manifest.faults.Faults`."""
+        """The config of a type; raises :class:`~caramba_core.document.faults.Faults`."""
         return cast(_T, self._hook(type_)(value, type_))
 
     def _hook(self, type_: Any) -> Hook:

@@ -8,9 +8,9 @@ from pathlib import Path as FilePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, TypeAlias, Union, get_args, get_origin
 
-from caramba_core.manifest.faults import Fault, Faults
-from caramba_core.manifest.problem import shown
-from caramba_core.manifest.tree import GAP
+from caramba_core.document.faults import Fault, Faults
+from caramba_core.document.problem import shown
+from caramba_core.document.tree import GAP
 
 __all__ = ["PLAIN", "Hook", "is_list", "is_literal", "is_mapping", "is_union", "literal", "members", "misfit", "words"]
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
+from caramba_core.document.problem import ManifestProblem, Path
+from caramba_core.document.source import TextSpan
+from caramba_core.document.tree import Gap, Map, MapItem, Node, Scalar, mapped, noted
 from caramba_core.manifest.expressions import NAME, USE, ExpressionError, evaluate
-from caramba_core.manifest.problem import ManifestProblem, Path
 from caramba_core.manifest.reading import Reading, check_depth
-from caramba_core.manifest.source import TextSpan
-from caramba_core.manifest.tree import Gap, Map, MapItem, Node, Scalar, mapped, noted
 from caramba_core.suggestions import listing, nearest, suggestion
 
 __all__ = ["Variables", "declared", "misspelt", "unknown_variable"]

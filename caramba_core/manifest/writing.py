@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import attrs
 
-from caramba_core.manifest.problem import Path
+from caramba_core.document.problem import Path
 from caramba_core.manifest.scalars import BadScalarError, resolve_scalar
 
 __all__ = ["dump"]

@@ -22,7 +22,7 @@ import attrs
 from caramba_core.hookspecs import Section
 from caramba_core.plan.nodes import ModelPlan, NodePlan
 from caramba_core.plan.runs import RunPlan, backward_operations
-from caramba_core.plugins.manager import hooks
+from caramba_core.plugins.registry import registry
 from caramba_core.sections import section_data
 from caramba_core.storage import Storage
 
@@ -63,7 +63,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
 
 def plan_sections(plan: Plan) -> list[Section]:
     """The tables that plugins add to a plan."""
-    return [section for sections in hooks().plan_sections(plan=plan) for section in sections]
+    return [section for sections in registry().hooks.plan_sections(plan=plan) for section in sections]
 
 
 def training_operations(model: ModelPlan) -> int:

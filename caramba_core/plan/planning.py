@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from caramba_core.document.faults import Fault
 from caramba_core.errors import InputError, ManifestError
 from caramba_core.formatting import format_bytes, format_count
 from caramba_core.graph import Graph
 from caramba_core.lowered import group_path, located, lower_all
-from caramba_core.manifest.faults import Fault
 from caramba_core.manifest.schema import Group
 from caramba_core.plan.nodes import ModelPlan, plan_model
 from caramba_core.plan.runs import RunPlan, Stage, plan_runs
 from caramba_core.plan.teacher import TeacherPlan, plan_teacher
-from caramba_core.plugins.manager import hooks
+from caramba_core.plugins.registry import registry
 from caramba_core.trains import trained_nodes
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ def plan_manifest(loaded: Loaded, *, group: str | None = None, context: int | No
     own, graphs = lower_all(loaded)
     _check_patterns(loaded, graphs)
     if not graphs:
-        hooks().graph_lowered(graph=own)
+        registry().hooks.graph_lowered(graph=own)
         return (Plan(name=loaded.manifest.name, model=plan_model(own, context=context or _CONTEXT)),)
     chosen = [each for each in loaded.manifest.groups if group is None or each.name == group]
     for each in chosen:
-        hooks().graph_lowered(graph=graphs[each.name])
+        registry().hooks.graph_lowered(graph=graphs[each.name])
     return tuple(_plan(loaded, each, graphs[each.name], context or _longest(each)) for each in chosen)
 
 

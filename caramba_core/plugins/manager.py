@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from types import ModuleType
 from typing import Any
@@ -17,30 +17,24 @@ from caramba_core import hookspecs
 from caramba_core.errors import CarambaError, PluginError
 from caramba_core.plugins.loading import check_hooks
 from caramba_core.plugins.metadata import ComponentEntry
-from caramba_core.plugins.registry import Registry, registry
 
-__all__ = ["TRACE_VARIABLE", "hooks", "load_hooks", "registered_alone"]
+__all__ = ["TRACE_VARIABLE", "load_hooks", "registered_alone"]
 
 TRACE_VARIABLE = "CARAMBA_PLUGINS_TRACE"
 
 _log = logging.getLogger("caramba.plugins")
 
 
-def hooks() -> pluggy.HookRelay:
-    """The hooks of every usable plugin of this process; the first call imports their hook modules."""
-    return registry().hooks
+def load_hooks(entries: Iterable[ComponentEntry], load: Callable[[ComponentEntry], Any]) -> pluggy.HookRelay:
+    """The hooks of these modules: ``relay.step_finished(context=..., step=..., metrics=...)`` calls them.
 
-
-def load_hooks(registry: Registry) -> pluggy.HookRelay:
-    """The hooks of a registry's usable plugins: ``relay.step_finished(context=..., step=..., metrics=...)`` calls them.
-
-    A module that cannot be loaded is reported and left out; the registry then refuses the components of its
+    A module that ``load`` refuses is reported and left out; the registry then refuses the components of its
     distribution, because half a plugin may compute something else than its author meant.
     """
     modules = {}
-    for entry in (entry for plugin in registry.usable() for entry in plugin.hooks):
+    for entry in entries:
         try:
-            modules[entry] = registry.load(entry)
+            modules[entry] = load(entry)
         except PluginError as error:
             _log.warning("warning: plugin %s takes no part: %s", entry.distribution, error)
     return _relay(modules, _guarded)

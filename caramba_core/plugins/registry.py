@@ -51,9 +51,9 @@ class Registry:
     @cached_property
     def hooks(self) -> pluggy.HookRelay:
         """The hooks of every usable plugin; the first use imports their hook modules."""
-        from caramba_core.plugins.manager import load_hooks  # builds on this module
+        from caramba_core.plugins.manager import load_hooks  # listings do without pluggy
 
-        return load_hooks(self)
+        return load_hooks([entry for plugin in self.usable() for entry in plugin.hooks], self.load)
 
     @cached_property
     def _last_failures(self) -> dict[ComponentEntry, PluginError]:

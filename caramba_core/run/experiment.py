@@ -12,7 +12,6 @@ from caramba_core.manifest.schema import Group
 from caramba_core.modes import ModeRunner, Run
 from caramba_core.nn.build import load_object
 from caramba_core.plan.data import plan_document
-from caramba_core.plugins.manager import hooks
 from caramba_core.plugins.registry import registry
 from caramba_core.run.context import GroupContext, RunContext, device_of
 from caramba_core.run.determinism import allow_determinism
@@ -152,7 +151,7 @@ class Experiment:
             run=run,
             directory=directory,
             reporter=self.reporter,
-            hooks=hooks(),
+            hooks=registry().hooks,
             parent=self._parent(group, run),
             deadline=self.deadline,
         )

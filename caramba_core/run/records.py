@@ -10,7 +10,7 @@ from typing import Any
 from caramba_core.formatting import format_count, format_duration
 from caramba_core.manifest import Loaded, dump
 from caramba_core.manifest.schema import Group
-from caramba_core.plugins.manager import hooks
+from caramba_core.plugins.registry import registry
 from caramba_core.run.reporter import Reporter
 from caramba_core.run.request import Request
 from caramba_core.sections import section_data, section_table
@@ -57,14 +57,16 @@ def report(request: Request, reporter: Reporter) -> None:
         if summaries:
             closing_table(reporter, f"{request.loaded.manifest.name} / {group}", summaries, request.root / group)
         for summary in summaries:
-            for sections in hooks().report_sections(summary=summary):
+            for sections in registry().hooks.report_sections(summary=summary):
                 for section in sections:
                     reporter.console.print(section_table(section, of=summary["run"]))
 
 
 def report_sections(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """The tables that plugins add to the report of a run, as ``report.json`` holds them."""
-    return [section_data(section) for sections in hooks().report_sections(summary=summary) for section in sections]
+    return [
+        section_data(section) for sections in registry().hooks.report_sections(summary=summary) for section in sections
+    ]
 
 
 def closing_table(reporter: Reporter, title: str, summaries: list[dict[str, Any]], folder: Path) -> None:

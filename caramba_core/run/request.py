@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 import attrs
 
+from caramba_core.document.faults import Fault
+from caramba_core.document.tree import plain
 from caramba_core.errors import CarambaError, InputError, ManifestError, VerificationFailed
 from caramba_core.loading import open_source
 from caramba_core.lowered import group_path, located
 from caramba_core.manifest import Loaded, load_manifest
-from caramba_core.manifest.faults import Fault
 from caramba_core.manifest.schema import Group
-from caramba_core.manifest.tree import plain
 from caramba_core.modes import Run
 from caramba_core.plan import Plan, plan_manifest
 from caramba_core.run.directory import RunDirectory, State

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from caramba_core.document.faults import Fault
 from caramba_core.graph import Graph
 from caramba_core.lowering import LoweringError, lower
 from caramba_core.manifest import structure_model
-from caramba_core.manifest.faults import Fault
 
 GQA = {"type": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 6}
 MLP = {"type": "swiglu", "d_ff": 32}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from caramba_core.document.problem import ManifestProblem, dotted
 from caramba_core.errors import ManifestError
 from caramba_core.manifest import load_manifest
-from caramba_core.manifest.problem import ManifestProblem, dotted
 
 from .mutants import PRESETS, leaves, preset_text
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from caramba_core import manifest
-from caramba_core.manifest.problem import ManifestProblem, dotted, shown
-from caramba_core.manifest.source import SourceText, TextSpan
+from caramba_core.document.problem import ManifestProblem, dotted, shown
+from caramba_core.document.source import SourceText, TextSpan
 
 
 def render(text: str, start: int, end: int, message: str = "wrong") -> list[str]:
@@ -90,7 +90,7 @@ def test_values_in_words(value: object, words: str) -> None:
 
 
 def test_the_public_names() -> None:
-    assert manifest.__all__ == ["Loaded", "ManifestProblem", "dump", "load_manifest", "structure_model"]
+    assert manifest.__all__ == ["Loaded", "dump", "load_manifest", "structure_model"]
     for name in manifest.__all__:
         assert getattr(manifest, name) is not None
     with pytest.raises(AttributeError):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from caramba_core.document.problem import ManifestProblem
 from caramba_core.errors import ManifestError
 from caramba_core.manifest import load_manifest
-from caramba_core.manifest.problem import ManifestProblem
 from caramba_core.suggestions import nearest
 
 from .mutants import PRESETS, Written, keys, leaves, preset_text, typos

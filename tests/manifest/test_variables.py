@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caramba_core.document.source import SourceText, TextSpan
+from caramba_core.document.tree import Scalar
 from caramba_core.manifest.expressions import ExpressionError, evaluate
 from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.source import SourceText, TextSpan
-from caramba_core.manifest.tree import Scalar
 from caramba_core.manifest.variables import Variables
 
 from .workspace import Workspace, block, changed

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from caramba_core.errors import NumericalStop, PluginError
-from caramba_core.plugins.manager import hooks
+from caramba_core.plugins.registry import registry
 from tests.plugins.site import Site
 
 HEAD = "from caramba_core.hookspecs import hookimpl, PluginInfo, Section\ncalls = []\n"
@@ -36,7 +36,7 @@ def told(*letters: str) -> list[Any]:
 def test_an_implementation_takes_what_it_needs(plugin: Callable[..., None]) -> None:
     plugin("a", "@hookimpl\ndef step_finished(step): calls.append(step)")
     plugin("b", "@hookimpl\ndef step_finished(metrics, context): calls.append((context, metrics['loss']))")
-    hooks().step_finished(context="run", step=3, metrics={"loss": 2.5})
+    registry().hooks.step_finished(context="run", step=3, metrics={"loss": 2.5})
     assert told("a", "b") == [[3], [("run", 2.5)]]
 
 
@@ -52,7 +52,7 @@ def test_order_is_that_of_names(plugin: Callable[..., None]) -> None:
     }
     for letter in "cgaefbd":
         plugin(letter, section.format(options.get(letter, ""), letter))
-    assert "".join(part.title for parts in hooks().plan_sections(plan=None) for part in parts) == "dfbcaeg"
+    assert "".join(part.title for parts in registry().hooks.plan_sections(plan=None) for part in parts) == "dfbcaeg"
 
 
 def test_one_module_may_be_first_and_last(plugin: Callable[..., None]) -> None:
@@ -63,7 +63,7 @@ def test_one_module_may_be_first_and_last(plugin: Callable[..., None]) -> None:
     plugin("a", both.format("a"))
     plugin("b", both.format("b"))
     calls: list[str] = []
-    hooks().run_started(context=calls)
+    registry().hooks.run_started(context=calls)
     assert calls == ["a first", "b first", "a last", "b last"]
 
 
@@ -82,8 +82,8 @@ def test_a_fault_in_an_observer_lets_the_run_go_on(
     }
     arguments = every[hook]
     with caplog.at_level(logging.WARNING):
-        getattr(hooks(), hook)(context=None, **arguments)
-        getattr(hooks(), hook)(context=None, **arguments)
+        getattr(registry().hooks, hook)(context=None, **arguments)
+        getattr(registry().hooks, hook)(context=None, **arguments)
     assert told("a", "b") == [[1], [1, 1]]  # a is not called again, b does not notice
     (record,) = caplog.records
     assert f"plugin caramba-plugin-a 1.0 failed in the hook {hook}" in record.getMessage()
@@ -96,7 +96,7 @@ def test_a_fault_in_an_observer_lets_the_run_go_on(
 def test_a_fault_before_the_first_step_stops_the_run(plugin: Callable[..., None], hook: str, fault: str) -> None:
     plugin("a", f"@hookimpl\ndef {hook}(context): raise {fault}")
     with pytest.raises(PluginError) as caught:
-        getattr(hooks(), hook)(context=None, **({"model": None} if hook == "model_built" else {}))
+        getattr(registry().hooks, hook)(context=None, **({"model": None} if hook == "model_built" else {}))
     assert f"plugin caramba-plugin-a 1.0 failed in the hook {hook}" in str(caught.value)
     assert "--no-plugin caramba-plugin-a" in str(caught.value)
 
@@ -105,21 +105,21 @@ def test_a_stop_that_is_meant_keeps_its_exit_code(plugin: Callable[..., None]) -
     raises = "from caramba_core.errors import NumericalStop\n@hookimpl\ndef {}(context): raise NumericalStop('flat')"
     plugin("a", raises.format("step_finished") + "\n" + raises.format("run_failed"))
     with pytest.raises(NumericalStop, match="flat"):
-        hooks().step_finished(context=None, step=1, metrics={})
-    hooks().run_failed(context=None, error=ValueError())  # the first error counts
+        registry().hooks.step_finished(context=None, step=1, metrics={})
+    registry().hooks.run_failed(context=None, error=ValueError())  # the first error counts
 
 
 def test_an_interrupt_passes_through(plugin: Callable[..., None]) -> None:
     plugin("a", "@hookimpl\ndef step_finished(): raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
-        hooks().step_finished(context=None, step=1, metrics={})
+        registry().hooks.step_finished(context=None, step=1, metrics={})
 
 
 def test_trace(plugin: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     plugin("a", "@hookimpl\ndef step_finished(step): pass")
     monkeypatch.setenv("CARAMBA_PLUGINS_TRACE", "1")
-    hooks().step_finished(context=None, step=7, metrics={"loss": 0.5})
-    hooks().run_started(context=None)
+    registry().hooks.step_finished(context=None, step=7, metrics={"loss": 0.5})
+    registry().hooks.run_started(context=None)
     told = capfd.readouterr().err
     assert "caramba: step_finished(context=NoneType, step=7, metrics={'loss': 0.5}) -> 1 plugins" in told
     assert "caramba: step_finished <- caramba-plugin-a:a in " in told
@@ -129,4 +129,4 @@ def test_trace(plugin: Callable[..., None], monkeypatch: pytest.MonkeyPatch, cap
 def test_switched_off_plugins_are_not_imported(plugin: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     plugin("a", "raise RuntimeError")
     monkeypatch.setenv("CARAMBA_DISABLE_PLUGINS", "caramba-plugin-a")
-    hooks().run_started(context=None)
+    registry().hooks.run_started(context=None)

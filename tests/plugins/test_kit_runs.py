@@ -55,7 +55,7 @@ class MadeRunner:
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         if self.fault == "is not finite":
             loss = loss / 0
-        (-loss if self.fault == "climbs" else loss).backward()  # type: ignore[no-untyped-call]
+        (-loss if self.fault == "climbs" else loss).backward()
         if self.fault == "moves weights":
             with torch.no_grad():
                 next(self.student.parameters()).add_(1.0)

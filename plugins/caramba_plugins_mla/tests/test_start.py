@@ -135,7 +135,7 @@ def test_the_latent_is_a_minimum() -> None:
         assert loss(up, down, keys, values) > best * (1 - 1e-5)
 
     same = solve(gamma, omega, keys, keys, 4)
-    weight = torch.linalg.cholesky(torch.block_diag(gamma, omega))  # type: ignore[no-untyped-call]
+    weight = torch.linalg.cholesky(torch.block_diag(gamma, omega))
     spectrum = torch.linalg.eigvalsh(weight.T @ keys @ weight)
     assert loss(same.up, same.down, keys, keys) == pytest.approx(float(spectrum[:-4].sum()), rel=1e-3)
 

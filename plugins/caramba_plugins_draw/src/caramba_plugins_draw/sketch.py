@@ -14,7 +14,7 @@ import attrs
 
 from caramba_core.component import Attention, Component, Embedder, Head, Layer, Topology
 from caramba_core.formatting import format_bytes, format_count, format_indexes
-from caramba_core.plan.nodes import ModelPlan, NodePlan, ScopePlan
+from caramba_core.plan import ModelPlan, NodePlan, ScopePlan
 from caramba_core.plan.render import drawn
 from caramba_core.plugins.registry import registry
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from caramba_core.component import Body, Layer, Topology, component, option
+from caramba_core.document.problem import Path
+from caramba_core.document.tree import List, Map, Node, Scalar, find, plain, replaced_at
 from caramba_core.errors import InvalidValue
 from caramba_core.graph import MAX_NODES
-from caramba_core.manifest.problem import Path
-from caramba_core.manifest.tree import List, Map, Node, Scalar, find, plain, replaced_at
 from caramba_plugins_standard.each import spread
 
 __all__ = ["Cyclic", "Nested", "Recurrent", "Residual", "Stacked"]

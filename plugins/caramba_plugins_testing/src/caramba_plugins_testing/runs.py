@@ -22,7 +22,7 @@ from caramba_core.manifest.schema import Group
 from caramba_core.model import Model
 from caramba_core.modes import Data, Evaluation, Run, Teacher
 from caramba_core.nn.build import build
-from caramba_core.plugins.manager import hooks
+from caramba_core.plugins.registry import registry
 from caramba_core.run.context import GroupContext, RunContext, TeacherSource
 from caramba_core.run.directory import RunDirectory
 from caramba_core.run.modes import Train
@@ -111,4 +111,6 @@ def small_run(
     directory = RunDirectory(folder / "runs" / "kit" / "small")
     directory.path.mkdir(parents=True, exist_ok=True)
     reporter = Reporter(Console(file=StringIO()))
-    return RunContext(shared=shared, run=run, directory=directory, reporter=reporter, hooks=hooks(), parent=None)
+    return RunContext(
+        shared=shared, run=run, directory=directory, reporter=reporter, hooks=registry().hooks, parent=None
+    )

@@ -14,16 +14,16 @@ from typing import Any, Final
 import attrs
 
 from caramba_core.component import Layer, Topology
+from caramba_core.document.problem import Path, dotted
+from caramba_core.document.source import SourceText, TextSpan
+from caramba_core.document.tree import Gap, List, Map, MapItem, Node, Scalar, find, merge, plain, replaced_at
 from caramba_core.errors import CarambaError, InputError, PluginError, ResourceExhausted
 from caramba_core.graph import Graph, local_name, matches
 from caramba_core.graph import Node as GraphNode
 from caramba_core.kinds import LAYER_KINDS
 from caramba_core.loading import Checkpoint, cached_source, fetch_source, find_loader
 from caramba_core.lowered import lower_checkpoint
-from caramba_core.manifest.problem import Path, dotted
 from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.source import SourceText, TextSpan
-from caramba_core.manifest.tree import Gap, List, Map, MapItem, Node, Scalar, find, merge, plain, replaced_at
 from caramba_core.plugins.registry import Registry
 from caramba_core.suggestions import nearest, suggestion
 

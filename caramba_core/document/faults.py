@@ -7,7 +7,7 @@ from typing import Literal
 
 import attrs
 
-from caramba_core.manifest.problem import Path
+from caramba_core.document.problem import Path
 
 __all__ = ["Fault", "Faults"]
 
