@@ -24,15 +24,25 @@ MAX_DEPTH: Final = 64
 
 @attrs.frozen(eq=False, slots=False)
 class Node:
-    """A value, where its user wrote it, and ``notes`` on how it came to stand where it stands."""
+    """A value, where its user wrote it, and ``notes`` on how it came to stand where it stands.
+
+    It is one of the four below: a gap, a scalar, a list or a mapping.
+    """
 
     span: TextSpan
     notes: tuple[str, ...] = attrs.field(default=(), kw_only=True)
 
     @property
+    def text(self) -> str | None:
+        """The string that this is, if it is one."""
+        return self.value if isinstance(self, Scalar) and isinstance(self.value, str) else None
+
+    @property
     def children(self) -> Sequence[Node]:
-        """What a list or mapping holds."""
-        return ()
+        """The values that a list or mapping holds."""
+        if isinstance(self, Map):
+            return [item.value for item in self.entries.values()]
+        return self.items if isinstance(self, List) else ()
 
     @cached_property
     def size(self) -> int:
@@ -44,19 +54,17 @@ class Node:
         """How deep lists and mappings nest."""
         return max((1 + child.depth for child in self.children), default=0)
 
-    @property
-    def text(self) -> str | None:
-        """The string that this is, if it is one."""
-        return None
-
     @cached_property
     def dynamic(self) -> bool:
         """Whether there may be variables in it."""
+        if isinstance(self, Scalar):
+            return not self.literal and "$" in (self.text or "")
         return any(child.dynamic for child in self.children)
 
     def get(self, key: str) -> Node | None:
         """The value of a key, if this is a mapping that has it."""
-        return None
+        item = self.entries.get(key) if isinstance(self, Map) else None
+        return None if item is None else item.value
 
     def text_at(self, key: str) -> str | None:
         """The string that the value of a key is, if it is one."""
@@ -71,21 +79,11 @@ class Gap(Node):
 
 @attrs.frozen(eq=False, slots=False)
 class Scalar(Node):
-    """A string, number, truth value or null; not ``literal`` if ``${`` in it means variables."""
+    """A string, number, truth value or null; in one that is ``literal``, ``${`` means itself."""
 
     value: bool | int | float | str | None
     span: TextSpan
     literal: bool = attrs.field(default=False, kw_only=True)
-
-    @property
-    def text(self) -> str | None:
-        """The string that this is, if it is one."""
-        return self.value if isinstance(self.value, str) else None
-
-    @cached_property
-    def dynamic(self) -> bool:
-        """Whether there may be variables in it."""
-        return not self.literal and "$" in (self.text or "")
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -95,11 +93,6 @@ class List(Node):
     items: tuple[Node, ...]
     span: TextSpan
     head: TextSpan = attrs.field(default=attrs.Factory(lambda self: self.span, takes_self=True), kw_only=True)
-
-    @property
-    def children(self) -> Sequence[Node]:
-        """The items."""
-        return self.items
 
     def set(self, index: int, value: Node) -> List:
         """This list with another item."""
@@ -121,16 +114,6 @@ class Map(Node):
     entries: dict[str, MapItem]
     span: TextSpan
     head: TextSpan = attrs.field(default=attrs.Factory(lambda self: self.span, takes_self=True), kw_only=True)
-
-    @property
-    def children(self) -> Sequence[Node]:
-        """The values."""
-        return [item.value for item in self.entries.values()]
-
-    def get(self, key: str) -> Node | None:
-        """The value of a key, if it is there."""
-        item = self.entries.get(key)
-        return None if item is None else item.value
 
     def with_entries(self, entries: Mapping[str, MapItem]) -> Map:
         """This mapping with other entries."""

@@ -131,7 +131,13 @@ def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer, 
     root = apply(root, [change for change in changes if change.of_groups], reading)
     tree = spell_out_models(_resolved(root, reading), registry(), reading, folder, fetch=fetch)
     check_depth(tree.depth, tree.head)
-    manifest, faults = _structured(plain(tree))
+    data = plain(tree)
+    manifest: Manifest | None = None
+    try:
+        manifest = Structurer(registry()).structure(data, Manifest)
+        faults = [*rule_faults(data, (), registry()), *group_faults(manifest)]
+    except Faults as error:
+        faults = [*error.faults, *rule_faults(data, error.faults, registry())]
     reading.report(*(_located(tree, fault) for fault in faults))
     return None if manifest is None else Loaded(manifest=manifest, folder=folder, tree=tree)
 
@@ -194,16 +200,6 @@ def _resolved_group(group: Node, index: int, root: Map, scope: Variables, readin
         group = group.set("model", Gap(group.head))
     named = {key: group.entries[key] for key in ("name",) if key in group.entries}
     return scope.resolve(group.with_entries({**named, **group.entries}).without("vars"))
-
-
-def _structured(data: dict[str, Any]) -> tuple[Manifest | None, list[Fault]]:
-    """The typed manifest, or what is wrong."""
-    plugins = registry()
-    try:
-        manifest = Structurer(plugins).structure(data, Manifest)
-    except Faults as error:
-        return None, [*error.faults, *rule_faults(data, error.faults, plugins)]
-    return manifest, [*rule_faults(data, (), plugins), *group_faults(manifest)]
 
 
 def _located(tree: Map, fault: Fault) -> ManifestProblem:
