@@ -229,8 +229,8 @@ class Training:
     accumulate: int = option(default=1, help="passes that make one step", minimum=1)
     context: int = option(default=1024, help="tokens per sequence", unit="tokens", minimum=2)
     lr: float = option(help="highest learning rate", above=0.0, maximum=1.0)
-    optimizer: Optimizer | None = option(default=None, help="the default one if not given: adamw")
-    schedule: Schedule | None = option(default=None, help="the default one if not given: cosine")
+    optimizer: Optimizer | None = option(default=None, help="the default one of the installed plugins if not given")
+    schedule: Schedule | None = option(default=None, help="the default one of the installed plugins if not given")
     clip: float | None = option(default=1.0, help="largest norm of the gradient; null for no clipping", above=0.0)
     compile: bool = option(default=False, help="compile each repeated block with torch.compile")
     cuda_graph: bool = option(

@@ -32,7 +32,6 @@ READ = (tokenize.NAME, tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FST
 
 MEANS_MORE: Final = {
     "data": "groups[].data of a manifest",
-    "default": "the component that stands where a manifest names none, whoever supplies it",
     "explain": "a function of manifest.syntax",
     "graph": "the module caramba_core.graph",
     "key": "what a problem points at",
@@ -45,7 +44,7 @@ MEANS_MORE: Final = {
 
 WORDS: Final = frozenset(
     """
-    allocate constant convert cosine data default distance explain export graph key linear nested parallel query
+    allocate constant convert cosine data distance explain export graph key linear nested parallel query
     residual schema sequences softmax stacked standard teacher text token tokens
     """.split()  # noqa: SIM905 - these are words
 )

@@ -160,7 +160,6 @@ def test_values_that_are_set(folder: Path) -> None:
     """Python's values arrive as what they are."""
     values: dict[str, object] = {
         "steps": 3,
-        "prompt": "yes",
         "verify": None,
         "train.lr": 1e-05,
         "train.trains": ["attention", "norm"],

@@ -1,7 +1,7 @@
 """The command ``caramba``: a table of subcommands that are imported only when they run, and one place for failures.
 
 ``--help`` reads the table below, and of plugins their metadata: commands from the entry-point group ``caramba.command``
-(where ``plugins.show`` is the subcommand ``show`` of ``plugins``), lines of help from ``caramba.command_help``.
+(where ``presets.weigh`` is the subcommand ``weigh`` of ``presets``), lines of help from ``caramba.command_help``.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _registry() -> Any:
 
 
 def _mount(group: TyperGroup, path: str) -> None:
-    """Add the commands of plugins whose names begin with ``path``: ``plugins.show`` is ``show`` of ``plugins``.
+    """Add the commands of plugins whose names begin with ``path``: ``presets.weigh`` is ``weigh`` of ``presets``.
 
     A command is called by the last part of its name where that is free, else by ``DISTRIBUTION:PART``.  A group that
     nobody supplies, but commands name, is made.

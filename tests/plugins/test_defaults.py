@@ -8,8 +8,8 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from caramba_core.explain import explain
-from caramba_core.json_schema import manifest_schema
+from caramba_plugins_tools.explain import explain
+from caramba_plugins_tools.json_schema import manifest_schema
 
 from caramba_core.errors import PluginError
 from caramba_core.plugins.registry import registry

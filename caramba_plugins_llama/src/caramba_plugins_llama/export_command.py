@@ -22,7 +22,10 @@ def command(
         typer.Option(help="checkpoint whose tokenizer and settings go with the model; the run's teacher if not given"),
     ] = None,
 ) -> None:
-    """Write a run's model as a Hugging Face folder: weights, configuration, tokenizer, model card."""
+    """Write a run's model as a Hugging Face folder.
+
+    It holds weights, configuration, tokenizer and a model card.
+    """
     from caramba_plugins_llama.export import export
 
     done = export(run, output, dtype=dtype, origin=origin)

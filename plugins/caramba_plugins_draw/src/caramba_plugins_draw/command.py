@@ -17,7 +17,10 @@ def command(
     context: Annotated[int | None, typer.Option(min=1, help="tokens that operations are stated for")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="path=value, such as vars.sem_dim=24")] = None,
 ) -> None:
-    """Draw a manifest's model: repeated blocks once, with widths, parameters and cache."""
+    """Draw a manifest's model.
+
+    Repeated blocks are drawn once, with widths, parameters and cache.
+    """
     from caramba_core.errors import InputError
     from caramba_core.manifest import load_manifest
     from caramba_core.plan import plan_manifest

@@ -15,7 +15,10 @@ def command(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="as data")] = False,
 ) -> None:
-    """Document the fields of a component: type, default, range, unit, meaning."""
+    """Document the fields of a component.
+
+    Each has its type, default, range, unit and meaning.
+    """
     from json import dumps
 
     import attrs

@@ -48,7 +48,6 @@ _FORMS: Final[dict[str, Schema]] = {
     "text": {"type": "string"},
     "text | list of text": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
     "mapping": {"type": ["object", "null"]},
-    "origin": {"type": "string"},
 }
 """What the keys of composition hold, by the words of their type."""
 _LIMITS: Final = {"minimum": "minimum", "maximum": "maximum", "above": "exclusiveMinimum", "below": "exclusiveMaximum"}
@@ -112,7 +111,8 @@ class _Writer:
         """A model spelled out, or taken from the group's teacher with some layers replaced."""
         loose = self._loose
         replace = {"type": "object", "additionalProperties": loose._of(Layer, {})}
-        taken = loose._define("model.taken", lambda: loose._object(Model, {"replace": replace}))
+        origins = {"enum": sorted(self._names(("origin",)))}
+        taken = loose._define("model.taken", lambda: loose._object(Model, {"from": origins, "replace": replace}))
         return {"if": {"type": "object", "required": ["from"]}, "then": taken, "else": self._class(Model)}
 
     def _object(self, cls: type, given: Mapping[str, Schema] | None = None, *, tag: str | None = None) -> Schema:

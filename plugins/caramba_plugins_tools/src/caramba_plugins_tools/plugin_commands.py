@@ -23,7 +23,10 @@ def show(
 def check(
     name: Annotated[str | None, typer.Argument(help="a distribution; all of them if not given")] = None,
 ) -> None:
-    """Import everything that plugins name, build what can be built without settings, and say what is broken."""
+    """Import everything that plugins name, and say what is broken.
+
+    What can be built without settings is built.
+    """
     from caramba_core.plugins.registry import registry
     from caramba_plugins_tools.checking import check_plugins
 

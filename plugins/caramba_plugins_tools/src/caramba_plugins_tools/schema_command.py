@@ -15,7 +15,10 @@ def command(
         Path | None, typer.Option("--output", "-o", help="the file to write; stdout if not given")
     ] = None,
 ) -> None:
-    """Write the JSON Schema (2020-12) of manifests with the installed plugins."""
+    """Write the JSON Schema of manifests, for editors.
+
+    It is JSON Schema 2020-12, with the components of the installed plugins.
+    """
     from json import dumps
 
     from caramba_core.errors import InputError
