@@ -202,7 +202,7 @@ class Rules(TypedDict, total=False):
 
     ``minimum`` and ``maximum`` include their bound, ``above`` and ``below`` exclude it; ``choices`` lists the values.
     ``pattern`` is a regular expression that a whole string must match, ``form`` the same in words.
-    ``implied`` is the value where a manifest leaves the field out or gives null, written as in a manifest.
+    ``implied``: where a manifest leaves the field out or gives null, the default component of its kind stands there.
     """
 
     unit: str
@@ -213,7 +213,7 @@ class Rules(TypedDict, total=False):
     choices: Sequence[Any]
     pattern: str
     form: str
-    implied: str
+    implied: bool
 
 
 _BOUNDS: Final[dict[str, tuple[Callable[[Any, Any], bool], str]]] = {

@@ -18,5 +18,5 @@ class Model:
     embedder: Embedder = option(help="what turns token ids into vectors")
     topology: Topology = option(help="the layers")
     head: Head | None = option(
-        default=None, implied="default", help="what turns vectors into logits; the default head if not given"
+        default=None, implied=True, help="what turns vectors into logits; the default head if not given"
     )

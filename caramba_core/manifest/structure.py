@@ -174,11 +174,11 @@ class Structurer:
         failed = bool(faults)
         fields: dict[str, Any] = {}
         for key, (attribute, type_) in shape.fields.items():
-            implied = attribute.metadata.get("implied")
-            if key in value or implied is not None:
-                given = implied if value.get(key) is None else value[key]
+            given, is_implied = value.get(key), attribute.metadata.get("implied", False)
+            if key in value or is_implied:
                 try:
-                    fields[argument(attribute)] = self._hook(type_)(given, type_)
+                    made = self._implied(type_) if given is None and is_implied else self._hook(type_)(given, type_)
+                    fields[argument(attribute)] = made
                 except Faults as error:
                     failed = True
                     faults.extend(_with_default_hint(error.below(key), attribute, given))
@@ -192,6 +192,14 @@ class Structurer:
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             label = name or shape.cls.__name__
             raise Faults((Fault(message=f"{label} cannot be made of these values: {error}"),)) from None
+
+    def _implied(self, type_: Any) -> Any:
+        """The default component of the kind that a field holds."""
+        (kind,) = next(kinds for option in members(type_) if (kinds := kinds_of(option)))
+        try:
+            return self._registry.default(kind)
+        except PluginError as error:
+            raise Faults((Fault(message=error.message, expected=error.expected, hint=error.hint),)) from None
 
     def _component(self, base: Any) -> Hook:
         kinds, tag = kinds_of(base), base.tag

@@ -113,12 +113,7 @@ class Registry:
         return tuple(sorted(found, key=lambda entry: (entry.name, entry.distribution)))
 
     def find(self, kinds: Sequence[str], name: str) -> ComponentEntry:
-        """The component with a short or qualified name among these kinds; :class:`PluginError` unless there is one.
-
-        The name ``default`` stands for the kind's default.
-        """
-        if name == DEFAULT and len(kinds) == 1:
-            return self._default(kinds[0])
+        """The component with a short or qualified name among these kinds; :class:`PluginError` unless there is one."""
         distribution, _, short = name.rpartition(":")
         entries = [entry for kind in kinds for entry in self.entries(kind)]
         found = [one for one in entries if one.name == short and normalized(distribution) in ("", one.distribution)]
@@ -131,13 +126,6 @@ class Registry:
 
         Raises :class:`PluginError` unless exactly one usable plugin does.
         """
-        entry = self._default(kind)
-        try:
-            return self.load(entry)()
-        except (TypeError, InvalidValue) as error:
-            raise broken(entry, f"the default {kind} cannot do without settings: {error}") from error
-
-    def _default(self, kind: str) -> ComponentEntry:
         entry = self._meant(kind, DEFAULT, f"the default {kind}")
         if entry is None:
             suppliers = {name for known in self._catalogues() for name in known.get(kind, {}).values()}
@@ -147,7 +135,10 @@ class Registry:
                 expected=f"{kind}: in the manifest, or a plugin with a default",
                 hint=f"pip install {' or '.join(missing)}" if missing else None,
             )
-        return entry
+        try:
+            return self.load(entry)()
+        except (TypeError, InvalidValue) as error:
+            raise broken(entry, f"the default {kind} cannot do without settings: {error}") from error
 
     def suffixes(self, kind: str) -> tuple[str, ...]:
         """The suffixes of file names that stand for components of a kind."""
