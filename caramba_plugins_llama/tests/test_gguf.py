@@ -77,7 +77,8 @@ def write_gguf(
         factors = np.array([a / b for a, b in zip(plain, scaled, strict=True)], dtype=np.float32)
         writer.add_tensor("rope_freqs.weight", factors)
     for key, value in (extra or {}).items():
-        writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+        kind_of_value = gguf.GGUFValueType.get_type(value)
+        writer.add_key_value(key, value, gguf.GGUFValueType.UINT32 if type(value) is int else kind_of_value)
     names = gguf.get_tensor_name_map(
         next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), config["num_hidden_layers"]
     )

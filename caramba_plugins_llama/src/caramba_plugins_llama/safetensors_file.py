@@ -19,7 +19,7 @@ from caramba_plugins_llama.json_file import parse_object
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SafetensorsEntry", "looks_like_safetensors", "read_header", "values_of"]
+__all__ = ["SafetensorsEntry", "looks_like_safetensors", "read_header", "same_bytes", "values_of"]
 
 _LARGEST_HEADER: Final = 100_000_000
 """Bytes; the bound of the format itself."""
@@ -98,6 +98,20 @@ def read_header(path: Path) -> tuple[SafetensorsEntry, ...]:
     if at != size:
         fail(f"its tensors end at byte {at}, the file at {size}{': it is cut off' if at > size else ''}")
     return tuple(entries)
+
+
+def same_bytes(a: SafetensorsEntry, b: SafetensorsEntry) -> bool:
+    """Whether two tensors of one type and shape hold the same bytes."""
+    with a.path.open("rb") as one, b.path.open("rb") as other:
+        one.seek(a.first)
+        other.seek(b.first)
+        left = a.last - a.first
+        while left > 0:
+            size = min(left, 1 << 20)
+            if one.read(size) != other.read(size):
+                return False
+            left -= size
+    return True
 
 
 def values_of(entries: Iterable[SafetensorsEntry]) -> Iterator[tuple[SafetensorsEntry, Tensor]]:
