@@ -80,8 +80,8 @@ class Fields:
 def model_of(config: Mapping[str, Any], origin: str, family: Family | None = None) -> dict[str, Any]:
     """The manifest's ``model:`` for a configuration; ``origin`` names the file in errors.
 
-    ``family`` is given where the file says more than ``model_type`` does.  Raises :class:`InputError` listing all that is
-    missing, wrong, not known or cannot be expressed.
+    ``family`` is given where the file says more than ``model_type`` does.  Raises :class:`InputError` listing all that
+    is missing, wrong, not known or cannot be expressed.
     """
     family = family or _family(config, origin)
     fields = Fields(config, origin, {**_COMMON, **family.defaults})

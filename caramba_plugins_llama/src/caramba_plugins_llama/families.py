@@ -51,8 +51,8 @@ class Family:
         named = {rule for rule in (self.qkv_bias, self.o_bias, self.mlp_bias) if isinstance(rule, str)}
         read = [*CONFIG.read, *sorted(named)]
         fixed = dict(CONFIG.fixed)
-        for key in sorted({"attention_bias", "mlp_bias"} - named):
-            if key == "mlp_bias" or not self.qkv_bias:
+        for key, has in (("attention_bias", self.qkv_bias or self.o_bias), ("mlp_bias", self.mlp_bias)):
+            if not has:
                 fixed[key] = (False,), f"a {self.model_type} model has no such offsets"
         if self.window == "never":
             fixed["sliding_window"] = (), f"a {self.model_type} model has no window"
@@ -60,7 +60,7 @@ class Family:
             read += ["sliding_window"]
         if self.window == "from_layer":
             read += ["use_sliding_window", "max_window_layers"]
-        ignored = [key for key in (*CONFIG.ignored, "attention_bias") if key not in (*read, *fixed)]
+        ignored = [key for key in (*CONFIG.ignored, "attention_bias", "mlp_bias") if key not in (*read, *fixed)]
         return KnownKeys(read=tuple(read), ignored=tuple(ignored), fixed=fixed)
 
 
@@ -116,8 +116,8 @@ FAMILIES: Final[dict[str, Family]] = {
         ),
     )
 }
-"""By ``model_type``.  Llama 1 to 3.x and SmolLM2 are ``llama``; Qwen2.5 is ``qwen2``; a ``mistral`` with ``layer_types`` is
-a ``ministral``, in transformers too."""
+"""By ``model_type``.  Llama 1 to 3.x and SmolLM2 are ``llama``; Qwen2.5 is ``qwen2``; a ``mistral`` that has
+``layer_types`` is a ``ministral``, in transformers too."""
 
 REFUSED: Final[dict[str, str]] = {
     "gemma": "its norms scale by 1 + weight, its embeddings by the root of the width, and its MLP is gated by GELU",

@@ -104,7 +104,9 @@ class HuggingFaceFolder:
             unknown = GENERATION.problems(read_object(inside(self.folder, _GENERATION)))
             if unknown:
                 raise InputError(f"{self.folder / _GENERATION} is not understood:\n    " + "\n    ".join(unknown))
-        config = {**self.config, "tie_word_embeddings": False} if self._head == "its own" else self.config
+        config = dict(self.config)
+        if config.get("tie_word_embeddings") is True:
+            config["tie_word_embeddings"] = self._head != "its own"
         return model_of(config, str(origin))
 
     def key_of(self, path: tuple[str | int, ...]) -> str | None:

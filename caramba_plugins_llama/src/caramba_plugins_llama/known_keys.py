@@ -19,37 +19,38 @@ __all__ = ["CONFIG", "GENERATION", "GGUF", "GGUF_OUTSIDE", "ROPE_TYPES", "TOKENI
 class KnownKeys:
     """What is done with the keys of one kind of description.
 
-    ``read`` decide what is built; ``ignored`` (patterns, ``*`` for anything) cannot change logits; ``fixed`` are read at
-    the values listed alone, with the reason why others are refused.
+    ``read`` decide what is built; ``ignored`` (patterns, ``*`` for anything) cannot change logits; ``fixed`` are read
+    at the values listed alone, with the reason why others are refused.
     """
 
     read: tuple[str, ...]
     ignored: tuple[str, ...] = ()
     fixed: Mapping[str, tuple[tuple[Any, ...], str]] = attrs.field(factory=dict)
 
-    def problems(self, values: Mapping[str, Any], **also: tuple[tuple[Any, ...], str]) -> list[str]:
-        """One sentence for each key that is unknown, or has a value that cannot be expressed; ``also``: further
-        ``fixed`` ones.  A key that is ``null`` says nothing.
-        """
-        fixed = {**self.fixed, **also}
+    def problems(self, values: Mapping[str, Any]) -> list[str]:
+        """One sentence for each key that is unknown, or has a value that cannot be expressed; ``null`` says nothing."""
         found = []
         for key, value in values.items():
-            if value is None or (key in self.read and key not in fixed):
+            if value is None or key in self.read:
                 continue
             shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
-            if key in fixed:
-                if value not in fixed[key][0]:
-                    found.append(f"{key} is {shown}: {fixed[key][1]}")
+            if key in self.fixed:
+                if value not in self.fixed[key][0]:
+                    found.append(f"{key} is {shown}: {self.fixed[key][1]}")
             elif not any(fnmatchcase(key, pattern) for pattern in self.ignored):
                 found.append(f"{key} is {shown}: this key is not known, and may change the model")
         return found
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
 
 
 # ------------------------------------------------------------------------------------------------ Hugging Face folders
 
 GENERATION: Final = KnownKeys(
     read=("bos_token_id", "eos_token_id", "pad_token_id"),
-    ignored=tuple(
+    ignored=_words(
         """_from_model_config transformers_version use_cache max_length max_new_tokens min_length min_new_tokens
         early_stopping max_time stop_strings do_sample num_beams num_beam_groups use_mtp penalty_alpha dola_layers
         cache_implementation cache_config max_cache_len return_legacy_cache prefill_chunk_size temperature top_k top_p
@@ -61,7 +62,8 @@ GENERATION: Final = KnownKeys(
         output_hidden_states output_scores output_logits return_dict_in_generate decoder_start_token_id is_assistant
         num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold prompt_lookup_num_tokens
         max_matching_ngram_size assistant_early_exit assistant_lookbehind target_lookbehind compile_config
-        disable_compile trust_remote_code chat_format max_window_size""".split()
+        disable_compile assistant_ensemble_weight speculation_type continuous_batching_config trust_remote_code
+        chat_format max_window_size"""
     ),
 )
 """``generation_config.json``: what happens behind the logits.  It goes with an export as it is."""
@@ -83,22 +85,26 @@ ROPE_TYPES: Final[dict[str, tuple[str, tuple[str, ...], tuple[str, ...], tuple[s
 _QUANTIZED: Final = "the weights are quantized; use the unquantized checkpoint or a GGUF"
 
 CONFIG: Final = KnownKeys(
-    read=tuple(
-        """model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
-        head_dim hidden_act max_position_embeddings rms_norm_eps tie_word_embeddings rope_parameters rope_scaling
-        rope_theta partial_rotary_factor original_max_position_embeddings layer_types caramba""".split()
+    read=_words(
+        """model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
+        num_key_value_heads head_dim hidden_act max_position_embeddings rms_norm_eps tie_word_embeddings
+        rope_parameters rope_scaling rope_theta partial_rotary_factor original_max_position_embeddings layer_types
+        caramba"""
     ),
     ignored=(
         *GENERATION.read,
         *GENERATION.ignored,
-        *"""_name_or_path _commit_hash _from_model_config _attn_implementation _attn_implementation_autoset
-        _experts_implementation _flash_attn_2_enabled architectures auto_map transformers_version name_or_path dtype torch_dtype torchscript initializer_range
-        attn_implementation experts_implementation use_flash_attn use_return_dict return_dict gradient_checkpointing
-        pretraining_tp max_sequence_length model_max_length tie_last_hidden_states chunk_size_feed_forward
-        attention_dropout hidden_dropout resid_pdrop embd_pdrop dropout classifier_dropout neftune_noise_alpha is_decoder
-        id2label label2id num_labels problem_type finetuning_task task_specific_params tokenizer_class prefix sep_token_id
-        tokenizer_model_max_length tokenizer_padding_side use_sliding_window max_window_layers is_llama_config
-        transformers.js_config unsloth_* keys_to_ignore_at_inference""".split(),
+        *_words(
+            """_name_or_path _commit_hash _from_model_config _attn_implementation _attn_implementation_autoset
+            _experts_implementation _flash_attn_2_enabled architectures auto_map transformers_version name_or_path
+            dtype torch_dtype torchscript initializer_range attn_implementation experts_implementation use_flash_attn
+            use_return_dict return_dict gradient_checkpointing pretraining_tp max_sequence_length model_max_length
+            tie_last_hidden_states chunk_size_feed_forward attention_dropout hidden_dropout resid_pdrop embd_pdrop
+            dropout classifier_dropout neftune_noise_alpha is_decoder id2label label2id num_labels problem_type
+            finetuning_task task_specific_params tokenizer_class prefix sep_token_id tokenizer_model_max_length
+            tokenizer_padding_side use_sliding_window max_window_layers is_llama_config transformers.js_config
+            unsloth_* keys_to_ignore_at_inference"""
+        ),
     ),
     fixed={
         "is_causal": ((True,), "tokens would see the text behind them"),
@@ -117,18 +123,20 @@ CONFIG: Final = KnownKeys(
 
 # ------------------------------------------------------------------------------------------------ GGUF
 
+_EXPERTS: Final = "its MLPs are a mixture of experts, which caramba cannot express"
+
 GGUF: Final = KnownKeys(
-    read=tuple(
+    read=_words(
         """vocab_size block_count embedding_length feed_forward_length context_length attention.head_count
-        attention.head_count_kv attention.key_length attention.layer_norm_rms_epsilon rope.freq_base
-        rope.dimension_count rope.scaling.type rope.scaling.factor rope.scaling.original_context_length
-        rope.scaling.attn_factor rope.scale_linear""".split()
+        attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
+        attention.sliding_window rope.freq_base rope.dimension_count rope.scaling.type rope.scaling.factor
+        rope.scaling.original_context_length rope.scaling.attn_factor rope.scale_linear"""
     ),
     ignored=("rope.scaling.finetuned", "tensor_data_layout"),
     fixed={
         "attention.causal": ((True,), "tokens would see the text behind them"),
-        "expert_count": ((0,), "its MLPs are a mixture of experts, which caramba cannot express"),
-        "expert_used_count": ((0,), "its MLPs are a mixture of experts, which caramba cannot express"),
+        "expert_count": ((0,), _EXPERTS),
+        "expert_used_count": ((0,), _EXPERTS),
     },
 )
 """Metadata under the architecture's own prefix (``llama.``, ``qwen2.``, ...)."""
@@ -144,12 +152,12 @@ GGUF_OUTSIDE: Final = KnownKeys(
 """Metadata of every architecture; a tokenizer's has a table of its own, which is asked when it is needed."""
 
 TOKENIZER: Final = KnownKeys(
-    read=tuple(
-        f"tokenizer.ggml.{key}"
-        for key in "model pre tokens token_type scores merges add_space_prefix bos_token_id eos_token_id unknown_token_id"
-        " padding_token_id".split()
-    )
-    + ("tokenizer.chat_template",),
+    read=_words(
+        """tokenizer.ggml.model tokenizer.ggml.pre tokenizer.ggml.tokens tokenizer.ggml.token_type
+        tokenizer.ggml.scores tokenizer.ggml.merges tokenizer.ggml.add_space_prefix tokenizer.ggml.bos_token_id
+        tokenizer.ggml.eos_token_id tokenizer.ggml.unknown_token_id tokenizer.ggml.padding_token_id
+        tokenizer.chat_template"""
+    ),
     ignored=(
         "tokenizer.chat_template*",
         "tokenizer.huggingface.json",
