@@ -138,16 +138,17 @@ def test_rotary_factors_of_longrope(models: Path, tmp_path: Path) -> None:
         find_loader(tmp_path / "m.gguf").model()
 
 
+ELSEWHERE = """
+    attention.scale attention.clamp_kqv attention.max_alibi_bias attention.key_length_swa attention.output_scale
+    attention.sliding_window_pattern attention.temperature_scale embedding_scale final_logit_softcapping logit_scale
+    nextn_predict_layers pooling_type residual_scale rope.dimension_sections rope.freq_base_swa rope.scaling.alpha
+    rope.scaling.yarn_beta_fast rope.scaling.yarn_ext_factor rope.scaling.yarn_log_multiplier use_parallel_residual
+"""
+"""What llama.cpp reads of other architectures."""
+
 KEYS = st.one_of(
-    st.sampled_from([key for key in (*GGUF.read, *GGUF.fixed, *GGUF.ignored) if key not in ("block_count",)]),
-    st.sampled_from(
-        "attention.scale attention.clamp_kqv attention.max_alibi_bias attention.key_length_swa logit_scale pooling_type"
-        " attention.output_scale rope.dimension_sections rope.freq_base_swa rope.scaling.alpha residual_scale embedding_scale"
-        " rope.scaling.yarn_log_multiplier rope.scaling.yarn_ext_factor rope.scaling.yarn_beta_fast final_logit_softcapping"
-        " attention.sliding_window_pattern nextn_predict_layers use_parallel_residual attention.temperature_scale".split(
-            " "
-        )
-    ),
+    st.sampled_from([key for key in (*GGUF.read, *GGUF.fixed, *GGUF.ignored) if key != "block_count"]),
+    st.sampled_from(ELSEWHERE.split()),
     st.from_regex(r"[a-z][a-z_.]{2,14}[a-z]", fullmatch=True),
 )
 VALUES = st.one_of(
@@ -157,7 +158,7 @@ VALUES = st.one_of(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(change=st.dictionaries(KEYS, VALUES, min_size=1, max_size=2))
 @example(change={"attention.causal": False})
 @example(change={"rope.scaling.factor": 2.0})
@@ -172,9 +173,8 @@ def test_one_key_more(models: Path, tmp_path: Path, architecture: str, change: d
             assert any(key in str(error) for key in change)
         return
     expected = logits_of(path, TOKENS[0].tolist())
-    if isinstance(expected, str) and all(key in GGUF.ignored for key in change):
-        return  # of a type that llama.cpp does not take, and without effect
-    same_logits(path)
+    if not (isinstance(expected, str) and "has wrong type" in expected):  # it takes no 2 for 2.0
+        same_logits(path)
 
 
 # ------------------------------------------------------------------------------------------------ types and parts
@@ -185,7 +185,7 @@ def test_every_type_of_the_library_is_read_or_named() -> None:
     readable = {kind.name for kind in gguf.quants._type_traits} | {"F64", "F32", "F16", "BF16"}
     assert {name: (block, size) for name, block, size in TYPES.values()} == {name: sizes[name] for name in readable}
     assert all(gguf.GGMLQuantizationType[name] == number for number, (name, _, _) in TYPES.items())
-    assert {kind for kind in gguf.GGMLQuantizationType} <= {*TYPES, *UNREAD}
+    assert set(gguf.GGMLQuantizationType) <= {*TYPES, *UNREAD}
 
 
 @pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0", "MXFP4", "IQ2_XS", "IQ1_S"])
