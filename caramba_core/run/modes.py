@@ -117,7 +117,9 @@ class Generate:
         prompt = context.run.prompt
         if tokenizer is None or prompt is None:
             missing = (
-                "a prompt (key: prompt)" if prompt is None else "a tokenizer: the teacher's checkpoint carries none"
+                "a prompt (key: prompt)"
+                if prompt is None
+                else "a tokenizer: the teacher's checkpoint carries none that can be read"
             )
             raise InputError(f"run {context.run.id} needs {missing}")
         model = context.student

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,17 @@ import pytest
 import torch
 from caramba_plugins_llama.families import ARCHITECTURES
 from caramba_plugins_llama.gguf_header import TYPES, UNREAD
+from caramba_plugins_llama.gguf_tokenizer import RULES, rebuild
 from caramba_plugins_llama.known_keys import GGUF
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers, trainers
 
 from caramba_core.errors import CarambaError, InputError
 from caramba_core.loading import find_loader
 
 from .conftest import random_tokens, read_model, write_oracle
-from .llama_cpp import logits_of
+from .llama_cpp import logits_of, token_ids_of
 from .test_gguf import write_gguf
 
 VOCABULARY: dict[str, Any] = {
@@ -234,3 +238,70 @@ def test_a_file_in_parts(models: Path, tmp_path: Path, architecture: str) -> Non
     (tmp_path / names[1]).unlink()
     with pytest.raises(InputError, match=f"missing: {names[1]}"):
         find_loader(tmp_path / names[0])
+
+
+# ------------------------------------------------------------------------------------------------ tokenizers
+
+COMPOSED = ("qwen2", "deepseek-r1-qwen")
+BY_CASE = ("tekken", "gpt-4o", "llama4")
+"""llama.cpp does not compose text, knows case in ASCII alone, and takes marks for no letters; the tokenizers that were
+trained do otherwise, and so does caramba."""
+CHARACTERS = "abcXYZ '1234567890\n\r\t.,;!?$+<=>^~|/\\-_éÀßñ日本のテ한글ابתΩωДд\u0301\u0300٣½²€🎉\u200b\u00a0  "
+
+
+def texts_of(draw: random.Random, rule: str | None = None) -> list[str]:
+    words = ["it's", "It's", "IT'S we'LL", "HelloWorld fooBarBAZ ÉcoleÀ", "/path/to//x 1234567", "<unk> <s>a</s>", ""]
+    words += ["".join(draw.choices(CHARACTERS, k=draw.randint(1, 25))) for _ in range(200)]
+    gone = "\u0301\u0300" if rule in COMPOSED else "\u0301\u0300éÉÀßñΩωДд" if rule in BY_CASE else ""
+    return ["".join(letter for letter in word if letter not in gone) for word in words]
+
+
+@pytest.mark.parametrize("rule", [*RULES, None])
+def test_words(tmp_path: Path, rule: str | None) -> None:
+    """Of every rule, and of none: merges learned from words that are split so are applied to other texts."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    data: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": letters,
+        "tokenizer.ggml.merges": [],
+    }
+    if rule is not None:
+        data["tokenizer.ggml.pre"] = rule
+    draw = random.Random(rule)
+    learning = rebuild(data, tmp_path)
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=letters, show_progress=False)
+    learning.train_from_iterator(texts_of(draw) * 2, trainer)
+    vocabulary = learning.get_vocab()
+    tokens = [*sorted(vocabulary, key=lambda token: vocabulary[token]), "<|endoftext|>", "<think>"]
+    data["tokenizer.ggml.tokens"] = tokens
+    data["tokenizer.ggml.token_type"] = [*[1] * (len(tokens) - 2), 3, 4]
+    data["tokenizer.ggml.merges"] = [" ".join(merge) for merge in json.loads(learning.to_str())["model"]["merges"]]
+    write_oracle(tmp_path / "hf", "llama", vocab_size=len(tokens), num_hidden_layers=1)
+    write_gguf(tmp_path / "m.gguf", tmp_path / "hf", "llama", extra=data)
+    texts = [*texts_of(draw, rule), "<think>a<|endoftext|>it's"]
+    tokenizer = find_loader(tmp_path / "m.gguf").tokenizer()
+    assert tokenizer is not None
+    assert [tokenizer.encode(text) for text in texts] == token_ids_of(tmp_path / "m.gguf", texts)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentence_piece(tmp_path: Path, prefix: bool) -> None:
+    """With unknown, control, user-defined and unused tokens, as texts spell them."""
+    named = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((f"<0x{byte:02X}>", 6) for byte in range(256))]
+    words = ["▁", *"abcXYZ'1itsI.,", "it", "'s", "▁it", "▁a", "ab", "abc", "▁abc", "▁▁", "<s", "<unk", "s>", "<", ">"]
+    last = [("<think>", 4), ("[PAD300]", 5), ("[PAD301]", 5)]
+    tokens = [*(token for token, _ in named), *words, *(token for token, _ in last)]
+    draw = random.Random(0)
+    data = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [*(kind for _, kind in named), *[1] * len(words), *(kind for _, kind in last)],
+        "tokenizer.ggml.scores": [0.0] * len(named) + [-float(n) for n in draw.sample(range(1, 90), len(words) + 3)],
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }
+    write_oracle(tmp_path / "hf", "llama", vocab_size=len(tokens), num_hidden_layers=1)
+    write_gguf(tmp_path / "m.gguf", tmp_path / "hf", "llama", extra=data)
+    texts = [*texts_of(draw), "a<think> <unk>it's<s>abc</s>", "<0x41>", "<think>"]
+    tokenizer = find_loader(tmp_path / "m.gguf").tokenizer()
+    assert tokenizer is not None
+    assert [tokenizer.encode(text) for text in texts] == token_ids_of(tmp_path / "m.gguf", texts)

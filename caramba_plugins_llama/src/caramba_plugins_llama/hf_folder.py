@@ -26,19 +26,14 @@ from caramba_plugins_llama.safetensors_file import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HuggingFaceFolder"]
+__all__ = ["COMPANIONS", "HuggingFaceFolder"]
 
 _WEIGHTS: Final = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _GENERATION: Final = "generation_config.json"
-_COMPANIONS: Final = (
-    "config.json",
-    _GENERATION,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
+_BESIDE_TOKENIZER: Final = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+COMPANIONS: Final = ("config.json", _GENERATION, "tokenizer.json", *_BESIDE_TOKENIZER, "chat_template.jinja")
+"""What goes with the weights, and what the hub's source fetches with them, where it exists."""
 _PICKLE_SUFFIXES: Final = (".bin", ".pth", ".pt")
 
 
@@ -144,16 +139,19 @@ class HuggingFaceFolder:
             return None
         from caramba_plugins_llama.tokenizer import read_tokenizer
 
-        end: Any = self.config.get("eos_token_id")
-        if (self.folder / "tokenizer_config.json").is_file():
-            token = read_object(inside(self.folder, "tokenizer_config.json")).get("eos_token")
-            end = token.get("content") if isinstance(token, Mapping) else token or end
+        beside = {
+            name: read_object(inside(self.folder, name)) for name in _BESIDE_TOKENIZER if (self.folder / name).is_file()
+        }
+        token = beside.get("tokenizer_config.json", {}).get("eos_token")
+        end: Any = token.get("content") if isinstance(token, Mapping) else token
+        end = self.config.get("eos_token_id") if end is None else end
         end = end[0] if isinstance(end, list) and end else end
-        return read_tokenizer(inside(self.folder, "tokenizer.json"), end if isinstance(end, (int, str)) else None)
+        end = end if isinstance(end, (int, str)) else None
+        return read_tokenizer(inside(self.folder, "tokenizer.json"), end, beside)
 
     def companions(self) -> Mapping[str, str]:
         """The configuration, tokenizer and settings of generation, as they are."""
-        there = [name for name in _COMPANIONS if (self.folder / name).is_file()]
+        there = [name for name in COMPANIONS if (self.folder / name).is_file()]
         return {name: inside(self.folder, name).read_text(encoding="utf-8") for name in there}
 
     @property
