@@ -104,7 +104,7 @@ def _parse(location: str) -> _Address:
 def _collect(address: _Address, has: Callable[[str], bool], get: Callable[[str], Path]) -> Path:
     """Fetch what the address needs; the folder, or the named file."""
     if address.file is not None and address.file.endswith(".gguf"):
-        return [get(part) for part in parts_of(address.file)][parts_of(address.file).index(address.file)]
+        return {part: get(part) for part in parts_of(address.file)}[address.file]
     beside = address.folder
     if not has(f"{beside}config.json"):
         raise InputError(
