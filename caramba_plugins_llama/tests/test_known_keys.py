@@ -112,6 +112,12 @@ def test_what_transformers_writes_is_known(models: Path) -> None:
     assert unknown(GENERATION, vars(transformers.GenerationConfig())) == set()
 
 
+def test_the_page_is_up_to_date() -> None:
+    from bench.checkpoints_docs import PAGE, page
+
+    assert PAGE.read_text() == page(), "run: python bench/checkpoints_docs.py --write"
+
+
 def is_ignored(keys: KnownKeys, key: str) -> bool:
     return key not in keys.read and key not in keys.fixed and not keys.problems({key: "?"})
 

@@ -233,3 +233,38 @@ def test_shards_beside_a_single_file(sharded: Path) -> None:
     same_logits(sharded)
     assert not torch.equal(read_model(sharded)(random_tokens(5)), before)
     assert torch.equal(read_model(sharded / "model.safetensors.index.json")(random_tokens(5)), before)
+
+
+# ------------------------------------------------------------------------------------------------ types
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_plain_values_of_8_bits(folder: Path, dtype: torch.dtype, pickled: bool) -> None:
+    """Without scales they are what they say."""
+
+    def round_off(tensors: Tensors) -> None:
+        for key, value in tensors.items():
+            tensors[key] = value.to(dtype) if value.ndim == 2 else value
+
+    edit_weights(folder, round_off)
+    if pickled:
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        rounded = read_model(folder)(random_tokens(5))
+        assert torch.equal(read_model(folder / "pytorch_model.bin")(random_tokens(5)), rounded)
+    else:
+        same_logits(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint32, torch.uint16, torch.float8_e8m0fnu])
+def test_values_that_quantizers_pack(folder: Path, dtype: torch.dtype) -> None:
+    """As MLX and others store them: a sound file, and not one to fetch again."""
+
+    def pack(tensors: Tensors) -> None:
+        for key in [key for key in tensors if "mlp" in key]:
+            tensors[key] = torch.zeros(48, 10, dtype=dtype)
+
+    edit_weights(folder, pack)
+    text = str(refused(folder, r"is a sound safetensors file with types that are not read: model\.layers\.0\.mlp"))
+    assert "fetch" not in text
+    assert "MLX" in text

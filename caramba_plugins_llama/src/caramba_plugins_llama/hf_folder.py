@@ -128,6 +128,8 @@ class HuggingFaceFolder:
                 for key, values in tensors.items():
                     if (name := self._name(key)) is not None:
                         storage = values.untyped_storage().data_ptr()
+                        if values.is_floating_point() and values.dtype.itemsize == 1:
+                            values = values.float()
                         yield name, values.clone() if storage in shared else values
                         shared.add(storage)
         for entry, values in values_of(entry for entry in self._entries if self._name(entry.key) is not None):
