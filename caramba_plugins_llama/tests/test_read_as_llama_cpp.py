@@ -25,7 +25,7 @@ from caramba_core.loading import find_loader
 
 from .conftest import random_tokens, read_model, write_oracle
 from .llama_cpp import logits_of, token_ids_of
-from .test_gguf import write_gguf
+from .test_gguf import LLAMA3, write_gguf
 
 VOCABULARY: dict[str, Any] = {
     "tokenizer.ggml.model": "llama",
@@ -116,7 +116,7 @@ def test_some_offsets(models: Path, tmp_path: Path, architecture: str, without: 
         ({"llama.rope.scaling.attn_factor": 0.5}, (), "attn_factor is 0.5: it is read with yarn alone"),
         ({"llama.attention.scale": 0.1}, (), r"llama\.attention\.scale is 0\.1.*: this key is not known"),
         ({"llama.attention.value_length": 4}, (), "values have 4 dimensions a head, keys 8"),
-        ({"llama.attention.sliding_window": 7}, (), "sliding_window is 7: llama.cpp ignores it here"),
+        ({"llama.attention.sliding_window": 7}, (), "sliding_window is 7: llama.cpp has no window for this"),
         ({"llama.feed_forward_length": [80, 64, 80]}, ("feed_forward_length",), "layers of several sizes are not read"),
         ({}, ("head_count",), "llama.attention.head_count is missing"),
         (
@@ -149,6 +149,24 @@ ELSEWHERE = """
     rope.scaling.yarn_beta_fast rope.scaling.yarn_ext_factor rope.scaling.yarn_log_multiplier use_parallel_residual
 """
 """What llama.cpp reads of other architectures."""
+
+
+@pytest.mark.parametrize(
+    ("architecture", "extra"), [("qwen2", {}), ("llama", {"llama.rope.scaling.factor": 2.0})], ids=["qwen2", "twice"]
+)
+def test_rotary_factors_that_llama_cpp_has_no_place_for(tmp_path: Path, architecture: str, extra: Any) -> None:
+    write_oracle(tmp_path / "hf", architecture, rope_parameters=LLAMA3)
+    write_gguf(tmp_path / "m.gguf", tmp_path / "hf", architecture, extra={**VOCABULARY, **extra})
+    with pytest.raises(InputError, match=r"rope_freqs\.weight is read of llama alone, and without another scaling"):
+        find_loader(tmp_path / "m.gguf").model()
+
+
+def test_rotary_factors_of_llama_3(tmp_path: Path) -> None:
+    write_oracle(tmp_path / "hf", "llama", rope_parameters=LLAMA3)
+    write_gguf(tmp_path / "m.gguf", tmp_path / "hf", "llama", extra=VOCABULARY, parts=10)
+    same_logits(max(tmp_path.glob("m-00001-of-*.gguf")))
+    assert read_model(max(tmp_path.glob("m-*.gguf"))) is not None
+
 
 KEYS = st.one_of(
     st.sampled_from([key for key in (*GGUF.read, *GGUF.fixed, *GGUF.ignored) if key != "block_count"]),

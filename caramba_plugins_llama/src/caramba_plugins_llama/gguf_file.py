@@ -51,6 +51,13 @@ _BLOCK: Final = {
 _TURNED: Final = ("attention.q_proj", "attention.k_proj", "attention.q_bias", "attention.k_bias")
 """What has one row a dimension of a rotated head."""
 
+_BIASED: Final = {
+    "qkv_bias": ("attn_q", "attn_k", "attn_v"),
+    "o_bias": ("attn_output",),
+    "mlp_bias": ("ffn_gate", "ffn_up", "ffn_down"),
+}
+"""Which projections a rule of :class:`Family` gives offsets to."""
+
 _FREQUENCIES: Final = "rope_freqs.weight"
 
 
@@ -85,7 +92,8 @@ class GgufFile:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The configuration in Hugging Face's words."""
-        return configuration(self.path, self.header, self.architecture.model_type)
+        biases = {"attention_bias": self._family.qkv_bias or self._family.o_bias, "mlp_bias": self._family.mlp_bias}
+        return {**configuration(self.path, self.header, self.architecture.model_type), **biases}
 
     def model(self) -> Mapping[str, Any]:
         """The model inside, in the words of a manifest."""
@@ -149,19 +157,16 @@ class GgufFile:
             FAMILIES[self.architecture.model_type],
             defaults={},
             window="never",
-            qkv_bias=not held.isdisjoint(("attn_q", "attn_k", "attn_v")),
-            o_bias="attn_output" in held,
-            mlp_bias=not held.isdisjoint(("ffn_gate", "ffn_up", "ffn_down")),
+            **{rule: not held.isdisjoint(parts) for rule, parts in _BIASED.items()},
         )
 
     def _zeros(self) -> Iterator[GgufTensor]:
         """The offsets that this file leaves out, and others of their kind do not: llama.cpp adds none."""
-        family, has = self._family, self.header.tensors
-        parts = [*("attn_q", "attn_k", "attn_v") * bool(family.qkv_bias), *("attn_output",) * bool(family.o_bias)]
-        parts += [*("ffn_gate", "ffn_up", "ffn_down") * bool(family.mlp_bias)]
+        has = self.header.tensors
+        biased = [part for rule, parts in _BIASED.items() if getattr(self._family, rule) for part in parts]
         for tensor in has.values():
             stem, _, ending = tensor.name.rpartition(".")
-            if ending == "weight" and stem.rpartition(".")[2] in parts and f"{stem}.bias" not in has:
+            if ending == "weight" and stem.rpartition(".")[2] in biased and f"{stem}.bias" not in has:
                 yield attrs.evolve(tensor, name=f"{stem}.bias", shape=tensor.shape[:1], dtype="F32", bytes=0)
 
     def _span(self, tensor: GgufTensor) -> Span | None:

@@ -12,31 +12,13 @@ from caramba_plugins_standard.rope import Rope
 
 from caramba_core.errors import InputError
 from caramba_plugins_llama.gguf_header import GgufHeader
-from caramba_plugins_llama.known_keys import GGUF, GGUF_OUTSIDE
+from caramba_plugins_llama.known_keys import GGUF, GGUF_NAMES, GGUF_OUTSIDE
 
-__all__ = ["BIASES", "LONGROPE", "configuration", "metadata_key"]
+__all__ = ["configuration", "metadata_key"]
 
-_KEYS: Final = {
-    "block_count": "num_hidden_layers",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "context_length": "max_position_embeddings",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "rope.freq_base": "rope_theta",
-    "vocab_size": "vocab_size",
-}
 _HEADS: Final = "num_attention_heads"
-BIASES: Final = {
-    "attention_bias": ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias"),
-    "mlp_bias": ("ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"),
-}
-"""The key of ``config.json`` that stands for some of these offsets in some block."""
-
 _FREQUENCIES: Final = "rope_freqs.weight"
-LONGROPE: Final = ("rope_factors_long.weight", "rope_factors_short.weight")
+_LONGROPE: Final = ("rope_factors_long.weight", "rope_factors_short.weight")
 _LLAMA3: Final[dict[str, Any]] = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -44,12 +26,8 @@ _LLAMA3: Final[dict[str, Any]] = {
 }
 """Of every Llama 3 model released; GGUF keeps the resulting factors alone."""
 
-
-_REQUIRED: Final = [key for key in _KEYS if "." not in key and key != "vocab_size"] + [
-    "attention.head_count",
-    "attention.layer_norm_rms_epsilon",
-]
-"""What llama.cpp has no default for."""
+_OPTIONAL: Final = ("attention.head_count_kv", "attention.key_length", "rope.freq_base", "vocab_size")
+"""What llama.cpp has a default for."""
 
 
 def configuration(path: Path, header: GgufHeader, model_type: str) -> dict[str, Any]:
@@ -59,22 +37,19 @@ def configuration(path: Path, header: GgufHeader, model_type: str) -> dict[str, 
     own = {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
     rest = {key: value for key, value in header.metadata.items() if not key.startswith(prefix)}
     problems = [f"{prefix}{problem}" for problem in GGUF.problems(own)] + GGUF_OUTSIDE.problems(rest)
-    problems += [f"{prefix}{key} is missing" for key in _REQUIRED if key not in own]
+    problems += [f"{prefix}{key} is missing" for key in GGUF_NAMES if key not in own and key not in _OPTIONAL]
     for key, value in own.items():
-        if isinstance(value, list) and value and key in _KEYS:
+        if isinstance(value, list) and value and key in GGUF_NAMES:
             if any(item != value[0] for item in value):
                 problems.append(f"{prefix}{key} is {value}: layers of several sizes are not read")
             own[key] = value = value[0]
-        if (
-            key in GGUF.read
-            and key != "rope.scaling.type"
-            and (isinstance(value, bool) or not isinstance(value, (int, float)))
-        ):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if key in GGUF.read and key != "rope.scaling.type" and not number:
             problems.append(f"{prefix}{key} is {value!r}, not a number")
     if problems:
         _refuse(path, problems)
     config: dict[str, Any] = {"model_type": model_type}
-    for key, name in _KEYS.items():
+    for key, name in GGUF_NAMES.items():
         if key in own:
             config[name] = _shortest(own[key]) if isinstance(own[key], float) else own[key]
     if "token_embd.weight" in header.tensors:
@@ -82,21 +57,15 @@ def configuration(path: Path, header: GgufHeader, model_type: str) -> dict[str, 
     width = config.setdefault("head_dim", config["hidden_size"] // (config[_HEADS] or 1))
     config.setdefault("num_key_value_heads", config[_HEADS])
     config["tie_word_embeddings"] = "output.weight" not in header.tensors
-    for key, parts in BIASES.items():
-        config[key] = any(name.startswith("blk.") and name.endswith(parts) for name in header.tensors)
     config["sliding_window"] = None
-    if own.get("rope.dimension_count", width) != width:
-        problems.append(
-            f"{own['rope.dimension_count']} of {width} dimensions of a head are rotated: whole heads are read"
-        )
-    if own.get("attention.value_length", width) != width:
-        problems.append(
-            f"values have {own['attention.value_length']} dimensions a head, keys {width}: equal ones are read"
-        )
-    if 0 < own.get("attention.sliding_window", 0) < own["context_length"]:
-        problems.append(
-            f"{prefix}attention.sliding_window is {own['attention.sliding_window']}: llama.cpp ignores it here"
-        )
+    rotated, values = own.get("rope.dimension_count", width), own.get("attention.value_length", width)
+    if rotated != width:
+        problems.append(f"{rotated} of {width} dimensions of a head are rotated: whole heads are read")
+    if values != width:
+        problems.append(f"values have {values} dimensions a head, keys {width}: equal ones are read")
+    window = own.get("attention.sliding_window", 0)
+    if 0 < window < own["context_length"]:
+        problems.append(f"{prefix}attention.sliding_window is {window}: llama.cpp has no window for this architecture")
     for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         if f"tokenizer.ggml.{key}_token_id" in header.metadata:
             config[f"{role}_token_id"] = header.metadata[f"tokenizer.ggml.{key}_token_id"]
@@ -108,7 +77,7 @@ def configuration(path: Path, header: GgufHeader, model_type: str) -> dict[str, 
 
 def metadata_key(key: str, architecture: str) -> str:
     """What a key of ``config.json`` is called in GGUF metadata; itself where it follows from more than one entry."""
-    found = next((name for name, other in _KEYS.items() if other == key), None)
+    found = next((name for name, other in GGUF_NAMES.items() if other == key), None)
     return key if found is None else f"{architecture}.{found}"
 
 
@@ -125,15 +94,15 @@ def _scaling(
     factor = own.get("rope.scaling.factor", own.get("rope.scale_linear", 0.0)) or 1.0
     factor = 1.0 if kind == "none" else _shortest(float(factor))
     magnitude = own.get("rope.scaling.attn_factor", 1.0)
-    if any(name in header.tensors for name in LONGROPE) or kind == "longrope":
+    if any(name in header.tensors for name in _LONGROPE) or kind == "longrope":
         problems.append("its rotary factors are longrope's, which change with the length of the text")
     elif kind not in ("none", "linear", "yarn"):
         problems.append(f"the rope type {kind!r} is not one of none, linear, yarn")
     elif magnitude != 1 and kind != "yarn":
         problems.append(f"rope.scaling.attn_factor is {magnitude}: it is read with yarn alone")
     if _FREQUENCIES in header.tensors:
-        if factor != 1:
-            problems.append(f"{_FREQUENCIES} is scaled by {kind} again: one scaling is read")
+        if factor != 1 or config["model_type"] != "llama":
+            problems.append(f"{_FREQUENCIES} is read of llama alone, and without another scaling")
         return _llama3(path, header, config, config["head_dim"])
     if kind != "yarn":
         return None if factor == 1 else {"rope_type": "linear", "factor": factor}
@@ -151,7 +120,7 @@ def _llama3(path: Path, header: GgufHeader, config: Mapping[str, Any], width: in
         raise InputError(
             f"{path}: {_FREQUENCIES} is {tensor.dtype} {list(tensor.shape)}", expected=f"F32 [{width // 2}]"
         )
-    with path.open("rb") as file:
+    with tensor.path.open("rb") as file:
         file.seek(tensor.offset)
         stored = struct.unpack(f"<{width // 2}f", file.read(tensor.bytes))
     factor = float(max(stored))

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import attrs
 
-__all__ = ["CONFIG", "GENERATION", "GGUF", "GGUF_OUTSIDE", "ROPE_TYPES", "TOKENIZER", "KnownKeys"]
+__all__ = ["CONFIG", "GENERATION", "GGUF", "GGUF_NAMES", "GGUF_OUTSIDE", "ROPE_TYPES", "TOKENIZER", "KnownKeys"]
 
 
 @attrs.frozen(kw_only=True)
@@ -125,12 +125,28 @@ CONFIG: Final = KnownKeys(
 
 _EXPERTS: Final = "its MLPs are a mixture of experts, which caramba cannot express"
 
+GGUF_NAMES: Final = {
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "context_length": "max_position_embeddings",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+    "vocab_size": "vocab_size",
+}
+"""What GGUF calls a key of ``config.json``."""
+
 GGUF: Final = KnownKeys(
-    read=_words(
-        """vocab_size block_count embedding_length feed_forward_length context_length attention.head_count
-        attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
-        attention.sliding_window rope.freq_base rope.dimension_count rope.scaling.type rope.scaling.factor
-        rope.scaling.original_context_length rope.scaling.attn_factor rope.scale_linear"""
+    read=(
+        *GGUF_NAMES,
+        *_words(
+            """attention.value_length attention.sliding_window rope.dimension_count rope.scaling.type
+            rope.scaling.factor
+            rope.scaling.original_context_length rope.scaling.attn_factor rope.scale_linear"""
+        ),
     ),
     ignored=("rope.scaling.finetuned", "tensor_data_layout"),
     fixed={
