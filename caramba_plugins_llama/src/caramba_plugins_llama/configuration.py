@@ -197,12 +197,13 @@ def _windows(fields: Fields, family: Family, layers: int) -> list[int | None]:
     window: int | None = None
     if family.window != "never" and not ("sliding_window" in fields.values and fields.values["sliding_window"] is None):
         window = fields.integer("sliding_window")  # null says that there is none; a missing key means the default
-    slides = window is not None and (family.window != "from_layer" or fields.flag("use_sliding_window"))
+    slides, first = True, 0
+    if family.window == "from_layer":
+        slides = fields.flag("use_sliding_window")
+        first = 0 if fields.values.get("max_window_layers") == 0 else fields.integer("max_window_layers")
+    slides = slides and window is not None
     kinds = fields.get("layer_types")
     if kinds is None:
-        first = 0
-        if family.window == "from_layer" and fields.values.get("max_window_layers") != 0:
-            first = fields.integer("max_window_layers")
         return [window if slides and index >= first else None for index in range(layers)]
     if not isinstance(kinds, list) or len(kinds) != layers or not {*kinds} <= {"full_attention", "sliding_attention"}:
         fields.problems.append(f"layer_types is {kinds!r}, not full_attention or sliding_attention for {layers} layers")
@@ -223,10 +224,11 @@ def _rope(fields: Fields) -> dict[str, Any]:
     Where a setting is given twice, the one that transformers follows counts: ``rope_scaling`` before
     ``rope_parameters``; what stands in the mapping before what stands beside it, except for the original context.
     """
+    for key in ("rope_scaling", "rope_parameters"):
+        if not (fields.get(key) is None or isinstance(fields.get(key), Mapping)):
+            fields.problems.append(f"{key} is {fields.get(key)!r}, not a mapping")
+            return {}
     given = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
-    if not isinstance(given, Mapping):
-        fields.problems.append(f"rope_scaling is {given!r}, not a mapping")
-        return {}
     context = fields.integer("max_position_embeddings")
     beside = {key: fields.values[key] for key in ("rope_theta", "partial_rotary_factor") if key in fields.values}
     values = {**beside, **given}
