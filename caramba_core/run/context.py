@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import attrs
 import torch
 from torch import nn
 
-from caramba_core.errors import InputError
+from caramba_core.errors import CarambaError, InputError
 from caramba_core.graph import ROOT, Graph
 from caramba_core.loading import Checkpoint, Tokenizer
 from caramba_core.manifest import Loaded
@@ -34,6 +35,14 @@ from caramba_core.trains import trained_nodes
 
 __all__ = ["GroupContext", "RunContext", "TeacherSource", "check_tokens"]
 
+_log = logging.getLogger("caramba.run")
+
+
+@cache
+def _warn(text: str) -> None:
+    """Log a warning; the same text once, however many groups and runs it concerns."""
+    _log.warning(text)
+
 
 class GroupContext:
     """What the runs of one group share: manifest, graphs, tokens and, once a run needs it, the teacher."""
@@ -48,8 +57,14 @@ class GroupContext:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The teacher's tokenizer, where it carries one."""
-        return None if self.source is None else self.source.checkpoint.tokenizer()
+        """The teacher's tokenizer, where it carries one; one that cannot be read is none, behind a warning."""
+        if self.source is None:
+            return None
+        try:
+            return self.source.checkpoint.tokenizer()
+        except CarambaError as error:
+            _warn(f"warning: the teacher's tokenizer is not used, token arrays alone can be: {error}")
+            return None
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:

@@ -85,7 +85,10 @@ LIES: dict[str, tuple[bytes, str]] = {
     "array": (safetensors_bytes([1, 2]), "no JSON object"),
     "duplicate": (safetensors_bytes(b'{"a":' + json.dumps(F32).encode() + b',"a":{}}', bytes(8)), "'a' stands twice"),
     "no dtype": (safetensors_bytes({"a": {"shape": [2], "data_offsets": [0, 8]}}, bytes(8)), "not described by"),
-    "unknown dtype": (safetensors_bytes({"a": {**F32, "dtype": "F8_E4M3"}}, bytes(8)), "has type 'F8_E4M3'"),
+    "unknown dtype": (
+        safetensors_bytes({"a": {**F32, "dtype": "F9_E4M3"}}, bytes(8)),
+        "has type 'F9_E4M3', which the format does not have",
+    ),
     "negative shape": (safetensors_bytes({"a": {**F32, "shape": [-2]}}, bytes(8)), "has shape"),
     "true shape": (safetensors_bytes({"a": {**F32, "shape": [True, 2]}}, bytes(8)), "has shape"),
     "overflow": (safetensors_bytes({"a": {**F32, "shape": [2**62, 2**62]}}, bytes(8)), "has 8 bytes instead of"),

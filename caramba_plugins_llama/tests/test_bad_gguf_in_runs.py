@@ -12,7 +12,7 @@ import pytest
 from caramba_plugins_llama.gguf_header import read_header
 
 from .conftest import write_oracle
-from .measuring import measure, refused
+from .measuring import caramba, measure, refused
 from .test_gguf import write_gguf
 
 
@@ -28,6 +28,34 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_a_sound_one_runs(sound: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(sound)
     assert measure(tmp_path, "{source: m.gguf}") == 0
+
+
+BAD_TOKENIZERS: dict[str, tuple[str, str, str]] = {
+    "a rule that is not known": ("gpt2", "viking", "splits words by the rule 'viking', which is not known"),
+    "a kind that is not known": ("rwkv", "", "its tokenizer is of kind 'rwkv'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TOKENIZERS)
+def test_a_tokenizer_that_cannot_be_read(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Token arrays need none: the run says so once, and goes on.  A text, or a prompt, needs one."""
+    kind, rule, words = BAD_TOKENIZERS[name]
+    write_oracle(tmp_path / "hf", "llama")
+    tokens = [f"t{n}" for n in range(97)]
+    extra = {"tokenizer.ggml.model": kind, "tokenizer.ggml.pre": rule, "tokenizer.ggml.tokens": tokens}
+    write_gguf(tmp_path / "m.gguf", tmp_path / "hf", "llama", extra=extra)
+    assert measure(tmp_path, "{source: m.gguf}") == 0
+    assert len(caplog.messages) == 1
+    assert "warning: the teacher's tokenizer is not used, token arrays alone can be" in caplog.text
+    assert words in caplog.text
+    capsys.readouterr()
+    (tmp_path / "text.txt").write_text("text")
+    text = (tmp_path / "manifest.yml").read_text().replace("heldout.npy", "text.txt")
+    (tmp_path / "manifest.yml").write_text(text)
+    assert caramba("run", str(tmp_path / "manifest.yml"), "--output", str(tmp_path / "more")) == 2
+    assert "text.txt is a text, and there is no tokenizer to encode it with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("architecture", ["mamba", "bert", "gpt2", "qwen2moe", "t5encoder"])

@@ -57,6 +57,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", decoder({**GQA, "qkv_bias": True})),
     "qwen2 windows": ("qwen2", decoder({**GQA, "qkv_bias": True}, each={"attention.window": [None, 9]})),
     "qwen3": ("qwen3", decoder({**GQA, "qk_norm_eps": 1e-5})),
+    "ministral windows": ("ministral", decoder(GQA, each={"attention.window": [None, 9]})),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,18 @@ def write_gguf(
     architecture: str,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     extra: dict[str, Any] | None = None,
+    without: tuple[str, ...] = (),
+    tensors: dict[str, Any] | None = None,
+    quantize: Callable[[Any], Any] | None = None,
+    parts: int = 0,
 ) -> None:
-    """The folder's model as llama.cpp's converter writes it: its names, its row order, norms and offsets in F32."""
+    """The folder's model as llama.cpp's converter writes it: its names, its row order, norms and offsets in F32.
+
+    ``without``: keys and tensors left out, by the end of their names; ``parts``: tensors a part of a split file.
+    """
     config = json.loads((folder / "config.json").read_text())
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=parts)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -77,7 +85,14 @@ def write_gguf(
         factors = np.array([a / b for a, b in zip(plain, scaled, strict=True)], dtype=np.float32)
         writer.add_tensor("rope_freqs.weight", factors)
     for key, value in (extra or {}).items():
-        writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+        kind_of_value = gguf.GGUFValueType.get_type(value)
+        writer.kv_data[0].pop(key, None)
+        writer.add_key_value(key, value, gguf.GGUFValueType.UINT32 if type(value) is int else kind_of_value)
+    for key in [key for key in writer.kv_data[0] if without and key.endswith(without)]:
+        if key not in (extra or {}):
+            del writer.kv_data[0][key]
+    for key, value in (tensors or {}).items():
+        writer.add_tensor(key, value)
     names = gguf.get_tensor_name_map(
         next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), config["num_hidden_layers"]
     )
@@ -87,8 +102,11 @@ def write_gguf(
                 split = value.reshape(count, 2, value.shape[0] // count // 2, *value.shape[1:])
                 value = split.swapaxes(1, 2).reshape(value.shape)
         name = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        if without and name.endswith(without):
+            continue
         chosen = gguf.GGMLQuantizationType.F32 if value.ndim == 1 else kind
-        writer.add_tensor(name, gguf.quants.quantize(value, chosen), raw_dtype=chosen)
+        stored = quantize(value) if quantize and value.ndim == 2 else gguf.quants.quantize(value, chosen)
+        writer.add_tensor(name, stored, raw_dtype=chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -152,8 +170,8 @@ def test_rows_a_few_at_a_time_are_rows_all_at_once(tmp_path: Path, kind: str, mo
     rows, columns = 7, 512
     raw = np.random.default_rng(0).integers(0, 100, (rows, columns // block * size), dtype=np.uint8)
     (tmp_path / "raw").write_bytes(b"123" + raw.tobytes())
-    entry = GgufTensor(name="w", shape=(rows, columns), dtype=kind, offset=3, bytes=raw.size)
-    ((_, found),) = values_of(tmp_path / "raw", [entry])
+    entry = GgufTensor(path=tmp_path / "raw", name="w", shape=(rows, columns), dtype=kind, offset=3, bytes=raw.size)
+    ((_, found),) = values_of([entry])
     expected = torch.from_numpy(gguf.quants.dequantize(raw, quantized))
     assert torch.equal(found.nan_to_num(), expected.nan_to_num())
 
@@ -264,7 +282,10 @@ def tensor(name: str, shape: tuple[int, ...], kind: int = 0, offset: int = 0) ->
         (header(count=1, tensors=tensor("t", ())), "has 0 axes"),
         (header(count=1, tensors=tensor("t", (0,))), r"has shape \[0\]"),
         (header(count=1, tensors=tensor("t", (2**62, 2**62))), "lies at byte"),
-        (header(count=1, tensors=tensor("t", (4,), kind=9)), "has type 9, which caramba does not read"),
+        (
+            header(count=1, tensors=tensor("t", (4,), kind=9)),
+            "a sound GGUF file of a type that is not read: 't' is a Q8_1 tensor",
+        ),
         (header(count=1, tensors=tensor("t", (5,), kind=2)), r"of type Q4_0 has shape \[5\]"),
         (header(count=1, tensors=tensor("t", (4,), offset=4)), "lies at byte"),
         (header(count=2, tensors=tensor("t", (2,)) * 2), "'t' stands twice"),
@@ -301,8 +322,8 @@ def test_other_architectures(tmp_path: Path) -> None:
     [
         ({"llama.expert_count": 8}, "mixture of experts"),
         ({"llama.rope.dimension_count": 4}, "4 of 8 dimensions of a head are rotated"),
-        ({"split.count": 3}, "one part of a split GGUF"),
-        ({"llama.rope.scaling.type": "longrope"}, "rope type 'longrope'"),
+        ({"split.count": 3}, "one part of 3, and its name does not tell"),
+        ({"llama.rope.scaling.type": "longrope"}, "longrope's, which change with the length"),
     ],
 )
 def test_what_cannot_be_expressed(sound: Path, tmp_path: Path, extra: dict[str, Any], message: str) -> None:

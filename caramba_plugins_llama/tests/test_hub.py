@@ -59,6 +59,28 @@ def test_one_file(hub: LocalHub, tmp_path: Path) -> None:
     assert hub.fetched == ["sub/a.gguf"]
 
 
+def test_templates_and_added_tokens_are_fetched(hub: LocalHub, tmp_path: Path) -> None:
+    write_oracle(tmp_path / "model", "llama")
+    beside = {"chat_template.jinja": "{{ messages }}", "added_tokens.json": "{}", "special_tokens_map.json": "{}"}
+    for name, content in beside.items():
+        (tmp_path / "model" / name).write_text(content)
+    hub.add("org/model", tmp_path / "model")
+    companions = open_source("hf://org/model", tmp_path).companions()
+    assert {name: companions[name] for name in beside} == beside
+
+
+def test_all_parts_of_a_split_file(hub: LocalHub) -> None:
+    names = [f"sub/m-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
+    hub.repositories["org/gguf"] = {name: name.encode() for name in names}
+    assert Hub.cached(f"org/gguf/{names[1]}") is None
+    assert Hub.fetch(f"org/gguf/{names[1]}").path.read_text() == names[1]
+    assert hub.fetched == names
+    assert Hub.cached(f"org/gguf/{names[2]}") is not None
+    del hub.repositories["org/gguf"][names[0]]
+    with pytest.raises(InputError, match=f"has no file {names[0]}"):
+        Hub.fetch(f"org/gguf/{names[1]}")
+
+
 def test_shards_that_lead_out_are_not_asked_for(hub: LocalHub) -> None:
     index = json.dumps({"weight_map": {"x": "../../../etc/passwd"}}).encode()
     hub.repositories["org/bad"] = {"config.json": b"{}", "model.safetensors.index.json": index}

@@ -6,15 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from caramba_plugins_llama.gguf_tokenizer import rebuild
+from caramba_plugins_llama.gguf_tokenizer import RULES, rebuild
 from caramba_plugins_llama.hf_folder import HuggingFaceFolder
 from caramba_plugins_llama.tokenizer import HuggingFaceTokenizer, read_tokenizer
+from caramba_plugins_standard.datasets import TextFile, TokenArray
+from caramba_plugins_standard.tokenizing import prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from caramba_core.errors import InputError
+
+from .damage import safetensors_bytes
 
 TEXT = (
     "In 1984 there were 12,345 cats; it's naïve café 日本 🎉\n\n  def f(x):\n\treturn x — we'll see, they'd say. "
@@ -155,7 +160,12 @@ def test_sentence_piece(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"tokenizer.ggml.model": "bert"}, "of kind 'bert'"),
-        ({"tokenizer.ggml.pre": "tekken"}, "by the rule 'tekken'"),
+        ({"tokenizer.ggml.pre": "viking"}, "by the rule 'viking'"),
+        ({"tokenizer.ggml.case": True}, "tokenizer.ggml.case is True: this key is not known"),
+        (
+            {"tokenizer.ggml.remove_extra_whitespaces": True},
+            "remove_extra_whitespaces is True: text would be normalized",
+        ),
         ({"tokenizer.ggml.tokens": []}, "has no tokens"),
         ({"tokenizer.ggml.tokens": ["a", "b", "a"]}, "the token 'a' twice"),
         ({"tokenizer.ggml.merges": None}, "has no merges"),
@@ -190,3 +200,97 @@ def test_end_of_text_of_a_folder(tmp_path: Path) -> None:
         assert found.end_of_text == expected
     (tmp_path / "tokenizer.json").unlink()
     assert HuggingFaceFolder(tmp_path, tmp_path, {}, {}).tokenizer() is None
+
+
+# ------------------------------------------------------------------------------------------------ of other makers
+
+
+@pytest.mark.parametrize(
+    "rule", ["llama-bpe", "falcon3", "pixtral", "qwen2", "deepseek-r1-qwen", "tekken", "gpt-4o", "llama4"]
+)
+def test_words_as_transformers_splits_them(rule: str) -> None:
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    (pattern,) = RULES[rule].patterns
+    splits = [pre_tokenizers.Split(Regex(text), "isolated") for text in (pattern, GGUF_PRE_TOKENIZER_SPLITS[rule])]
+    for text in (TEXT, "HelloWorld ÉcoleÀla e\u0301a IT'S/we'll//x\n 12345 ß\u0301Ω"):
+        assert splits[0].pre_tokenize_str(text) == splits[1].pre_tokenize_str(text)
+
+
+def test_padded_vocabularies_are_the_same_tokenizer(tmp_path: Path) -> None:
+    """GGUF fills the rows of the embeddings that have no token; ``tokenizer.json`` does not know them."""
+    original = trained("smollm")
+    data = metadata(original, "smollm")
+    count = len(data["tokenizer.ggml.tokens"])
+    data["tokenizer.ggml.tokens"] += [f"[PAD{n}]" for n in range(count, count + 9)]
+    data["tokenizer.ggml.token_type"] += [5] * 9
+    rebuilt = HuggingFaceTokenizer(rebuild(data, tmp_path), None)
+    assert rebuilt.identity == HuggingFaceTokenizer(original, None).identity
+    assert rebuilt.vocab_size == count
+    data["tokenizer.ggml.token_type"][-1] = 4
+    assert HuggingFaceTokenizer(rebuild(data, tmp_path), None).identity != rebuilt.identity
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {
+            "tokenizer_config.json": {
+                "added_tokens_decoder": {"400": {"content": "<a>", "special": True}, "90": {"content": "it"}}
+            }
+        },
+        {
+            "tokenizer_config.json": {
+                "eos_token": "<eos>",
+                "pad_token": {"__type": "AddedToken", "content": "th", "lstrip": True},
+            }
+        },
+        {"tokenizer_config.json": {"additional_special_tokens": ["<|endoftext|>", "<b>", "he"]}},
+        {"tokenizer_config.json": {"extra_special_tokens": {"image_token": "<img>"}, "add_bos_token": True}},
+        {"special_tokens_map.json": {"eos_token": {"content": "<eos>", "special": True}, "bos_token": "<s>"}},
+        {"tokenizer_config.json": {"added_tokens_decoder": {}}, "special_tokens_map.json": {"eos_token": "<eos>"}},
+        {"added_tokens.json": {"<z>": 334, "<y>": 333}, "special_tokens_map.json": {"eos_token": "<y>"}},
+    ],
+)
+def test_added_tokens_that_stand_beside(tmp_path: Path, files: dict[str, Any]) -> None:
+    import transformers
+
+    trained("gpt-2").save(str(tmp_path / "tokenizer.json"))
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    oracle = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    found = HuggingFaceFolder(tmp_path, tmp_path, {}, {}).tokenizer()
+    assert found is not None
+    text = f"{TEXT} <a>it<b> th the<eos></s> <img> <s>x<z> <y>he"
+    assert found.encode(text) == oracle.encode(text, add_special_tokens=False)
+    assert found.vocab_size == len(oracle)
+
+
+def test_tokens_that_only_look_like_the_end(tmp_path: Path) -> None:
+    """Gemma has ``</s>`` for a tag of HTML, and ends with ``<eos>``."""
+    tokenizer = trained("gpt-2")
+    tokenizer.add_tokens([AddedToken("</s>", special=False)])
+    tokenizer.add_special_tokens([AddedToken("<eos>", special=True)])
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] != "<|endoftext|>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
+    found = HuggingFaceFolder(tmp_path, tmp_path, {}, {}).tokenizer()
+    assert found is not None
+    assert found.end_of_text == found.encode("<eos>")[0]
+
+
+def test_ids_beyond_the_size_of_the_vocabulary(tmp_path: Path) -> None:
+    """A vocabulary that leaves ids out: its largest id counts, in the array's type and in the note beside it."""
+    letters = {letter: id_ for id_, letter in enumerate("ab")} | {"c": 65535, "d": 65536, "e": 70000}
+    tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    assert HuggingFaceTokenizer(tokenizer, None).vocab_size == 70001
+    (tmp_path / "text").write_text("abcde")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes({}))
+    prepare([tmp_path / "text"], tmp_path / "ids.npy", str(tmp_path))
+    ids = TokenArray(path=str(tmp_path / "ids.npy")).open(tmp_path, None).ids
+    assert (ids.dtype, ids.tolist()) == (np.dtype("uint32"), [0, 1, 65535, 65536, 70000])
+    text = TextFile(path="text").open(tmp_path, HuggingFaceTokenizer(tokenizer, None))
+    assert text.ids.tolist() == ids.tolist()

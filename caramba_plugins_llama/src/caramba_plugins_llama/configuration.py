@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from caramba_core.errors import InputError
 from caramba_plugins_llama.families import FAMILIES, REFUSED, Family
+from caramba_plugins_llama.known_keys import ROPE_TYPES, KnownKeys
 
 __all__ = ["Fields", "key_of", "model_of"]
 
@@ -29,9 +30,8 @@ class Fields:
         self.problems: list[str] = []
 
     def get(self, key: str) -> Any:
-        """A raw value; the family's default where there is none."""
-        value = self.values.get(key)
-        return self.defaults.get(key) if value is None else value
+        """A raw value; the family's default where the key is missing (``null`` is a value)."""
+        return self.values[key] if key in self.values else self.defaults.get(key)
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A size: at least 1; a missing one without a default is a problem (and 1 from here on)."""
@@ -49,7 +49,7 @@ class Fields:
     def number(self, key: str, default: float) -> float:
         """A positive number."""
         value = self.get(key)
-        if value is None:
+        if value is None and key not in self.values:
             return default
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             self.problems.append(f"{key} is {value!r}, not a positive number")
@@ -59,7 +59,7 @@ class Fields:
     def flag(self, key: str, default: bool = False) -> bool:
         """True or false."""
         value = self.get(key)
-        if value is None:
+        if value is None and key not in self.values:
             return default
         if not isinstance(value, bool):
             self.problems.append(f"{key} is {value!r}, not true or false")
@@ -77,21 +77,18 @@ class Fields:
             raise InputError(f"{self.origin} does not describe a model that caramba can build:\n    {shown}")
 
 
-def model_of(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+def model_of(config: Mapping[str, Any], origin: str, family: Family | None = None) -> dict[str, Any]:
     """The manifest's ``model:`` for a configuration; ``origin`` names the file in errors.
 
-    Raises :class:`InputError` listing all that is missing, wrong or cannot be expressed.
+    ``family`` is given where the file says more than ``model_type`` does.  Raises :class:`InputError` listing all that
+    is missing, wrong, not known or cannot be expressed.
     """
-    family = _family(config, origin)
+    family = family or _family(config, origin)
     fields = Fields(config, origin, {**_COMMON, **family.defaults})
     layers = fields.integer("num_hidden_layers")
     width = fields.integer("hidden_size")
     if fields.get("hidden_act") not in ("silu", "swish"):
         fields.problems.append(f"hidden_act is {fields.get('hidden_act')!r}; the MLP is gated by silu alone")
-    if config.get("quantization_config") is not None:
-        fields.problems.append(
-            "the weights are quantized (quantization_config); use the unquantized checkpoint or a GGUF"
-        )
     norm = {"type": "rms_norm", "eps": fields.number("rms_norm_eps", 1e-6)}
     attention, windows = _attention(fields, family, width, layers)
     mlp: dict[str, Any] = {"type": "swiglu", "d_ff": fields.integer("intermediate_size")}
@@ -114,6 +111,7 @@ def model_of(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
         "embedder": {"type": "token", "vocab_size": fields.integer("vocab_size"), "d_model": width},
         "topology": {"type": "stacked", "layers": [blocks, dict(norm)]},
     }
+    fields.problems += family.keys.problems(config)
     fields.finish()
     return model
 
@@ -150,6 +148,8 @@ def key_of(path: tuple[str | int, ...]) -> str | None:
 
 def _family(config: Mapping[str, Any], origin: str) -> Family:
     kind = config.get("model_type")
+    if kind == "mistral" and "layer_types" in config:
+        return FAMILIES["ministral"]
     if isinstance(kind, str) and kind in FAMILIES:
         return FAMILIES[kind]
     if isinstance(kind, str) and kind in REFUSED:
@@ -194,70 +194,66 @@ def _attention(fields: Fields, family: Family, width: int, layers: int) -> tuple
 
 def _windows(fields: Fields, family: Family, layers: int) -> list[int | None]:
     """How far back the tokens of each block see, themselves included; ``None``: everything."""
-    if family.window == "never":
-        return []
     window: int | None = None
-    if "sliding_window" not in fields.values or fields.values["sliding_window"] is not None:
+    if family.window != "never" and not ("sliding_window" in fields.values and fields.values["sliding_window"] is None):
         window = fields.integer("sliding_window")  # null says that there is none; a missing key means the default
-    if family.window == "always":
-        return [window] * layers
+    slides, first = True, 0
+    if family.window == "from_layer":
+        slides = fields.flag("use_sliding_window")
+        first = 0 if fields.values.get("max_window_layers") == 0 else fields.integer("max_window_layers")
+    slides = slides and window is not None
     kinds = fields.get("layer_types")
     if kinds is None:
-        first = 0 if fields.values.get("max_window_layers") == 0 else fields.integer("max_window_layers")
-        sliding = [fields.flag("use_sliding_window") and index >= first for index in range(layers)]
-    elif isinstance(kinds, list) and len(kinds) == layers and {*kinds} <= {"full_attention", "sliding_attention"}:
-        sliding = [kind == "sliding_attention" for kind in kinds]
-        if any(sliding) and (window is None or not fields.flag("use_sliding_window")):
-            fields.problems.append("layer_types asks for sliding_attention, and there is no sliding window")
-    else:
+        return [window if slides and index >= first else None for index in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) != layers or not {*kinds} <= {"full_attention", "sliding_attention"}:
         fields.problems.append(f"layer_types is {kinds!r}, not full_attention or sliding_attention for {layers} layers")
         return []
-    return [window if slides else None for slides in sliding]
+    if "sliding_attention" in kinds and not slides:
+        fields.problems.append("layer_types asks for sliding_attention, and there is no sliding window")
+    return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
 # ------------------------------------------------------------------------------------------------ rotary positions
 
-_SCALINGS: Final = {
-    "default": ("none", (), ()),
-    "linear": ("linear", ("factor",), ()),
-    "dynamic": ("dynamic", ("factor",), ()),
-    "llama3": ("llama3", ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
-    "yarn": (
-        "yarn",
-        ("factor", "original_max_position_embeddings"),
-        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
-    ),
-}
-"""Hugging Face's name to ours, the fields it needs, and those it may have."""
+_SCALED_FROM: Final = "original_max_position_embeddings"
 
 
 def _rope(fields: Fields) -> dict[str, Any]:
-    """The rotary positions, from ``rope_parameters`` (new) or ``rope_theta`` and ``rope_scaling`` (old)."""
+    """The rotary positions, from ``rope_parameters`` (new) or ``rope_theta`` and ``rope_scaling`` (old).
+
+    Where a setting is given twice, the one that transformers follows counts: ``rope_scaling`` before
+    ``rope_parameters``; what stands in the mapping before what stands beside it, except for the original context.
+    """
+    for key in ("rope_scaling", "rope_parameters"):
+        if not (fields.get(key) is None or isinstance(fields.get(key), Mapping)):
+            fields.problems.append(f"{key} is {fields.get(key)!r}, not a mapping")
+            return {}
     given = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
-    if not isinstance(given, Mapping):
-        fields.problems.append(f"rope_scaling is {given!r}, not a mapping")
-        return {}
     context = fields.integer("max_position_embeddings")
-    longest = {"original_max_position_embeddings": fields.get("original_max_position_embeddings") or context}
-    inner = Fields({"rope_theta": fields.get("rope_theta"), **given}, fields.origin, longest)
+    beside = {key: fields.values[key] for key in ("rope_theta", "partial_rotary_factor") if key in fields.values}
+    values = {**beside, **given}
+    values[_SCALED_FROM] = fields.get(_SCALED_FROM) or given.get(_SCALED_FROM) or context
+    inner = Fields(values, fields.origin, {})
     rope: dict[str, Any] = {"theta": inner.number("rope_theta", 10000.0)}
     kind = given.get("rope_type", given.get("type", "default"))
-    partial = inner.get("partial_rotary_factor") or fields.get("partial_rotary_factor")
-    if partial not in (None, 1, 1.0):
-        fields.problems.append(f"partial_rotary_factor is {partial!r}; whole heads are rotated")
-    if kind not in _SCALINGS:
-        fields.problems.append(f"the rope type {kind!r} is not one of {', '.join(_SCALINGS)}")
+    if inner.get("partial_rotary_factor") not in (None, 1):
+        fields.problems.append(
+            f"partial_rotary_factor is {inner.get('partial_rotary_factor')!r}; whole heads are rotated"
+        )
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
+        length = ": its frequencies change with the length of the text" if kind in ("longrope", "su") else ""
+        fields.problems.append(f"the rope type {kind!r} is not one of {', '.join(ROPE_TYPES)}{length}")
         return rope
-    scaling, required, optional = _SCALINGS[kind]
+    scaling, required, optional, ignored = ROPE_TYPES[kind]
     if scaling != "none":
         rope["scaling"] = scaling
     for key in required:
-        if key == "original_max_position_embeddings":
+        if key == _SCALED_FROM:
             rope[key] = inner.integer(key)
         elif inner.get(key) is not None:
             rope[key] = inner.number(key, 1.0)
         elif key == "factor" and scaling == "yarn":
-            rope[key] = context / inner.integer("original_max_position_embeddings")
+            rope[key] = context / inner.integer(_SCALED_FROM)
         else:
             inner.problems.append(f"{key} is missing, which {kind} rope scaling needs")
     for key in optional:
@@ -266,6 +262,8 @@ def _rope(fields: Fields) -> dict[str, Any]:
         elif inner.get(key):  # Hugging Face takes 0 as not given
             rope[key] = inner.number(key, 1.0)
     if scaling == "dynamic":
-        rope["original_max_position_embeddings"] = context
-    fields.problems += inner.problems
+        rope[_SCALED_FROM] = context
+    read = ("rope_type", "type", "rope_theta", "partial_rotary_factor", *required, *optional)
+    unknown = KnownKeys(read=read, ignored=ignored).problems(given)
+    fields.problems += [*inner.problems, *(f"{kind} rope scaling: {problem}" for problem in unknown)]
     return rope

@@ -11,7 +11,19 @@ from typing import Any, Final, Literal
 
 import attrs
 
-__all__ = ["ARCHITECTURES", "FAMILIES", "REFUSED", "Architecture", "Family", "graph_name", "hugging_face_keys"]
+from caramba_plugins_llama.known_keys import CONFIG, KnownKeys
+
+__all__ = [
+    "ARCHITECTURES",
+    "EMBEDDINGS",
+    "FAMILIES",
+    "HEAD",
+    "REFUSED",
+    "Architecture",
+    "Family",
+    "graph_name",
+    "hugging_face_keys",
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -20,7 +32,8 @@ class Family:
 
     ``defaults`` are the values of keys that ``config.json`` leaves out, where they differ from the common ones.  The
     biases say whether projections have offsets, or name the key that says so; ``qk_norm`` whether queries and keys are
-    normalized over a head; ``window`` which layers see a window of ``sliding_window`` tokens.
+    normalized over a head; ``window`` which layers see a window of ``sliding_window`` tokens: all, those that
+    ``layer_types`` names (all where it is missing), or (where it is missing) those from ``max_window_layers`` on.
     """
 
     model_type: str
@@ -30,7 +43,25 @@ class Family:
     o_bias: bool | str = False
     mlp_bias: bool | str = False
     qk_norm: bool = False
-    window: Literal["never", "always", "by_layer"] = "never"
+    window: Literal["never", "always", "by_layer", "from_layer"] = "never"
+
+    @property
+    def keys(self) -> KnownKeys:
+        """The keys of ``config.json`` that are known."""
+        named = {rule for rule in (self.qkv_bias, self.o_bias, self.mlp_bias) if isinstance(rule, str)}
+        read = [*CONFIG.read, *sorted(named)]
+        fixed = dict(CONFIG.fixed)
+        for key, has in (("attention_bias", self.qkv_bias or self.o_bias), ("mlp_bias", self.mlp_bias)):
+            if not has:
+                fixed[key] = (False,), f"a {self.model_type} model has no such offsets"
+        if self.window == "never":
+            fixed["sliding_window"] = (), f"a {self.model_type} model has no window"
+        else:
+            read += ["sliding_window"]
+        if self.window == "from_layer":
+            read += ["use_sliding_window", "max_window_layers"]
+        ignored = [key for key in (*CONFIG.ignored, "attention_bias", "mlp_bias") if key not in (*read, *fixed)]
+        return KnownKeys(read=tuple(read), ignored=tuple(ignored), fixed=fixed)
 
 
 FAMILIES: Final[dict[str, Family]] = {
@@ -51,6 +82,12 @@ FAMILIES: Final[dict[str, Family]] = {
             window="always",
         ),
         Family(
+            model_type="ministral",
+            architecture="MinistralForCausalLM",
+            defaults={"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+            window="by_layer",
+        ),
+        Family(
             model_type="qwen2",
             architecture="Qwen2ForCausalLM",
             defaults={
@@ -60,7 +97,7 @@ FAMILIES: Final[dict[str, Family]] = {
                 "max_window_layers": 28,
             },
             qkv_bias=True,
-            window="by_layer",
+            window="from_layer",
         ),
         Family(
             model_type="qwen3",
@@ -75,11 +112,12 @@ FAMILIES: Final[dict[str, Family]] = {
             qkv_bias="attention_bias",
             o_bias="attention_bias",
             qk_norm=True,
-            window="by_layer",
+            window="from_layer",
         ),
     )
 }
-"""By ``model_type``.  Llama 1 to 3.x and SmolLM2 are ``llama``; Qwen2.5 is ``qwen2``."""
+"""By ``model_type``.  Llama 1 to 3.x and SmolLM2 are ``llama``; Qwen2.5 is ``qwen2``; a ``mistral`` that has
+``layer_types`` is a ``ministral``, in transformers too."""
 
 REFUSED: Final[dict[str, str]] = {
     "gemma": "its norms scale by 1 + weight, its embeddings by the root of the width, and its MLP is gated by GELU",
@@ -99,11 +137,9 @@ REFUSED: Final[dict[str, str]] = {
 
 # ------------------------------------------------------------------------------------------------ Hugging Face's names
 
-_OUTSIDE: Final = {
-    "model.embed_tokens.weight": "embedder.weight",
-    "model.norm.weight": "norm.weight",
-    "lm_head.weight": "head.weight",
-}
+EMBEDDINGS: Final = "embedder.weight"
+HEAD: Final = "head.weight"
+_OUTSIDE: Final = {"embed_tokens.weight": EMBEDDINGS, "norm.weight": "norm.weight", "lm_head.weight": HEAD}
 _BLOCK: Final = {
     "input_layernorm.weight": "norm.weight",
     "self_attn.q_proj.weight": "attention.q_proj",
@@ -128,24 +164,27 @@ _IGNORED: Final = ("self_attn.rotary_emb.inv_freq",)
 """Old checkpoints store rotary frequencies; they follow from the configuration."""
 
 
-def graph_name(key: str, *, tied: bool) -> str | None:
-    """The parameter that a Hugging Face tensor fills; ``None`` where none needs it, the key where none is known."""
-    if key == "lm_head.weight" and tied:
-        return None
-    if key in _OUTSIDE:
-        return _OUTSIDE[key]
-    head, _, rest = key.removeprefix("model.layers.").partition(".")
-    if not key.startswith("model.layers.") or not head.isdecimal():
+def graph_name(key: str) -> str | None:
+    """The parameter that a Hugging Face tensor fills; ``None`` where none needs it, the key where none is known.
+
+    The prefix ``model.`` may be missing (checkpoints of a model without head), or stand before the head.
+    """
+    bare = key.removeprefix("model.")
+    if bare in _OUTSIDE:
+        return _OUTSIDE[bare]
+    layers, index, rest = [*bare.split(".", 2), "", ""][:3]
+    if layers != "layers" or not index.isdecimal():
         return key
     if rest in _IGNORED:
         return None
-    return f"blocks.{int(head)}.{_BLOCK[rest]}" if rest in _BLOCK else key
+    return f"blocks.{int(index)}.{_BLOCK[rest]}" if rest in _BLOCK else key
 
 
 def hugging_face_keys() -> dict[str, str]:
     """The Hugging Face tensor that each parameter of the graph is written as; ``{}`` stands for a block's number."""
     blocks = {f"blocks.{{}}.{name}": f"model.layers.{{}}.{key}" for key, name in _BLOCK.items()}
-    return {**{name: key for key, name in _OUTSIDE.items()}, **blocks}
+    outside = {name: key if name == HEAD else f"model.{key}" for key, name in _OUTSIDE.items()}
+    return {**outside, **blocks}
 
 
 # ------------------------------------------------------------------------------------------------ GGUF's names

@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
+
 from caramba_core.errors import InputError
 from caramba_core.loading import FileSpan, Stored, Tokenizer
 from caramba_plugins_llama.configuration import key_of, model_of
-from caramba_plugins_llama.families import ARCHITECTURES, Architecture
-from caramba_plugins_llama.gguf_header import MAGIC, PLAIN, GgufHeader, GgufTensor, read_header
+from caramba_plugins_llama.families import ARCHITECTURES, FAMILIES, Architecture, Family
+from caramba_plugins_llama.gguf_header import MAGIC, PLAIN, GgufHeader, GgufTensor, read_file
 from caramba_plugins_llama.gguf_metadata import configuration, metadata_key
 from caramba_plugins_llama.tokenizer import HuggingFaceTokenizer, tokenizer_files
 
@@ -42,9 +44,19 @@ _BLOCK: Final = {
     "ffn_gate.weight": "mlp.gate_proj",
     "ffn_up.weight": "mlp.up_proj",
     "ffn_down.weight": "mlp.down_proj",
+    "ffn_gate.bias": "mlp.gate_bias",
+    "ffn_up.bias": "mlp.up_bias",
+    "ffn_down.bias": "mlp.down_bias",
 }
 _TURNED: Final = ("attention.q_proj", "attention.k_proj", "attention.q_bias", "attention.k_bias")
 """What has one row a dimension of a rotated head."""
+
+_BIASED: Final = {
+    "qkv_bias": ("attn_q", "attn_k", "attn_v"),
+    "o_bias": ("attn_output",),
+    "mlp_bias": ("ffn_gate", "ffn_up", "ffn_down"),
+}
+"""Which projections a rule of :class:`Family` gives offsets to."""
 
 _FREQUENCIES: Final = "rope_freqs.weight"
 
@@ -68,25 +80,24 @@ class GgufFile:
     @classmethod
     def open(cls, path: Path) -> GgufFile:
         """Read the header; raises :class:`InputError` where it is damaged or of another architecture."""
-        header = read_header(path)
+        header = read_file(path)
         name = header.metadata.get("general.architecture")
         if name not in ARCHITECTURES:
             raise InputError(
                 f"{path} holds a model of architecture {name!r}, which is not of the Llama family",
                 expected=", ".join(ARCHITECTURES),
             )
-        if header.metadata.get("split.count", 1) != 1:
-            raise InputError(f"{path} is one part of a split GGUF", hint="merge the parts (gguf-split --merge) first")
         return cls(path, header, ARCHITECTURES[name])
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The configuration in Hugging Face's words."""
-        return configuration(self.path, self.header, self.architecture.model_type)
+        biases = {"attention_bias": self._family.qkv_bias or self._family.o_bias, "mlp_bias": self._family.mlp_bias}
+        return {**configuration(self.path, self.header, self.architecture.model_type), **biases}
 
     def model(self) -> Mapping[str, Any]:
         """The model inside, in the words of a manifest."""
-        return model_of(self.config, str(self.path))
+        return model_of(self.config, str(self.path), self._family)
 
     def key_of(self, path: tuple[str | int, ...]) -> str | None:
         """The metadata entry behind a value of :meth:`model`."""
@@ -103,19 +114,23 @@ class GgufFile:
                 dtype=tensor.dtype,
                 span=self._span(tensor),
             )
-            for tensor in self.header.tensors.values()
+            for tensor in (*self.header.tensors.values(), *self._zeros())
         )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor once, dequantized to float32 (F16 and BF16 stay), in the row order of Hugging Face."""
+        import torch
+
         from caramba_plugins_llama.gguf_values import rows_apart, values_of
 
         wanted = [tensor for tensor in self.header.tensors.values() if _graph_name(tensor.name) is not None]
-        for tensor, values in values_of(self.path, wanted):
+        for tensor, values in values_of(wanted):
             name = str(_graph_name(tensor.name))
             if self._turns(tensor):
                 values = rows_apart(values, self._heads(name, tensor))
             yield name, values
+        for tensor in self._zeros():
+            yield str(_graph_name(tensor.name)), torch.zeros(tensor.shape)
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer of the metadata, where there is one."""
@@ -134,10 +149,26 @@ class GgufFile:
             files |= tokenizer_files(tokenizer, self.header.metadata)
         return files
 
+    @cached_property
+    def _family(self) -> Family:
+        """The family, with the offsets that the file holds and without the defaults of another format."""
+        held = {name.rpartition(".")[0].rpartition(".")[2] for name in self.header.tensors if name.endswith(".bias")}
+        biased: dict[str, Any] = {rule: not held.isdisjoint(parts) for rule, parts in _BIASED.items()}
+        return attrs.evolve(FAMILIES[self.architecture.model_type], defaults={}, window="never", **biased)
+
+    def _zeros(self) -> Iterator[GgufTensor]:
+        """The offsets that this file leaves out, and others of their kind do not: llama.cpp adds none."""
+        has = self.header.tensors
+        biased = [part for rule, parts in _BIASED.items() if getattr(self._family, rule) for part in parts]
+        for tensor in has.values():
+            stem, _, ending = tensor.name.rpartition(".")
+            if ending == "weight" and stem.rpartition(".")[2] in biased and f"{stem}.bias" not in has:
+                yield attrs.evolve(tensor, name=f"{stem}.bias", shape=tensor.shape[:1], dtype="F32", bytes=0)
+
     def _span(self, tensor: GgufTensor) -> FileSpan | None:
-        if tensor.dtype not in PLAIN or self._turns(tensor):
+        if tensor.dtype not in PLAIN or self._turns(tensor) or not tensor.bytes:
             return None
-        return FileSpan(path=self.path, offset=tensor.offset, dtype=PLAIN[tensor.dtype])
+        return FileSpan(path=tensor.path, offset=tensor.offset, dtype=PLAIN[tensor.dtype])
 
     def _turns(self, tensor: GgufTensor) -> bool:
         """Whether rows of the file stand in another order than the graph's."""

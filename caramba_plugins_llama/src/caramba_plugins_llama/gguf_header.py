@@ -8,6 +8,7 @@ held against the length of the file before it is used, so that a damaged header 
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from collections.abc import Mapping
 from itertools import pairwise
@@ -18,7 +19,7 @@ import attrs
 
 from caramba_core.errors import InputError
 
-__all__ = ["MAGIC", "PLAIN", "GgufHeader", "GgufTensor", "read_header"]
+__all__ = ["MAGIC", "PLAIN", "TYPES", "UNREAD", "GgufHeader", "GgufTensor", "parts_of", "read_file", "read_header"]
 
 MAGIC: Final = b"GGUF"
 
@@ -26,7 +27,7 @@ _SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?
 _STRING: Final = 8
 _ARRAY: Final = 9
 
-_TYPES: Final[dict[int, tuple[str, int, int]]] = {
+TYPES: Final[dict[int, tuple[str, int, int]]] = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
     2: ("Q4_0", 32, 18),
@@ -39,12 +40,43 @@ _TYPES: Final[dict[int, tuple[str, int, int]]] = {
     12: ("Q4_K", 256, 144),
     13: ("Q5_K", 256, 176),
     14: ("Q6_K", 256, 210),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
     20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
     23: ("IQ4_XS", 256, 136),
     28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
     30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
 }
-"""Number to name, values a block, bytes a block, of the types that are read."""
+"""Number to name, values a block, bytes a block, of the types that are read: plain ones, and those that the library
+``gguf`` dequantizes."""
+
+UNREAD: Final = {
+    4: "Q4_2",
+    5: "Q4_3",
+    9: "Q8_1",
+    15: "Q8_K",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
+    41: "Q1_0",
+}
+"""Types that GGUF has, or had, and that are not weights, or that nothing here dequantizes."""
 
 PLAIN: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """The types whose values lie in the file as in memory, under torch's names."""
@@ -52,8 +84,9 @@ PLAIN: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "b
 
 @attrs.frozen(kw_only=True)
 class GgufTensor:
-    """Where a tensor lies: ``shape`` slowest axis first (as torch has it), ``offset`` and ``bytes`` in the file."""
+    """Where a tensor lies: ``shape`` slowest axis first (as torch has it), ``offset`` and ``bytes`` in ``path``."""
 
+    path: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
@@ -67,6 +100,48 @@ class GgufHeader:
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
+
+
+_PART: Final = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+def parts_of(name: str) -> list[str]:
+    """The files of the checkpoint that a file is part of, by llama.cpp's rule for names; itself if it is whole."""
+    found = _PART.fullmatch(name)
+    if found is None:
+        return [name]
+    return [f"{found['stem']}-{part:05}-of-{found['count']}.gguf" for part in range(1, int(found["count"]) + 1)]
+
+
+def read_file(path: Path) -> GgufHeader:
+    """The header of a file, or of all the parts of a split one, whichever of them ``path`` is.
+
+    Metadata is the first part's.  Raises :class:`InputError` where one is damaged, missing, or of another checkpoint.
+    """
+    header = read_header(path)
+    count = header.metadata.get("split.count", 1)
+    if count in (0, 1):
+        return header
+    names = parts_of(path.name)
+    if len(names) != count:
+        raise InputError(
+            f"{path} is one part of {count}, and its name does not tell the others'",
+            expected=f"NAME-00001-of-{count:05}.gguf" if isinstance(count, int) else None,
+            hint="give the parts their names back, or merge them (gguf-split --merge)",
+        )
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        raise InputError(f"{path} is one part of {count}; missing: {', '.join(missing)}", hint="fetch all parts")
+    parts = [read_header(path.parent / name) for name in names]
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    for number, part in enumerate(parts):
+        if part.metadata.get("split.no") != number or part.metadata.get("split.count") != count:
+            raise InputError(f"{path.parent / names[number]} is not part {number + 1} of {count} of {path.name}")
+    if len(tensors) != sum(len(part.tensors) for part in parts) or len(tensors) != parts[0].metadata.get(
+        "split.tensors.count", len(tensors)
+    ):
+        raise InputError(f"{path.name}: its parts are of several checkpoints", hint="fetch all parts again")
+    return GgufHeader(metadata=parts[0].metadata, tensors=tensors)
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -123,10 +198,14 @@ class _Reader:
         for name, shape, kind, offset in listed:
             if name in found:
                 self.fail(f"tensor {name!r} stands twice")
-            if kind not in _TYPES:
-                known = ", ".join(entry[0] for entry in _TYPES.values())
-                self.fail(f"tensor {name!r} has type {kind}, which caramba does not read", known)
-            dtype, block, size = _TYPES[kind]
+            if kind not in TYPES:
+                found_type = f"is a {UNREAD[kind]} tensor" if kind in UNREAD else f"has type {kind}, which is not known"
+                raise InputError(
+                    f"{self.path} is a sound GGUF file of a type that is not read: {name!r} {found_type}",
+                    expected=", ".join(entry[0] for entry in TYPES.values()),
+                    hint="use a file quantized otherwise, or the Hugging Face checkpoint",
+                )
+            dtype, block, size = TYPES[kind]
             values = 1
             for length in shape:
                 values *= length
@@ -138,7 +217,9 @@ class _Reader:
                     f"tensor {name!r} lies at byte {base + offset} and takes {span}; the file ends at {len(self.data)}",
                     "data inside the file: it is cut off, or its header is damaged",
                 )
-            found[name] = GgufTensor(name=name, shape=shape, dtype=dtype, offset=base + offset, bytes=span)
+            found[name] = GgufTensor(
+                path=self.path, name=name, shape=shape, dtype=dtype, offset=base + offset, bytes=span
+            )
         placed = sorted(found.values(), key=lambda tensor: tensor.offset)
         for before, after in pairwise(placed):
             if before.offset + before.bytes > after.offset:

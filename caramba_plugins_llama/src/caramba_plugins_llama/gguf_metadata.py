@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from caramba_plugins_standard.rope import Rope
 
 from caramba_core.errors import InputError
 from caramba_plugins_llama.gguf_header import GgufHeader
+from caramba_plugins_llama.known_keys import GGUF, GGUF_NAMES, GGUF_OUTSIDE
 
 __all__ = ["configuration", "metadata_key"]
 
-_KEYS: Final = {
-    "block_count": "num_hidden_layers",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "context_length": "max_position_embeddings",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.sliding_window": "sliding_window",
-    "rope.freq_base": "rope_theta",
-    "vocab_size": "vocab_size",
-}
+_HEADS: Final = "num_attention_heads"
 _FREQUENCIES: Final = "rope_freqs.weight"
+_LONGROPE: Final = ("rope_factors_long.weight", "rope_factors_short.weight")
 _LLAMA3: Final[dict[str, Any]] = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -35,57 +26,90 @@ _LLAMA3: Final[dict[str, Any]] = {
 }
 """Of every Llama 3 model released; GGUF keeps the resulting factors alone."""
 
+_OPTIONAL: Final = ("attention.head_count_kv", "attention.key_length", "rope.freq_base", "vocab_size")
+"""What llama.cpp has a default for."""
+
 
 def configuration(path: Path, header: GgufHeader, model_type: str) -> dict[str, Any]:
-    """The configuration of a file; raises :class:`InputError` where it holds what caramba cannot express."""
-    metadata = header.metadata
-    prefix = f"{metadata['general.architecture']}."
+    """The configuration of a file; raises :class:`InputError` where it holds what is not known, or not expressed."""
+    architecture = header.metadata["general.architecture"]
+    prefix = f"{architecture}."
+    own = {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
+    rest = {key: value for key, value in header.metadata.items() if not key.startswith(prefix)}
+    problems = [f"{prefix}{problem}" for problem in GGUF.problems(own)] + GGUF_OUTSIDE.problems(rest)
+    problems += [f"{prefix}{key} is missing" for key in GGUF_NAMES if key not in own and key not in _OPTIONAL]
+    for key, value in own.items():
+        if isinstance(value, list) and value and key in GGUF_NAMES:
+            if any(item != value[0] for item in value):
+                problems.append(f"{prefix}{key} is {value}: layers of several sizes are not read")
+            own[key] = value = value[0]
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if key in GGUF.read and key != "rope.scaling.type" and not number:
+            problems.append(f"{prefix}{key} is {value!r}, not a number")
+    if problems:
+        _refuse(path, problems)
     config: dict[str, Any] = {"model_type": model_type}
-    for key, name in _KEYS.items():
-        if prefix + key in metadata:
-            value = metadata[prefix + key]
-            config[name] = _shortest(value) if isinstance(value, float) else value
-    if metadata.get(f"{prefix}expert_count", 0):
-        raise InputError(f"{path}: its MLPs are a mixture of experts, which caramba cannot express")
+    for key, name in GGUF_NAMES.items():
+        if key in own:
+            config[name] = _shortest(own[key]) if isinstance(own[key], float) else own[key]
     if "token_embd.weight" in header.tensors:
         config.setdefault("vocab_size", header.tensors["token_embd.weight"].shape[0])
+    width = config.setdefault("head_dim", config["hidden_size"] // (config[_HEADS] or 1))
+    config.setdefault("num_key_value_heads", config[_HEADS])
     config["tie_word_embeddings"] = "output.weight" not in header.tensors
-    config["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
-    config["use_sliding_window"] = config.get("sliding_window") is not None
-    config.setdefault("sliding_window", None)
-    width = config.get("head_dim") or config.get("hidden_size", 0) // (config.get("num_attention_heads") or 1)
-    if metadata.get(f"{prefix}rope.dimension_count", width) != width:
-        raise InputError(
-            f"{path}: {metadata[f'{prefix}rope.dimension_count']} of {width} dimensions of a head are rotated",
-            expected="whole heads",
-        )
+    config["sliding_window"] = None
+    rotated, values = own.get("rope.dimension_count", width), own.get("attention.value_length", width)
+    if rotated != width:
+        problems.append(f"{rotated} of {width} dimensions of a head are rotated: whole heads are read")
+    if values != width:
+        problems.append(f"values have {values} dimensions a head, keys {width}: equal ones are read")
+    window = own.get("attention.sliding_window", 0)
+    if 0 < window < own["context_length"]:
+        problems.append(f"{prefix}attention.sliding_window is {window}: llama.cpp has no window for this architecture")
     for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        if f"tokenizer.ggml.{key}_token_id" in metadata:
-            config[f"{role}_token_id"] = metadata[f"tokenizer.ggml.{key}_token_id"]
-    config["rope_scaling"] = _scaling(path, header, prefix, config, width)
+        if f"tokenizer.ggml.{key}_token_id" in header.metadata:
+            config[f"{role}_token_id"] = header.metadata[f"tokenizer.ggml.{key}_token_id"]
+    config["rope_scaling"] = _scaling(path, header, own, config, problems)
+    if problems:
+        _refuse(path, problems)
     return config
 
 
 def metadata_key(key: str, architecture: str) -> str:
     """What a key of ``config.json`` is called in GGUF metadata; itself where it follows from more than one entry."""
-    found = next((name for name, other in _KEYS.items() if other == key), None)
+    found = next((name for name, other in GGUF_NAMES.items() if other == key), None)
     return key if found is None else f"{architecture}.{found}"
 
 
+def _refuse(path: Path, problems: list[str]) -> NoReturn:
+    shown = "\n    ".join(problems)
+    raise InputError(f"{path} does not describe a model that caramba can build:\n    {shown}")
+
+
 def _scaling(
-    path: Path, header: GgufHeader, prefix: str, config: Mapping[str, Any], width: int
+    path: Path, header: GgufHeader, own: Mapping[str, Any], config: Mapping[str, Any], problems: list[str]
 ) -> dict[str, Any] | None:
-    metadata = header.metadata
+    """As llama.cpp scales: linearly where the type is missing; its factor on cos and sin is part of yarn alone here."""
+    kind = own.get("rope.scaling.type", "linear")
+    factor = own.get("rope.scaling.factor", own.get("rope.scale_linear", 0.0)) or 1.0
+    factor = 1.0 if kind == "none" else _shortest(float(factor))
+    magnitude = own.get("rope.scaling.attn_factor", 1.0)
+    if any(name in header.tensors for name in _LONGROPE) or kind == "longrope":
+        problems.append("its rotary factors are longrope's, which change with the length of the text")
+    elif kind not in ("none", "linear", "yarn"):
+        problems.append(f"the rope type {kind!r} is not one of none, linear, yarn")
+    elif magnitude != 1 and kind != "yarn":
+        problems.append(f"rope.scaling.attn_factor is {magnitude}: it is read with yarn alone")
     if _FREQUENCIES in header.tensors:
-        return _llama3(path, header, config, width)
-    kind = metadata.get(f"{prefix}rope.scaling.type", "none")
-    if kind == "none":
-        return None
-    scaling = {"rope_type": kind, "factor": _shortest(metadata.get(f"{prefix}rope.scaling.factor", 1.0))}
-    if kind == "yarn":
-        original = metadata.get(f"{prefix}rope.scaling.original_context_length")
-        if original is not None:
-            scaling["original_max_position_embeddings"] = original
+        if factor != 1 or config["model_type"] != "llama":
+            problems.append(f"{_FREQUENCIES} is read of llama alone, and without another scaling")
+        return _llama3(path, header, config, config["head_dim"])
+    if kind != "yarn":
+        return None if factor == 1 else {"rope_type": "linear", "factor": factor}
+    original = own.get("rope.scaling.original_context_length", own["context_length"])
+    scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+    if magnitude != 1:
+        scaling["attention_factor"] = magnitude * (1 + 0.1 * math.log(max(factor, 1.0)))
     return scaling
 
 
@@ -96,7 +120,7 @@ def _llama3(path: Path, header: GgufHeader, config: Mapping[str, Any], width: in
         raise InputError(
             f"{path}: {_FREQUENCIES} is {tensor.dtype} {list(tensor.shape)}", expected=f"F32 [{width // 2}]"
         )
-    with path.open("rb") as file:
+    with tensor.path.open("rb") as file:
         file.seek(tensor.offset)
         stored = struct.unpack(f"<{width // 2}f", file.read(tensor.bytes))
     factor = float(max(stored))

@@ -6,44 +6,91 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
+
 from caramba_core.errors import InputError
+from caramba_plugins_llama.known_keys import TOKENIZER
 from caramba_plugins_llama.tokenizer import library
 
-__all__ = ["rebuild"]
+__all__ = ["RULES", "rebuild"]
 
+_UNKNOWN: Final = 2
 _CONTROL: Final = 3
 _USER_DEFINED: Final = 4
-_UNKNOWN: Final = 2
+_UNUSED: Final = 5
 
-_GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3: Final = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_REST: Final = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LETTERS: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+
+
+def _by_case(ending: str, digits: str) -> str:
+    """Words end where a lower-case letter is followed by an upper-case one."""
+    start, rest = r"[^\r\n\p{L}\p{N}]?", r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    return f"{start}{_UPPER}*{_LOWER}+{ending}|{start}{_UPPER}+{_LOWER}*{ending}|{digits}|{rest}"
+
+
+@attrs.frozen(kw_only=True)
+class Words:
+    """How text is split into words: by each pattern in turn, or (without any) as GPT-2 does.
+
+    ``digits``: each digit is a word.  ``whole``: words that are tokens are taken without merging.  ``composed``: text
+    is normalized to NFC.
+    """
+
+    patterns: tuple[str, ...] = ()
+    digits: bool = False
+    whole: bool = False
+    composed: bool = False
+
+
+_LLAMA3: Final = Words(patterns=(rf"{_LETTERS}|\p{{N}}{{1,3}}|{_REST}",), whole=True)
+_QWEN2: Final = Words(patterns=(rf"{_LETTERS}|\p{{N}}|{_REST}",), composed=True)
+_GPT4O: Final = Words(patterns=(_by_case(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"\p{N}{1,3}"),))
+_DEFAULT: Final = Words(
+    patterns=(
+        r"[\p{P}\$\+<=>\^~\|]+",
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+        r"\p{N}+",
+        r"[0-9][0-9][0-9]",
+    )
 )
-_QWEN2: Final = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
-_WORDS: Final[dict[str, str | None]] = {
-    "default": None,
-    "gpt-2": None,
-    "smollm": None,
+RULES: Final[dict[str, Words]] = {
+    "default": _DEFAULT,
+    "gpt-2": Words(),
+    "smollm": Words(digits=True),
+    "starcoder": Words(digits=True),
+    "refact": Words(digits=True),
+    "command-r": Words(digits=True),
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
+    "falcon3": _LLAMA3,
+    "pixtral": _LLAMA3,
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
+    "tekken": Words(patterns=(_by_case("", r"\p{N}"),), whole=True),
+    "gpt-4o": _GPT4O,
+    "llama4": _GPT4O,
+    "deepseek-v3": Words(
+        patterns=(
+            r"\p{N}{1,3}",
+            "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+            r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
+            r""" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""",
+        )
+    ),
 }
-"""How ``tokenizer.ggml.pre`` splits text into words; ``None``: as GPT-2 does, which the library has built in."""
-
-_DIGITS_APART: Final = ("smollm",)
-_WHOLE_WORDS_FIRST: Final = ("llama-bpe", "llama3", "llama-v3")
-"""Words that are tokens are taken whole, without merging."""
-_COMPOSED: Final = ("qwen2", "deepseek-r1-qwen")
-"""Text is normalized to NFC."""
+"""The names of ``tokenizer.ggml.pre`` that are known; a file without one means ``default``, as in llama.cpp."""
 
 
 def rebuild(metadata: Mapping[str, Any], path: Path) -> Any:
     """The ``tokenizers.Tokenizer`` of a file; raises :class:`InputError` for a kind that is not known."""
     kind = metadata["tokenizer.ggml.model"]
+    unknown = TOKENIZER.problems({key: value for key, value in metadata.items() if key.startswith("tokenizer.")})
+    if unknown:
+        raise InputError(f"{path}: its tokenizer is not understood:\n    " + "\n    ".join(unknown))
     tokens, types = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
         raise InputError(f"{path}: its tokenizer has no tokens")
@@ -51,43 +98,43 @@ def rebuild(metadata: Mapping[str, Any], path: Path) -> Any:
         twice = next(token for i, token in enumerate(tokens) if token in set(tokens[:i]))
         raise InputError(f"{path}: its tokenizer has the token {twice!r} twice")
     types = types if isinstance(types, list) and len(types) == len(tokens) else [1] * len(tokens)
+    vocabulary = {
+        token: id_
+        for id_, (token, type_) in enumerate(zip(tokens, types, strict=True))
+        if not (type_ == _UNUSED and token == f"[PAD{id_}]")  # rows of the embeddings without a token
+    }
     if kind == "gpt2":
-        tokenizer = _byte_level(metadata, tokens, path)
+        tokenizer = _byte_level(metadata, vocabulary, path)
     elif kind == "llama":
-        tokenizer = _sentence_piece(metadata, tokens, types, path)
+        tokenizer = _sentence_piece(metadata, tokens, types, vocabulary, path)
     else:
         raise InputError(f"{path}: its tokenizer is of kind {kind!r}", expected="gpt2 or llama")
-    special = [(token, kind) for token, kind in zip(tokens, types, strict=True) if kind in (_CONTROL, _USER_DEFINED)]
     added = library().AddedToken
-    tokenizer.add_special_tokens(
-        [added(token, special=True, normalized=False) for token, kind in special if kind == _CONTROL]
-    )
-    tokenizer.add_tokens(
-        [added(token, special=False, normalized=False) for token, kind in special if kind == _USER_DEFINED]
-    )
+    for types_, special in (((_UNKNOWN, _CONTROL), True), ((_USER_DEFINED,), False)):
+        listed = [token for token, type_ in zip(tokens, types, strict=True) if type_ in types_]
+        tokenizer.add_tokens([added(token, special=special, normalized=False) for token in listed])
     return tokenizer
 
 
-def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], path: Path) -> Any:
+def _byte_level(metadata: Mapping[str, Any], vocabulary: Mapping[str, int], path: Path) -> Any:
     lib = library()
-    pre = metadata.get("tokenizer.ggml.pre", "default")
-    if pre not in _WORDS:
+    pre = metadata.get("tokenizer.ggml.pre") or "default"
+    if pre not in RULES:
         raise InputError(
             f"{path}: its tokenizer splits words by the rule {pre!r}, which is not known",
-            expected=", ".join(_WORDS),
+            expected=", ".join(RULES),
             hint="use the Hugging Face checkpoint, whose tokenizer.json holds the rule",
         )
-    vocabulary = {token: index for index, token in enumerate(tokens)}
+    words = RULES[pre]
     merges = _merges(metadata.get("tokenizer.ggml.merges"), vocabulary, path)
-    whole = {"ignore_merges": True} if pre in _WHOLE_WORDS_FIRST else {}
+    whole = {"ignore_merges": True} if words.whole else {}
     tokenizer = lib.Tokenizer(lib.models.BPE(vocab=vocabulary, merges=merges, **whole))
-    words, splits = _WORDS[pre], lib.pre_tokenizers
-    steps = [splits.Digits(individual_digits=True)] if pre in _DIGITS_APART else []
-    if words is not None:
-        steps.append(splits.Split(lib.Regex(words), behavior="isolated"))
-    steps.append(splits.ByteLevel(add_prefix_space=False, use_regex=words is None))
+    splits = lib.pre_tokenizers
+    steps = [splits.Digits(individual_digits=True)] if words.digits else []
+    steps += [splits.Split(lib.Regex(pattern), behavior="isolated") for pattern in words.patterns]
+    steps.append(splits.ByteLevel(add_prefix_space=False, use_regex=not words.patterns))
     tokenizer.pre_tokenizer = splits.Sequence(steps) if len(steps) > 1 else steps[0]
-    if pre in _COMPOSED:
+    if words.composed:
         tokenizer.normalizer = lib.normalizers.NFC()
     tokenizer.decoder = lib.decoders.ByteLevel()
     return tokenizer
@@ -111,15 +158,18 @@ def _merges(listed: Any, vocabulary: Mapping[str, int], path: Path) -> list[tupl
     return merges
 
 
-def _sentence_piece(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], path: Path) -> Any:
+def _sentence_piece(
+    metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], vocabulary: Mapping[str, int], path: Path
+) -> Any:
     """BPE with bytes for what has no token; the better a token's score, the earlier the merges that make it."""
     lib = library()
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise InputError(f"{path}: its tokenizer has no score for each token")
-    vocabulary = {token: index for index, token in enumerate(tokens)}
     ranked = []
     for token, score in zip(tokens, scores, strict=True):
+        if token not in vocabulary:
+            continue
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if left in vocabulary and right in vocabulary:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -19,10 +18,12 @@ _CHUNK: Final = 1 << 20
 """Values dequantized at a time: the library makes several float32 copies of them."""
 
 
-def values_of(path: Path, tensors: Iterable[GgufTensor]) -> Iterator[tuple[GgufTensor, Tensor]]:
+def values_of(tensors: Iterable[GgufTensor]) -> Iterator[tuple[GgufTensor, Tensor]]:
     """The values of tensors: mapped, in the stored type if that is a floating-point one; else in float32."""
-    file = MappedFile(path)
+    file: MappedFile | None = None
     for tensor in tensors:
+        if file is None or file.path != tensor.path:
+            file = MappedFile(tensor.path)
         if tensor.dtype in PLAIN:
             dtype = getattr(torch, PLAIN[tensor.dtype])
             yield tensor, file.tensor(tensor.offset, tensor.shape, dtype, tensor.name)

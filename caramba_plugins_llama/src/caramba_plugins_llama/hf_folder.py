@@ -11,26 +11,29 @@ from typing import TYPE_CHECKING, Any, Final
 from caramba_core.errors import InputError
 from caramba_core.loading import FileSpan, Stored, Tokenizer
 from caramba_plugins_llama.configuration import key_of, model_of
-from caramba_plugins_llama.families import graph_name
+from caramba_plugins_llama.families import EMBEDDINGS, HEAD, graph_name
 from caramba_plugins_llama.inside import inside
 from caramba_plugins_llama.json_file import read_object
-from caramba_plugins_llama.safetensors_file import SafetensorsEntry, looks_like_safetensors, read_header, values_of
+from caramba_plugins_llama.known_keys import GENERATION
+from caramba_plugins_llama.safetensors_file import (
+    SafetensorsEntry,
+    looks_like_safetensors,
+    read_header,
+    same_bytes,
+    values_of,
+)
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HuggingFaceFolder"]
+__all__ = ["COMPANIONS", "HuggingFaceFolder"]
 
 _WEIGHTS: Final = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_COMPANIONS: Final = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
+_GENERATION: Final = "generation_config.json"
+_BESIDE_TOKENIZER: Final = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+COMPANIONS: Final = ("config.json", _GENERATION, "tokenizer.json", *_BESIDE_TOKENIZER, "chat_template.jinja")
+"""What goes with the weights, and what the hub's source fetches with them, where it exists."""
 _PICKLE_SUFFIXES: Final = (".bin", ".pth", ".pt")
 
 
@@ -48,7 +51,12 @@ class HuggingFaceFolder:
         self.config = config
         self._shards = shards
         self._pickled = any(shard.suffix in _PICKLE_SUFFIXES for shard in shards)
-        self._entries: tuple[SafetensorsEntry, ...] = () if self._pickled else _headers(shards)
+        self._entries: tuple[SafetensorsEntry, ...] = ()
+        if not self._pickled:
+            headers = {shard: read_header(shard) for shard in shards}
+            self._entries = tuple(entry for header in headers.values() for entry in header)
+            for shard, header in headers.items():
+                self._compare(shard, {entry.key for entry in header})
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
@@ -86,7 +94,15 @@ class HuggingFaceFolder:
             if not isinstance(model, Mapping):
                 raise InputError(f"{self.folder / 'config.json'}: caramba.model is no mapping")
             return model
-        return model_of(self.config, str(self.folder / "config.json"))
+        origin = self.folder / "config.json"
+        if (self.folder / _GENERATION).is_file():
+            unknown = GENERATION.problems(read_object(inside(self.folder, _GENERATION)))
+            if unknown:
+                raise InputError(f"{self.folder / _GENERATION} is not understood:\n    " + "\n    ".join(unknown))
+        config = dict(self.config)
+        if config.get("tie_word_embeddings") is True:
+            config["tie_word_embeddings"] = self._head != "its own"
+        return model_of(config, str(origin))
 
     def key_of(self, path: tuple[str | int, ...]) -> str | None:
         """The key of ``config.json`` behind a value of :meth:`model`."""
@@ -95,9 +111,11 @@ class HuggingFaceFolder:
     def layout(self) -> tuple[Stored, ...]:
         """Every tensor, from the headers (a pickle has none: it is opened with torch)."""
         if self._pickled:
+            for path, tensors in self._pickles():
+                self._compare(path, set(tensors))
             return tuple(
                 self._stored(key, tuple(values.shape), str(values.dtype).removeprefix("torch."))
-                for tensors in self._pickles()
+                for _, tensors in self._pickles()
                 for key, values in tensors.items()
             )
         return tuple(self._stored(entry.key, entry.shape, entry.dtype, entry.span) for entry in self._entries)
@@ -105,11 +123,13 @@ class HuggingFaceFolder:
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that the graph needs once, in the stored type."""
         if self._pickled:
-            for tensors in self._pickles():
+            for _, tensors in self._pickles():
                 shared: set[int] = set()
                 for key, values in tensors.items():
                     if (name := self._name(key)) is not None:
                         storage = values.untyped_storage().data_ptr()
+                        if values.is_floating_point() and values.dtype.itemsize == 1:
+                            values = values.float()
                         yield name, values.clone() if storage in shared else values
                         shared.add(storage)
         for entry, values in values_of(entry for entry in self._entries if self._name(entry.key) is not None):
@@ -121,16 +141,19 @@ class HuggingFaceFolder:
             return None
         from caramba_plugins_llama.tokenizer import read_tokenizer
 
-        end: Any = self.config.get("eos_token_id")
-        if (self.folder / "tokenizer_config.json").is_file():
-            token = read_object(inside(self.folder, "tokenizer_config.json")).get("eos_token")
-            end = token.get("content") if isinstance(token, Mapping) else token or end
+        beside = {
+            name: read_object(inside(self.folder, name)) for name in _BESIDE_TOKENIZER if (self.folder / name).is_file()
+        }
+        token = beside.get("tokenizer_config.json", {}).get("eos_token")
+        end: Any = token.get("content") if isinstance(token, Mapping) else token
+        end = self.config.get("eos_token_id") if end is None else end
         end = end[0] if isinstance(end, list) and end else end
-        return read_tokenizer(inside(self.folder, "tokenizer.json"), end if isinstance(end, (int, str)) else None)
+        end = end if isinstance(end, (int, str)) else None
+        return read_tokenizer(inside(self.folder, "tokenizer.json"), end, beside)
 
     def companions(self) -> Mapping[str, str]:
         """The configuration, tokenizer and settings of generation, as they are."""
-        there = [name for name in _COMPANIONS if (self.folder / name).is_file()]
+        there = [name for name in COMPANIONS if (self.folder / name).is_file()]
         return {name: inside(self.folder, name).read_text(encoding="utf-8") for name in there}
 
     @property
@@ -142,7 +165,32 @@ class HuggingFaceFolder:
     def _name(self, key: str) -> str | None:
         if self._described is not None:
             return self._names.get(key, self._names.get(_numbered(key), key)).replace("{}", _number(key))
-        return graph_name(key, tied=self.config.get("tie_word_embeddings") is True)
+        name = graph_name(key)
+        if name == HEAD and self._head != "its own":
+            return EMBEDDINGS if self._head == "for both" else None
+        return name
+
+    @cached_property
+    def _head(self) -> str:
+        """Where embeddings are to be tied to the head, what the checkpoint holds decides, as in transformers.
+
+        A head with values of its own is used; one without embeddings stands ``for both``; any other is ``not needed``.
+        """
+        if self.config.get("tie_word_embeddings") is not True:
+            return "its own"
+        if self._pickled:
+            stored: dict[str, Any] = {}
+            for _, tensors in self._pickles():
+                stored |= {str(graph_name(key)): values for key, values in tensors.items()}
+        else:
+            stored = {str(graph_name(entry.key)): entry for entry in self._entries}
+        head, embeddings = stored.get(HEAD), stored.get(EMBEDDINGS)
+        if head is None or embeddings is None:
+            return "not needed" if head is None else "for both"
+        if head.shape != embeddings.shape or head.dtype != embeddings.dtype:
+            return "its own"
+        same = head.equal(embeddings) if self._pickled else same_bytes(head, embeddings)
+        return "not needed" if same else "its own"
 
     @cached_property
     def _names(self) -> Mapping[str, str]:
@@ -155,13 +203,18 @@ class HuggingFaceFolder:
     def _stored(self, key: str, shape: tuple[int, ...], dtype: str, span: FileSpan | None = None) -> Stored:
         return Stored(key=key, name=self._name(key), shape=shape, dtype=dtype, span=span)
 
-    def _pickles(self) -> Iterator[Mapping[str, torch.Tensor]]:
+    def _pickles(self) -> Iterator[tuple[Path, Mapping[str, torch.Tensor]]]:
         from caramba_plugins_llama.torch_file import load_pickled
 
-        for path, keys in self._shards.items():
-            tensors = load_pickled(path)
-            _compare(path, keys, tensors)
-            yield tensors
+        for path in self._shards:
+            yield path, load_pickled(path)
+
+    def _compare(self, path: Path, found: set[str]) -> None:
+        """Refuse a shard without a tensor that the index says it has, and that the model needs."""
+        expected = self._shards[path] or frozenset()
+        missing = sorted(key for key in expected - found if self._name(key) not in (None, key))
+        if missing:
+            raise InputError(f"{path} is not the shard that the index describes: it lacks {', '.join(missing[:8])}")
 
 
 def _number(key: str) -> str:
@@ -207,21 +260,3 @@ def _indexed(folder: Path, index: Path) -> dict[Path, frozenset[str] | None]:
     if suffixes != {".safetensors"} and not suffixes <= set(_PICKLE_SUFFIXES):
         raise InputError(f"{index} names files of several kinds: {', '.join(sorted(suffixes))}")
     return dict(sorted(shards.items()))
-
-
-def _headers(shards: Mapping[Path, frozenset[str] | None]) -> tuple[SafetensorsEntry, ...]:
-    entries: list[SafetensorsEntry] = []
-    for path, keys in shards.items():
-        header = read_header(path)
-        _compare(path, keys, {entry.key for entry in header})
-        entries += header
-    return tuple(entries)
-
-
-def _compare(path: Path, expected: frozenset[str] | None, found: Mapping[str, Any] | set[str]) -> None:
-    """Refuse a shard that does not hold what the index says."""
-    if expected is not None and expected != set(found):
-        missing, extra = sorted(expected - set(found)), sorted(set(found) - expected)
-        words = [f"lacks {', '.join(missing[:8])}"] if missing else []
-        words += [f"also holds {', '.join(extra[:8])}"] if extra else []
-        raise InputError(f"{path} is not the shard that the index describes: it {' and '.join(words)}")

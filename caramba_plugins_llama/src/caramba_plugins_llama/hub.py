@@ -20,6 +20,8 @@ import attrs
 
 from caramba_core.errors import CarambaError, InputError, PluginError, ResourceExhausted
 from caramba_core.loading import Fetched
+from caramba_plugins_llama.gguf_header import parts_of
+from caramba_plugins_llama.hf_folder import COMPANIONS
 from caramba_plugins_llama.inside import require_inside
 from caramba_plugins_llama.json_file import read_object
 
@@ -34,9 +36,6 @@ _SECRET: Final = re.compile(
     """,
     re.VERBOSE,
 )
-
-_BESIDE: Final = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
-"""What is fetched with the weights where it exists."""
 
 _WEIGHTS: Final = ("model.safetensors", "model.safetensors.index.json")
 
@@ -105,7 +104,7 @@ def _parse(location: str) -> _Address:
 def _collect(address: _Address, has: Callable[[str], bool], get: Callable[[str], Path]) -> Path:
     """Fetch what the address needs; the folder, or the named file."""
     if address.file is not None and address.file.endswith(".gguf"):
-        return get(address.file)
+        return {part: get(part) for part in parts_of(address.file)}[address.file]
     beside = address.folder
     if not has(f"{beside}config.json"):
         raise InputError(
@@ -121,7 +120,7 @@ def _collect(address: _Address, has: Callable[[str], bool], get: Callable[[str],
             hint=f"pickled weights are read only where they are named: hf://{address.repository}/pytorch_model.bin",
         )
     config = get(f"{beside}config.json")
-    for name in _BESIDE:
+    for name in COMPANIONS:
         if has(beside + name):
             get(beside + name)
     path = get(weights)

@@ -19,23 +19,28 @@ from caramba_plugins_llama.json_file import parse_object
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SafetensorsEntry", "looks_like_safetensors", "read_header", "values_of"]
+__all__ = ["TYPES", "UNREAD", "SafetensorsEntry", "looks_like_safetensors", "read_header", "same_bytes", "values_of"]
 
 _LARGEST_HEADER: Final = 100_000_000
 """Bytes; the bound of the format itself."""
 
-_TYPES: Final = {
-    "F64": (8, "float64"),
-    "F32": (4, "float32"),
-    "F16": (2, "float16"),
-    "BF16": (2, "bfloat16"),
-    "I64": (8, "int64"),
-    "I32": (4, "int32"),
-    "I16": (2, "int16"),
-    "I8": (1, "int8"),
-    "U8": (1, "uint8"),
-    "BOOL": (1, "bool"),
+TYPES: Final = {
+    "F64": (64, "float64"),
+    "F32": (32, "float32"),
+    "F16": (16, "float16"),
+    "BF16": (16, "bfloat16"),
+    "F8_E4M3": (8, "float8_e4m3fn"),
+    "F8_E5M2": (8, "float8_e5m2"),
+    "I64": (64, "int64"),
+    "I32": (32, "int32"),
+    "I16": (16, "int16"),
+    "I8": (8, "int8"),
+    "U8": (8, "uint8"),
+    "BOOL": (8, "bool"),
 }
+"""Bits a value, and torch's name, of the types that are read."""
+UNREAD: Final = {"U64": 64, "U32": 32, "U16": 16, "C64": 64, "F8_E8M0": 8, "F6_E3M2": 6, "F6_E2M3": 6, "F4": 4}
+"""Bits a value of the format's other types, in which quantizers pack what stands for weights."""
 
 
 @attrs.frozen(kw_only=True)
@@ -50,9 +55,10 @@ class SafetensorsEntry:
     last: int
 
     @property
-    def span(self) -> FileSpan:
-        """The same in the core's words."""
-        return FileSpan(path=self.path, offset=self.first, dtype=_TYPES[self.dtype][1])
+    def span(self) -> FileSpan | None:
+        """The same in the core's words; values of 8 bits are widened when they are read."""
+        name = TYPES[self.dtype][1]
+        return None if name.startswith("float8") else FileSpan(path=self.path, offset=self.first, dtype=name)
 
 
 def looks_like_safetensors(path: Path) -> bool:
@@ -97,7 +103,29 @@ def read_header(path: Path) -> tuple[SafetensorsEntry, ...]:
         at = entry.last
     if at != size:
         fail(f"its tensors end at byte {at}, the file at {size}{': it is cut off' if at > size else ''}")
+    unread = [f"{entry.key} ({entry.dtype})" for entry in entries if entry.dtype in UNREAD]
+    if unread:
+        raise InputError(
+            f"{path} is a sound safetensors file with types that are not read: {', '.join(unread[:4])}"
+            f"{', ...' if len(unread) > 4 else ''}",
+            expected=", ".join(TYPES),
+            hint="quantizers (MLX among them) pack weights so: use the unquantized checkpoint, or a GGUF",
+        )
     return tuple(entries)
+
+
+def same_bytes(a: SafetensorsEntry, b: SafetensorsEntry) -> bool:
+    """Whether two tensors of one type and shape hold the same bytes."""
+    with a.path.open("rb") as one, b.path.open("rb") as other:
+        one.seek(a.first)
+        other.seek(b.first)
+        left = a.last - a.first
+        while left > 0:
+            size = min(left, 1 << 20)
+            if one.read(size) != other.read(size):
+                return False
+            left -= size
+    return True
 
 
 def values_of(entries: Iterable[SafetensorsEntry]) -> Iterator[tuple[SafetensorsEntry, Tensor]]:
@@ -110,7 +138,8 @@ def values_of(entries: Iterable[SafetensorsEntry]) -> Iterator[tuple[Safetensors
     for entry in entries:
         if file is None or file.path != entry.path:
             file = MappedFile(entry.path)
-        yield entry, file.tensor(entry.first, entry.shape, getattr(torch, entry.span.dtype), entry.key)
+        values = file.tensor(entry.first, entry.shape, getattr(torch, TYPES[entry.dtype][1]), entry.key)
+        yield entry, values if entry.span is not None else values.float()
         file.release(entry.first, entry.last - entry.first)
 
 
@@ -119,15 +148,16 @@ def _entry(path: Path, key: str, value: Any, base: int) -> tuple[str, Safetensor
     if not isinstance(value, Mapping) or set(value) != {"dtype", "shape", "data_offsets"}:
         return "is not described by dtype, shape and data_offsets", None
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if dtype not in _TYPES:
-        return f"has type {dtype!r}; caramba reads {', '.join(_TYPES)}", None
+    if not isinstance(dtype, str) or dtype not in {**TYPES, **UNREAD}:
+        return f"has type {dtype!r}, which the format does not have", None
     if not _naturals(shape) or len(shape) > 8:
         return f"has shape {shape!r}", None
     if not _naturals(offsets) or len(offsets) != 2:
         return f"has data_offsets {offsets!r}", None
-    wanted = _TYPES[dtype][0]
+    bits = UNREAD[dtype] if dtype in UNREAD else TYPES[dtype][0]
     for axis in shape:
-        wanted *= axis
+        bits *= axis
+    wanted = -(-bits // 8)
     if offsets[1] - offsets[0] != wanted:
         return f"of type {dtype} and shape {shape} has {offsets[1] - offsets[0]} bytes instead of {wanted}", None
     return "", SafetensorsEntry(

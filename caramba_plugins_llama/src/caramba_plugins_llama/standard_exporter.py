@@ -92,10 +92,11 @@ def _config(decoder: Decoder, family: Family, origin: Mapping[str, Any]) -> dict
         config[family.mlp_bias] = mlp.bias
     windows = [part.attention.config.window for part in decoder.blocks]
     given = next((window for window in windows if window is not None), None)
-    if family.window == "always":
+    if family.window != "never":
         config["sliding_window"] = given
-    elif family.window == "by_layer":
-        config |= {"use_sliding_window": given is not None, "sliding_window": given}
+    if family.window == "from_layer":
+        config["use_sliding_window"] = given is not None
+    if family.window in ("by_layer", "from_layer"):
         config["layer_types"] = ["full_attention" if window is None else "sliding_attention" for window in windows]
     return config
 

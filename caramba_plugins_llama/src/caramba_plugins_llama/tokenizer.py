@@ -42,16 +42,16 @@ class HuggingFaceTokenizer:
         canonical = json.dumps(_canonical(json.loads(self.backend.to_str())), sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        """Number of token ids, added ones included."""
-        return int(self.backend.get_vocab_size(with_added_tokens=True))
+        """Number of token ids, added ones and unused ones included."""
+        return 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
-    @property
+    @cached_property
     def end_of_text(self) -> int | None:
-        """The id that separates documents."""
-        ids = (self.backend.token_to_id(token) for token in _SEPARATORS)
-        return next((id_ for id_ in ids if id_ is not None), self.end_of_sequence)
+        """The id that separates documents: of a special token, since ``</s>`` may also be a tag of HTML (Gemma)."""
+        special = {str(token): id_ for id_, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        return next((special[token] for token in _SEPARATORS if token in special), self.end_of_sequence)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
@@ -74,8 +74,14 @@ def library() -> Any:
     return tokenizers
 
 
-def read_tokenizer(path: Path, end_of_sequence: int | str | None) -> HuggingFaceTokenizer:
-    """A ``tokenizer.json``; ``end_of_sequence`` is an id or a token."""
+def read_tokenizer(
+    path: Path, end_of_sequence: int | str | None, beside: Mapping[str, Mapping[str, Any]] | None = None
+) -> HuggingFaceTokenizer:
+    """A ``tokenizer.json``; ``end_of_sequence`` is an id or a token.
+
+    ``beside`` are the files that older versions of transformers kept added tokens in, by name; as in transformers, what
+    is missing in ``tokenizer.json`` is added.
+    """
     tokenizers = library()
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
@@ -83,8 +89,39 @@ def read_tokenizer(path: Path, end_of_sequence: int | str | None) -> HuggingFace
         raise InputError(f"{path} is not a tokenizer: {error}", hint="fetch the file again") from error
     backend.no_truncation()
     backend.no_padding()
+    try:
+        backend.add_tokens([tokenizers.AddedToken(**token) for token in _added_tokens(beside or {})])
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: the added tokens beside it cannot be read: {error}") from error
     end = backend.token_to_id(end_of_sequence) if isinstance(end_of_sequence, str) else end_of_sequence
     return HuggingFaceTokenizer(backend, end)
+
+
+_FLAGS: Final = ("content", "lstrip", "rstrip", "single_word", "normalized", "special")
+
+
+def _added_tokens(beside: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The added tokens that stand beside ``tokenizer.json``, by id, and then the special ones that have a role."""
+    settings = dict(beside.get("tokenizer_config.json", {}))
+    listed = settings.get("added_tokens_decoder")
+    if not isinstance(listed, Mapping):
+        settings |= beside.get("special_tokens_map.json", {})
+        listed = {id_: {"content": token} for token, id_ in beside.get("added_tokens.json", {}).items()}
+    ordered = [*(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")), *settings]
+    roles: list[Any] = [settings[key] for key in dict.fromkeys(ordered) if key in settings and key.endswith("_token")]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more = settings.get(key) or ()
+        roles += more.values() if isinstance(more, Mapping) else more
+    named = [{**_described(token), "special": True} for token in roles]
+    special = {token.get("content") for token in named}
+    by_id = [_described(token) for _, token in sorted(listed.items(), key=lambda item: int(item[0]))]
+    by_id = [{**token, "special": bool(token.get("special")) or token.get("content") in special} for token in by_id]
+    tokens: list[dict[str, Any]] = [{key: token[key] for key in _FLAGS if key in token} for token in (*by_id, *named)]
+    return [token for token in tokens if isinstance(token.get("content"), str)]
+
+
+def _described(token: Any) -> dict[str, Any]:
+    return dict(token) if isinstance(token, Mapping) else {"content": token}
 
 
 def tokenizer_files(tokenizer: HuggingFaceTokenizer, metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -113,14 +150,17 @@ def _canonical(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
         added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
         vocabulary = sorted({**vocabulary, **added}.items(), key=lambda item: (item[1], item[0]))
     merges = model.pop("merges", [])
-    flags = ["lstrip", "rstrip", "single_word", *(["normalized"] if tokenizer.get("normalizer") else [])]
+    normalizer = tokenizer.get("normalizer")
+    if normalizer == {"type": "Sequence", "normalizers": []}:
+        normalizer = None
+    flags = ["lstrip", "rstrip", "single_word", *(["normalized"] if normalizer else [])]
     if byte_level:
         model.pop("unk_token", None)  # every byte has a token: nothing is unknown
     return {
         "vocabulary": vocabulary,
         "merges": [pair.split(" ") if isinstance(pair, str) else list(pair) for pair in merges],
         "model": _significant(model),
-        "normalizer": _significant(tokenizer.get("normalizer")),
+        "normalizer": _significant(normalizer),
         "pre_tokenizer": _significant(tokenizer.get("pre_tokenizer")),
         "added": sorted(
             [token["content"], *(flag for flag in flags if token.get(flag))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from tokenize import TokenError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from caramba_core.component import component, option
 from caramba_core.errors import InputError, InvalidValue
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
-__all__ = ["TextFile", "TokenArray"]
+__all__ = ["TextFile", "TokenArray", "id_type"]
 
 _MAGIC = b"\x93NUMPY"
 _WHOLE = (0.0, 1.0)
@@ -107,8 +107,13 @@ class TextFile(_File):
         ids = tokenizer.encode(text[first:last])
         if not ids:
             raise InputError(f"{self._origin(path)} holds no text")
-        dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+        dtype = id_type(tokenizer, max(ids))
         return Tokens(ids=np.array(ids, dtype=dtype), tokenizer=tokenizer.identity, origin=self._origin(path))
+
+
+def id_type(tokenizer: Tokenizer, largest: int) -> Literal["uint16", "uint32"]:
+    """The type of an array with ids up to ``largest``: of the whole vocabulary, whose size may leave ids out."""
+    return "uint16" if max(tokenizer.vocab_size - 1, largest) < 2**16 else "uint32"
 
 
 def _line_start(text: str, fraction: float) -> int:

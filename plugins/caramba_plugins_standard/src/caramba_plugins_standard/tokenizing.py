@@ -18,6 +18,7 @@ import numpy as np
 from caramba_core.errors import InputError
 from caramba_core.loading import Tokenizer, open_source
 from caramba_core.run.atomic import write_json
+from caramba_plugins_standard.datasets import id_type
 
 __all__ = ["Prepared", "prepare"]
 
@@ -83,10 +84,10 @@ def _read(path: Path) -> str:
 
 
 def _encoded(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray[tuple[int], np.dtype[np.unsignedinteger]]:
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     parts: list[np.ndarray[tuple[int], np.dtype[np.unsignedinteger]]] = []
     for index, text in enumerate(texts):
         if index and tokenizer.end_of_text is not None:
-            parts.append(np.array([tokenizer.end_of_text], dtype=dtype))
-        parts.append(np.array(tokenizer.encode(text), dtype=dtype))
-    return np.concatenate(parts)
+            parts.append(np.array([tokenizer.end_of_text], dtype=np.uint32))
+        parts.append(np.array(tokenizer.encode(text), dtype=np.uint32))
+    ids = np.concatenate(parts)
+    return ids.astype(id_type(tokenizer, int(ids.max(initial=0))), copy=False)
