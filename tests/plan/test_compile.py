@@ -13,10 +13,12 @@ import pytest
 
 from caramba_core.cli import main
 from caramba_core.errors import ManifestError
+from caramba_core.graph import Graph
 from caramba_core.hookspecs import Section
 from caramba_core.manifest import load_manifest
 from caramba_core.plan import Plan, plan_manifest
 from caramba_core.plan.data import plan_document
+from caramba_core.plugins.registry import registry
 
 MANIFEST = """\
 version: 1
@@ -183,12 +185,15 @@ def test_tables_of_plugins(manifest: Path, monkeypatch: pytest.MonkeyPatch, caps
     asked: list[str] = []
 
     class Relay:
+        def graph_lowered(self, graph: Graph) -> None:
+            """Nothing is refused."""
+
         def plan_sections(self, plan: Plan) -> list[list[Section]]:
             asked.append(plan.title)
             rows = (("norm", 1234, None), ("mlp", 5, 0.5))
             return [[Section(title="Energy", columns=("node", "joules", "share"), rows=rows)]]
 
-    monkeypatch.setattr("caramba_core.plan.data.hooks", Relay)
+    monkeypatch.setitem(vars(registry()), "hooks", Relay())
     assert caramba("compile", manifest) == 0
     assert asked == []
     capsys.readouterr()
@@ -269,6 +274,8 @@ HEAVY = ("torch", "numpy", "safetensors", "gguf", "huggingface_hub", "tokenizers
 PROBE = """
 import sys
 from caramba_core.cli import main
+from caramba_core.graph import Graph
+from caramba_core.plugins.registry import registry
 try:
     main(sys.argv[1:])
 except SystemExit as ended:

@@ -230,4 +230,4 @@ def test_the_core_alone_lists_plans_and_says_what_is_missing(wheels: list[Path],
     planned = environment.caramba("compile", "tiny.yml", "--json")
     assert planned.code == 0, planned.err
     (plan,) = json.loads(planned.out)
-    assert plan["model"]["total"]["parameters"] == 2 * 64 * 16 + 4 * 16 * 16
+    assert plan["model"]["parameters"] == 2 * 64 * 16 + 4 * 16 * 16

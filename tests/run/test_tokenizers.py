@@ -22,6 +22,7 @@ def write_tokenizer(path: Path, words: list[str]) -> None:
     model = tokenizers.models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="?")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([word for word in words if word.startswith("<|")])
     tokenizer.save(str(path))
 
 

@@ -252,7 +252,7 @@ def _rope(fields: Fields) -> dict[str, Any]:
             rope[key] = inner.integer(key)
         elif inner.get(key) is not None:
             rope[key] = inner.number(key, 1.0)
-        elif key == "factor" and scaling == "yarn":
+        elif key == "factor" and scaling == "yarn" and key in given:  # null; transformers refuses one that is missing
             rope[key] = context / inner.integer(_SCALED_FROM)
         else:
             inner.problems.append(f"{key} is missing, which {kind} rope scaling needs")

@@ -1,7 +1,7 @@
 """The page ``docs/checkpoints.md``, made from the tables that the readers use.
 
-python bench/checkpoints_docs.py           # says whether it is up to date
-python bench/checkpoints_docs.py --write   # writes it anew
+python scripts/checkpoints.py           # says whether it is up to date
+python scripts/checkpoints.py --write   # writes it anew
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def page() -> str:
 Every key of `config.json`, `generation_config.json` and GGUF metadata is known or refused: a reader that skips a key
 may read another model than the file's.  A key is read, or it cannot change logits, or it is accepted at one value
 alone; any other ends the run with its name.  This page is made from the readers' own tables
-(`python bench/checkpoints_docs.py --write`), and the tests hold both to these references:
+(`python scripts/checkpoints.py --write`), and the tests hold both to these references:
 {", ".join(versions)}, llama.cpp (in xllamacpp {LLAMA_CPP}; its tests run where it is installed).
 
 ## Families
