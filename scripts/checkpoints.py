@@ -149,6 +149,12 @@ none: the run says so once, and goes on with token arrays.
 A file without a rule has `default`, as in llama.cpp.  Ids are those of llama.cpp, with two exceptions, in which the
 tokenizer that the model was trained with is followed: text of `qwen2` is composed (NFC), and `tekken`, `gpt-4o` and
 `llama4` know case and combining marks outside of ASCII.
+
+## Tokenizers of folders
+
+`tokenizer.json` counts.  transformers 5.23.0 puts the normalizer and pre-tokenizer of its own class in their place where
+`tokenizer_config.json` says `tokenizer_class: LlamaTokenizer`; texts with leading or doubled blanks may get other ids
+there (`findings/llama_tokenizer_class_drops_normalizer.sh`).
 """
 
 
