@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-__all__ = ["logits_of", "token_ids_of"]
+__all__ = ["INSTALLED", "logits_of", "token_ids_of"]
+
+INSTALLED = importlib.util.find_spec("xllamacpp") is not None
 
 _CACHE_TYPES = 104
 """Bytes from the start of a context's parameters to the types of cached keys and values."""
@@ -51,7 +53,7 @@ def token_ids_of(path: Path, texts: list[str]) -> list[list[int]] | str:
 
 
 def _ask(path: Path, wanted: list[Any]) -> Any:
-    if importlib.util.find_spec("xllamacpp") is None:
+    if not INSTALLED:
         pytest.skip("llama.cpp is not here: pip install xllamacpp")
     command = [sys.executable, __file__, str(path), json.dumps(wanted)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

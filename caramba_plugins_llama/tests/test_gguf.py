@@ -147,6 +147,48 @@ def test_the_same_model_as_the_folder(tmp_path: Path, model_type: str, config: d
     assert torch.equal(found(tokens), expected(tokens))
 
 
+@pytest.mark.parametrize(
+    ("extra", "rope"),
+    [
+        ({"rope.scaling.factor": 2.5}, {"scaling": "linear", "factor": 2.5}),
+        ({"rope.scale_linear": 2.5}, {"scaling": "linear", "factor": 2.5}),
+        ({"rope.scaling.factor": 2.5, "rope.scaling.type": "none"}, {}),
+        (
+            {"rope.scaling.factor": 4.0, "rope.scaling.type": "yarn", "rope.scaling.attn_factor": 0.5},
+            {
+                "scaling": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "attention_factor": 0.5 * (1 + 0.1 * np.log(4)),
+            },
+        ),
+    ],
+)
+def test_scaling_as_llama_cpp_has_it(sound: Path, tmp_path: Path, extra: dict[str, Any], rope: dict[str, Any]) -> None:
+    extra = {f"llama.{key}": value for key, value in extra.items()}
+    write_gguf(tmp_path / "m.gguf", sound.parent / "hf", "llama", extra=extra)
+    model: Any = find_loader(tmp_path / "m.gguf").model()
+    found = model["topology"]["layers"][0]["layers"][0]["layers"][1]["rope"]
+    magnitude, expected = found.pop("attention_factor", 1.0), rope.pop("attention_factor", 1.0)
+    assert magnitude == pytest.approx(expected)
+    assert found == {"theta": 10000.0, **rope}
+
+
+def test_keys_and_offsets_that_are_left_out(tmp_path: Path) -> None:
+    """As many keys as queries, heads that share the width, and offsets of zero."""
+    sizes = {"num_key_value_heads": 6, "attention_bias": True, "mlp_bias": True}
+    write_oracle(tmp_path / "hf", "llama", **sizes)
+    gone = ("head_count_kv", "key_length", "blk.1.attn_k.bias", "blk.0.ffn_up.bias", "attn_output.bias")
+    write_gguf(tmp_path / "m.gguf", tmp_path / "hf", "llama", without=gone)
+    found, expected = read_model(tmp_path / "m.gguf"), read_model(tmp_path / "hf")
+    zero = {"blocks.1.attention.k_bias", "blocks.0.mlp.up_bias"}
+    for name, tensor in expected.state_dict().items():
+        if name.endswith("o_bias"):
+            assert name not in found.state_dict()
+        else:
+            assert torch.equal(found.state_dict()[name], tensor * 0 if name in zero else tensor), name
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
 def test_types(tmp_path: Path, kind: str) -> None:
     write_oracle(tmp_path / "hf", "llama", **Q4_1_SIZES)

@@ -217,6 +217,16 @@ def test_words_as_transformers_splits_them(rule: str) -> None:
         assert splits[0].pre_tokenize_str(text) == splits[1].pre_tokenize_str(text)
 
 
+@pytest.mark.parametrize("rule", ["default", "", None])
+def test_words_without_a_rule(tmp_path: Path, rule: str | None) -> None:
+    """llama.cpp takes marks, and digits by three, apart; GPT-2's rule does not."""
+    data = metadata(_smollm(), "smollm")
+    del data["tokenizer.ggml.pre"]
+    rebuilt = rebuild(data if rule is None else {**data, "tokenizer.ggml.pre": rule}, tmp_path)
+    words = [word for word, _ in rebuilt.pre_tokenizer.pre_tokenize_str("It's 12345 x+ y")]
+    assert words == ["It", "'", "s", "Ġ", "123", "45", "Ġx", "+", "Ġy"]
+
+
 def test_padded_vocabularies_are_the_same_tokenizer(tmp_path: Path) -> None:
     """GGUF fills the rows of the embeddings that have no token; ``tokenizer.json`` does not know them."""
     original = trained("smollm")
