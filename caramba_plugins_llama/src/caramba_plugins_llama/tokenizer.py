@@ -49,9 +49,13 @@ class HuggingFaceTokenizer:
 
     @cached_property
     def end_of_text(self) -> int | None:
-        """The id that separates documents: of a special token, since ``</s>`` may also be a tag of HTML (Gemma)."""
+        """The id that separates documents.
+
+        Of a special token: ``</s>`` may also be a tag of HTML, as in Gemma.  A plain one counts where no end is known.
+        """
         special = {str(token): id_ for id_, token in self.backend.get_added_tokens_decoder().items() if token.special}
-        return next((special[token] for token in _SEPARATORS if token in special), self.end_of_sequence)
+        ends = [*map(special.get, _SEPARATORS), self.end_of_sequence, *map(self.backend.token_to_id, _SEPARATORS)]
+        return next((id_ for id_ in ends if id_ is not None), None)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
