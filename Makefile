@@ -3,7 +3,7 @@
 #   make demo    convert SmolLM2-135M to half its cache, train it briefly, measure it
 #   make test    run the tests
 #
-# Both make .venv first; a second call skips what is done.  To choose a build of torch, see "Install" in README.md:
+# Both make .venv first; a second call skips what is done.  CONTRIBUTING.md has the commands for work on caramba.  To choose a build of torch, see "Install" in README.md:
 #
 #   make demo TORCH_INDEX=<address of PyTorch's package index for CPU or CUDA>
 
@@ -16,7 +16,7 @@ EDITABLE := $(foreach folder,$(DISTRIBUTIONS),-e $(folder))
 SOURCES := caramba_core $(wildcard caramba/src caramba_plugins_*/src plugins/*/src)
 JOBS ?= 2
 
-.PHONY: demo test check version weights install clean
+.PHONY: demo test test-core check version weights install clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,11 @@ demo: weights
 
 test: weights
 	CARAMBA_WEIGHTS=$(WEIGHTS) $(BIN)/python -m pytest --numprocesses $(JOBS)
+
+# What the core does, without what other distributions bring: under a minute on two idle cores.
+test-core: $(VENV)/.installed
+	$(BIN)/python -m pytest --numprocesses $(JOBS) -m "not slow and not presets" \
+	    tests/graph tests/manifest tests/nn tests/plan tests/run
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -152,9 +152,9 @@ tokenizer that the model was trained with is followed: text of `qwen2` is compos
 
 ## Tokenizers of folders
 
-`tokenizer.json` counts.  transformers 5.23.0 puts the normalizer and pre-tokenizer of its own class in their place where
-`tokenizer_config.json` says `tokenizer_class: LlamaTokenizer`; texts with leading or doubled blanks may get other ids
-there (`findings/llama_tokenizer_class_drops_normalizer.sh`).
+`tokenizer.json` counts.  transformers 5.23.0 puts the normalizer and pre-tokenizer of its own class in their place
+where `tokenizer_config.json` says `tokenizer_class: LlamaTokenizer`; texts with leading or doubled blanks may get
+other ids there (`findings/llama_tokenizer_class_drops_normalizer.sh`).
 """
 
 

@@ -124,6 +124,7 @@ def test_e5_cached_decoding_is_the_full_forward_of_a_compressed_model(teacher: L
     assert (torch.cat(parts, dim=1) - full).abs().max() <= 1e-5 * full.abs().max()
 
 
+@pytest.mark.slow
 def test_e3_pairs_that_hardly_turn_lose_nothing_without_positions(teacher: LanguageModel, tokens: Tensor) -> None:
     """The 8 of 32 pairs that turn by less than a quarter radian over 1,024 tokens, moved at full rank."""
     attention: Any = next(iter(teacher.graph.attentions().values())).config

@@ -107,6 +107,7 @@ def test_logits_far_out(model: LanguageModel, oracle: Any, tokens: torch.Tensor)
     assert (found - expected).abs().max() <= 1e-3
 
 
+@pytest.mark.slow
 def test_greedy_continuation(model: LanguageModel, oracle: Any, tokens: torch.Tensor) -> None:
     prompt = tokens[:, :40]
     expected = oracle.generate(

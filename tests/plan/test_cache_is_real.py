@@ -20,6 +20,7 @@ STORAGES = {"full": None, "int8": Storage(8), "int4": Storage(4), "int4 in block
 
 
 @pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.presets
 @pytest.mark.parametrize("preset", presets())
 def test_bytes_of_presets(preset: str, storage: str) -> None:
     """At full size: what is allocated for so many tokens."""
@@ -39,6 +40,7 @@ def shallow(preset: str) -> dict[str, Graph]:
 
 
 @pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.presets
 @pytest.mark.parametrize("preset", [name for name in presets() if not name.startswith("llama")])
 def test_bytes_while_decoding_presets(preset: str, storage: str) -> None:
     """Decoding 128 tokens into a cache that grows fills what the plan says of 128."""

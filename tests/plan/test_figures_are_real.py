@@ -99,6 +99,7 @@ def test_operations(name: str) -> None:
     check_operations(GRAPHS[name], plan_model(GRAPHS[name], context=CONTEXT))
 
 
+@pytest.mark.presets
 @pytest.mark.parametrize("preset", presets())
 def test_preset(preset: str) -> None:
     """At full size, on the meta device."""

@@ -152,6 +152,7 @@ def test_memory_of_a_group(tmp_path: Path, dtype: str, optimizer: str, refit_mlp
         }
 
 
+@pytest.mark.presets
 @pytest.mark.parametrize("preset", presets())
 def test_memory_of_presets(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At full size on the meta device, with a teacher that is not there: everything is the student's own."""
