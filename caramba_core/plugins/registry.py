@@ -20,7 +20,7 @@ from caramba_core.kinds import KINDS, Kind
 from caramba_core.plugins import record
 from caramba_core.plugins.loading import broken, import_entry
 from caramba_core.plugins.metadata import CORE, DEFAULT, ComponentEntry, Plugin, State, installed, normalized
-from caramba_core.suggestions import listing, nearest
+from caramba_core.suggestions import listing, nearest, suggestion
 
 if TYPE_CHECKING:
     import pluggy
@@ -114,9 +114,11 @@ class Registry:
 
     def find(self, kinds: Sequence[str], name: str) -> ComponentEntry:
         """The component with a short or qualified name among these kinds; :class:`PluginError` unless there is one."""
-        distribution, _, short = name.rpartition(":")
+        distribution, colon, short = name.rpartition(":")
         entries = [entry for kind in kinds for entry in self.entries(kind)]
-        found = [one for one in entries if one.name == short and normalized(distribution) in ("", one.distribution)]
+        found = [entry for entry in entries if entry.name == short]
+        if colon:
+            found = [entry for entry in found if entry.distribution == normalized(distribution)]
         if not found:
             raise self._unknown(kinds, name, entries)
         return _only(found, f"the {' or '.join(kinds)} {name!r}", "write the qualified name")
@@ -259,9 +261,8 @@ def switch_off(names: Iterable[str]) -> None:
     plugins = registry().plugins
     for name in names:
         if normalized(name) not in plugins:
-            near = nearest(normalized(name), plugins)
-            hint = f"did you mean {near[0]!r}?" if near else None
-            raise PluginError(f"--no-plugin: no plugin {name!r} is installed", expected=listing(plugins), hint=hint)
+            near = suggestion(nearest(normalized(name), plugins))
+            raise PluginError(f"--no-plugin: no plugin {name!r} is installed{near}", expected=listing(plugins))
         if normalized(name) == CORE:
             raise PluginError(f"--no-plugin: {CORE} cannot be switched off")
     os.environ[DISABLE_VARIABLE] = ",".join(sorted({*_switched_off(), *map(normalized, names)}))
