@@ -23,6 +23,7 @@ from caramba_core import hookspecs
 from caramba_core.kinds import KINDS
 from caramba_core.plugins.loading import required_methods
 from caramba_core.plugins.registry import registry
+from scripts import public_names
 
 __all__ = ["DOCS", "NOTEBOOK", "PAGES", "refreshed"]
 
@@ -153,6 +154,7 @@ def _cell(text: str) -> str:
 PAGES: Final[dict[Path, dict[str, Callable[[], str]]]] = {
     DOCS / "plugins.md": {"kinds": kinds, "hooks": hooks, "checks": checks, "attentions": attentions},
     DOCS / "manifest.md": {"sections": sections, "everywhere": everywhere, "components": components},
+    public_names.PAGE: {},
 }
 """The generated parts of each page, by the name in the comments around them."""
 
@@ -166,7 +168,7 @@ def refreshed(page: Path) -> str:
         _, _, after = rest.partition(end)
         assert rest, f"{page.name} has no place for {name}"
         text = f"{before}{begin}\n\n{make()}\n\n{end}{after}"
-    return text
+    return public_names.refreshed(text) if page == public_names.PAGE else text
 
 
 def _stale() -> Iterator[tuple[Path, str]]:

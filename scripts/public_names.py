@@ -1,13 +1,8 @@
-"""The public names of every distribution, as ``docs/public.md`` lists them.
-
-python scripts/public_names.py           # says whether the page is up to date
-python scripts/public_names.py --write   # brings its last column up to date
-"""
+"""The public names of every distribution, as ``docs/public.md`` lists them; ``scripts/pages.py`` writes the page."""
 
 from __future__ import annotations
 
 import re
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Final
@@ -43,12 +38,3 @@ def refreshed(page: str) -> str:
 def _row(row: re.Match[str]) -> str:
     names = ", ".join(f"`{name}`" for name in import_module(row[1]).__all__)
     return f"| `{row[1]}` | {row[2]} | {names} |"
-
-
-if __name__ == "__main__":
-    old = PAGE.read_text(encoding="utf-8")
-    new = refreshed(old)
-    if "--write" in sys.argv:
-        PAGE.write_text(new, encoding="utf-8")
-    print("up to date" if old == new else "written" if "--write" in sys.argv else "stale: run again with --write")
-    sys.exit(0 if old == new or "--write" in sys.argv else 1)

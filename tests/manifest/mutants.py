@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
+import pytest
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -18,6 +19,9 @@ def preset_text(name: str) -> str:
 
 
 PRESETS = [entry.name for entry in registry().entries("preset") if preset_text(entry.name)]
+each_preset = pytest.mark.parametrize(
+    "name", [PRESETS[0], *(pytest.param(name, marks=pytest.mark.presets) for name in PRESETS[1:])]
+)
 
 
 @attrs.frozen

@@ -102,6 +102,7 @@ def outcome(file: Path, overrides: tuple[str, ...] = ()) -> Loaded | None:
 FEW_CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 
 
+@pytest.mark.slow
 @settings(max_examples=CASES, deadline=None, suppress_health_check=FEW_CHECKS)
 @given(text=spoilt())
 def test_mutated_presets(tmp_path: Path, text: str) -> None:

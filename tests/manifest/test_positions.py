@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from caramba_core.document.problem import ManifestProblem, dotted
 from caramba_core.errors import ManifestError
 from caramba_core.manifest import load_manifest
 
-from .mutants import PRESETS, leaves, preset_text
+from .mutants import each_preset, leaves, preset_text
 
 WRONG = "{wrong: [kind]}"
 """A value that no field of a preset takes."""
@@ -28,7 +26,7 @@ def places(file: Path, *overrides: str) -> set[tuple[str, int | None, int | None
     return {(Path(p.file).name, p.line, p.column) for p in problems(file, *overrides)}
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@each_preset
 def test_a_broken_leaf_is_reported_where_it_stands(name: str, tmp_path: Path) -> None:
     text = preset_text(name)
     for leaf in leaves(text):
@@ -36,7 +34,7 @@ def test_a_broken_leaf_is_reported_where_it_stands(name: str, tmp_path: Path) ->
         assert places(tmp_path / "m.yml") == {("m.yml", leaf.line, leaf.column)}, dotted(leaf.path)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@each_preset
 def test_also_behind_extends(name: str, tmp_path: Path) -> None:
     text = preset_text(name)
     (tmp_path / "m.yml").write_text("extends: base.yml\n", encoding="utf-8")
@@ -48,7 +46,7 @@ def test_also_behind_extends(name: str, tmp_path: Path) -> None:
         assert all(any(note.startswith("extended at") for note in p.notes) for p in found)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@each_preset
 def test_also_behind_crlf_line_ends_and_a_byte_order_mark(name: str, tmp_path: Path) -> None:
     text = preset_text(name)
     for leaf in leaves(text)[::7]:
@@ -57,7 +55,7 @@ def test_also_behind_crlf_line_ends_and_a_byte_order_mark(name: str, tmp_path: P
         assert places(tmp_path / "m.yml") == {("m.yml", leaf.line, leaf.column)}
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@each_preset
 def test_a_value_from_the_command_line_is_reported_as_such(name: str, tmp_path: Path) -> None:
     text = preset_text(name)
     (tmp_path / "m.yml").write_text(text, encoding="utf-8")

@@ -9,14 +9,12 @@ import os
 import re
 from pathlib import Path
 
-import pytest
-
 from caramba_core.document.problem import ManifestProblem
 from caramba_core.errors import ManifestError
 from caramba_core.manifest import load_manifest
 from caramba_core.suggestions import nearest
 
-from .mutants import PRESETS, Written, keys, leaves, preset_text, typos
+from .mutants import Written, each_preset, keys, leaves, preset_text, typos
 
 SUGGESTED = re.compile(r"did you mean (.*)\?")
 STEP = 1 if os.environ.get("CARAMBA_THOROUGH") else 6
@@ -51,7 +49,7 @@ def unlike(written: list[Written]) -> list[Written]:
     return list({(w.path[:1], *(part for part in w.path if isinstance(part, str))): w for w in written}.values())
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@each_preset
 def test_a_misspelt_key(name: str, tmp_path: Path) -> None:
     text = preset_text(name)
     for index, key in enumerate(unlike(keys(text))):
@@ -70,7 +68,7 @@ def test_a_misspelt_key(name: str, tmp_path: Path) -> None:
             check(problem, typo, key.value)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@each_preset
 def test_a_misspelt_component_mode_or_group(name: str, tmp_path: Path) -> None:
     text = preset_text(name)
     chosen = {(leaf.path[-1], leaf.value): leaf for leaf in leaves(text) if leaf.path[-1] in NAMES}

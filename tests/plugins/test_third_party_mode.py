@@ -152,6 +152,7 @@ def test_documented_names_are_enough() -> None:
         assert module in FOR_PLUGINS and name in import_module(module).__all__, f"{module}.{name}"
 
 
+@pytest.mark.slow
 def test_a_mode_trains_is_killed_resumes_and_is_reported(nudge: Site, tmp_path: Path) -> None:
     planned = nudge.caramba("compile", "tiny.yml", "--json", cwd=tmp_path)
     assert planned.code == 0, planned.err
