@@ -52,7 +52,8 @@ class Tokens:
     """Token ids of a dataset: a one-dimensional integer array (memory-mapped where possible).
 
     ``tokenizer`` is the identity of the tokenizer that made them, where known; ``origin`` names the source in messages,
-    where the first id has the index ``offset``.  Ids must be below ``limit``.
+    where the first id has the index ``offset``.  Ids must be below ``limit``.  ``part`` is the file that they were read
+    from, and from which fraction of it to which, where they come from one.
     """
 
     ids: np.ndarray[Any, np.dtype[np.integer[Any]]]
@@ -60,6 +61,7 @@ class Tokens:
     origin: str
     offset: int = 0
     limit: int | None = None
+    part: tuple[Path, float, float] | None = None
 
     def read(self, first: int, last: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Ids ``first`` to ``last - 1``: int64.

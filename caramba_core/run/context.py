@@ -27,6 +27,7 @@ from caramba_core.run.checkpoint import load_random, load_tensors, read_state, r
 from caramba_core.run.device import autocast_dtype, pick_device, torch_dtype
 from caramba_core.run.directory import RunDirectory
 from caramba_core.run.evaluation import Measurement, measure, require_enough
+from caramba_core.run.overlap import share_found
 from caramba_core.run.reporter import Reporter
 from caramba_core.run.student import assemble
 from caramba_core.sites import Site, find_sites
@@ -83,6 +84,13 @@ class GroupContext:
             self._tokens[which] = found
         return self._tokens[which]
 
+    @cached_property
+    def heldout_in_train(self) -> float:
+        """The share of the held-out tokens, by sample, that are training tokens too; 0 where there is only one text."""
+        if self.group.data is None or self.group.data.train is None or self.group.data.heldout is None:
+            return 0.0
+        return share_found(self.tokens("train"), self.tokens("heldout"))
+
     @property
     def identity(self) -> str | None:
         """Of the tokenizer: the teacher's, or else the one that made the tokens seen so far; ``None`` if unknown."""
@@ -106,6 +114,12 @@ class GroupContext:
             require_enough(self.tokens("heldout"), run.eval or self.group.eval or Evaluation())
         if "data.train" in run.needs:
             self.tokens("train")
+            if self.heldout_in_train:
+                share, heldout = f"{self.heldout_in_train:.0%}", self.tokens("heldout").origin
+                _warn(
+                    f"warning: group {self.group.name}: {share} of the held-out tokens are training tokens too"
+                    f" ({heldout}): its perplexities are of a text that was seen"
+                )
         trained_nodes(self.graph, run.trains)
         run.check_before(device.type, self.sites)
 

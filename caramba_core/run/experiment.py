@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from caramba_core.errors import PluginError
 from caramba_core.manifest.schema import Group
@@ -45,9 +46,15 @@ class Experiment:
 
     def check(self, left: Sequence[tuple[Group, Run]]) -> None:
         """Open and check what the runs need: teachers, data, plugins, devices.  Nothing is computed or written."""
+        told: GroupContext | None = None
         self.request.check(left)
         for group, run in left:
-            self._open(group).check(run)
+            shared = self._open(group)
+            shared.check(run)
+            if shared.tokenizer is not None and shared.tokenizer.adds_bos and shared is not told:
+                token = shared.tokenizer.decode([shared.tokenizer.bos or 0])
+                self.reporter.line(f"{group.name}: texts and prompts begin with {token}, as the tokenizer's BOS")
+            told = shared
 
     # -------------------------------------------------------------------------------------------------------- run
 
@@ -127,6 +134,7 @@ class Experiment:
             "seconds": round(time.perf_counter() - began, 3),
             "device": context.device.type,
             "dtype": context.dtype_name,
+            **_marks(context),
             **results.entries,
             **({} if perplexities is None else perplexities.entries()),
             "versions": _versions(),
@@ -169,6 +177,16 @@ class Experiment:
             self._opened.clear()  # one teacher in memory at a time
             self._opened[group.name] = open_group(self.loaded, group)
         return self._opened[group.name]
+
+
+def _marks(context: RunContext) -> dict[str, Any]:
+    """What a reader of the results has to know of the texts."""
+    marks: dict[str, Any] = {}
+    if context.tokenizer is not None:
+        marks["tokenizer_adds_bos"] = context.tokenizer.adds_bos
+    if "data.train" in context.run.needs and context.shared.heldout_in_train:
+        marks["heldout_in_train"] = context.shared.heldout_in_train
+    return marks
 
 
 def _versions() -> dict[str, str]:

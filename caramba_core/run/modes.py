@@ -84,14 +84,17 @@ class Evaluate(Run):
 
 @component
 class Generate(Run):
-    """Continue a prompt greedily, through the model's own cache."""
+    """Continue a prompt greedily, through the model's own cache, to the token that ends a text."""
 
     builds: ClassVar[str] = "caramba_core.run.runners:GenerateRunner"
     needs: ClassVar[frozenset[Need]] = frozenset({"tokenizer"})
     measures: ClassVar[bool] = False
 
     prompt: str = option(help="text to continue")
-    max_new_tokens: int = option(default=128, help="tokens to add", unit="tokens", minimum=1)
+    max_new_tokens: int = option(default=128, help="most tokens to add", unit="tokens", minimum=1)
+    add_bos: bool | None = option(default=None, help="begin with BOS; as the checkpoint's tokenizer does if not given")
+    special_tokens: bool = option(default=True, help="read what spells a special token in the prompt as one")
+    ignore_eos: bool = option(default=False, help="go on behind the tokens that end a text or a turn")
 
     def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:
         """One sequence, through a cache of its new tokens; the prompt's come on top."""

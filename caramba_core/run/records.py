@@ -91,6 +91,8 @@ def closing_table(reporter: Reporter, title: str, summaries: list[dict[str, Any]
         )
     columns = ["", "perplexity", "ratio", "cache B/token", "params", "tokens", "time"]
     reporter.table(title, columns, rows)
+    if any(summary.get("heldout_in_train") for summary in summaries):
+        reporter.line("warning: held-out tokens are training tokens too (heldout_in_train in summary.json)")
     reporter.line(f"artifacts: {folder}/")
 
 

@@ -103,17 +103,23 @@ class Model:
     # ------------------------------------------------------------------------------------------------ using it
 
     @overload
-    def generate(self, prompt: str, max_new_tokens: int = 128, *, cache: str | None = None) -> str: ...
-    @overload
-    def generate(self, prompt: TokenIds, max_new_tokens: int = 128, *, cache: str | None = None) -> list[int]: ...
     def generate(
-        self, prompt: str | TokenIds, max_new_tokens: int = 128, *, cache: str | None = None
+        self, prompt: str, max_new_tokens: int = 128, *, ignore_eos: bool = False, cache: str | None = None
+    ) -> str: ...
+    @overload
+    def generate(
+        self, prompt: TokenIds, max_new_tokens: int = 128, *, ignore_eos: bool = False, cache: str | None = None
+    ) -> list[int]: ...
+    def generate(
+        self, prompt: str | TokenIds, max_new_tokens: int = 128, *, ignore_eos: bool = False, cache: str | None = None
     ) -> str | list[int]:
-        """Continue a prompt greedily, through the model's own cache.
+        """Continue a prompt greedily, through the model's own cache, to the token that ends a text or a turn.
 
         Args:
-            prompt: a text, or its token ids ``[T]``.
-            max_new_tokens: tokens to add.
+            prompt: a text, or its token ids ``[T]``.  A text begins with BOS where the checkpoint's tokenizer puts it;
+                what spells a special token in it is one.
+            max_new_tokens: most tokens to add.
+            ignore_eos: go on behind the tokens that end a text.
             cache: how keys and values are stored: ``full``, ``int8`` or ``int4``; as the run measures if not given.
 
         Returns:
@@ -123,8 +129,9 @@ class Model:
             raise InputError(f"max_new_tokens is {max_new_tokens}", expected="0 or more")
         storage = self._settings(cache=cache).storage
         tokens = self._tensor(prompt, axes=(1,))[None]
+        stops = frozenset() if ignore_eos or self.tokenizer is None else self.tokenizer.stops
         with self._computing():
-            out: list[int] = self.model.generate(tokens, max_new_tokens, storage=storage)[0].tolist()
+            out: list[int] = self.model.generate(tokens, max_new_tokens, storage=storage, stops=stops)[0].tolist()
         return self._require_tokenizer().decode(out) if isinstance(prompt, str) else out
 
     def logits(self, text: str | TokenIds) -> Tensor:
@@ -215,6 +222,13 @@ class Model:
             raise InputError(f"{self.path} has no tokenizer to read a text with", hint="give token ids instead")
         return self.tokenizer
 
+    def _encode(self, text: str) -> list[int]:
+        """BOS where the checkpoint's tokenizer puts it, and the text's tokens; special tokens are recognized."""
+        from caramba_core.loading import begin_of_text
+
+        tokenizer = self._require_tokenizer()
+        return [*begin_of_text(tokenizer, None, "the text"), *tokenizer.encode(text, special_tokens=True)]
+
     def _given_tokens(self, text: str | TokenIds) -> Tokens:
         from caramba_core.training import Tokens
 
@@ -224,7 +238,7 @@ class Model:
         """Token ids as int64 on the model's device, known to be in its vocabulary."""
         import torch
 
-        ids = torch.as_tensor(self._require_tokenizer().encode(text) if isinstance(text, str) else text)
+        ids = torch.as_tensor(self._encode(text) if isinstance(text, str) else text)
         if ids.numel() == 0:
             raise InputError("there are no tokens", expected="at least one")
         if ids.is_floating_point() or ids.dtype == torch.bool or ids.ndim not in axes:

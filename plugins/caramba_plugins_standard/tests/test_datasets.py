@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,14 @@ class Letters:
     identity = "letters"
     vocab_size = 27
     end_of_text = None
+    bos = None
+    adds_bos = False
+    stops: frozenset[int] = frozenset()
 
-    def encode(self, text: str) -> list[int]:
+    def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         return [26 if letter == "\n" else ord(letter) - ord("a") for letter in text]
 
     def decode(self, tokens: list[int]) -> str:
