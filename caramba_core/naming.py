@@ -12,7 +12,7 @@ __all__ = ["RESERVED", "Names", "name_fault"]
 
 RESERVED: Final = frozenset(
     """
-    T_destination add_module apply bfloat16 bodies body_named buffers call_super_init children compile compile_blocks
+    T_destination add_module apply bfloat16 bodies body_named buffers call_super_init children compile
     config cpu cuda double dump_patches embedder eval extra_repr float forward generate generate_each
     get_buffer get_extra_state
     get_parameter get_submodule graph half head head_weight hidden ipu load_state_dict logits modules mtia

@@ -14,7 +14,6 @@ from caramba_core.component import Attention
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph, local_name
 from caramba_core.nn.cache import Cache
-from caramba_core.nn.compiling import plan_compilation
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.sequence import LayerSequence, Wiring, names_of
 from caramba_core.storage import Storage
@@ -82,20 +81,6 @@ class LanguageModel(LayerSequence):
                 module.tapped = frozenset(child for child in names_of(module.wiring) if prefix + child in wanted)
                 wanted -= {prefix + child for child in module.tapped}
         assert not wanted, f"no such nodes: {sorted(wanted)}"
-
-    def compile_blocks(self, *, backend: str = "inductor") -> tuple[str, ...]:
-        """Compile each block as a whole; equal blocks share one compiled graph.
-
-        Where too many blocks differ, layers are compiled instead (:mod:`caramba_core.nn.compiling`).  Returns the names
-        of the layers that stay uncompiled.
-        """
-        modules, left = plan_compilation(self)
-        # torch counts the graphs of all kinds of blocks as recompilations of one function
-        limits = torch._dynamo.config
-        limits.recompile_limit = max(limits.recompile_limit, 2 * len(modules))
-        for module in modules:
-            module.compile(fullgraph=True, backend=backend)
-        return tuple(left)
 
     @torch.no_grad()
     def generate(

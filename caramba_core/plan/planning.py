@@ -13,6 +13,7 @@ from caramba_core.formatting import format_bytes, format_count
 from caramba_core.graph import Graph
 from caramba_core.lowered import group_path, located, lower_all
 from caramba_core.manifest.schema import Group
+from caramba_core.modes import Evaluation
 from caramba_core.plan.nodes import ModelPlan, plan_model
 from caramba_core.plan.runs import RunPlan, Stage, plan_runs
 from caramba_core.plan.teacher import TeacherPlan, plan_teacher
@@ -113,8 +114,13 @@ def _plan(loaded: Loaded, group: Group, graph: Graph, context: int) -> Plan:
 
 def _longest(group: Group) -> int:
     """The longest sequence that a run of the group trains or is measured on."""
-    lengths = [run.training.context for run in group.runs if run.training is not None]
-    lengths += [settings.context for run in group.runs if (settings := run.eval or group.eval) is not None]
+    lengths = []
+    for run in group.runs:
+        settings = run.eval or group.eval
+        if settings is not None:
+            lengths.append(settings.context)
+        if run.trains:
+            lengths.append(run.workload(settings or Evaluation(), vocab_size=0).context)
     return max(lengths, default=_CONTEXT)
 
 

@@ -177,9 +177,7 @@ def _training(known: Memory, model: ModelPlan, load: Workload, trained: Collecti
                 if weight.trainable:
                     size = weight_bytes(weight, _train_dtype(model.dtype))
                     gradients += size
-                    if load.optimizer is not None:
-                        scalars = load.optimizer.state_scalars() * ITEM_BYTES["float32"]
-                        state += load.optimizer.state_values() * size + scalars
+                    state += load.state_values * size + load.state_scalars * ITEM_BYTES["float32"]
                     if load.dtype != "float32" and len(weight.shape) > 1:
                         cast += weight.numel * ITEM_BYTES[load.dtype]
     saved = saved_bytes(model, trained, load.dtype)

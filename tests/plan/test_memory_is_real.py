@@ -134,7 +134,7 @@ def test_memory_of_a_group(tmp_path: Path, dtype: str, optimizer: str, refit_mlp
                 block.mlp.down_proj = nn.Parameter(block.mlp.down_proj + 1, requires_grad=False)
         own = [t for t in tensors_of(student) if t.untyped_storage().data_ptr() not in theirs]
         shared = [t for t in tensors_of(student) if t.untyped_storage().data_ptr() in theirs]
-        gradients, state = trained_state(student, run.training, trained)
+        gradients, state = trained_state(student, getattr(run, "train", None), trained)
         found = attrs.evolve(
             plan.memory,
             weights=held(own),
@@ -174,7 +174,7 @@ def test_memory_of_presets(preset: str, monkeypatch: pytest.MonkeyPatch) -> None
                 for key, parameter in list(module.named_parameters(recurse=False)):
                     wide = parameter.float() if dtype in (torch.bfloat16, torch.float16) else parameter
                     module.register_parameter(key, nn.Parameter(wide.detach()))
-            gradients, state = trained_state(student, run.training, trained)
+            gradients, state = trained_state(student, getattr(run, "train", None), trained)
             tensors = tensors_of(student)
             found = attrs.evolve(
                 plan.memory,

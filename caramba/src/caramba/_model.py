@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
     import numpy as np
     import torch
+    from caramba_plugins_standard.perplexity import Measurement
     from torch import Tensor
 
+    from caramba_core.datasets import Tokens
     from caramba_core.loading import Checkpoint, Tokenizer
     from caramba_core.modes import Evaluation
     from caramba_core.nn.language_model import LanguageModel
-    from caramba_core.run.evaluation import Measurement
-    from caramba_core.training import Tokens
 
     TokenIds: TypeAlias = Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]] | Tensor
 
@@ -172,7 +172,7 @@ class Model:
         cache: str | None = None,
     ) -> Measurement:
         """The same as :meth:`perplexity`, with ``standard_error``, and ``nll`` of each scored token in nats."""
-        from caramba_core.run.evaluation import measure
+        from caramba_plugins_standard.perplexity import measure
 
         if text is not None:
             tokens = self._given_tokens(text)
@@ -216,7 +216,7 @@ class Model:
         return self.tokenizer
 
     def _given_tokens(self, text: str | TokenIds) -> Tokens:
-        from caramba_core.training import Tokens
+        from caramba_core.datasets import Tokens
 
         return Tokens(ids=self._tensor(text, axes=(1,)).cpu().numpy(), tokenizer=None, origin="the given text")
 

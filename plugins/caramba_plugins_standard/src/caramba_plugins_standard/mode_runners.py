@@ -1,4 +1,4 @@
-"""What the modes ``eval`` and ``generate`` do; ``train`` is :mod:`caramba_core.run.loop`."""
+"""What the modes ``eval`` and ``generate`` do; ``train`` is :mod:`caramba_plugins_standard.training.loop`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from caramba_core.modes import Results
 from caramba_core.run.context import RunContext
-from caramba_core.run.modes import Evaluate, Generate
+from caramba_plugins_standard.modes import Evaluate, Generate
 
 __all__ = ["EvaluateRunner", "GenerateRunner"]
 
