@@ -122,6 +122,8 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
         "plugins.check": "caramba-plugins-tools",
         "plugins.new": "caramba-plugins-tools",
         "plugins.show": "caramba-plugins-tools",
+        "presets.list": "caramba-plugins-tools",
+        "presets.show": "caramba-plugins-tools",
         "schema": "caramba-plugins-tools",
     },
 }
