@@ -1,7 +1,7 @@
 """The command ``caramba``: a table of subcommands that are imported only when they run, and one place for failures.
 
 ``--help`` reads the table below, and of plugins their metadata: commands from the entry-point group ``caramba.command``
-(where ``presets.list`` is the subcommand ``list`` of ``presets``), lines of help from ``caramba.command_help``.
+(where ``box.open`` is the subcommand ``open`` of ``box``), lines of help from ``caramba.command_help``.
 """
 
 from __future__ import annotations

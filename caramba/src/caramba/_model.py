@@ -119,12 +119,14 @@ class Model:
         Returns:
             Prompt and continuation: a text for a text, token ids for token ids.
         """
+        from caramba_plugins_standard.generation import generate
+
         if max_new_tokens < 0:
             raise InputError(f"max_new_tokens is {max_new_tokens}", expected="0 or more")
         storage = self._settings(cache=cache).storage
         tokens = self._tensor(prompt, axes=(1,))[None]
         with self._computing():
-            out: list[int] = self.model.generate(tokens, max_new_tokens, storage=storage)[0].tolist()
+            out: list[int] = generate(self.model, tokens, max_new_tokens, storage=storage)[0].tolist()
         return self._require_tokenizer().decode(out) if isinstance(prompt, str) else out
 
     def logits(self, text: str | TokenIds) -> Tensor:

@@ -10,14 +10,15 @@ from typing import Any
 
 from caramba_core.component import evolve
 from caramba_core.datasets import Tokens
-from caramba_core.modes import Evaluation
+from caramba_core.modes import Evaluation, Results
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
 from caramba_core.run.device import autocast_dtype
 from caramba_core.storage import Storage
+from caramba_plugins_standard.modes import Evaluate
 from caramba_plugins_standard.perplexity import Measurement, measure, paired_difference, require_enough
 
-__all__ = ["Perplexities", "cache_bytes_per_token", "measure_run"]
+__all__ = ["EvaluateRunner", "Perplexities", "cache_bytes_per_token", "measure_run"]
 
 _PROBE_TOKENS = 256
 """Cached tokens by which bytes a token are measured: the difference between this many and twice as many."""
@@ -128,6 +129,17 @@ class Perplexities:
         if context.shared.source is not None:
             found = {"teacher": cache_bytes_per_token(context.teacher), **found}
         return found
+
+
+class EvaluateRunner:
+    """Mode ``eval``: nothing beside what is measured before every run."""
+
+    def __init__(self, run: Evaluate, context: RunContext) -> None:
+        pass
+
+    def run(self) -> Results:
+        """Nothing to add."""
+        return Results()
 
 
 def measure_run(

@@ -96,7 +96,7 @@ class Train(Run):
 class Evaluate(Run):
     """Measure a run's result, or the teacher where there is none, on the held-out tokens."""
 
-    builds: ClassVar[str] = "caramba_plugins_standard.mode_runners:EvaluateRunner"
+    builds: ClassVar[str] = "caramba_plugins_standard.measuring:EvaluateRunner"
     needs: ClassVar[frozenset[Need]] = frozenset({"data.heldout"})
 
 
@@ -104,7 +104,7 @@ class Evaluate(Run):
 class Generate(Run):
     """Continue a prompt greedily, through the model's own cache."""
 
-    builds: ClassVar[str] = "caramba_plugins_standard.mode_runners:GenerateRunner"
+    builds: ClassVar[str] = "caramba_plugins_standard.generation:GenerateRunner"
     needs: ClassVar[frozenset[Need]] = frozenset({"tokenizer"})
     measures: ClassVar[bool] = False
 
