@@ -20,11 +20,11 @@ import time
 from pathlib import Path
 
 import torch
+from caramba_plugins_standard.perplexity import Measurement, measure
 from recipe import evaluation, facts, ratios, say, texts
 
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.evaluation import Measurement, measure
 from caramba_core.run.experiment import Choice, Experiment, Request
 from caramba_core.run.reporter import Reporter
 

@@ -20,17 +20,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from caramba_plugins_standard.perplexity import Measurement, measure
 from ruamel.yaml import YAML
 
+from caramba_core.datasets import Tokens
 from caramba_core.modes import Evaluation
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
-from caramba_core.run.evaluation import Measurement, measure
 from caramba_core.run.experiment import Choice, Experiment, Request
 from caramba_core.run.reporter import Reporter
 from caramba_core.storage import Storage
-from caramba_core.training import Tokens
 
 Kept = Literal["full", "int8", "int4"]
 """How a cache keeps keys and values."""

@@ -48,11 +48,9 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("origin", "what a model is taken from, by its from: key", "caramba_core.manifest.origins:Origin"),
         Kind("loader", "a reader of checkpoints", "caramba_core.loading:Loader"),
         Kind("source", "what fetches checkpoints, named by the scheme of its addresses", "caramba_core.loading:Source"),
-        Kind("dataset", "a source of tokens", "caramba_core.training:Dataset"),
+        Kind("dataset", "a source of tokens", "caramba_core.datasets:Dataset"),
         Kind("mode", "a config of what a run does, named by its mode: key", "caramba_core.modes:Run"),
-        Kind("strategy", "what a training step is", "caramba_core.training:Strategy"),
-        Kind("optimizer", "how parameters move", "caramba_core.training:Optimizer"),
-        Kind("schedule", "how the learning rate moves", "caramba_core.training:Schedule"),
+        Kind("evaluator", "what is measured before and after a run", "caramba_core.modes:Evaluator"),
         Kind("preset", "a manifest that a plugin carries"),
         Kind("command", "a subcommand of caramba"),
     )

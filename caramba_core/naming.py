@@ -12,9 +12,8 @@ __all__ = ["RESERVED", "Names", "name_fault"]
 
 RESERVED: Final = frozenset(
     """
-    T_destination add_module apply bfloat16 bodies body_named buffers call_super_init children compile compile_blocks
-    config cpu cuda double dump_patches embedder eval extra_repr float forward generate generate_each
-    get_buffer get_extra_state
+    T_destination add_module apply bfloat16 bodies body_named buffers call_super_init children compile
+    config cpu cuda double dump_patches embedder eval extra_repr float forward get_buffer get_extra_state
     get_parameter get_submodule graph half head head_weight hidden ipu load_state_dict logits modules mtia
     named_buffers named_children named_modules named_parameters new_cache parameters register_backward_hook
     register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook

@@ -52,9 +52,9 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         and {
             "source": teacher.source,
             "dtype": teacher.dtype,
-            "local": teacher.graph is not None,
+            "local": teacher.model is not None,
             "reason": teacher.reason,
-            **({} if plan.teacher_model is None else _model(plan.teacher_model)),
+            **({} if teacher.model is None else _model(teacher.model)),
         },
         "runs": [_run(run) for run in plan.runs],
         "sections": [section_data(section) for section in plan_sections(plan)],

@@ -182,8 +182,8 @@ def _totals(plan: Plan) -> Table:
     table.add_row("cache", _cache_line(plan))
     if plan.teacher is not None:
         known = f" is not on this machine ({plan.teacher.reason}): its size is not known"
-        if plan.teacher_model is not None:
-            known = f": {_size(plan.teacher_model)}"
+        if plan.teacher.model is not None:
+            known = f": {_size(plan.teacher.model)}"
         table.add_row("teacher", plan.teacher.source + known)
     return table
 
@@ -203,7 +203,7 @@ def _cache_line(plan: Plan) -> str:
     if total.context_bytes < total.state_bytes + model.context * total.cache_bytes:
         words += " until windows are full"
     words += f", {format_bytes(total.context_bytes)} at {model.context:,} tokens"
-    return "; ".join((words, *plan.facts())) if plan.teacher_model is not None else words
+    return "; ".join((words, *plan.facts())) if plan.teacher is not None and plan.teacher.model is not None else words
 
 
 def _runs_table(plan: Plan, console: Console) -> Table:
@@ -215,7 +215,7 @@ def _runs_table(plan: Plan, console: Console) -> Table:
         first, *others = zip(heads, *rows, strict=True)
         table = plain_table(first, others, right=range(1, len(first)))
     table.caption = "* estimates: what the pass saves and works with; an allocator's own overhead comes on top"
-    if plan.teacher is not None and plan.teacher_model is None:
+    if plan.teacher is not None and plan.teacher.model is None:
         table.caption += "\nthe teacher's memory, and what the student shares with it, is not counted"
     table.caption_justify = "left"
     return table

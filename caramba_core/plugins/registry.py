@@ -164,10 +164,11 @@ class Registry:
                 raise _refused(what, plugin.unusable)
         return _only(usable, what, "write one of them in the manifest") if usable else None
 
-    def name_of(self, kind: str, component: type) -> str:
-        """The name under which a component's class is registered: the short one, where several share the class."""
-        value = f"{component.__module__}:{component.__qualname__}"
-        return min((entry.name for entry in self.entries(kind) if entry.value == value), default=component.__qualname__)
+    def name_of(self, component: type) -> str:
+        """The name under which a component's class is registered; of several, the one that is the class's own."""
+        value, own = f"{component.__module__}:{component.__qualname__}", component.__name__.lower()
+        found = (entry.name for plugin in self.usable() for entry in plugin.components if entry.value == value)
+        return min(found, key=lambda name: (name.replace("_", "") != own, name), default=component.__qualname__)
 
     def command_help(self, entry: ComponentEntry) -> str | None:
         """What ``--help`` says of a command, if its plugin says it."""

@@ -14,24 +14,23 @@ import attrs
 import torch
 from torch import nn
 
-from caramba_core.errors import CarambaError, InputError
+from caramba_core.datasets import Tokens
+from caramba_core.errors import CarambaError, InputError, PluginError
 from caramba_core.graph import ROOT, Graph
 from caramba_core.loading import Checkpoint, Tokenizer
 from caramba_core.manifest import Loaded
 from caramba_core.manifest.schema import Group
-from caramba_core.modes import Evaluation, Run
+from caramba_core.modes import Evaluation, Evaluator, Run
 from caramba_core.nn.filling import load_weights
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.batches import Windows
+from caramba_core.plugins.registry import registry
 from caramba_core.run.checkpoint import load_random, load_tensors, read_state, restore_optimizer, save_checkpoint
 from caramba_core.run.device import autocast_dtype, pick_device, torch_dtype
 from caramba_core.run.directory import RunDirectory
-from caramba_core.run.evaluation import Measurement, measure, require_enough
 from caramba_core.run.overlap import share_found
 from caramba_core.run.reporter import Reporter
 from caramba_core.run.student import assemble
 from caramba_core.sites import Site, find_sites
-from caramba_core.training import Tokens
 from caramba_core.trains import trained_nodes
 
 __all__ = ["GroupContext", "RunContext", "TeacherSource", "check_tokens"]
@@ -111,7 +110,7 @@ class GroupContext:
         if "tokenizer" in run.needs and self.tokenizer is None:
             raise InputError(f"run {run.id} needs a tokenizer: the teacher's checkpoint carries none")
         if self.group.data is not None and self.group.data.heldout is not None:
-            require_enough(self.tokens("heldout"), run.eval or self.group.eval or Evaluation())
+            self._check_evaluation(run)
         if "data.train" in run.needs:
             self.tokens("train")
             if self.heldout_in_train:
@@ -122,6 +121,15 @@ class GroupContext:
                 )
         trained_nodes(self.graph, run.trains)
         run.check_before(device.type, self.sites)
+
+    def _check_evaluation(self, run: Run) -> None:
+        """There must be something that measures, and enough held-out tokens for it."""
+        evaluators = evaluator_classes()
+        if run.measures and not evaluators:
+            problem = f"group {self.group.name} has data.heldout, and no installed plugin measures anything on it"
+            raise PluginError(problem, hint="install one with an evaluator, or leave data.heldout out")
+        for evaluator in evaluators:
+            evaluator.check(self.tokens("heldout"), run.eval or self.group.eval or Evaluation())
 
     def teacher(self, device: torch.device) -> LanguageModel:
         """The teacher on a device, loaded once, frozen."""
@@ -178,7 +186,7 @@ class RunContext:
         self.deadline = deadline
         self.seed = run.seed
         self.device = device_of(run)
-        self.dtype_name: str = (run.training or run).dtype
+        self.dtype_name: str = run.computation[1]
         self.resume_from: Path | None = None
         self.step = 0
         self.stop_reason: str | None = None
@@ -211,11 +219,6 @@ class RunContext:
     def evaluation(self) -> Evaluation:
         """How this run measures."""
         return self.run.eval or self.group.eval or Evaluation()
-
-    @property
-    def compiles(self) -> bool:
-        """Whether the run is to use torch.compile."""
-        return self.run.training is not None and self.run.training.compile
 
     @cached_property
     def teacher(self) -> LanguageModel:
@@ -258,35 +261,6 @@ class RunContext:
         """Computation in the run's number type; weights that train stay in float32."""
         dtype = autocast_dtype(self.dtype_name)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
-
-    def windows(self, context: int, which: Literal["train", "heldout"] = "train") -> Windows:
-        """Windows of ``context`` tokens and the one after, in an order that depends on the run's seed alone."""
-        return Windows(self.shared.tokens(which), context=context, seed=self.seed)
-
-    def measure(
-        self,
-        model: LanguageModel | None = None,
-        *,
-        settings: Evaluation | None = None,
-        title: str = "perplexity",
-    ) -> Measurement:
-        """Likelihoods of the held-out tokens under the student, or another model, as ``eval:`` says or ``settings``."""
-        model, settings = model or self.student, settings or self.evaluation
-        was_training = model.training
-        model.eval()
-        try:
-            with self.reporter.bar(title, settings.windows * settings.context) as bar:
-                result = measure(
-                    model,
-                    self.shared.tokens("heldout"),
-                    settings,
-                    autocast=autocast_dtype(self.dtype_name),
-                    progress=bar.advance,
-                )
-                bar.note(f"{result.perplexity:.3f}")
-        finally:
-            model.train(was_training)
-        return result
 
     def save(
         self, step: int, *, optimizer: torch.optim.Optimizer | None = None, state: Mapping[str, Any] | None = None
@@ -342,9 +316,14 @@ class RunContext:
         self.pause_reason = self.pause_reason or reason
 
 
+def evaluator_classes() -> list[type[Evaluator]]:
+    """What measures before and after runs."""
+    return [registry().load(entry) for entry in registry().entries("evaluator")]
+
+
 def device_of(run: Run) -> torch.device:
     """The device that a run computes on."""
-    return pick_device((run.training or run).device)
+    return pick_device(run.computation[0])
 
 
 def check_tokens(tokens: Tokens, graph: Graph, tokenizer: Tokenizer | None) -> Tokens:

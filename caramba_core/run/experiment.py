@@ -14,10 +14,8 @@ from caramba_core.modes import ModeRunner, Run
 from caramba_core.nn.build import load_object
 from caramba_core.plan.data import plan_document
 from caramba_core.plugins.registry import registry
-from caramba_core.run.context import GroupContext, RunContext, device_of
-from caramba_core.run.determinism import allow_determinism
+from caramba_core.run.context import GroupContext, RunContext, device_of, evaluator_classes
 from caramba_core.run.directory import RunDirectory, State
-from caramba_core.run.measuring import Perplexities
 from caramba_core.run.opening import open_group
 from caramba_core.run.records import report_sections, written_manifest
 from caramba_core.run.reporter import Reporter
@@ -60,8 +58,6 @@ class Experiment:
 
     def run(self, left: Sequence[tuple[Group, Run]]) -> bool:
         """Do the runs; whether all of them came to their end (a time limit or a signal may stop one midway)."""
-        if any(run.training is not None and run.training.deterministic for _, run in left):
-            allow_determinism()
         return all(self._one(group, run) for group, run in left)
 
     def finished_context(self, group: Group, run: Run) -> RunContext | None:
@@ -111,9 +107,9 @@ class Experiment:
         """Do one run and publish its result; whether it came to its end."""
         run, began = context.run, time.perf_counter()
         context.hooks.run_started(context=context)
-        perplexities = Perplexities(context) if run.measures else None
-        if perplexities is not None:
-            self._tell(context, perplexities.before())
+        evaluators = [evaluator(context) for evaluator in evaluator_classes()] if run.measures else []
+        for evaluator in evaluators:
+            self._tell(context, evaluator.before())
         runner: ModeRunner = load_object(run.builds)(run, context)
         results = runner.run()
         if not results.done:
@@ -123,8 +119,8 @@ class Experiment:
                 f"run {run.id} ended without a checkpoint, and mode {run.mode} changes weights",
                 hint="its runner has to call context.save; this is a fault of the plugin that supplies the mode",
             )
-        if perplexities is not None:
-            self._tell(context, perplexities.after())
+        for evaluator in evaluators:
+            self._tell(context, evaluator.after())
         summary = {
             "name": self.loaded.manifest.name,
             "group": context.group.name,
@@ -136,7 +132,7 @@ class Experiment:
             "dtype": context.dtype_name,
             **_marks(context),
             **results.entries,
-            **({} if perplexities is None else perplexities.entries()),
+            **{name: entry for evaluator in evaluators for name, entry in evaluator.entries().items()},
             "versions": _versions(),
         }
         context.directory.write_json("summary.json", summary)
@@ -147,9 +143,9 @@ class Experiment:
         return True
 
     def _tell(self, context: RunContext, measured: Iterable[tuple[str, float]]) -> None:
-        """Tell plugins of perplexities as they are measured."""
-        for name, perplexity in measured:
-            context.hooks.evaluated(context=context, step=context.step, results={f"perplexity_{name}": perplexity})
+        """Tell plugins of figures as they are measured."""
+        for name, figure in measured:
+            context.hooks.evaluated(context=context, step=context.step, results={name: figure})
 
     # ---------------------------------------------------------------------------------------------------- helpers
 

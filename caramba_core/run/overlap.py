@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from caramba_core.training import Tokens
+from caramba_core.datasets import Tokens
 
 __all__ = ["share_found"]
 

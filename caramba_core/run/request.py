@@ -160,9 +160,9 @@ class Request:
         if faults:
             raise ManifestError(located(self.loaded, faults))
         for group in self.groups:
-            absent = group.teacher is not None and plans[group.name].teacher_model is None
-            if absent and group.teacher is not None and "://" not in group.teacher.source:
-                open_source(group.teacher.source, self.loaded.folder)  # says what is wrong with it
+            teacher = plans[group.name].teacher
+            if teacher is not None and teacher.model is None and "://" not in teacher.source:
+                open_source(teacher.source, self.loaded.folder)  # says what is wrong with it
         for group, run in left:
             parent = parent_of(self.loaded.manifest.groups, group, run)
             if parent is not None and parent not in left and not self.is_done(parent[0].name, parent[1].id):

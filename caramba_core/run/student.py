@@ -11,7 +11,7 @@ from caramba_core.errors import InputError
 from caramba_core.graph import ROOT, Graph
 from caramba_core.nn.build import build, initialize
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.sites import same
+from caramba_core.sites import own_attentions
 
 __all__ = ["assemble"]
 
@@ -34,8 +34,7 @@ def assemble(
     """
     student = build(graph, device=device, dtype=dtype)
     shared = {} if teacher is None else dict(teacher.state_dict(keep_vars=True))
-    old = {} if teacher is None else teacher.graph.nodes()
-    own = set(trained) | {name for name, new in graph.attentions().items() if name in old and not same(old[name], new)}
+    own = {*trained, *own_attentions(graph, None if teacher is None else teacher.graph)}
     if tensors is None:
         initialize(student, seed)
     else:

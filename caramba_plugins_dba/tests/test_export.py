@@ -15,6 +15,7 @@ import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.export import exporter
 from caramba_plugins_llama.export import export
+from caramba_plugins_standard.generation import generate, generate_each
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from torch import Tensor
 
@@ -186,7 +187,7 @@ def test_logits_continuation_and_cache(tmp_path: Path, name: str) -> None:
         torch.testing.assert_close(other(tokens).logits, expected, rtol=0, atol=1e-5)
     prompt = tokens[:, :6]
     found = continued(other, prompt, 30)
-    assert torch.equal(found.sequences, mine.generate(prompt, 30))
+    assert torch.equal(found.sequences, generate(mine, prompt, 30))
 
     a_token = sum(ATTENTIONS[name][part] for part in ("sem_dim", "geo_dim", "v_dim"))
     held = min(35, ATTENTIONS[name].get("window") or 35)
@@ -220,7 +221,7 @@ def test_models_converted_in_part(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(other(tokens).logits, mine(tokens), rtol=0, atol=1e-5)
     found = continued(other, tokens[:, :4], 20)
-    assert torch.equal(found.sequences, mine.generate(tokens[:, :4], 20))
+    assert torch.equal(found.sequences, generate(mine, tokens[:, :4], 20))
     stored = sum(tensor.numel() for layer in found.past_key_values.layers for tensor in (layer.keys, layer.values))
     assert stored == 2 * 23 * (24 + 32 + 24)
     checkpoint = find_loader(tmp_path / "out")
@@ -241,7 +242,7 @@ def test_padding_on_the_left_changes_nothing(tmp_path: Path, name: str) -> None:
     both = continued(other, padded, 12, attention_mask=mask).sequences
     assert torch.equal(both[0, 9:], continued(other, short, 12).sequences[0, 5:])
     assert torch.equal(both[1, 9:], continued(other, long, 12).sequences[0, 9:])
-    assert [both[0, 4:].tolist(), both[1].tolist()] == mine.generate_each([short[0].tolist(), long[0].tolist()], 12)
+    assert [both[0, 4:].tolist(), both[1].tolist()] == generate_each(mine, [short[0].tolist(), long[0].tolist()], 12)
 
 
 @pytest.mark.parametrize("name", ["offsets", *OF_OPTIONS])
@@ -288,7 +289,7 @@ def test_rejected_guesses_are_taken_back(tmp_path: Path, name: str, guess: str) 
         assistant.model.norm.weight[::2] *= 0.2  # right now and then
         guesses = {"assistant_model": assistant}
     found = continued(other, prompt, 30, **guesses)
-    assert torch.equal(found.sequences, mine.generate(prompt, 30))
+    assert torch.equal(found.sequences, generate(mine, prompt, 30))
 
 
 def test_windows_differ_by_layer(tmp_path: Path) -> None:
@@ -300,7 +301,7 @@ def test_windows_differ_by_layer(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(other(tokens).logits, mine(tokens), rtol=0, atol=1e-5)
     found = continued(other, tokens[:, :6], 20, past_key_values=cache)
-    assert torch.equal(found.sequences, mine.generate(tokens[:, :6], 20))
+    assert torch.equal(found.sequences, generate(mine, tokens[:, :6], 20))
     assert bytes_of(cache) == 2 * plan_model(mine.graph, context=25).cached_bytes(25) == 2 * 4 * 24 * (4 + 25 + 4)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from caramba_plugins_llama.export import export
+from caramba_plugins_standard.generation import generate
 from safetensors import SafetensorError
 
 from caramba_core.cli import main
@@ -84,7 +85,7 @@ def test_transformers_loads_it_as_it_is(tmp_path: Path, name: str) -> None:
         torch.testing.assert_close(mine(tokens), other(tokens).logits, rtol=0, atol=1e-5)
     prompt = tokens[:, :5]
     expected = other.generate(prompt, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
-    assert torch.equal(mine.generate(prompt, 20), expected)
+    assert torch.equal(generate(mine, prompt, 20), expected)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from caramba_plugins_standard.generation import generate, generate_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,10 +56,10 @@ MODELS = {name: model_of(attention) for name, attention in ATTENTIONS.items()}
 )
 def test_together_as_alone(name: str, prompts: list[list[int]], storage: Storage | None) -> None:
     model = MODELS[name]
-    together = model.generate_each(prompts, 6, storage=storage)
+    together = generate_each(model, prompts, 6, storage=storage)
     assert [len(out) for out in together] == [len(prompt) + 6 for prompt in prompts]
     for prompt, out in zip(prompts, together, strict=True):
-        alone = model.generate(torch.tensor([prompt]), 6, storage=storage)[0].tolist()
+        alone = generate(model, torch.tensor([prompt]), 6, storage=storage)[0].tolist()
         assert out == alone
 
 
@@ -82,5 +83,5 @@ def test_positions_count_from_each_start() -> None:
 def test_attentions_that_cannot_say_so(attention: dict[str, Any], name: str) -> None:
     model = model_of(attention)
     with pytest.raises(InputError, match=rf"blocks\.0\.attention \({name}Attention\) takes no sequences of unequal"):
-        model.generate_each([[1, 2, 3], [4]], 2)
-    assert len(model.generate_each([[1, 2, 3], [4, 5, 6]], 2)[0]) == 5
+        generate_each(model, [[1, 2, 3], [4]], 2)
+    assert len(generate_each(model, [[1, 2, 3], [4, 5, 6]], 2)[0]) == 5

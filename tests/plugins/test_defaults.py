@@ -70,7 +70,7 @@ def test_aliases_are_no_components() -> None:
                 plugins.find((kind,), name)
             assert "did you mean" not in str(caught.value)
             assert "'.npy'" not in (caught.value.expected or "")
-    assert plugins.name_of("optimizer", type(plugins.default("optimizer"))) == "adamw"
+    assert plugins.name_of(type(plugins.default("optimizer"))) == "adamw"
     schema = json.dumps(manifest_schema(plugins))
     assert '"default"' in schema  # a keyword of JSON Schema
     assert 'standard:default"' not in schema
@@ -177,6 +177,6 @@ def test_a_layer_has_one_name_in_all_kinds_of_layers(site: Site) -> None:
 
 
 def test_the_core_names_none_of_them() -> None:
-    for module in ("lowering", "manifest.structure", "plan.runs", "run.modes"):
+    for module in ("lowering", "manifest.structure", "plan.runs", "modes"):
         source = inspect.getsource(import_module(f"caramba_core.{module}"))
         assert not any(word in source for word in ('"adamw"', '"cosine"', '".npy"', '"linear"')), module

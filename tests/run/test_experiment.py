@@ -135,7 +135,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(manifest: Path, tmp_path_factory
     [
         "caramba_plugins_upcycle.calibration.Calibration.run",
         "caramba_core.run.context.save_checkpoint",
-        "caramba_core.run.measuring.Perplexities.after",
+        "caramba_plugins_standard.measuring.Perplexities.after",
     ],
     ids=["calibrating", "publishing its result", "measuring it"],
 )

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from caramba_plugins_standard.perplexity import measure
+from caramba_plugins_standard.training.compiling import compile_blocks
 
 from caramba_core.cli import main
 from caramba_core.component import evolve
+from caramba_core.datasets import Tokens
 from caramba_core.lowering import lower
 from caramba_core.manifest import structure_model
 from caramba_core.modes import Evaluation
 from caramba_core.nn.build import build
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.evaluation import measure
-from caramba_core.training import Tokens
 
 from .models import TINY
 from .workspace import make_workspace
@@ -79,7 +80,7 @@ def test_compiled_blocks_are_measured_as_they_are() -> None:
     wanted = measure(model, TOKENS, settings).nll
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model.compile_blocks(backend="eager")
+    compile_blocks(model, backend="eager")
     np.testing.assert_allclose(measure(model, TOKENS, settings).nll, wanted, rtol=0, atol=1e-6)
     assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
     torch._dynamo.reset()

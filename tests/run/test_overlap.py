@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from caramba_core.cli import main
+from caramba_core.datasets import Tokens
 from caramba_core.run.overlap import share_found
-from caramba_core.training import Tokens
 
 from .workspace import make_workspace
 

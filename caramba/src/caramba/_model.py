@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
     import numpy as np
     import torch
+    from caramba_plugins_standard.perplexity import Measurement
     from torch import Tensor
 
+    from caramba_core.datasets import Tokens
     from caramba_core.loading import Checkpoint, Tokenizer
     from caramba_core.modes import Evaluation
     from caramba_core.nn.language_model import LanguageModel
-    from caramba_core.run.evaluation import Measurement
-    from caramba_core.training import Tokens
 
     TokenIds: TypeAlias = Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]] | Tensor
 
@@ -125,13 +125,15 @@ class Model:
         Returns:
             Prompt and continuation: a text for a text, token ids for token ids.
         """
+        from caramba_plugins_standard.generation import generate
+
         if max_new_tokens < 0:
             raise InputError(f"max_new_tokens is {max_new_tokens}", expected="0 or more")
         storage = self._settings(cache=cache).storage
         tokens = self._tensor(prompt, axes=(1,))[None]
         stops = frozenset() if ignore_eos or self.tokenizer is None else self.tokenizer.stops
         with self._computing():
-            out: list[int] = self.model.generate(tokens, max_new_tokens, storage=storage, stops=stops)[0].tolist()
+            out: list[int] = generate(self.model, tokens, max_new_tokens, storage=storage, stops=stops)[0].tolist()
         return self._require_tokenizer().decode(out) if isinstance(prompt, str) else out
 
     def logits(self, text: str | TokenIds) -> Tensor:
@@ -179,7 +181,7 @@ class Model:
         cache: str | None = None,
     ) -> Measurement:
         """The same as :meth:`perplexity`, with ``standard_error``, and ``nll`` of each scored token in nats."""
-        from caramba_core.run.evaluation import measure
+        from caramba_plugins_standard.perplexity import measure
 
         if text is not None:
             tokens = self._given_tokens(text)
@@ -230,7 +232,7 @@ class Model:
         return [*begin_of_text(tokenizer, None, "the text"), *tokenizer.encode(text, special_tokens=True)]
 
     def _given_tokens(self, text: str | TokenIds) -> Tokens:
-        from caramba_core.training import Tokens
+        from caramba_core.datasets import Tokens
 
         return Tokens(ids=self._tensor(text, axes=(1,)).cpu().numpy(), tokenizer=None, origin="the given text")
 

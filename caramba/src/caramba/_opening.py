@@ -12,13 +12,13 @@ from caramba_core.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from caramba_core.datasets import Tokens
     from caramba_core.graph import Graph
     from caramba_core.loading import Checkpoint, Tokenizer
     from caramba_core.manifest import Loaded
     from caramba_core.manifest.schema import Group
     from caramba_core.modes import Evaluation, Run
     from caramba_core.nn.language_model import LanguageModel
-    from caramba_core.training import Tokens
 
 __all__ = [
     "OpenedRun",
@@ -103,7 +103,7 @@ class OpenedRun:
     @property
     def dtype(self) -> str:
         """The type that the run computed in."""
-        return (self.run.training or self.run).dtype
+        return self.run.computation[1]
 
     def teacher(self) -> Checkpoint | None:
         """The teacher's checkpoint, if the run has one; raises :class:`InputError` where it is no longer there."""

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from caramba_plugins_standard.training import Schedule
+
 from caramba_core.component import component, option
 from caramba_core.hookspecs import PluginInfo, hookimpl
-from caramba_core.training import Schedule
 
 if TYPE_CHECKING:
     from caramba_core.run.context import RunContext
@@ -39,7 +40,7 @@ def caramba_plugin_info() -> PluginInfo:
 
 
 def _sweeps(context: RunContext) -> bool:
-    training = context.run.training
+    training = getattr(context.run, "train", None)
     return training is not None and isinstance(training.schedule, Sweep)
 
 

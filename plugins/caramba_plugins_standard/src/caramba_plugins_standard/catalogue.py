@@ -80,6 +80,12 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
     "mode": {
         "allocate": "caramba-plugins-upcycle",
         "convert": "caramba-plugins-upcycle",
+        "eval": "caramba-plugins-standard",
+        "generate": "caramba-plugins-standard",
+        "train": "caramba-plugins-standard",
+    },
+    "evaluator": {
+        "perplexity": "caramba-plugins-standard",
     },
     "strategy": {
         "pretrain": "caramba-plugins-standard",
@@ -116,6 +122,8 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
         "plugins.check": "caramba-plugins-tools",
         "plugins.new": "caramba-plugins-tools",
         "plugins.show": "caramba-plugins-tools",
+        "presets.list": "caramba-plugins-tools",
+        "presets.show": "caramba-plugins-tools",
         "schema": "caramba-plugins-tools",
     },
 }

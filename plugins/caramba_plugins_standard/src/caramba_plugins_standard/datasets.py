@@ -9,9 +9,9 @@ from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 from caramba_core.component import component, option
+from caramba_core.datasets import Dataset, Tokens
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.loading import begin_of_text
-from caramba_core.training import Dataset, Tokens
 
 if TYPE_CHECKING:
     import numpy as np

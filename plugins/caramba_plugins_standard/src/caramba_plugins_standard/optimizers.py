@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from caramba_core.component import component, option
 from caramba_core.errors import InvalidValue
-from caramba_core.training import Optimizer
+from caramba_plugins_standard.training import Optimizer
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,12 @@ from typing import Any, cast
 import attrs
 import numpy as np
 import torch
+from caramba_plugins_standard.modes import Train
+from caramba_plugins_standard.training import Strategy, Training
 from rich.console import Console
 
 from caramba_core.component import Layer, evolve
+from caramba_core.datasets import Dataset, Tokens
 from caramba_core.graph import Graph
 from caramba_core.loading import Stored, Tokenizer
 from caramba_core.lowering import lower
@@ -25,9 +28,7 @@ from caramba_core.nn.build import build
 from caramba_core.plugins.registry import registry
 from caramba_core.run.context import GroupContext, RunContext, TeacherSource
 from caramba_core.run.directory import RunDirectory
-from caramba_core.run.modes import Train
 from caramba_core.run.reporter import Reporter
-from caramba_core.training import Dataset, Strategy, Tokens, Training
 from caramba_plugins_testing.components import TinyAttention, TinyChain, TinyEmbedder, TinyHead, TinyLinear
 
 __all__ = ["small_run"]

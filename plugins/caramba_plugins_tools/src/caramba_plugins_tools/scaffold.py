@@ -14,6 +14,7 @@ from caramba_core import __version__
 from caramba_core.errors import InputError, PluginError
 from caramba_core.kinds import LAYER_KINDS
 from caramba_core.plugins import API_VERSION
+from caramba_core.plugins.metadata import CORE
 from caramba_core.plugins.registry import registry
 from caramba_core.suggestions import nearest
 
@@ -25,7 +26,10 @@ _SUFFIX: Final = ".template"
 
 @attrs.frozen
 class _Scaffold:
-    """A kind of plugin that can be started: one line about it, how a manifest uses it, its entry point if any."""
+    """A kind of plugin that can be started: one line about it, how a manifest uses it, its entry point if any.
+
+    ``needs`` are the distributions that it imports.
+    """
 
     summary: str
     usage: str = (
@@ -34,6 +38,7 @@ class _Scaffold:
     )
     entry: str = "config:{title}"
     example: str = ""
+    needs: tuple[str, ...] = (CORE,)
 
 
 SCAFFOLDS: Final[Mapping[str, _Scaffold]] = {
@@ -41,7 +46,9 @@ SCAFFOLDS: Final[Mapping[str, _Scaffold]] = {
     "layer": _Scaffold("The layer {name} for caramba.", example=", d_ff: 512"),
     "topology": _Scaffold("The topology {name} for caramba.", example=", layers: [{{type: rms_norm}}]"),
     "strategy": _Scaffold(
-        "The training strategy {name} for caramba.", "In a run of a manifest: `train: {{strategy: {name}, ...}}`."
+        "The training strategy {name} for caramba.",
+        "In a run of a manifest: `train: {{strategy: {name}, ...}}`.",
+        needs=(CORE, "caramba-plugins-standard"),
     ),
     "loader": _Scaffold(
         "A reader of {name} checkpoints for caramba.",
@@ -106,7 +113,7 @@ def _words(name: str, kind: str) -> dict[str, str]:
         "distribution": f"caramba-plugin-{name.replace('_', '-')}",
         "package": f"caramba_plugin_{name}",
         "api": API_VERSION,
-        "core_range": _core_range(),
+        "dependencies": ", ".join(f'"{needed}{_minor_range()}"' for needed in scaffold.needs),
     }
     for part in ("example", "summary", "usage"):
         words[part] = getattr(scaffold, part).format(**words)
@@ -114,8 +121,8 @@ def _words(name: str, kind: str) -> dict[str, str]:
     return {**words, "entry_points": entry.format(**words) if scaffold.entry else ""}
 
 
-def _core_range() -> str:
-    """This minor version of the core: the plugin API may grow in the next."""
+def _minor_range() -> str:
+    """This minor version, which all distributions share: the plugin API may grow in the next."""
     major, minor = __version__.split(".")[:2]
     return f">={major}.{minor},<{major}.{int(minor) + 1}"
 

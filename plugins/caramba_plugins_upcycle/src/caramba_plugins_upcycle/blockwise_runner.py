@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from caramba_plugins_standard.training import StepResult, TrainingContext
 from torch import Tensor, nn
 
 from caramba_core.errors import InputError
 from caramba_core.nn.frame import Frame, Taps
-from caramba_core.training import StepResult, TrainingContext
 from caramba_plugins_upcycle.blockwise import Blockwise
 
 __all__ = ["BlockwiseRunner", "normalised_error"]

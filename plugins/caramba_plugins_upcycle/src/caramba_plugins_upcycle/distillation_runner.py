@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from caramba_plugins_standard.training import StepResult, TrainingContext
+from caramba_plugins_standard.training.chunked_head import backward_in_chunks
 from torch import Tensor
 
-from caramba_core.nn.chunked_head import backward_in_chunks
-from caramba_core.training import StepResult, TrainingContext
 from caramba_plugins_upcycle.distillation import Global
 
 __all__ = ["GlobalRunner", "divergence"]
@@ -35,7 +35,7 @@ class GlobalRunner:
         self.student = self.context.student.train()
         self.teacher = self.context.teacher
         # One fused pass over the vocabulary instead of ten: worth it where memory bandwidth is the limit.
-        self.divergence = torch.compile(divergence) if self.context.compiles else divergence
+        self.divergence = torch.compile(divergence) if self.context.run.compiles else divergence
 
     def step(self, tokens: Tensor) -> StepResult:
         """int64 ``[B, T + 1]``; the last token is only a target."""

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caramba_core.datasets import Tokens
 from caramba_core.errors import InputError, NumericalStop
 from caramba_core.modes import Evaluation
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.storage import Storage
-from caramba_core.training import Tokens
 
 __all__ = ["Measurement", "measure", "paired_difference", "require_enough"]
 

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caramba_core.datasets import Tokens
 from caramba_core.errors import InputError
-from caramba_core.training import Tokens
+from caramba_core.run.context import RunContext
 
-__all__ = ["Windows"]
+__all__ = ["Windows", "windows_of"]
 
 
 class Windows:
@@ -44,3 +45,8 @@ class Windows:
     def batch(self, first: int, size: int) -> Tensor:
         """Samples ``first`` to ``first + size - 1``: int64 ``[size, context + 1]`` on the CPU."""
         return torch.from_numpy(np.stack([self.sample(index) for index in range(first, first + size)]))
+
+
+def windows_of(context: RunContext, length: int) -> Windows:
+    """Windows of ``length`` tokens of a run's ``data.train``, in an order that depends on the run's seed alone."""
+    return Windows(context.shared.tokens("train"), context=length, seed=context.seed)

@@ -16,11 +16,14 @@ from caramba_core.errors import NumericalStop
 from caramba_core.formatting import format_count
 from caramba_core.modes import Results
 from caramba_core.run.context import RunContext
-from caramba_core.run.cuda_graph import CapturedStep
-from caramba_core.run.determinism import deterministic
-from caramba_core.run.modes import Train
 from caramba_core.run.reporter import Bar
-from caramba_core.training import StepResult, StrategyRunner
+from caramba_plugins_standard.measuring import measure_run
+from caramba_plugins_standard.modes import Train
+from caramba_plugins_standard.training import StepResult, StrategyRunner
+from caramba_plugins_standard.training.compiling import compile_blocks
+from caramba_plugins_standard.training.cuda_graph import CapturedStep
+from caramba_plugins_standard.training.determinism import deterministic
+from caramba_plugins_standard.training.windows import windows_of
 
 __all__ = ["TrainRunner"]
 
@@ -67,7 +70,7 @@ class TrainRunner:
         self.step = 0
         self.seconds = 0.0
         self.tokens_a_step = self.settings.batch_size * self.settings.accumulate * self.settings.context
-        self.windows = context.windows(self.settings.context)
+        self.windows = windows_of(context, self.settings.context)
         self._pending: _Numbers | None = None
         self._captured: CapturedStep | None = None
 
@@ -114,7 +117,7 @@ class TrainRunner:
         if settings.compile:
             torch.compiler.reset()  # graphs of an earlier run of this process count against dynamo's limit
             models = [context.student, *([context.teacher] if settings.strategy.needs_teacher else [])]
-            left = [name for model in models for name in model.compile_blocks()]
+            left = [name for model in models for name in compile_blocks(model)]
             if left:
                 context.reporter.line(
                     f"not compiled, as each has sizes of its own: {len(left)} layers, {left[0]} first"
@@ -183,7 +186,7 @@ class TrainRunner:
     def _evaluate(self) -> None:
         """Measure the student on the held-out tokens in the middle of training."""
         self._settle(None)
-        results = {"perplexity": self.context.measure().perplexity}
+        results = {"perplexity": measure_run(self.context).perplexity}
         self.context.directory.append_metrics({"step": self.step, **results})
         self.context.hooks.evaluated(context=self.context, step=self.step, results=results)
 

@@ -1,26 +1,30 @@
-"""The modes that the core brings: ``train``, ``eval``, ``generate`` (configs; light)."""
+"""The modes ``train``, ``eval`` and ``generate`` (configs; light)."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from caramba_core.component import component, option
 from caramba_core.errors import InputError, InvalidValue
-from caramba_core.modes import Data, Evaluation, Need, Run, Teacher, Workload
-from caramba_core.training import Training
+from caramba_core.modes import Data, Device, DType, Evaluation, Need, Run, Teacher, Workload
+from caramba_plugins_standard.training import Training
 
 if TYPE_CHECKING:
     from caramba_core.sites import Site
 
-__all__ = ["Evaluate", "Generate", "Train"]
+__all__ = ["CUBLAS_WORKSPACE", "Evaluate", "Generate", "Train"]
+
+CUBLAS_WORKSPACE: Final = "CUBLAS_WORKSPACE_CONFIG"
+"""The environment variable that gives cuBLAS workspaces of fixed sizes, without which its results vary."""
 
 
 @component
 class Train(Run):
     """Train the student with a strategy; measured before and after."""
 
-    builds: ClassVar[str] = "caramba_core.run.loop:TrainRunner"
+    builds: ClassVar[str] = "caramba_plugins_standard.training.loop:TrainRunner"
     needs: ClassVar[frozenset[Need]] = frozenset({"data.train"})
     changes_weights: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
@@ -33,9 +37,19 @@ class Train(Run):
     train: Training = option(help="how it trains")
 
     @property
-    def training(self) -> Training:
-        """The settings under ``train:``."""
-        return self.train
+    def trains(self) -> tuple[str, ...]:
+        """Those under ``train.trains``."""
+        return self.train.trains
+
+    @property
+    def computation(self) -> tuple[Device, DType]:
+        """As ``train:`` says."""
+        return self.train.device, self.train.dtype
+
+    @property
+    def compiles(self) -> bool:
+        """As ``train:`` says."""
+        return self.train.compile
 
     def check(self, teacher: Teacher | None, data: Data) -> None:
         """A strategy may need a teacher, evaluations need held-out tokens."""
@@ -52,16 +66,19 @@ class Train(Run):
             )
 
     def check_before(self, device: str, sites: Sequence[Site]) -> None:
-        """CUDA graphs need CUDA."""
+        """CUDA graphs need CUDA; the same bits need workspaces of fixed sizes."""
         if self.train.cuda_graph and device != "cuda":
             raise InputError(
                 f"run {self.id}: train.cuda_graph needs a CUDA device, and this one is {device}",
                 hint="leave cuda_graph out, or run where CUDA is",
             )
+        if self.train.deterministic:  # cuBLAS reads this once, before its first product of a process
+            os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
 
     def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:
         """Every step's sequences, forward and backward."""
         train = self.train.complete()
+        assert train.optimizer is not None
         return Workload(
             batch_size=train.batch_size,
             context=train.context,
@@ -69,7 +86,8 @@ class Train(Run):
             sequences=self.steps * train.accumulate * train.batch_size,
             uses_teacher=train.strategy.needs_teacher,
             whole_model=train.strategy.whole_model,
-            optimizer=train.optimizer,
+            state_values=train.optimizer.state_values(),
+            state_scalars=train.optimizer.state_scalars(),
             logit_values=train.strategy.logit_values(train.batch_size * train.context, vocab_size),
         )
 
@@ -78,7 +96,7 @@ class Train(Run):
 class Evaluate(Run):
     """Measure a run's result, or the teacher where there is none, on the held-out tokens."""
 
-    builds: ClassVar[str] = "caramba_core.run.runners:EvaluateRunner"
+    builds: ClassVar[str] = "caramba_plugins_standard.measuring:EvaluateRunner"
     needs: ClassVar[frozenset[Need]] = frozenset({"data.heldout"})
 
 
@@ -86,7 +104,7 @@ class Evaluate(Run):
 class Generate(Run):
     """Continue a prompt greedily, through the model's own cache, to the token that ends a text."""
 
-    builds: ClassVar[str] = "caramba_core.run.runners:GenerateRunner"
+    builds: ClassVar[str] = "caramba_plugins_standard.generation:GenerateRunner"
     needs: ClassVar[frozenset[Need]] = frozenset({"tokenizer"})
     measures: ClassVar[bool] = False
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from caramba_core.training import StepResult
+from caramba_plugins_standard.training import StepResult
 
 __all__ = ["CapturedStep"]
 

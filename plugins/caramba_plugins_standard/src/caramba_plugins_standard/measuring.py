@@ -9,19 +9,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from caramba_core.component import evolve
+from caramba_core.datasets import Tokens
+from caramba_core.modes import Evaluation, Results
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
-from caramba_core.run.evaluation import Measurement, paired_difference
+from caramba_core.run.device import autocast_dtype
 from caramba_core.storage import Storage
+from caramba_plugins_standard.modes import Evaluate
+from caramba_plugins_standard.perplexity import Measurement, measure, paired_difference, require_enough
 
-__all__ = ["Perplexities", "cache_bytes_per_token"]
+__all__ = ["EvaluateRunner", "Perplexities", "cache_bytes_per_token", "measure_run"]
 
 _PROBE_TOKENS = 256
 """Cached tokens by which bytes a token are measured: the difference between this many and twice as many."""
 
 
 class Perplexities:
-    """The measurements of one run: of the teacher, and of the student at its start and its end.
+    """The evaluator ``perplexity``: of the teacher, and of the student at its start and its end.
 
     Teacher and start are taken from the run's own folder on resuming, or from the run that it continues where that one
     measured the very same tokens in the same way.
@@ -31,6 +35,11 @@ class Perplexities:
         self.context = context
         self.folder = context.directory.path / "evaluation"
         self.measured: dict[str, Measurement] = {}
+
+    @classmethod
+    def check(cls, tokens: Tokens, settings: Evaluation) -> None:
+        """There must be enough held-out tokens."""
+        require_enough(tokens, settings)
 
     def before(self) -> Iterator[tuple[str, float]]:
         """Measure teacher and start; gives each perplexity that was not known yet."""
@@ -79,9 +88,9 @@ class Perplexities:
         settings = self.context.evaluation
         if name == "teacher":  # what students are compared with: its cache keeps what was computed
             settings = evolve(settings, cache="full")
-        result = self.context.measure(model(), settings=settings, title=f"perplexity of {name}")
+        result = measure_run(self.context, model(), settings=settings, title=f"perplexity of {name}")
         self._keep(name, result)
-        yield name, result.perplexity
+        yield f"perplexity_{name}", result.perplexity
 
     def _keep(self, name: str, result: Measurement) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -120,6 +129,38 @@ class Perplexities:
         if context.shared.source is not None:
             found = {"teacher": cache_bytes_per_token(context.teacher), **found}
         return found
+
+
+class EvaluateRunner:
+    """Mode ``eval``: nothing beside what is measured before every run."""
+
+    def __init__(self, run: Evaluate, context: RunContext) -> None:
+        pass
+
+    def run(self) -> Results:
+        """Nothing to add."""
+        return Results()
+
+
+def measure_run(
+    context: RunContext,
+    model: LanguageModel | None = None,
+    *,
+    settings: Evaluation | None = None,
+    title: str = "perplexity",
+) -> Measurement:
+    """Likelihoods of a run's held-out tokens under its student, or another model, as ``eval:`` says or ``settings``."""
+    model, settings = model or context.student, settings or context.evaluation
+    was_training = model.training
+    model.eval()
+    try:
+        with context.reporter.bar(title, settings.windows * settings.context) as bar:
+            tokens, autocast = context.shared.tokens("heldout"), autocast_dtype(context.dtype_name)
+            result = measure(model, tokens, settings, autocast=autocast, progress=bar.advance)
+            bar.note(f"{result.perplexity:.3f}")
+    finally:
+        model.train(was_training)
+    return result
 
 
 def cache_bytes_per_token(model: LanguageModel, storage: Storage | None = None) -> float:

@@ -6,17 +6,9 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["app"]
-
-app = typer.Typer(
-    help="List and show the manifests that plugins carry.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+__all__ = ["list_presets", "show"]
 
 
-@app.command("list")
 def list_presets(
     as_json: Annotated[bool, typer.Option("--json", help="as data")] = False,
 ) -> None:
@@ -37,7 +29,6 @@ def list_presets(
         typer.echo(f"{entry.name:<{widest}}  {entry.distribution} {entry.version}")
 
 
-@app.command()
 def show(
     name: Annotated[str, typer.Argument(help="a preset's short or qualified name")],
     path: Annotated[bool, typer.Option("--path", help="print where the file is instead of what it says")] = False,

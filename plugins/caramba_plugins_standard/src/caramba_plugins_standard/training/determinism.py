@@ -6,7 +6,6 @@ timing; torch has slower ones that do not.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,15 +13,9 @@ from typing import Any
 import torch
 
 from caramba_core.errors import InputError
+from caramba_plugins_standard.modes import CUBLAS_WORKSPACE
 
-__all__ = ["allow_determinism", "deterministic"]
-
-_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-
-
-def allow_determinism() -> None:
-    """Give cuBLAS workspaces of fixed sizes; it reads this once, before its first product of a process."""
-    os.environ.setdefault(_WORKSPACE, ":4096:8")
+__all__ = ["deterministic"]
 
 
 @contextmanager
@@ -42,8 +35,8 @@ def deterministic(run: str) -> Iterator[None]:
             raise
         raise InputError(
             f"run {run}: train.deterministic asks for what this machine cannot do: {str(error).split('. ')[0]}",
-            hint=f"leave train.deterministic out, or set {_WORKSPACE}=:4096:8 before caramba starts"
-            if _WORKSPACE in str(error)
+            hint=f"leave train.deterministic out, or set {CUBLAS_WORKSPACE}=:4096:8 before caramba starts"
+            if CUBLAS_WORKSPACE in str(error)
             else "leave train.deterministic out",
         ) from error
     finally:
