@@ -13,10 +13,9 @@ Broken internal invariants are ``assert`` statements and end with exit code 1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-if TYPE_CHECKING:
-    from caramba_core.document.problem import ManifestProblem
+from caramba_core.document.problem import ManifestProblem, Path, key_of
 
 __all__ = [
     "CarambaError",
@@ -111,3 +110,8 @@ class InvalidValue(ValueError):
         self.expected = expected
         self.hint = hint
         self.within = within
+
+    @property
+    def path(self) -> Path:
+        """Where the fault is in the mapping that the config is made of."""
+        return () if self.field is None else (key_of(self.field), *self.within)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from caramba_core.document.faults import Fault
-from caramba_core.document.problem import ManifestProblem, Path
+from caramba_core.document.problem import ManifestProblem, Path, in_order
 from caramba_core.errors import InputError, ManifestError
 from caramba_core.graph import Graph
 from caramba_core.lowering import LoweringError, lower
@@ -65,9 +65,4 @@ def group_path(loaded: Loaded, group: Group) -> Path:
 
 def located(loaded: Loaded, faults: Sequence[Fault]) -> tuple[ManifestProblem, ...]:
     """Faults where the user wrote what is at fault, each place and message once, in the order of the file."""
-    once: dict[tuple[str, int | None, int | None, str], ManifestProblem] = {}
-    for fault in faults:
-        problem = loaded.problem_at(fault.path, fault.message, expected=fault.expected, hint=fault.hint)
-        once.setdefault((problem.file, problem.line, problem.column, problem.message), problem)
-    order = {problem.file: index for index, problem in reversed(list(enumerate(once.values())))}
-    return tuple(sorted(once.values(), key=lambda p: (order[p.file], p.line or 0, p.column or 0)))
+    return tuple(in_order(loaded.problem_at(fault) for fault in faults))

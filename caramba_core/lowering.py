@@ -242,7 +242,7 @@ class _Lowering:
         try:
             yield
         except InvalidValue as error:
-            place = path if error.field is None else (*path, error.field, *error.within)
+            place = (*path, *error.path)
             self._fault(
                 place,
                 f"{name} cannot take its input: {error.message}",

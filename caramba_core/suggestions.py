@@ -1,11 +1,11 @@
-"""The nearest known name to one that is not known."""
+"""The nearest known name to one that is not known, and lists in words."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-__all__ = ["listing", "nearest", "suggestion"]
+__all__ = ["article", "listing", "nearest", "suggestion"]
 
 _FAMILIAR: Final = {
     "hidden_size": ("d_model",),
@@ -69,6 +69,11 @@ def listing(names: Iterable[str], *, most: int = 16) -> str:
         return "nothing"
     rest = len(shown) - most
     return ", ".join(shown) if rest <= 0 else f"{', '.join(shown[:most])} and {rest} more"
+
+
+def article(noun: str) -> str:
+    """``an attention``, ``a layer``."""
+    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
 
 
 def _plain(name: str) -> str:

@@ -8,13 +8,14 @@ m.yml:9:27: error: model.layers.1.n_heads: expected an integer, found the string
 
 from __future__ import annotations
 
+import keyword
 import unicodedata
 from collections.abc import Iterable
 from typing import Any, Final, TypeAlias, TypedDict
 
 import attrs
 
-__all__ = ["About", "ManifestProblem", "Path", "dotted", "in_order", "shown"]
+__all__ = ["About", "ManifestProblem", "Path", "dotted", "in_order", "key_of", "shown"]
 
 Path: TypeAlias = "tuple[str | int, ...]"
 """Keys and indices that lead from the root of a manifest to a value."""
@@ -106,6 +107,12 @@ def in_order(problems: Iterable[ManifestProblem], files: Iterable[str] = ()) -> 
 def dotted(path: Path) -> str:
     """``groups.0.runs.1.train.lr``; a key that holds a dot is quoted, as ``--set`` takes it."""
     return ".".join(f'"{part}"' if isinstance(part, str) and ("." in part or not part) else str(part) for part in path)
+
+
+def key_of(attribute: str) -> str:
+    """A field's key in a manifest: ``from_`` is written ``from``."""
+    bare = attribute.removesuffix("_")
+    return bare if keyword.iskeyword(bare) else attribute
 
 
 def shown(value: object) -> str:

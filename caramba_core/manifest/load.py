@@ -28,7 +28,7 @@ from caramba_core.manifest.rules import group_faults, rule_faults
 from caramba_core.manifest.schema import Manifest
 from caramba_core.manifest.structure import Structurer
 from caramba_core.manifest.variables import Variables, declared, misspelt
-from caramba_core.plugins.registry import registry
+from caramba_core.plugins.registry import Registry, registry
 from caramba_core.suggestions import nearest
 
 __all__ = ["Loaded", "load_manifest", "structure_model"]
@@ -74,11 +74,9 @@ class Loaded:
         start: Path = ("groups", names.index(name), "model")
         return {("model", *path[3:]): key for path, key in found.items() if path[:3] == start}
 
-    def problem_at(
-        self, path: Path, message: str, *, expected: str | None = None, hint: str | None = None
-    ) -> ManifestProblem:
-        """A problem with the value at a path of the resolved manifest, where its user wrote it."""
-        return _located(self.tree, Fault(path=path, message=message, expected=expected, hint=hint))
+    def problem_at(self, fault: Fault) -> ManifestProblem:
+        """A problem with a value of the resolved manifest, where its user wrote it."""
+        return _located(self.tree, fault)
 
 
 def _keys(node: Node, path: Path) -> Iterator[tuple[Path, str]]:
@@ -97,7 +95,7 @@ def load_manifest(source: str | FilePath, *, overrides: Sequence[str] = (), fetc
     ``overrides`` are texts ``path=value`` as ``--set`` takes them.  What a model is taken from (``model: {from: ...}``)
     must be on this machine, or is brought here with ``fetch``.  Raises :class:`ManifestError` with every problem.
     """
-    composer = Composer(Reading())
+    composer = Composer(Reading(), registry())
     reading = composer.reading
     try:
         loaded = _load(source, overrides, composer, fetch=fetch)
@@ -118,39 +116,39 @@ def load_manifest(source: str | FilePath, *, overrides: Sequence[str] = (), fetc
 
 def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer, *, fetch: bool) -> Loaded | None:
     """The manifest; what is wrong with it is in the reading's problems."""
-    reading = composer.reading
-    text, folder = _main_source(source)
+    reading, plugins = composer.reading, composer.plugins
+    text, folder = _main_source(source, plugins)
     changes = parse(overrides, reading)
     root = composer.compose(text)
     if not composer.complete:
         return None
     root = apply(root, [change for change in changes if not change.of_groups], reading)
     if any(change.parts[0][0] == "requires" for change in changes):
-        reading.report(*check_requires(root.get("requires")))
+        reading.report(*check_requires(root.get("requires"), plugins))
     root = expand_groups(root, composer.inherited, reading)
     root = apply(root, [change for change in changes if change.of_groups], reading)
-    tree = spell_out_models(_resolved(root, reading), registry(), reading, folder, fetch=fetch)
+    tree = spell_out_models(_resolved(root, reading), plugins, reading, folder, fetch=fetch)
     check_depth(tree.depth, tree.head)
     data = plain(tree)
     manifest: Manifest | None = None
     try:
-        manifest = Structurer(registry()).structure(data, Manifest)
-        faults = [*rule_faults(data, (), registry()), *group_faults(manifest)]
+        manifest = Structurer(plugins).structure(data, Manifest)
+        faults = [*rule_faults(data, (), plugins), *group_faults(manifest)]
     except Faults as error:
-        faults = [*error.faults, *rule_faults(data, error.faults, registry())]
+        faults = [*error.faults, *rule_faults(data, error.faults, plugins)]
     reading.report(*(_located(tree, fault) for fault in faults))
     return None if manifest is None else Loaded(manifest=manifest, folder=folder, tree=tree)
 
 
-def _main_source(source: str | FilePath) -> tuple[SourceText, FilePath]:
+def _main_source(source: str | FilePath, plugins: Registry) -> tuple[SourceText, FilePath]:
     """The text of a file or preset, and what its relative file names are relative to."""
     name, here = str(source), FilePath.cwd()
     if isinstance(source, FilePath) and not is_file_name(name):
         name = f"./{name}"
     try:
-        return find_source(name, here), (here / name).parent if is_file_name(name) else here
+        return find_source(name, here, plugins), (here / name).parent if is_file_name(name) else here
     except Broken as broken:
-        near = nearest(FilePath(name).stem, [entry.name for entry in registry().entries("preset")])
+        near = nearest(FilePath(name).stem, [entry.name for entry in plugins.entries("preset")])
         if broken.problem.message == "there is no such file" and near:
             hint = f"a preset is named without a suffix: {near[0]}"
             raise Broken(attrs.evolve(broken.problem, hint=hint)) from None
@@ -210,9 +208,7 @@ def _located(tree: Map, fault: Fault) -> ManifestProblem:
         span = found.key
     elif isinstance(found.node, Map | List) and (found.missing or fault.message.startswith("missing key")):
         span = found.node.head
-    return span.problem(
-        fault.message, path=fault.path, found=fault.found, expected=fault.expected, hint=fault.hint, notes=found.notes
-    )
+    return fault.located(span, found.notes)
 
 
 def _escaped(value: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from caramba_core.document.faults import Faults
-from caramba_core.document.problem import ManifestProblem
+from caramba_core.document.source import SourceText, TextSpan
 from caramba_core.errors import ManifestError
 from caramba_core.manifest.structure import Structurer
 from caramba_core.model import Model
@@ -18,20 +18,11 @@ __all__ = ["structure_model"]
 def structure_model(model: Mapping[str, Any], *, origin: str = "model") -> Model:
     """A typed model from plain data in the words of a manifest; ``origin`` names it in problems."""
     try:
-        return Structurer(registry()).structure(_as_read(model), Model)
+        made: Model = Structurer(registry()).structure(_as_read(model), Model)
     except Faults as error:
-        problems = [
-            ManifestProblem(
-                file=origin,
-                path=("model", *fault.path),
-                message=fault.message,
-                found=fault.found,
-                expected=fault.expected,
-                hint=fault.hint,
-            )
-            for fault in error.faults
-        ]
-        raise ManifestError(tuple(problems)) from None
+        span = TextSpan(SourceText(name=origin, text="", placeless=True), 0, 0)
+        raise ManifestError(tuple(fault.located(span) for fault in error.below("model"))) from None
+    return made
 
 
 def _as_read(value: Any) -> Any:
