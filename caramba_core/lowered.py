@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from caramba_core.document.faults import Fault
-from caramba_core.document.problem import ManifestProblem, Path, in_order
+from caramba_core.document.problem import Fault, ManifestProblem, Path, in_order
+from caramba_core.document.tree import problem_at
 from caramba_core.errors import InputError, ManifestError
 from caramba_core.graph import Graph
 from caramba_core.lowering import LoweringError, lower
-from caramba_core.manifest.model import structure_model
+from caramba_core.manifest.structure import structure_model
 
 if TYPE_CHECKING:
     from caramba_core.loading import Checkpoint
@@ -65,4 +65,4 @@ def group_path(loaded: Loaded, group: Group) -> Path:
 
 def located(loaded: Loaded, faults: Sequence[Fault]) -> tuple[ManifestProblem, ...]:
     """Faults where the user wrote what is at fault, each place and message once, in the order of the file."""
-    return tuple(in_order(loaded.problem_at(fault) for fault in faults))
+    return tuple(in_order(problem_at(loaded.tree, fault) for fault in faults))

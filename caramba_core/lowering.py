@@ -13,8 +13,7 @@ from typing import Any, cast
 import attrs
 
 from caramba_core.component import Body, Embedder, Layer, Topology, evolve
-from caramba_core.document.faults import Fault
-from caramba_core.document.problem import Path
+from caramba_core.document.problem import Fault, Path
 from caramba_core.errors import CarambaError, InvalidValue
 from caramba_core.graph import MAX_NODES, ROOT, Graph, Node, Scope
 from caramba_core.model import Model

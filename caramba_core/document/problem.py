@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import keyword
 import unicodedata
-from collections.abc import Iterable
-from typing import Any, Final, TypeAlias, TypedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Literal, TypeAlias, TypedDict
 
 import attrs
 
-__all__ = ["About", "ManifestProblem", "Path", "dotted", "in_order", "key_of", "shown"]
+__all__ = ["About", "Fault", "Faults", "ManifestProblem", "Path", "dotted", "in_order", "key_of", "shown"]
 
 Path: TypeAlias = "tuple[str | int, ...]"
 """Keys and indices that lead from the root of a manifest to a value."""
@@ -92,6 +92,38 @@ class ManifestProblem:
         """The same as plain data, for ``--format json``."""
         data = attrs.asdict(self, filter=lambda field, _: not field.name.startswith("excerpt"))
         return {**data, "path": dotted(self.path), "source": self.excerpt, "notes": list(self.notes)}
+
+
+@attrs.frozen(kw_only=True)
+class Fault:
+    """One thing wrong at a path, whose place is found later; ``at`` says whether to point at the value, or at its key.
+
+    A path that leads to something that is not there points at what lacks it.
+    """
+
+    path: Path = ()
+    message: str
+    at: Literal["value", "key"] = "value"
+    found: str | None = None
+    expected: str | None = None
+    hint: str | None = None
+
+    @classmethod
+    def of(cls, error: Any, *path: str | int) -> Fault:
+        """What an error says, a :class:`CarambaError` or an :class:`InvalidValue`, of a value at a path."""
+        return cls(path=path, message=error.message, expected=error.expected, hint=error.hint)
+
+
+class Faults(Exception):  # noqa: N818 - never leaves this package
+    """A value could not be made; without faults, because of a problem that is reported already."""
+
+    def __init__(self, *faults: Fault) -> None:
+        self.faults = faults
+        super().__init__(f"{len(self.faults)} faults")
+
+    def below(self, *parts: str | int) -> Sequence[Fault]:
+        """The same faults, seen from a value that holds the faulty one under ``parts``."""
+        return [attrs.evolve(fault, path=(*parts, *fault.path)) for fault in self.faults]
 
 
 def in_order(problems: Iterable[ManifestProblem], files: Iterable[str] = ()) -> list[ManifestProblem]:

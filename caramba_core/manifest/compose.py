@@ -13,10 +13,9 @@ from typing import Final
 
 import attrs
 
-from caramba_core.document.faults import Fault
-from caramba_core.document.problem import ManifestProblem, shown
+from caramba_core.document.problem import Fault, ManifestProblem, shown
 from caramba_core.document.source import SUFFIXES, Broken, SourceText, TextSpan, read_source
-from caramba_core.document.tree import Gap, List, Map, Node, Scalar, mapped, merge, plain
+from caramba_core.document.tree import Gap, List, Map, Node, Scalar, mapped, merge, plain, problem_at
 from caramba_core.errors import PluginError
 from caramba_core.manifest.reading import Reading, check_depth
 from caramba_core.manifest.texts import read_text
@@ -73,7 +72,7 @@ def check_requires(node: Node | None, plugins: Registry) -> list[ManifestProblem
             if item.text is not None:
                 plugins.require(item.text)
         except PluginError as error:
-            problems.append(Fault.of(error, "requires").located(item.span))
+            problems.append(problem_at(item, Fault.of(error, "requires")))
     return problems
 
 
@@ -105,8 +104,7 @@ class Composer:
         base: Map | None = None
         for text in self._named(root, "extends", chain):
             base = _laid(base, self.compose(text, chain))
-        groups = None if base is None else base.get("groups")
-        for group in () if groups is None else groups.children:
+        for group in () if base is None else base.items_at("groups"):
             if (name := group.text_at("name")) is not None:
                 self.inherited[name] = group
         return _laid(base, root.without("extends"))

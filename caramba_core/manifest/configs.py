@@ -6,8 +6,7 @@ from typing import Any, Final, get_type_hints
 
 import attrs
 
-from caramba_core.document.faults import Fault
-from caramba_core.document.problem import key_of
+from caramba_core.document.problem import Fault, key_of
 from caramba_core.errors import PluginError
 from caramba_core.manifest.schema import Group, Manifest
 from caramba_core.manifest.values import kinds_of, members, words

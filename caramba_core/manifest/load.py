@@ -13,20 +13,18 @@ from typing import Any
 
 import attrs
 
-from caramba_core.document.faults import Fault, Faults
-from caramba_core.document.problem import ManifestProblem, Path, in_order
+from caramba_core.document.problem import Faults, ManifestProblem, Path, in_order
 from caramba_core.document.source import Broken, SourceText
-from caramba_core.document.tree import Gap, List, Map, Node, find, merge, plain
+from caramba_core.document.tree import Gap, List, Map, Node, find, merge, plain, problem_at
 from caramba_core.errors import ManifestError
 from caramba_core.manifest.compose import Composer, check_requires, find_source, is_file_name
 from caramba_core.manifest.groups import expand_groups
-from caramba_core.manifest.model import structure_model
 from caramba_core.manifest.origins import spell_out_models
 from caramba_core.manifest.overrides import apply, override_name, parse
 from caramba_core.manifest.reading import Reading, check_depth
 from caramba_core.manifest.rules import group_faults, rule_faults
 from caramba_core.manifest.schema import Manifest
-from caramba_core.manifest.structure import Structurer
+from caramba_core.manifest.structure import Structurer, structure_model
 from caramba_core.manifest.variables import Variables, declared, misspelt
 from caramba_core.plugins.registry import Registry, registry
 from caramba_core.suggestions import nearest
@@ -58,25 +56,20 @@ class Loaded:
     def resolved_group(self, name: str) -> dict[str, Any]:
         """A resolved manifest with one group of this one, and that group's model, alone."""
         document: dict[str, Any] = _escaped(plain(self.tree))
-        group = next(group for group in document["groups"] if group["name"] == name)
-        model = group.pop("model")
-        return {**document, "model": model, "groups": [group]}
+        group = document["groups"][self._index(name)]
+        return {**document, "model": group.pop("model"), "groups": [group]}
 
     def teacher_keys(self, name: str | None = None) -> dict[Path, str]:
         """The key of the teacher's configuration of each value of :attr:`document` that was taken from there.
 
         With ``name``, the values of :meth:`resolved_group`.
         """
-        found = dict(_keys(self.tree, ()))
         if name is None:
-            return found
-        names = [group["name"] for group in plain(self.tree)["groups"]]
-        start: Path = ("groups", names.index(name), "model")
-        return {("model", *path[3:]): key for path, key in found.items() if path[:3] == start}
+            return dict(_keys(self.tree, ()))
+        return dict(_keys(find(self.tree, ("groups", self._index(name), "model")).node, ("model",)))
 
-    def problem_at(self, fault: Fault) -> ManifestProblem:
-        """A problem with a value of the resolved manifest, where its user wrote it."""
-        return _located(self.tree, fault)
+    def _index(self, name: str) -> int:
+        return [group.name for group in self.manifest.groups].index(name)
 
 
 def _keys(node: Node, path: Path) -> Iterator[tuple[Path, str]]:
@@ -136,7 +129,7 @@ def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer, 
         faults = [*rule_faults(data, (), plugins), *group_faults(manifest)]
     except Faults as error:
         faults = [*error.faults, *rule_faults(data, error.faults, plugins)]
-    reading.report(*(_located(tree, fault) for fault in faults))
+    reading.report(*(problem_at(tree, fault) for fault in faults))
     return None if manifest is None else Loaded(manifest=manifest, folder=folder, tree=tree)
 
 
@@ -196,19 +189,7 @@ def _resolved_group(group: Node, index: int, root: Map, scope: Variables, readin
         group = group.set("model", model.value, model.key)
     elif own_model is None:  # the manifest's missing model is reported once, for the manifest
         group = group.set("model", Gap(group.head))
-    named = {key: group.entries[key] for key in ("name",) if key in group.entries}
-    return scope.resolve(group.with_entries({**named, **group.entries}).without("vars"))
-
-
-def _located(tree: Map, fault: Fault) -> ManifestProblem:
-    """A fault with the place of what it is about."""
-    found = find(tree, fault.path)
-    span = found.node.span
-    if fault.at == "key" and found.key is not None and not found.missing:
-        span = found.key
-    elif isinstance(found.node, Map | List) and (found.missing or fault.message.startswith("missing key")):
-        span = found.node.head
-    return fault.located(span, found.notes)
+    return scope.resolve(group.without("vars"))
 
 
 def _escaped(value: Any) -> Any:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from caramba_core.document.faults import Fault
-from caramba_core.document.problem import Path
+from caramba_core.document.problem import Fault, Path
 from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.manifest.schema import Manifest
 from caramba_core.modes import Data, Need

@@ -5,14 +5,15 @@ A component's class is looked up by its ``type:`` (a run's by its ``mode:``) in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_origin
 
 import attrs
 
-from caramba_core.document.faults import Fault, Faults
-from caramba_core.document.tree import GAP
-from caramba_core.errors import InvalidValue, PluginError
+from caramba_core.document.problem import Fault, Faults
+from caramba_core.document.source import SourceText, TextSpan
+from caramba_core.document.tree import GAP, Gap, problem_at
+from caramba_core.errors import InvalidValue, ManifestError, PluginError
 from caramba_core.manifest.configs import Shape, shape_of
 from caramba_core.manifest.values import (
     PLAIN,
@@ -25,10 +26,28 @@ from caramba_core.manifest.values import (
     misfit,
     words,
 )
-from caramba_core.plugins.registry import Registry
+from caramba_core.model import Model
+from caramba_core.plugins.registry import Registry, registry
 from caramba_core.suggestions import article, listing, nearest
 
-__all__ = ["Structurer"]
+__all__ = ["Structurer", "structure_model"]
+
+
+def structure_model(model: Mapping[str, Any], *, origin: str = "model") -> Model:
+    """A typed model from plain data in the words of a manifest; ``origin`` names it in problems."""
+    try:
+        made: Model = Structurer(registry()).structure(_as_read(model), Model)
+    except Faults as error:
+        nowhere = Gap(TextSpan(SourceText(name=origin, text="", placeless=True), 0, 0))
+        raise ManifestError(tuple(problem_at(nowhere, fault) for fault in error.below("model"))) from None
+    return made
+
+
+def _as_read(value: Any) -> Any:
+    """Plain data with dictionaries and lists alone, as a manifest's text gives it."""
+    if isinstance(value, Mapping):
+        return {key: _as_read(item) for key, item in value.items()}
+    return [_as_read(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class Structurer:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from caramba_core.document.faults import Fault
+from caramba_core.document.problem import Fault
 from caramba_core.graph import Graph
 from caramba_core.lowering import LoweringError, lower
 from caramba_core.manifest import structure_model

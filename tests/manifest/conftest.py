@@ -61,7 +61,7 @@ def example_plugins(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Te
     spec.loader.exec_module(module)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     registry = example_registry()
-    for user in ("load", "model"):
+    for user in ("load", "structure"):
         monkeypatch.setattr(f"caramba_core.manifest.{user}.registry", lambda: registry)
     return registry
 
