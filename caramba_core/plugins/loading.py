@@ -11,7 +11,7 @@ from typing import Any
 
 from caramba_core.errors import PluginError
 from caramba_core.kinds import Kind
-from caramba_core.plugins.metadata import CORE, ComponentEntry, Plugin, normalized, required
+from caramba_core.plugins.metadata import CORE, ComponentEntry, Plugin, extra_of, normalized, required
 from caramba_core.suggestions import article, nearest, suggestion
 
 __all__ = ["broken", "check_hooks", "import_entry", "required_methods"]
@@ -83,7 +83,7 @@ def _how_to_install(module: str, plugin: Plugin) -> str:
     """The pip command that brings a missing module: through the plugin's own requirements where they name it."""
     for requirement in plugin.requirements:
         if required(requirement)[0] == normalized(module):
-            extra = requirement.partition("extra ==")[2].strip(" '\"()")
+            extra = extra_of(requirement)
             return f"pip install '{f'{plugin.name}[{extra}]' if extra else requirement.partition(';')[0].strip()}'"
     return f"pip install {module}, or pip install --force-reinstall {plugin.name} with its dependencies"
 
