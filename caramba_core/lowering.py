@@ -13,7 +13,7 @@ from typing import Any, cast
 import attrs
 
 from caramba_core.component import Body, Embedder, Layer, Topology, evolve
-from caramba_core.document.problem import Fault, Path
+from caramba_core.document.problem import Fault, Path, dotted
 from caramba_core.errors import CarambaError, InvalidValue
 from caramba_core.graph import MAX_NODES, ROOT, Graph, Node, Scope
 from caramba_core.model import Model
@@ -31,12 +31,8 @@ class LoweringError(CarambaError):
     def __init__(self, faults: Sequence[Fault]) -> None:
         assert faults, "a LoweringError needs at least one fault"
         self.faults = tuple(faults)
-        lines = []
-        for fault in faults:
-            lines.append(f"{'.'.join(map(str, fault.path))}: {fault.message}")
-            more = (("expected", fault.expected), ("hint", fault.hint))
-            lines += [f"  {label}: {text}" for label, text in more if text is not None]
-        super().__init__("\n".join(lines))
+        each = (CarambaError(f"{dotted(f.path)}: {f.message}", expected=f.expected, hint=f.hint) for f in faults)
+        super().__init__("\n".join(map(str, each)))
 
 
 def lower(model: Model, path: Path = ("model",)) -> Graph:
@@ -44,10 +40,6 @@ def lower(model: Model, path: Path = ("model",)) -> Graph:
 
     Raises :class:`LoweringError` with every fault: widths that do not meet, names that cannot be, too many nodes.
     """
-    if model.head is None:  # a manifest that names none has the default one
-        raise LoweringError(
-            [Fault(path=path, message="the model has no head", expected="a component of the kind head")]
-        )
     return _Lowering().model(model, path)
 
 
@@ -92,7 +84,7 @@ class _Lowering:
     def _head(self, model: Model, path: Path, embedder: Node, flow: _Flow) -> Node:
         vocabulary, tied = model.embedder.vocab_size, model.tied_embeddings
         given, place = model.head, (*path, "head")
-        assert given is not None
+        assert given is not None, "a manifest that names no head has the default one"
         self._fixed_name(given, place)
         if given.tied and not tied:
             hint = "set model.tied_embeddings: true"
@@ -211,14 +203,8 @@ class _Lowering:
         except InvalidValue as error:
             first = ends[0] if config.flow == "fan" else flow
             second = next((end for end in ends if end.width != first.width), ends[0])
-            self._fault(
-                second.path,
-                error.message,
-                expected=error.expected,
-                hint=error.hint,
-                widths={first.source: first.width, second.source: second.width},
-                once=(path, "join"),
-            )
+            message = f"{error.message} {_widths(first, second)}"
+            self._faults.setdefault((path, "join"), attrs.evolve(Fault.of(error, *second.path), message=message))
             return flow
         if config.flow == "chain" and ends[-1].width == width:
             return ends[-1]  # the node inside that made the width is what later messages name
@@ -241,31 +227,17 @@ class _Lowering:
         try:
             yield
         except InvalidValue as error:
-            place = (*path, *error.path)
-            self._fault(
-                place,
-                f"{name} cannot take its input: {error.message}",
-                expected=error.expected,
-                hint=error.hint,
-                widths={flow.source: flow.width},
-                once=(place, error.message),
-            )
+            fault = Fault.of(error, *path, *error.path)
+            message = f"{name} cannot take its input: {error.message} {_widths(flow)}"
+            self._faults.setdefault((fault.path, error.message), attrs.evolve(fault, message=message))
 
-    def _fault(
-        self,
-        path: Path,
-        message: str,
-        *,
-        expected: str | None = None,
-        hint: str | None = None,
-        widths: dict[str, int] | None = None,
-        once: tuple[Path, str] | None = None,
-    ) -> None:
+    def _fault(self, path: Path, message: str, *, expected: str | None = None, hint: str | None = None) -> None:
         """Note a fault; the same one in every repetition is one fault."""
-        if widths:
-            message += f" ({', '.join(f'{width} from {source}' for source, width in widths.items())})"
-        fault = Fault(path=path, message=message, expected=expected, hint=hint)
-        self._faults.setdefault(once or (path, message), fault)
+        self._faults.setdefault((path, message), Fault(path=path, message=message, expected=expected, hint=hint))
+
+
+def _widths(*flows: _Flow) -> str:
+    return f"({', '.join(f'{flow.width} from {flow.source}' for flow in flows)})"
 
 
 # ------------------------------------------------------------------------------------------- where layers were written

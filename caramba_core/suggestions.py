@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-__all__ = ["article", "listing", "nearest", "suggestion"]
+__all__ = ["article", "listing", "nearest", "suggestion", "unknown"]
 
 _FAMILIAR: Final = {
     "hidden_size": ("d_model",),
@@ -60,6 +60,12 @@ def suggestion(names: Sequence[str]) -> str:
     if not names:
         return ""
     return f", did you mean {' or '.join(repr(name) for name in names[:4])}?"
+
+
+def unknown(message: str, name: str, known: Collection[str], expected: str = "one of {}") -> tuple[str, str | None]:
+    """What to say of a name that is not known: the message with the nearest ones, else what would have been right."""
+    near = nearest(name, known)
+    return f"{message}{suggestion(near)}", None if near else expected.format(listing(known))
 
 
 def listing(names: Iterable[str], *, most: int = 16) -> str:

@@ -14,7 +14,7 @@ from caramba_core.document.problem import Path
 from caramba_core.document.tree import Gap, List, Map, MapItem, Node, Scalar, merge, noted, plain
 from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.variables import Variables, declared
-from caramba_core.suggestions import listing, nearest, suggestion
+from caramba_core.suggestions import unknown
 
 __all__ = ["expand_groups"]
 
@@ -86,9 +86,8 @@ class _Expansion:
         if not all(names):
             return Gap(reference.span)  # it may be the one whose name cannot be read, which is reported
         known = [other for other in dict.fromkeys(map(str, names)) if other != item.text_at("name")]
-        near = nearest(name, known)
-        message, expected = f"there is no group {name!r}{suggestion(near)}", f"one of {listing(known)}"
-        return self.reading.gap(reference.span, message, path=path, expected=None if near else expected)
+        message, expected = unknown(f"there is no group {name!r}", name, known)
+        return self.reading.gap(reference.span, message, path=path, expected=expected)
 
 
 def _matrix(group: Map, path: Path, variables: Mapping[str, MapItem], reading: Reading) -> list[Map]:

@@ -13,7 +13,7 @@ from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.manifest.schema import Manifest
 from caramba_core.modes import Data, Need
 from caramba_core.plugins.registry import Registry
-from caramba_core.suggestions import listing, nearest, suggestion
+from caramba_core.suggestions import listing, unknown
 
 __all__ = ["group_faults", "rule_faults"]
 
@@ -77,14 +77,11 @@ def _continued(run: dict[str, Any], path: Path, before: list[str], everyone: lis
     named = run.get("from")
     if not isinstance(named, str) or named in before:
         return
+    right = "one of {}" if before else "a run above this one; there is none"
+    message, expected = unknown(f"there is no run {named!r}", named, before, right)
     if named in everyone:
-        near: Sequence[str] = ()
-        message = f"the run {named!r} does not come before this one"
-    else:
-        near = nearest(named, before)
-        message = f"there is no run {named!r}{suggestion(near)}"
-    expected = f"one of {listing(before)}" if before else "a run above this one; there is none"
-    yield Fault(path=(*path, "from"), message=message, expected=None if near else expected)
+        message, expected = f"the run {named!r} does not come before this one", right.format(listing(before))
+    yield Fault(path=(*path, "from"), message=message, expected=expected)
 
 
 def _needed(

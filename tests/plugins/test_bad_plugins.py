@@ -15,7 +15,7 @@ from caramba_core.plugins.registry import registry
 from tests.plugins.site import ATTENTION, Site
 from tests.plugins.test_hooks_in_runs import MANIFEST
 
-HOOKS = "from caramba_core import hookimpl\n"
+HOOKS = "from caramba_core.hookspecs import hookimpl\n"
 
 
 def attention(module: str = "bad") -> dict[str, dict[str, str]]:
@@ -42,7 +42,7 @@ BROKEN_ON_LOAD = {
     "is no class": ("Attention = 3", "bad:Attention is an int, not a class", "report it to its author"),
     "is another class": ("class Attention: pass", "is the class Attention", "report it to its author"),
     "is no component": (
-        "from caramba_core import Attention as Base\nclass Attention(Base): pass",
+        "from caramba_core.component import Attention as Base\nclass Attention(Base): pass",
         "is not a component expected: the decorator @component",
         "report it to its author",
     ),
