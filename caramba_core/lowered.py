@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from caramba_core.document.problem import Fault, ManifestProblem, Path, in_order
 from caramba_core.document.tree import problem_at
-from caramba_core.errors import InputError, ManifestError
+from caramba_core.errors import Faults, InputError, ManifestError
 from caramba_core.graph import Graph
-from caramba_core.lowering import LoweringError, lower
+from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def lower_checkpoint(checkpoint: Checkpoint) -> Graph:
     """The graph of the model inside of a checkpoint; raises :class:`InputError` for one that cannot be."""
     try:
         return lower(structure_model(checkpoint.model(), origin=str(checkpoint.path)))
-    except LoweringError as error:
+    except Faults as error:
         raise InputError(f"{checkpoint.path} describes a model that cannot be:\n{error}") from None
 
 
@@ -51,7 +51,7 @@ def _lowered(loaded: Loaded, groups: Iterable[Group | None]) -> list[Graph]:
         place = () if group is None else group_path(loaded, group)
         try:
             graphs.append(lower((group or loaded.manifest).model, (*place, "model")))
-        except LoweringError as error:
+        except Faults as error:
             faults.extend(error.faults)
     if faults:
         raise ManifestError(located(loaded, faults))

@@ -13,32 +13,19 @@ from typing import Any, cast
 import attrs
 
 from caramba_core.component import Body, Embedder, Layer, Topology, evolve
-from caramba_core.document.problem import Fault, Path, dotted
-from caramba_core.errors import CarambaError, InvalidValue
+from caramba_core.document.problem import Fault, Path
+from caramba_core.errors import Faults, InvalidValue
 from caramba_core.graph import MAX_NODES, ROOT, Graph, Node, Scope
 from caramba_core.model import Model
 from caramba_core.naming import Names, name_fault
 
-__all__ = ["LoweringError", "lower"]
-
-
-class LoweringError(CarambaError):
-    """Everything that is wrong with a model.
-
-    :func:`caramba_core.lowered.lower_group` turns it into a :class:`~caramba_core.errors.ManifestError` with places.
-    """
-
-    def __init__(self, faults: Sequence[Fault]) -> None:
-        assert faults, "a LoweringError needs at least one fault"
-        self.faults = tuple(faults)
-        each = (CarambaError(f"{dotted(f.path)}: {f.message}", expected=f.expected, hint=f.hint) for f in faults)
-        super().__init__("\n".join(map(str, each)))
+__all__ = ["lower"]
 
 
 def lower(model: Model, path: Path = ("model",)) -> Graph:
     """The graph of a model; ``path`` is where the model stands in the resolved manifest.
 
-    Raises :class:`LoweringError` with every fault: widths that do not meet, names that cannot be, too many nodes.
+    Raises :class:`Faults` with every fault: widths that do not meet, names that cannot be, too many nodes.
     """
     return _Lowering().model(model, path)
 
@@ -71,7 +58,7 @@ class _Lowering:
             topology, flow = self._layer(model.topology, (*path, "topology"), ROOT, names, flow, 1)
             head = self._head(model, path, embedder, flow)
         if self._faults:
-            raise LoweringError(tuple(self._faults.values()))
+            raise Faults(*self._faults.values())
         return Graph(embedder=embedder, topology=topology, head=head, tied_embeddings=model.tied_embeddings)
 
     # ------------------------------------------------------------------------------------------------ the two ends

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import keyword
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final, Literal, TypeAlias, TypedDict
 
 import attrs
 
-__all__ = ["About", "Fault", "Faults", "ManifestProblem", "Path", "dotted", "in_order", "key_of", "shown"]
+__all__ = ["About", "Fault", "ManifestProblem", "Path", "dotted", "in_order", "key_of", "shown"]
 
 Path: TypeAlias = "tuple[str | int, ...]"
 """Keys and indices that lead from the root of a manifest to a value."""
@@ -110,20 +110,8 @@ class Fault:
 
     @classmethod
     def of(cls, error: Any, *path: str | int) -> Fault:
-        """What an error says, a :class:`CarambaError` or an :class:`InvalidValue`, of a value at a path."""
+        """What an error says of a value at a path: one with ``message``, ``expected`` and ``hint``."""
         return cls(path=path, message=error.message, expected=error.expected, hint=error.hint)
-
-
-class Faults(Exception):  # noqa: N818 - never leaves this package
-    """A value could not be made; without faults, because of a problem that is reported already."""
-
-    def __init__(self, *faults: Fault) -> None:
-        self.faults = faults
-        super().__init__(f"{len(self.faults)} faults")
-
-    def below(self, *parts: str | int) -> Sequence[Fault]:
-        """The same faults, seen from a value that holds the faulty one under ``parts``."""
-        return [attrs.evolve(fault, path=(*parts, *fault.path)) for fault in self.faults]
 
 
 def in_order(problems: Iterable[ManifestProblem], files: Iterable[str] = ()) -> list[ManifestProblem]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import attrs
 
-from caramba_core.document.problem import Faults, ManifestProblem, Path, in_order
+from caramba_core.document.problem import ManifestProblem, Path, in_order
 from caramba_core.document.source import Broken, SourceText
 from caramba_core.document.tree import Gap, List, Map, Node, find, merge, plain, problem_at
-from caramba_core.errors import ManifestError
+from caramba_core.errors import Faults, ManifestError
 from caramba_core.manifest.compose import Composer, check_requires, find_source, is_file_name
 from caramba_core.manifest.groups import expand_groups
 from caramba_core.manifest.origins import spell_out_models

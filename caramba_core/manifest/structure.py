@@ -10,10 +10,10 @@ from typing import Any, get_args, get_origin
 
 import attrs
 
-from caramba_core.document.problem import Fault, Faults
+from caramba_core.document.problem import Fault
 from caramba_core.document.source import SourceText, TextSpan
 from caramba_core.document.tree import GAP, Gap, problem_at
-from caramba_core.errors import InvalidValue, ManifestError, PluginError
+from caramba_core.errors import Faults, InvalidValue, ManifestError, PluginError
 from caramba_core.manifest.configs import Shape, shape_of
 from caramba_core.manifest.values import (
     PLAIN,

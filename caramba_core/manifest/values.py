@@ -9,8 +9,9 @@ from types import NoneType, UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from caramba_core.component import Component, Layer
-from caramba_core.document.problem import Fault, Faults, shown
+from caramba_core.document.problem import Fault, shown
 from caramba_core.document.tree import GAP
+from caramba_core.errors import Faults
 from caramba_core.kinds import LAYER_KINDS
 from caramba_core.suggestions import article, nearest, suggestion
 

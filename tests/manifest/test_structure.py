@@ -9,8 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from caramba_core.component import component, option
-from caramba_core.document.problem import Faults
-from caramba_core.errors import InvalidValue, ManifestError, PluginError
+from caramba_core.errors import Faults, InvalidValue, ManifestError, PluginError
 from caramba_core.manifest import structure_model
 from caramba_core.manifest.structure import Structurer
 from caramba_core.plugins.registry import Registry
