@@ -1,7 +1,4 @@
-"""caramba: manifest-driven transformer research.
-
-What plugins may import of it is listed in ``docs/public.md``, module by module; the package itself imports nothing.
-"""
+"""caramba: manifest-driven transformer research.  What may be imported of it, and from where, is in docs/public.md."""
 
 __all__ = ["__version__"]
 

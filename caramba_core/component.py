@@ -152,14 +152,6 @@ class Cost:
             saved=self.saved + other.saved,
         )
 
-    def times(self, count: int) -> Cost:
-        """The cost of ``count`` applications."""
-        return Cost(
-            operations=self.operations * count,
-            causal_operations=self.causal_operations * count,
-            saved=self.saved * count,
-        )
-
     @classmethod
     def product(cls, rows: int, inner: int, columns: int, *, saved: int = 0) -> Cost:
         """A dense product ``[rows, inner] x [inner, columns]``."""

@@ -2,6 +2,7 @@
 
     CarambaError                 2   anything the user can repair
     ├── ManifestError            2   the manifest: every problem found, each with its place
+    ├── Faults                   2   values or a model that cannot be, by path
     ├── InputError               2   a file, checkpoint, token array or device that cannot be used
     ├── PluginError              2   a plugin that is missing, broken or incompatible
     ├── VerificationFailed       3   a ``verify:`` threshold was not met
@@ -13,13 +14,16 @@ Broken internal invariants are ``assert`` statements and end with exit code 1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
-if TYPE_CHECKING:
-    from caramba_core.document.problem import ManifestProblem
+import attrs
+
+from caramba_core.document.problem import Fault, ManifestProblem, Path, dotted, key_of
 
 __all__ = [
     "CarambaError",
+    "Faults",
     "InputError",
     "InvalidValue",
     "ManifestError",
@@ -60,6 +64,22 @@ class ManifestError(CarambaError):
         assert problems, "a ManifestError needs at least one problem"
         self.problems = problems
         super().__init__("\n\n".join(problem.render() for problem in problems))
+
+
+class Faults(CarambaError):
+    """What is wrong with values or with a model, by path; places in a manifest's text are found later.
+
+    Without any fault, a value could not be made because of a problem that is reported already.
+    """
+
+    def __init__(self, *faults: Fault) -> None:
+        self.faults = faults
+        each = (CarambaError(f"{dotted(f.path)}: {f.message}", expected=f.expected, hint=f.hint) for f in faults)
+        super().__init__("\n".join(map(str, each)))
+
+    def below(self, *parts: str | int) -> Sequence[Fault]:
+        """The same faults, seen from a value that holds the faulty one under ``parts``."""
+        return [attrs.evolve(fault, path=(*parts, *fault.path)) for fault in self.faults]
 
 
 class InputError(CarambaError):
@@ -111,3 +131,8 @@ class InvalidValue(ValueError):
         self.expected = expected
         self.hint = hint
         self.within = within
+
+    @property
+    def path(self) -> Path:
+        """Where the fault is in the mapping that the config is made of."""
+        return () if self.field is None else (key_of(self.field), *self.within)

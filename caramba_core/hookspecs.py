@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = [
     "OBSERVERS",
     "SECTIONS",
-    "PluginInfo",
     "Section",
     "checked_sections",
     "hookimpl",
@@ -55,20 +54,6 @@ OBSERVERS: Final = frozenset(
     {"step_finished", "evaluated", "checkpoint_saved", "run_finished", "report_sections", "run_failed"}
 )
 SECTIONS: Final = frozenset({"plan_sections", "report_sections"})
-
-
-@attrs.frozen(kw_only=True)
-class PluginInfo:
-    """What a plugin says of itself.
-
-    ``summary`` is one line; ``documentation`` an address; ``extras`` names, for each optional extra of the
-    distribution, the modules that it brings (``{"fast": ("fancylib",)}``); ``caramba plugins show`` says which are
-    there.
-    """
-
-    summary: str
-    documentation: str | None = None
-    extras: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)
@@ -114,18 +99,6 @@ def checked_sections(result: Any) -> Sequence[Section]:
         if not isinstance(section, Section):
             raise TypeError(f"a section is a {type(section).__name__}, not a caramba_core.hookspecs.Section")
     return result
-
-
-# ------------------------------------------------------------------------------------------------ about the plugin
-
-
-@hookspec
-def caramba_plugin_info() -> PluginInfo:
-    """Say what the plugin is.
-
-    Runs for ``caramba plugins show`` and ``plugins check``.  Changes nothing.  An exception marks the plugin as broken.
-    """
-    raise NotImplementedError
 
 
 # ------------------------------------------------------------------------------------------------ graphs and plans

@@ -9,14 +9,10 @@ from typing import Final
 
 import attrs
 
-__all__ = ["HOOKS_GROUP", "KINDS", "KINDS_GROUP", "LAYER_KINDS", "Kind"]
+__all__ = ["HOOKS_GROUP", "KINDS", "LAYER_KINDS", "Kind"]
 
 HOOKS_GROUP: Final = "caramba"
 """Entry-point group of the pluggy modules that hold a distribution's hook implementations."""
-
-
-KINDS_GROUP: Final = f"{HOOKS_GROUP}.kind"
-"""Entry-point group of the kinds that a distribution declares."""
 
 
 @attrs.frozen

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph, local_name, matches
-from caramba_core.suggestions import listing, nearest, suggestion
+from caramba_core.suggestions import listing, unknown
 
 __all__ = ["trained_nodes"]
 
@@ -27,8 +27,7 @@ def _unmatched(pattern: str, names: Collection[str]) -> InputError:
     last = {name.rsplit(".", 1)[-1] for name in names}
     # the index of a block and the number of a second norm are no roles
     roles = sorted(part for part in last if not part.rpartition("_")[2].isdigit())
-    near = nearest(local_name(pattern), [*roles, *map(local_name, names)])
-    return InputError(
-        f"{pattern!r} matches no node of the model{suggestion(near)}",
-        expected=None if near else f"a pattern of node names such as {listing(roles)}, blocks.[0-7].attention",
-    )
+    right = f"a pattern of node names such as {listing(roles)}, blocks.[0-7].attention"
+    known = [*roles, *map(local_name, names)]
+    message, expected = unknown(f"{pattern!r} matches no node of the model", local_name(pattern), known, right)
+    return InputError(message, expected=expected)

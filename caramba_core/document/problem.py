@@ -8,13 +8,14 @@ m.yml:9:27: error: model.layers.1.n_heads: expected an integer, found the string
 
 from __future__ import annotations
 
+import keyword
 import unicodedata
 from collections.abc import Iterable
-from typing import Any, Final, TypeAlias, TypedDict
+from typing import Any, Final, Literal, TypeAlias, TypedDict
 
 import attrs
 
-__all__ = ["About", "ManifestProblem", "Path", "dotted", "in_order", "shown"]
+__all__ = ["About", "Fault", "ManifestProblem", "Path", "dotted", "in_order", "key_of", "shown"]
 
 Path: TypeAlias = "tuple[str | int, ...]"
 """Keys and indices that lead from the root of a manifest to a value."""
@@ -93,6 +94,26 @@ class ManifestProblem:
         return {**data, "path": dotted(self.path), "source": self.excerpt, "notes": list(self.notes)}
 
 
+@attrs.frozen(kw_only=True)
+class Fault:
+    """One thing wrong at a path, whose place is found later; ``at`` says whether to point at the value, or at its key.
+
+    A path that leads to something that is not there points at what lacks it.
+    """
+
+    path: Path = ()
+    message: str
+    at: Literal["value", "key"] = "value"
+    found: str | None = None
+    expected: str | None = None
+    hint: str | None = None
+
+    @classmethod
+    def of(cls, error: Any, *path: str | int) -> Fault:
+        """What an error says of a value at a path: one with ``message``, ``expected`` and ``hint``."""
+        return cls(path=path, message=error.message, expected=error.expected, hint=error.hint)
+
+
 def in_order(problems: Iterable[ManifestProblem], files: Iterable[str] = ()) -> list[ManifestProblem]:
     """Each place and message once, in the order of ``files``, then of the first problem of each file, then of lines."""
     once: dict[tuple[str, int | None, int | None, str], ManifestProblem] = {}
@@ -106,6 +127,12 @@ def in_order(problems: Iterable[ManifestProblem], files: Iterable[str] = ()) -> 
 def dotted(path: Path) -> str:
     """``groups.0.runs.1.train.lr``; a key that holds a dot is quoted, as ``--set`` takes it."""
     return ".".join(f'"{part}"' if isinstance(part, str) and ("." in part or not part) else str(part) for part in path)
+
+
+def key_of(attribute: str) -> str:
+    """A field's key in a manifest: ``from_`` is written ``from``."""
+    bare = attribute.removesuffix("_")
+    return bare if keyword.iskeyword(bare) else attribute
 
 
 def shown(value: object) -> str:

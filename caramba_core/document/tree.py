@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import attrs
 
-from caramba_core.document.problem import Path
+from caramba_core.document.problem import Fault, ManifestProblem, Path
 from caramba_core.document.source import TextSpan
 
 __all__ = ["GAP", "MAX_DEPTH", "Gap", "List", "Map", "MapItem", "Node", "Scalar"]
-__all__ += ["find", "mapped", "merge", "noted", "plain", "replaced_at"]
+__all__ += ["find", "mapped", "merge", "noted", "plain", "problem_at", "replaced_at"]
 
 MAX_DEPTH: Final = 64
 """How deep lists and mappings may nest."""
@@ -65,6 +65,11 @@ class Node:
         """The value of a key, if this is a mapping that has it."""
         item = self.entries.get(key) if isinstance(self, Map) else None
         return None if item is None else item.value
+
+    def items_at(self, key: str) -> Sequence[Node]:
+        """The items of the list that the value of a key is; none if it is no list."""
+        value = self.get(key)
+        return value.items if isinstance(value, List) else ()
 
     def text_at(self, key: str) -> str | None:
         """The string that the value of a key is, if it is one."""
@@ -203,6 +208,18 @@ def find(root: Node, path: Path) -> Found:
             return Found(node, key, tuple(notes), path[depth:])
         notes.update(dict.fromkeys(node.notes))
     return Found(node, key, tuple(notes), ())
+
+
+def problem_at(root: Node, fault: Fault) -> ManifestProblem:
+    """A fault with the place of what it is about, as it is found from the root."""
+    found = find(root, fault.path)
+    node, span = found.node, found.node.span
+    if fault.at == "key" and found.key is not None and not found.missing:
+        span = found.key
+    elif isinstance(node, Map | List) and (found.missing or fault.message.startswith("missing key")):
+        span = node.head
+    about = attrs.asdict(fault, filter=attrs.filters.exclude("message", "at"))
+    return span.problem(fault.message, **about, notes=found.notes)
 
 
 def replaced_at(root: Node, path: Path, new: Node) -> Node:

@@ -14,12 +14,12 @@ _HOMES: Final = {
     "Loaded": "load",
     "dump": "writing",
     "load_manifest": "load",
-    "structure_model": "model",
+    "structure_model": "structure",
 }
 
 if TYPE_CHECKING:
     from caramba_core.manifest.load import Loaded, load_manifest
-    from caramba_core.manifest.model import structure_model
+    from caramba_core.manifest.structure import structure_model
     from caramba_core.manifest.writing import dump
 
 

@@ -152,8 +152,8 @@ class _Builder:
 
     def _alias(self, anchor: str, depth: int, span: TextSpan) -> Node:
         if anchor not in self.anchors:
-            near = suggestion([f"*{name}" for name in nearest(anchor, self.anchors)])
-            return self.reading.gap(span, f"no anchor &{anchor} comes before this{near}")
+            near = [f"*{name}" for name in nearest(anchor, self.anchors)]
+            return self.reading.gap(span, f"no anchor &{anchor} comes before this{suggestion(near)}")
         target = self.anchors[anchor]
         if target is None:
             raise span.broken(f"*{anchor} stands inside &{anchor} itself, so it would never end")

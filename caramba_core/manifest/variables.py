@@ -12,7 +12,7 @@ from caramba_core.document.source import TextSpan
 from caramba_core.document.tree import Gap, Map, MapItem, Node, Scalar, mapped, noted
 from caramba_core.manifest.expressions import NAME, USE, ExpressionError, evaluate
 from caramba_core.manifest.reading import Reading, check_depth
-from caramba_core.suggestions import listing, nearest, suggestion
+from caramba_core.suggestions import nearest, unknown
 
 __all__ = ["Variables", "declared", "misspelt", "unknown_variable"]
 
@@ -74,12 +74,9 @@ def unknown_variable(
     name: str, span: TextSpan, variables: Mapping[str, MapItem], hint: str | None = None
 ) -> ManifestProblem:
     """The problem with a name that is none of these variables."""
-    near = nearest(name, variables)
-    known = (
-        f"one of the manifest's vars: {listing(variables)}" if variables else "a name that vars: declares; it has none"
-    )
-    expected = None if near else known
-    return span.problem(f"unknown variable {name!r}{suggestion(near)}", expected=expected, hint=hint)
+    known = "one of the manifest's vars: {}" if variables else "a name that vars: declares; it has none"
+    message, expected = unknown(f"unknown variable {name!r}", name, variables, known)
+    return span.problem(message, expected=expected, hint=hint)
 
 
 class _UnresolvedError(Exception):

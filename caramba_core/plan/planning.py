@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from caramba_core.document.faults import Fault
+from caramba_core.document.problem import Fault
 from caramba_core.errors import InputError, ManifestError, PluginError
 from caramba_core.formatting import format_bytes, format_count
 from caramba_core.graph import Graph

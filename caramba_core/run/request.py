@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from caramba_core.document.faults import Fault
+from caramba_core.document.problem import Fault
 from caramba_core.document.tree import plain
 from caramba_core.errors import CarambaError, InputError, ManifestError, VerificationFailed
 from caramba_core.loading import open_source

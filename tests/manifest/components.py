@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from caramba_plugins_standard.modes import Evaluate, Generate, Train  # noqa: F401 - named by entries
@@ -12,6 +13,9 @@ from caramba_core.component import Attention, Component, Embedder, Head, Layer, 
 from caramba_core.datasets import Dataset
 from caramba_core.errors import InvalidValue
 from caramba_core.modes import Need, Run
+
+SMALL = Path(__file__).parent / "presets" / "small.yml"
+LOST = SMALL.with_name("lost.yml")
 
 
 @component

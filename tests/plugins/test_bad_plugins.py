@@ -181,7 +181,7 @@ def test_hook_module_that_does_not_register(site: Site, text: str, message: str,
     (site.folder / "good.py").write_text(ATTENTION)
     program = (
         "from caramba_core.plugins.registry import registry\n"
-        "assert registry().hooks.caramba_plugin_info()\n"
+        "registry().hooks.run_finished(context=None, summary={})\n"
         "registry().load(registry().find(('attention',), 'bad'))\n"
     )
     ran = site.run("-c", program)

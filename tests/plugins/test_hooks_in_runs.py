@@ -37,7 +37,7 @@ groups:
         steps: 6
         train: {strategy: pretrain, device: cpu, lr: 1.0e-2, batch_size: 2, context: 16, evaluate_every: 3}
 """
-HEAD = "from caramba_core.hookspecs import PluginInfo, Section, hookimpl\nfrom caramba_core.errors import *\n"
+HEAD = "from caramba_core.hookspecs import Section, hookimpl\nfrom caramba_core.errors import *\n"
 FOLDER = Path("runs/tiny/main/first")
 
 Install = Callable[[str], None]
@@ -77,7 +77,7 @@ def status() -> str | None:
 
 def test_every_hook_is_called_in_its_place(install: Install) -> None:
     names = [name for name, function in vars(hookspecs).items() if hasattr(function, "caramba_spec")]
-    hooks = [name for name in names if name not in ("caramba_plugin_info", "plan_sections", "report_sections")]
+    hooks = [name for name in names if name not in ("plan_sections", "report_sections")]
     text = "calls = []\n"
     for name in hooks:
         extra = "step" if name in ("step_finished", "evaluated") else ""
@@ -95,7 +95,7 @@ def test_every_hook_is_called_in_its_place(install: Install) -> None:
     expected += [("checkpoint_saved", None), ("evaluated", 6), ("run_finished", None)]
     expected += [("report_sections", None), ("report_sections", None)]
     assert hooks_a.calls == expected
-    assert {name for name, _ in hooks_a.calls} == {*names} - {"caramba_plugin_info", "run_failed"}
+    assert {name for name, _ in hooks_a.calls} == {*names} - {"run_failed"}
 
 
 def test_several_processes_are_refused(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from caramba_plugins_standard.training import Schedule
 
 from caramba_core.component import component, option
-from caramba_core.hookspecs import PluginInfo, hookimpl
+from caramba_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from caramba_core.run.context import RunContext
@@ -31,12 +31,6 @@ class Sweep(Schedule):
     def factor(self, step: int, steps: int) -> float:
         """Multiplier of the learning rate."""
         return float(10 ** (-self.decades * (1 - step / max(1, steps - 1))))
-
-
-@hookimpl
-def caramba_plugin_info() -> PluginInfo:
-    """What this plugin is."""
-    return PluginInfo(summary="finds a learning rate: schedule {type: lr_sweep}")
 
 
 def _sweeps(context: RunContext) -> bool:

@@ -13,7 +13,7 @@ from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.kinds import LAYER_KINDS
 from caramba_core.plugins.metadata import ComponentEntry, Plugin
 from caramba_core.plugins.registry import Registry
-from caramba_plugins_tools.showing import hook_names, named_plugin, plugin_info, reported_as_broken
+from caramba_plugins_tools.showing import hook_names, named_plugin, reported_as_broken
 
 __all__ = ["check_plugins"]
 
@@ -67,7 +67,7 @@ def _findings(registry: Registry, plugin: Plugin, remarks: Mapping[ComponentEntr
     for entry in _entries(plugin):
         try:
             target = registry.load(entry)
-            done = _hooks(registry, plugin, entry) if entry.kind == "hooks" else _build(entry, target)
+            done = _hooks(registry, entry) if entry.kind == "hooks" else _build(entry, target)
         except PluginError as error:
             registry.note_failure(entry, error)
             yield "broken", f"  {error}"
@@ -75,10 +75,9 @@ def _findings(registry: Registry, plugin: Plugin, remarks: Mapping[ComponentEntr
             yield "ok", f"      {entry.kind} {entry.name}{done}{remarks[entry]}"
 
 
-def _hooks(registry: Registry, plugin: Plugin, entry: ComponentEntry) -> str:
+def _hooks(registry: Registry, entry: ComponentEntry) -> str:
     names = hook_names(registry, entry)
-    silent = "" if plugin_info(registry, plugin) else "  (has no caramba_plugin_info)"
-    return (f": {', '.join(names)}" if names else "") + silent
+    return f": {', '.join(names)}" if names else ""
 
 
 def _build(entry: ComponentEntry, config: Any) -> str:

@@ -14,8 +14,8 @@ import attrs
 from caramba_core import modes
 from caramba_core.errors import PluginError
 from caramba_core.manifest import schema
-from caramba_core.manifest.configs import kinds_of, shape_of
-from caramba_core.manifest.values import is_list, is_literal, is_mapping, members
+from caramba_core.manifest.configs import shape_of
+from caramba_core.manifest.values import is_list, is_literal, is_mapping, kinds_of, members
 from caramba_core.model import Model
 from caramba_core.plugins.registry import Registry
 

@@ -36,7 +36,7 @@ class _Scaffold:
         "`example.yml` is a small model with it, which needs caramba-plugins-standard for the rest; `caramba compile "
         "example.yml --print-plan` plans it. In the list of layers of any manifest: `- {{type: {name}{example}}}`."
     )
-    entry: str = "config:{title}"
+    entry: str = '[project.entry-points."caramba.{kind}"]\n{name} = "{package}.config:{title}"\n'
     example: str = ""
     needs: tuple[str, ...] = (CORE,)
 
@@ -53,12 +53,12 @@ SCAFFOLDS: Final[Mapping[str, _Scaffold]] = {
     "loader": _Scaffold(
         "A reader of {name} checkpoints for caramba.",
         "A teacher whose `source` is such a folder is read by this plugin.",
-        entry="loader:{title}",
+        entry='[project.entry-points."caramba.loader"]\n{name} = "{package}.loader:{title}"\n',
     ),
     "tracker": _Scaffold(
         "Writes the numbers of each caramba run to {name}.csv.",
         "Once installed, every run has the file in its folder; `--no-plugin {distribution}` leaves it out.",
-        entry="",
+        entry='[project.entry-points.caramba]\n{name} = "{package}.plugin"\n',
     ),
 }
 
@@ -109,16 +109,16 @@ def _words(name: str, kind: str) -> dict[str, str]:
     scaffold = SCAFFOLDS[kind]
     words = {
         "name": name,
+        "kind": kind,
         "title": "".join(part.capitalize() for part in name.split("_")),
         "distribution": f"caramba-plugin-{name.replace('_', '-')}",
         "package": f"caramba_plugin_{name}",
         "api": API_VERSION,
         "dependencies": ", ".join(f'"{needed}{_minor_range()}"' for needed in scaffold.needs),
     }
-    for part in ("example", "summary", "usage"):
+    for part in ("example", "summary", "usage", "entry"):
         words[part] = getattr(scaffold, part).format(**words)
-    entry = f'\n[project.entry-points."caramba.{kind}"]\n{name} = "{words["package"]}.{scaffold.entry}"\n'
-    return {**words, "entry_points": entry.format(**words) if scaffold.entry else ""}
+    return words
 
 
 def _minor_range() -> str:

@@ -1,56 +1,34 @@
-"""``plugins show``: a plugin's own words, and its components with their fields."""
+"""``plugins show``: what a plugin's metadata says, and its components with their fields."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, metadata, version
 from typing import Any
 
 from caramba_core.errors import PluginError
-from caramba_core.hookspecs import PluginInfo, hookimpl
-from caramba_core.plugins.metadata import ComponentEntry, Plugin, normalized
+from caramba_core.hookspecs import implementations
+from caramba_core.plugins.metadata import ComponentEntry, Plugin, extra_of, normalized, required
 from caramba_core.plugins.registry import Registry
 from caramba_core.suggestions import listing, nearest
 from caramba_plugins_tools.explain import explain_entry
 
-__all__ = ["hook_names", "named_plugin", "plugin_info", "reported_as_broken", "shown"]
+__all__ = ["hook_names", "named_plugin", "reported_as_broken", "shown"]
 
 
 def named_plugin(registry: Registry, name: str) -> Plugin:
-    """The plugin that a user means by a distribution's name or by the name of its hook module."""
-    plugin = registry.plugins.get(normalized(name))
-    if plugin is not None:
-        return plugin
-    for candidate in registry.plugins.values():
-        if any(entry.name == name for entry in candidate.hooks):
-            return candidate
-    near = nearest(normalized(name), registry.plugins)
+    """The plugin that a user means by a distribution's name, or by the end of it: ``dba``."""
+    wanted = normalized(name)
+    found = [plugin for known, plugin in registry.plugins.items() if known == wanted or known.endswith(f"-{wanted}")]
+    if found:
+        return registry.plugins.get(wanted, found[0])
+    near = nearest(wanted, registry.plugins)
     raise PluginError(
         f"no plugin {name!r} is installed",
         expected=listing(registry.plugins),
         hint=f"did you mean {near[0]!r}?" if near else f"pip install {name}",
     )
-
-
-def plugin_info(registry: Registry, plugin: Plugin) -> PluginInfo | None:
-    """What a plugin says of itself, or ``None`` where it says nothing.
-
-    Raises :class:`PluginError` where it is broken.
-    """
-    for entry in plugin.hooks:
-        tell = getattr(registry.load(entry), "caramba_plugin_info", None)
-        if tell is None:
-            continue
-        with reported_as_broken(entry, "caramba_plugin_info fails"):
-            info = tell()
-        if not isinstance(info, PluginInfo):
-            raise PluginError(
-                f"{entry} {entry.version} is broken: caramba_plugin_info gives a {type(info).__name__}",
-                expected="a caramba_core.hookspecs.PluginInfo",
-            )
-        return info
-    return None
 
 
 @contextmanager
@@ -64,13 +42,8 @@ def reported_as_broken(entry: ComponentEntry, what: str) -> Iterator[None]:
 
 
 def hook_names(registry: Registry, entry: ComponentEntry) -> tuple[str, ...]:
-    """The hooks that a hook module takes part in, beside the one that says what the plugin is."""
-    marked = (
-        options.get("specname") or name
-        for name, function in vars(registry.load(entry)).items()
-        if isinstance(options := getattr(function, f"{hookimpl.project_name}_impl", None), dict)
-    )
-    return tuple(name for name in marked if name != "caramba_plugin_info")
+    """The hooks that a hook module takes part in."""
+    return tuple(hook for _, hook, _ in implementations(registry.load(entry)))
 
 
 def shown(registry: Registry, name: str, *, style: Any) -> str:
@@ -90,22 +63,31 @@ def shown(registry: Registry, name: str, *, style: Any) -> str:
 
 
 def _info_lines(registry: Registry, plugin: Plugin) -> Iterable[str]:
+    """What the distribution's metadata says: what it is, where it is documented, and which of its extras are there."""
+    about = metadata(plugin.name)
+    if about["Summary"]:
+        yield f"  {about['Summary']}"
+    for address in about.get_all("Project-URL", ()):
+        yield f"  {address.replace(', ', ': ', 1)}"
+    for extra in about.get_all("Provides-Extra", ()):
+        wanted = [required(one)[0] for one in plugin.requirements if extra_of(one) == extra]
+        if plugin.name in wanted:  # made of others, which speak for themselves
+            continue
+        missing = [name for name in wanted if not _is_installed(name)]
+        told = f"missing {', '.join(missing)}: pip install '{plugin.name}[{extra}]'" if missing else "installed"
+        yield f"  extra {extra}: {told}"
+    for entry in plugin.hooks:
+        try:
+            yield f"  hooks: {', '.join(hook_names(registry, entry))}"
+        except PluginError as error:
+            yield f"  problem: {error}"
+
+
+def _is_installed(distribution: str) -> bool:
     try:
-        info = plugin_info(registry, plugin)
-    except PluginError as error:
-        yield f"  problem: {error}"
-        return
-    if info is not None:
-        yield f"  {info.summary}"
-        if info.documentation:
-            yield f"  documentation: {info.documentation}"
-        for extra, modules in info.extras.items():
-            missing = [module for module in modules if find_spec(module) is None]
-            told = f"missing {', '.join(missing)}: pip install '{plugin.name}[{extra}]'" if missing else "installed"
-            yield f"  extra {extra}: {told}"
-    hooks = [name for entry in plugin.hooks for name in hook_names(registry, entry)]
-    if hooks:
-        yield f"  hooks: {', '.join(hooks)}"
+        return bool(version(distribution))
+    except PackageNotFoundError:
+        return False
 
 
 def _component_lines(registry: Registry, entry: ComponentEntry) -> Iterable[str]:
