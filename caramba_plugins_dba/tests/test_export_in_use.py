@@ -209,6 +209,12 @@ def test_caches_that_were_made_for_another_attention(tmp_path: Path) -> None:
         student(TOKENS[:, -1:], past_key_values=llama(TOKENS).past_key_values)
 
 
+def test_paged_caches_are_refused(tmp_path: Path) -> None:
+    student, _ = pair_of(tmp_path)
+    with pytest.raises(NotImplementedError, match="does not support continuous batching"):
+        student.generate_batch(inputs=[[1, 2, 3]])
+
+
 def groups_of_64() -> Any:
     """A quantized cache that takes whole groups alone, as those of quanto and hqq do, and loses next to nothing."""
     transformers = importlib.import_module("transformers")

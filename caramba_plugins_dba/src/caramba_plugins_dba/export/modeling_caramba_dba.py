@@ -166,7 +166,8 @@ class Attention(nn.Module):
                     "that was made for another attention does not fit"
                 )
             layer.is_initialized = False  # room that generate made by the configuration's head_dim
-        keys, values = past.update(key, value, self.layer)
+        place = torch.arange(before, before + key.shape[-2], device=key.device)  # static caches of 5.0 read it
+        keys, values = past.update(key, value, self.layer, {"cache_position": place})
         if before == 0:
             keys, values = key, value
         seen = min(before + key.shape[-2], keys.shape[-2])  # a static cache has room behind them
@@ -522,6 +523,14 @@ class CarambaDBAForCausalLM(CarambaDBAPreTrainedModel, GenerationMixin):
             if settings.is_assistant and hasattr(past, "activate_past_recording"):
                 past.activate_past_recording()
         return done
+
+    def _valid_auto_compile_criteria(self, *args: Any, **kwargs: Any) -> bool:
+        """Static caches run uncompiled: how a token is computed depends on how many there are."""
+        return False
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: paged caches are read by kernels for keys and values of ordinary attention."""
+        raise NotImplementedError("DBA does not support continuous batching (generate_batch): its cache is not paged")
 
     @can_return_tuple
     def forward(
