@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from caramba_plugins_dba.export import exporter
 from caramba_plugins_llama.export import export
 from caramba_plugins_standard.generation import generate, generate_each
 from caramba_plugins_standard.gqa import GroupedQueryAttention
-from torch import Tensor
+from dba_exports import DBA, GQA, bytes_of, continued, make_run, model_of, random_tokens, theirs
 
 from caramba_core.errors import InputError
 from caramba_core.loading import find_loader
@@ -26,14 +24,10 @@ from caramba_core.manifest import structure_model
 from caramba_core.nn.build import build
 from caramba_core.nn.filling import load_weights
 from caramba_core.nn.frame import Frame
-from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plan.nodes import plan_model
-from caramba_core.run.checkpoint import save_checkpoint
-from caramba_core.run.directory import RunDirectory
 
-VOCABULARY, WIDTH = 61, 24
-GQA: dict[str, Any] = {"type": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rope": {"theta": 500.0}}
-DBA: dict[str, Any] = {**GQA, "type": "dba", "sem_dim": 6, "geo_dim": 8, "v_dim": 10}
+pytestmark = pytest.mark.usefixtures("remote_code")
+
 LLAMA3 = {
     "theta": 100.0,
     "scaling": "llama3",
@@ -93,86 +87,6 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "window of one token": {**OF_OPTIONS["window"], "window": 1},
     "window wider than the text": {**OF_OPTIONS["window"], "window": 50},
 }
-
-
-@pytest.fixture(autouse=True)
-def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Remote code is copied into a folder of this test, and forgotten afterwards."""
-    dynamic = importlib.import_module("transformers.dynamic_module_utils")
-    logging = importlib.import_module("transformers.utils.logging")
-    logging.disable_progress_bar()
-    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        del sys.modules[name]
-
-
-def model_of(first: dict[str, Any], second: dict[str, Any] | None = None, *, tied: bool = True) -> dict[str, Any]:
-    """The ``model:`` of a decoder of three blocks; with ``second``, the middle one has that attention."""
-    norm = {"type": "rms_norm", "eps": 1e-5}
-    mlp = {"type": "residual", "layers": [norm, {"type": "swiglu", "d_ff": 40}]}
-
-    def block(attention: dict[str, Any]) -> list[dict[str, Any]]:
-        return [{"type": "residual", "layers": [norm, attention]}, mlp]
-
-    nested: dict[str, Any] = {"type": "nested", "name": "blocks", "repeat": 3, "layers": block(first)}
-    if second is not None:
-        nested |= {"variants": [block(second)], "order": [0, 1, 0]}
-    return {
-        "type": "transformer",
-        "tied_embeddings": tied,
-        "embedder": {"type": "token", "vocab_size": VOCABULARY, "d_model": WIDTH},
-        "topology": {"type": "stacked", "layers": [nested, norm]},
-    }
-
-
-def make_run(folder: Path, model: dict[str, Any]) -> LanguageModel:
-    """A run's folder as a finished run leaves it, with a random model; that model."""
-    built = build(lower(structure_model(model)), seed=7)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in built.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.mul_(8.0).add_(noise * 0.1) if "norm" not in name else parameter.add_(noise * 0.1)
-        for name, buffer in built.named_buffers():
-            if name.endswith(".pairs"):
-                buffer.copy_(torch.stack([torch.randperm(4, generator=generator)[: buffer.shape[1]] for _ in buffer]))
-    folder.mkdir(parents=True)
-    runs = [{"id": "r", "mode": "eval"}]
-    group = {"name": "g", "data": {"heldout": "heldout.npy"}, "runs": runs}
-    manifest = {"version": 1, "name": "n", "model": model, "groups": [group]}
-    (folder / "manifest.yml").write_text(json.dumps(manifest))
-    save_checkpoint(RunDirectory(folder).checkpoint(1), model=built, optimizer=None, state={})
-    return built.requires_grad_(False).eval()
-
-
-def theirs(folder: Path, **options: Any) -> Any:
-    transformers = importlib.import_module("transformers")
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options).eval()
-
-
-def random_tokens(count: int, *, batch: int = 2, seed: int = 1) -> Tensor:
-    return torch.randint(0, VOCABULARY, (batch, count), generator=torch.Generator().manual_seed(seed))
-
-
-def bytes_of(cache: Any) -> int:
-    return sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
-
-
-def continued(model: Any, prompt: Tensor, count: int, **options: Any) -> Any:
-    return model.generate(
-        prompt,
-        max_new_tokens=count,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-        return_dict_in_generate=True,
-        **options,
-    )
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
