@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import attrs
 
 from caramba_core.component import Component, component, evolve, option
+from caramba_core.errors import InvalidValue
 from caramba_core.modes import Device, DType, Run
 
 if TYPE_CHECKING:
@@ -158,6 +159,14 @@ class Training:
     )
     checkpoint_every: int | None = option(default=None, help="steps between checkpoints", unit="steps", minimum=1)
     evaluate_every: int | None = option(default=None, help="steps between evaluations", unit="steps", minimum=1)
+
+    def __attrs_post_init__(self) -> None:
+        if self.dtype == "float16":
+            raise InvalidValue(
+                "dtype",
+                "float16 has no room for small gradients, which become zero: nothing here scales the loss",
+                expected="bfloat16 or float32",
+            )
 
     def complete(self) -> Training:
         """The same settings with the default optimizer and schedule where none is named."""
