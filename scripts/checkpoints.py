@@ -160,7 +160,8 @@ other ids there (`findings/llama_tokenizer_class_drops_normalizer.sh`).
 
 BOS stands before every text and prompt where the checkpoint's tokenizer puts it.  For a folder: where the
 post-processor of `tokenizer.json` does, or else `add_bos_token` is true, which {versions[0]} reads for tokenizers
-without `tokenizer.json` alone.  For GGUF: where `tokenizer.ggml.add_bos_token` says so, or else where llama.cpp does by
+without `tokenizer.json` alone (`findings/add_bos_token_of_a_folder_is_not_read.sh`).
+For GGUF: where `tokenizer.ggml.add_bos_token` says so, or else where llama.cpp does by
 default, which is with SentencePiece and with the rules {code(name for name, words in RULES.items() if words.bos)}.
 `add_bos` of a text and of mode `generate`, and `--add-bos` or `--no-bos` of `caramba data prepare`, choose otherwise.
 
