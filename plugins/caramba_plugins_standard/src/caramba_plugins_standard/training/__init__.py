@@ -39,7 +39,7 @@ class Optimizer(Component):
     builds: ClassVar[str] = ""
 
     def create(self, parameters: Iterable[Mapping[str, Any]], lr: float) -> torch.optim.Optimizer:
-        """The torch optimizer over parameter groups."""
+        """The torch optimizer over parameter groups; those of embedder and head have the key ``tables``."""
         raise NotImplementedError(f"{type(self).__name__} does not define create")
 
     def state_values(self) -> int:

@@ -103,7 +103,7 @@ class TrainRunner:
         self.trained = sum(parameter.numel() for parameter in self.parameters)
         self.total = sum(parameter.numel() for parameter in context.student.parameters())
         assert settings.optimizer is not None
-        self.optimizer = settings.optimizer.create([{"params": self.parameters}], settings.lr)
+        self.optimizer = settings.optimizer.create(self._groups(), settings.lr)
         context.hooks.model_built(context=context, model=context.student)
         torch.manual_seed(context.seed)
         state = context.restore(self.optimizer)
@@ -122,6 +122,15 @@ class TrainRunner:
                 context.reporter.line(
                     f"not compiled, as each has sizes of its own: {len(left)} layers, {left[0]} first"
                 )
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """What trains, with embedder and head apart: they hold a row a token, and some optimizers treat them so."""
+        graph = self.context.graph
+        tables = {f"{node.name}." for node in (graph.embedder, graph.head)}
+        groups: dict[bool, dict[str, Any]] = {False: {"params": []}, True: {"params": [], "tables": True}}
+        for name, parameter in self.context.trainable():
+            groups[name.startswith(tuple(tables))]["params"].append(parameter)
+        return [group for group in groups.values() if group["params"]]
 
     def _train(self) -> None:
         """Train until the last step, or until something asks to stop; either way a checkpoint of the end exists."""
