@@ -5,47 +5,48 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from caramba_core.errors import InputError
 from caramba_core.formatting import format_indexes
-from caramba_core.graph import ROOT
+from caramba_core.graph import ROOT, Graph, local_name
 from caramba_core.loading import Checkpoint, Stored
 from caramba_core.nn.finite import count_nonfinite, count_nonfinite_in_files
 from caramba_core.nn.language_model import LanguageModel
 
-__all__ = ["load_weights"]
+__all__ = ["load_weights", "require_fit"]
 
 _SHOWN = 40
 """Lines of an error: tensors that differ only in the index of their layer share one."""
 
 
-def load_weights(
-    model: LanguageModel,
-    checkpoint: Checkpoint,
-    *,
-    place: Callable[[tuple[str | int, ...]], str] | None = None,
-) -> tuple[Stored, ...]:
+def require_fit(graph: Graph, checkpoint: Checkpoint) -> tuple[Stored, ...]:
+    """Every tensor of a checkpoint by its headers, once names and shapes are known to be those of the graph's weights.
+
+    To be called before a model is built: sizes that a configuration claims are not allocated.  Raises
+    :class:`InputError` that lists every weight left empty, every tensor without a weight, and every shape that differs.
+    """
+    weights = {
+        local_name(f"{node.name}.{name}"): weight.shape
+        for node in graph.nodes().values()
+        for name, weight in node.config.weights(node.width_in).items()
+    }
+    stored = checkpoint.layout()
+    _refuse(checkpoint, list(_misfits(weights, stored)))
+    return stored
+
+
+def load_weights(model: LanguageModel, checkpoint: Checkpoint) -> tuple[Stored, ...]:
     """Fill the model with every tensor of a checkpoint, converted to the model's device and dtype.
 
-    Names and shapes are compared from the headers before any value is read.  Returns the tensors that the loader knows
-    to be unneeded.  ``place`` turns a node's path in the manifest into ``file:line`` for messages.
-
-    Raises :class:`InputError` that lists every parameter left empty, every tensor without a parameter, every shape that
-    differs, and every tensor that holds NaN or infinity.
+    Returns the tensors that the loader knows to be unneeded.  Raises :class:`InputError` as :func:`require_fit` does,
+    and for every tensor that holds NaN or infinity.
     """
     targets: dict[str, Tensor] = model.state_dict(keep_vars=True)
-    nodes = model.graph.nodes()
-
-    def parameter(name: str) -> str:
-        node = nodes.get(f"{ROOT}.{name.rpartition('.')[0]}")
-        return f"{ROOT}.{name}" + ("" if place is None or node is None else f" ({place(node.path)})")
-
-    stored = checkpoint.layout()
-    _refuse(checkpoint, list(_misfits(targets, stored, parameter)))
+    stored = require_fit(model.graph, checkpoint)
     used = {entry.name: entry for entry in stored if entry.name is not None}
     checked = count_nonfinite_in_files(entry for name, entry in used.items() if _is_mapped(entry, targets[name]))
     faults = [_nonfinite(entry, counts) for entry in used.values() if (counts := checked.get(entry.key))]
@@ -61,24 +62,23 @@ def load_weights(
     return tuple(entry for entry in stored if entry.name is None)
 
 
-def _misfits(targets: Mapping[str, Tensor], stored: Iterable[Stored], parameter: Callable[[str], str]) -> Iterator[str]:
-    """One sentence for each tensor or parameter that does not fit; ``parameter`` describes one."""
+def _misfits(weights: Mapping[str, tuple[int, ...]], stored: Iterable[Stored]) -> Iterator[str]:
+    """One sentence for each tensor or weight that does not fit."""
     given: dict[str, str] = {}
     for entry in stored:
         if entry.name is None:
             continue
-        shape = list(entry.shape)
-        if entry.name not in targets:
+        shape, place = list(entry.shape), f"{ROOT}.{entry.name}"
+        if entry.name not in weights:
             yield f"{entry.key} {shape} is in the checkpoint, and the model has no place for it"
         elif entry.name in given:
-            yield f"{entry.key} and {given[entry.name]} both fill {parameter(entry.name)}"
-        elif shape != list(targets[entry.name].shape):
-            expected = list(targets[entry.name].shape)
-            yield f"{entry.key} has shape {shape}, and {parameter(entry.name)} expects {expected}"
+            yield f"{entry.key} and {given[entry.name]} both fill {place}"
+        elif shape != list(weights[entry.name]):
+            yield f"{entry.key} has shape {shape}, and {place} expects {list(weights[entry.name])}"
         given.setdefault(entry.name, entry.key)
-    for name, target in targets.items():
+    for name, shape_ in weights.items():
         if name not in given:
-            yield f"{parameter(name)} {list(target.shape)} is in the model, and the checkpoint does not hold it"
+            yield f"{ROOT}.{name} {list(shape_)} is in the model, and the checkpoint does not hold it"
 
 
 def _is_mapped(entry: Stored, target: Tensor) -> bool:

@@ -21,7 +21,7 @@ from caramba_core.loading import Checkpoint, Tokenizer
 from caramba_core.manifest import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Evaluation, Evaluator, Run
-from caramba_core.nn.filling import load_weights
+from caramba_core.nn.filling import load_weights, require_fit
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plugins.registry import registry
 from caramba_core.run.checkpoint import load_random, load_tensors, read_state, restore_optimizer, save_checkpoint
@@ -105,6 +105,8 @@ class GroupContext:
     def check(self, run: Run) -> None:
         """Raise for anything that would stop this run later: data, device, patterns, differences from the teacher."""
         device = device_of(run)
+        if self.source is not None:
+            require_fit(self.source.graph, self.source.checkpoint)
         if "teacher" in run.needs and self.source is None:
             raise InputError(f"run {run.id}: mode {run.mode} needs a teacher, and group {self.group.name} has none")
         if "tokenizer" in run.needs and self.tokenizer is None:
@@ -154,6 +156,7 @@ class TeacherSource:
         """The model with the checkpoint's weights, frozen; every tensor is checked before it is used."""
         from caramba_core.nn.build import build
 
+        require_fit(self.graph, self.checkpoint)
         model = build(self.graph, device=device, dtype=dtype)
         load_weights(model, self.checkpoint)
         return model.requires_grad_(False).eval()
