@@ -96,18 +96,21 @@ _ENDS: Final = frozenset(
 
 def bos_of(metadata: Mapping[str, Any]) -> int | None:
     """The id that begins a text, where there is one."""
-    usual = 1 if metadata.get("tokenizer.ggml.model") == "llama" else None
-    bos = metadata.get("tokenizer.ggml.bos_token_id", usual)
-    return bos if bos is not None and bos < len(metadata.get("tokenizer.ggml.tokens", ())) else None
+    return next(iter(_ids(metadata, "bos")), None)
 
 
 def stops_of(metadata: Mapping[str, Any]) -> list[int]:
     """The ids that end a generated text, as in llama.cpp: of a sequence, a turn or a message."""
-    usual = {"eos": 2} if metadata.get("tokenizer.ggml.model") == "llama" else {}
-    named = [metadata.get(f"tokenizer.ggml.{role}_token_id", usual.get(role)) for role in ("eos", "eot", "eom")]
     tokens = metadata.get("tokenizer.ggml.tokens", ())
-    ends = [id_ for id_, token in enumerate(tokens) if token in _ENDS]
-    return [*(id_ for id_ in named if id_ is not None and id_ < len(tokens)), *ends]
+    return [*_ids(metadata, "eos", "eot", "eom"), *(id_ for id_, token in enumerate(tokens) if token in _ENDS)]
+
+
+def _ids(metadata: Mapping[str, Any], *roles: str) -> list[int]:
+    """The ids of the tokens with these roles, as far as there are such tokens; SentencePiece has defaults."""
+    usual = {"bos": 1, "eos": 2} if metadata.get("tokenizer.ggml.model") == "llama" else {}
+    count = len(metadata.get("tokenizer.ggml.tokens", ()))
+    named = (metadata.get(f"tokenizer.ggml.{role}_token_id", usual.get(role)) for role in roles)
+    return [id_ for id_ in named if isinstance(id_, int) and 0 <= id_ < count]
 
 
 def rebuild(metadata: Mapping[str, Any], path: Path) -> Any:
