@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from caramba_core.loading import Tokenizer
 
-__all__ = ["Dataset", "Tokens"]
+__all__ = ["Dataset", "Tokens", "stamp_of"]
 
 _READ_WHOLE = 1 << 24
 """Token ids that are checked at once; of a longer array a sample is, and the rest as it is read."""
@@ -30,7 +30,8 @@ class Tokens:
 
     ``tokenizer`` is the identity of the tokenizer that made them, where known; ``origin`` names the source in messages,
     where the first id has the index ``offset``.  Ids must be below ``limit``.  ``part`` is the file that they were read
-    from, and from which fraction of it to which, where they come from one.
+    from, and from which fraction of it to which, where they come from one; ``stamp`` its size and time of change, where
+    it must stay as it is while they are read.
     """
 
     ids: np.ndarray[Any, np.dtype[np.integer[Any]]]
@@ -39,14 +40,21 @@ class Tokens:
     offset: int = 0
     limit: int | None = None
     part: tuple[Path, float, float] | None = None
+    stamp: tuple[int, int] | None = None
 
     def read(self, first: int, last: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Ids ``first`` to ``last - 1``: int64.
 
-        Raises :class:`~caramba_core.errors.InputError` where one is negative, or not below ``limit``.
+        Raises :class:`~caramba_core.errors.InputError` where one is negative or not below ``limit``, or the file has
+        changed.
         """
         import numpy as np
 
+        if self.stamp is not None and self.part is not None and stamp_of(self.part[0]) != self.stamp:
+            raise InputError(
+                f"{self.part[0]} has changed while its tokens were read",
+                hint="keep token arrays as they are while runs read them, and write others under other names",
+            )
         part = self.ids[first:last].astype(np.int64)
         wrong = part < 0 if self.limit is None else (part < 0) | (part >= self.limit)
         if wrong.any():
@@ -71,6 +79,15 @@ class Tokens:
         for first in range(0, count, step):
             checked.read(first, first + _PIECE)
         return checked
+
+
+def stamp_of(path: Path) -> tuple[int, int] | None:
+    """Size and time of the last change of a file; ``None`` where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 @component

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -168,3 +169,13 @@ def test_json_lines_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}')
     with pytest.raises(InputError, match="holds JSON lines, not one text"):
         TextFile(path="a.jsonl").open(tmp_path, HuggingFaceTokenizer(trained("gpt-2"), None))
+
+
+def test_an_end_of_text_that_the_vocabulary_does_not_have(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a thing")
+    backend = trained("gpt-2")
+    state = json.loads(backend.to_str())
+    state["added_tokens"], state["post_processor"] = [], None
+    tokenizer = HuggingFaceTokenizer(Tokenizer.from_str(json.dumps(state)), 90_000)
+    with pytest.raises(InputError, match="ends a text with token 90000, which its vocabulary does not have"):
+        TextFile(path="a.txt").open(tmp_path, tokenizer)

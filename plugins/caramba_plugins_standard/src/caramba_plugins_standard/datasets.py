@@ -9,7 +9,7 @@ from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 from caramba_core.component import component, option
-from caramba_core.datasets import Dataset, Tokens
+from caramba_core.datasets import Dataset, Tokens, stamp_of
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.loading import begin_of_text
 
@@ -73,6 +73,7 @@ class TokenArray(_File):
     def open(self, folder: Path, tokenizer: Tokenizer | None) -> Tokens:
         """The ids, memory-mapped."""
         path = self._find(folder)
+        stamp = stamp_of(path)
         ids = _read_array(path)
         note = _read_note(path)
         if not len(ids):
@@ -90,6 +91,7 @@ class TokenArray(_File):
             origin=self._origin(path),
             offset=first,
             part=(path, *self.part),
+            stamp=stamp,
         )
         return tokens.checked(note.get("vocab_size"))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
+from caramba_core.errors import InputError
 from caramba_core.loading import begin_of_text
 
 if TYPE_CHECKING:
@@ -57,6 +58,13 @@ def encode(texts: Iterable[Iterable[str]], tokenizer: Tokenizer, encoding: Encod
 
     end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     bos = begin_of_text(tokenizer, encoding.add_bos, origin)
+    for id_ in (*end, *bos):
+        if id_ >= tokenizer.vocab_size:
+            raise InputError(
+                f"{origin}: the tokenizer begins or ends a text with token {id_}, which its vocabulary does not have",
+                expected=f"an id below {tokenizer.vocab_size}",
+                hint="correct the checkpoint's bos_token_id or eos_token_id",
+            )
     before, between = bos, [*end, *bos]
     held: list[tuple[list[int], str]] = []
     characters = 0
