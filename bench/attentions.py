@@ -25,8 +25,7 @@ from recipe import evaluation, facts, ratios, say, texts
 
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.experiment import Choice, Experiment, Request
-from caramba_core.run.reporter import Reporter
+from caramba_core.run.experiment import Choice, Experiment
 
 MANIFEST = Path(__file__).with_suffix(".yml").resolve()
 GROUPS = ("dba", "mla", "sliding_window", "linear_attention")
@@ -73,9 +72,10 @@ def main() -> None:
             say(event="stopped", group=group)
             break
         choice = Choice(group=group, run=arguments.run, output=output, resume=True, minutes=minutes)
-        experiment = Experiment(Request.read(str(MANIFEST), overrides, choice), Reporter())
+        experiment = Experiment.read(str(MANIFEST), overrides, choice)
         left = experiment.unfinished()
         experiment.check(left)
+        experiment.open(left)
         finished = experiment.run(left)
         for run in experiment.groups[0].runs:
             context = experiment.finished_context(experiment.groups[0], run)

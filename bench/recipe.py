@@ -28,8 +28,7 @@ from caramba_core.modes import Evaluation
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
-from caramba_core.run.experiment import Choice, Experiment, Request
-from caramba_core.run.reporter import Reporter
+from caramba_core.run.experiment import Choice, Experiment
 from caramba_core.storage import Storage
 
 Kept = Literal["full", "int8", "int4"]
@@ -94,13 +93,13 @@ def main() -> None:
     settings = {cache: evaluation(arguments.context, arguments.windows, cache) for cache in ("full", *kept)}
     data = texts(arguments.data)
     teacher: dict[str, Measurement] = {}
-    reporter = Reporter()
     for group in arguments.group or ["v192", "v336", "v96"]:
         minutes = None if arguments.minutes is None else arguments.minutes - (time.monotonic() - began) / 60
         choice = Choice(group=group, run=arguments.run, output=output, resume=True, minutes=minutes)
-        experiment = Experiment(Request.read(manifest, overrides, choice), reporter)
+        experiment = Experiment.read(manifest, overrides, choice)
         left = experiment.unfinished()
         experiment.check(left)
+        experiment.open(left)
         finished = experiment.run(left)
         for run in experiment.groups[0].runs:
             context = experiment.finished_context(experiment.groups[0], run)

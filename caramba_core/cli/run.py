@@ -23,27 +23,11 @@ def command(
     ] = None,
 ) -> None:
     """Run a manifest: convert, train and measure, group by group."""
-    from caramba_core.run.records import report
-    from caramba_core.run.reporter import Reporter
-    from caramba_core.run.request import Choice, Request
+    from caramba_core.run.experiment import Choice, Experiment
 
     choice = Choice(group=group, run=run, resume=resume, output=output, minutes=minutes)
-    request = Request.read(manifest, set_ or [], choice)
-    reporter = Reporter()
-    left = request.unfinished()
-    if not left:
-        reporter.line("done already: every run has its result")
-        report(request, reporter)
-        request.verify()
-        return
-    request.check(left)
-    from caramba_core.run.experiment import Experiment  # torch comes with it: nothing that can be wrong above waits
-
-    experiment = Experiment(request, reporter)
-    experiment.check(left)
-    if dry_run:
-        names = ", ".join(f"{group.name}/{run.id}" for group, run in left)
-        reporter.line(f"everything that can be checked before computing is in order: {names}")
-        return
-    experiment.run(left)
-    report(request, reporter)
+    experiment = Experiment.read(manifest, set_ or [], choice)
+    experiment.complete(dry_run=dry_run)
+    if not dry_run:
+        experiment.report()
+        experiment.verify()

@@ -92,7 +92,7 @@ def plan_runs(group: Group, model: ModelPlan, teacher: TeacherPlan | None) -> tu
         own = changed[run.id] = before | trained | run.changes(model.graph, converted)
         weights, shared = _weights(model, taught, trained, own)
         memory = attrs.evolve(known, weights=weights, shared=shared)
-        plans.append(_plan(run, run.eval or group.eval or Evaluation(), model, taught, parent, trained, memory))
+        plans.append(_plan(run, group.evaluation(run), model, taught, parent, trained, memory))
     return tuple(plans)
 
 

@@ -29,14 +29,11 @@ __all__ = ["RunDirectory", "State"]
 _KEPT_CHECKPOINTS = 2
 
 
-Status = Literal["running", "interrupted", "failed", "done"]
-
-
 @attrs.frozen(kw_only=True)
 class State:
     """Where a run stands.  ``fingerprint`` identifies everything in the manifest that shapes the run's result."""
 
-    status: Status
+    status: Literal["running", "interrupted", "failed", "done"]
     fingerprint: str
     step: int = 0
     error: str | None = None
@@ -90,17 +87,11 @@ class RunDirectory:
         """Record where the run stands."""
         write_json(self.path / "state.json", attrs.asdict(state))
 
-    @property
-    def status(self) -> Status | None:
-        """How the run stands, or ``None`` where it never began."""
-        state = self.state()
-        return None if state is None else state.status
-
-    def set_status(self, status: Status, error: str | None = None) -> None:
-        """Record how the run stands, and the error that ended it."""
+    def update(self, **changes: Any) -> None:
+        """Record changes of where the run stands."""
         state = self.state()
         assert state is not None
-        self.set_state(attrs.evolve(state, status=status, error=error))
+        self.set_state(attrs.evolve(state, **changes))
 
     def summary(self) -> dict[str, Any] | None:
         """The result of a finished run."""
