@@ -152,6 +152,15 @@ def plan_sections(plan: Plan) -> Sequence[Section]:
 
 
 @hookspec
+def show_plans(plans: Sequence[Plan], full: bool) -> None:
+    """Show the plans of a manifest's groups on the terminal.
+
+    Runs for ``caramba compile --print-plan``; ``full`` asks for repeated blocks to be spelled out.  Must not import
+    torch.
+    """
+
+
+@hookspec
 def report_sections(summary: Mapping[str, Any]) -> Sequence[Section]:
     """Add tables to the report of a finished run.
 

@@ -95,7 +95,7 @@ def test_every_hook_is_called_in_its_place(install: Install) -> None:
     expected += [("checkpoint_saved", None), ("evaluated", 6), ("run_finished", None)]
     expected += [("report_sections", None), ("group_sections", None), ("report_sections", None)]
     assert hooks_a.calls == expected
-    assert {name for name, _ in hooks_a.calls} == {*names} - {"caramba_plugin_info", "run_failed"}
+    assert {name for name, _ in hooks_a.calls} == {*names} - {"caramba_plugin_info", "run_failed", "show_plans"}
 
 
 def test_several_processes_are_refused(
