@@ -24,11 +24,12 @@ from caramba_plugins_standard.perplexity import Measurement, measure
 from ruamel.yaml import YAML
 
 from caramba_core.datasets import Tokens
+from caramba_core.manifest import load_manifest
 from caramba_core.modes import Evaluation
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
-from caramba_core.run.experiment import Choice, Experiment
+from caramba_core.run.experiment import Experiment
 from caramba_core.storage import Storage
 
 Kept = Literal["full", "int8", "int4"]
@@ -95,12 +96,12 @@ def main() -> None:
     teacher: dict[str, Measurement] = {}
     for group in arguments.group or ["v192", "v336", "v96"]:
         minutes = None if arguments.minutes is None else arguments.minutes - (time.monotonic() - began) / 60
-        choice = Choice(group=group, run=arguments.run, output=output, resume=True, minutes=minutes)
-        experiment = Experiment.read(manifest, overrides, choice)
-        left = experiment.unfinished()
+        loaded = load_manifest(manifest, overrides=overrides, fetch=True)
+        experiment = Experiment(loaded, group=group, run=arguments.run, output=output)
+        left = experiment.unfinished(resume=True)
         experiment.check(left)
         experiment.open(left)
-        finished = experiment.run(left)
+        finished = experiment.run(left, minutes=minutes)
         for run in experiment.groups[0].runs:
             context = experiment.finished_context(experiment.groups[0], run)
             if context is None or not context.directory.checkpoints():

@@ -23,11 +23,12 @@ def command(
     ] = None,
 ) -> None:
     """Run a manifest: convert, train and measure, group by group."""
-    from caramba_core.run.experiment import Choice, Experiment
+    from caramba_core.manifest import load_manifest
+    from caramba_core.run.experiment import Experiment
 
-    choice = Choice(group=group, run=run, resume=resume, output=output, minutes=minutes)
-    experiment = Experiment.read(manifest, set_ or [], choice)
-    experiment.complete(dry_run=dry_run)
+    loaded = load_manifest(manifest, overrides=set_ or [], fetch=True)
+    experiment = Experiment(loaded, group=group, run=run, output=output)
+    experiment.complete(resume=resume, minutes=minutes, dry_run=dry_run)
     if not dry_run:
         experiment.report()
         experiment.verify()

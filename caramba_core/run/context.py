@@ -258,7 +258,7 @@ class RunContext:
         save_checkpoint(path, model=self.student, optimizer=optimizer, state=kept)
         self.directory.drop_checkpoints(other for other in self._superseded if other != path)
         self._superseded = []
-        self.directory.drop_old_checkpoints()
+        self.directory.drop_checkpoints(self.directory.checkpoints()[:-2])
         self.directory.update(step=step)
         self.hooks.checkpoint_saved(context=self, path=path)
         return path
@@ -283,16 +283,12 @@ class RunContext:
     def should_stop(self) -> bool:
         """Whether to end behind the step that was just taken: something asked for it, or the time limit has passed."""
         if self.deadline is not None and time.monotonic() >= self.deadline:
-            self.request_pause("the time limit of this call was reached")
+            self.pause_reason = "the time limit of this call was reached"  # which leaves a run to be resumed
         return self.stop_reason is not None or self.pause_reason is not None
 
     def request_stop(self, reason: str) -> None:
         """End the run for good behind the current step: its result is what it has learned so far (early stopping)."""
         self.stop_reason = self.stop_reason or reason
-
-    def request_pause(self, reason: str) -> None:
-        """Leave the run unfinished behind the current step, with a checkpoint to resume from (a time limit)."""
-        self.pause_reason = self.pause_reason or reason
 
 
 def evaluator_classes() -> list[type[Evaluator]]:

@@ -15,8 +15,8 @@ import fcntl
 import json
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Literal
 
 import attrs
@@ -25,8 +25,6 @@ from caramba_core.errors import InputError
 from caramba_core.run.atomic import write_json, write_text
 
 __all__ = ["RunDirectory", "State"]
-
-_KEPT_CHECKPOINTS = 2
 
 
 @attrs.frozen(kw_only=True)
@@ -64,12 +62,9 @@ class RunDirectory:
             shutil.rmtree(leftover)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+    def __exit__(self, *error: object) -> None:
+        assert self._lock is not None
+        self._lock.close()
 
     # ------------------------------------------------------------------------------------------------ state
 
@@ -121,13 +116,10 @@ class RunDirectory:
         path = self.path / "metrics.jsonl"
         if path.exists():
             kept = []
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:  # the process died while writing its last line
-                    continue
-                if record["step"] <= step:
-                    kept.append(line + "\n")
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                with suppress(ValueError):  # the process died while writing its last line
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line)
             write_text(path, "".join(kept))
 
     # ------------------------------------------------------------------------------------------------ checkpoints
@@ -139,10 +131,6 @@ class RunDirectory:
     def checkpoints(self) -> list[Path]:
         """Published checkpoints, oldest first."""
         return sorted((self.path / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
-
-    def drop_old_checkpoints(self) -> None:
-        """Keep the newest two."""
-        self.drop_checkpoints(self.checkpoints()[:-_KEPT_CHECKPOINTS])
 
     def drop_checkpoints(self, checkpoints: Iterable[Path]) -> None:
         """Remove checkpoints; each is renamed first, so that one removed in part is never taken for one."""

@@ -15,14 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import attrs
-
 from caramba_core.document.faults import Fault
 from caramba_core.document.tree import plain
 from caramba_core.errors import CarambaError, InputError, ManifestError, PluginError, VerificationFailed
 from caramba_core.loading import open_source
 from caramba_core.lowered import group_path, located
-from caramba_core.manifest import Loaded, load_manifest
+from caramba_core.manifest import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import ModeRunner, Run
 from caramba_core.plan import Plan, plan_manifest
@@ -36,53 +34,45 @@ from caramba_core.sections import section_data, section_table
 if TYPE_CHECKING:
     from caramba_core.run.context import GroupContext, RunContext
 
-__all__ = ["Choice", "Experiment"]
+__all__ = ["Experiment"]
 
 _Item = TypeVar("_Item")
 
 
-@attrs.frozen(kw_only=True)
-class Choice:
-    """Which part of a manifest to run, and how: ``None`` means all of it."""
-
-    group: str | None = None
-    run: str | None = None
-    resume: bool = False
-    output: Path = Path("runs")
-    minutes: float | None = None
-
-
 class Experiment:
-    """A manifest that was read, and the runs of it that were chosen.
+    """A manifest that was read, and the runs of it that were chosen: all of them without ``group`` and ``run``.
 
     :meth:`complete` does what is left of them; its parts are :meth:`unfinished`, :meth:`check`, :meth:`open` and
-    :meth:`run`, in this order.
+    :meth:`run`, in this order.  ``output`` is the folder that takes the runs.
     """
 
-    def __init__(self, loaded: Loaded, choice: Choice, reporter: Reporter | None = None) -> None:
-        if not loaded.manifest.groups:
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        group: str | None = None,
+        run: str | None = None,
+        output: Path = Path("runs"),
+        reporter: Reporter | None = None,
+    ) -> None:
+        manifest = loaded.manifest
+        if not manifest.groups:
             raise InputError(
-                f"the manifest {loaded.manifest.name} has no groups: it describes a model, and no run of it",
+                f"the manifest {manifest.name} has no groups: it describes a model, and no run of it",
                 hint="add groups: with runs:, or look at the model with caramba compile --print-plan",
             )
         self.loaded = loaded
-        self.manifest = loaded.manifest
-        self.choice = choice
+        self.manifest = manifest
         self.reporter = reporter or Reporter()
-        self.root = choice.output / loaded.manifest.name
-        self.groups = _chosen(loaded.manifest.groups, choice.group, "group", lambda group: group.name)
-        self.runs = {group.name: _chosen(group.runs, choice.run, "run", lambda run: run.id) for group in self.groups}
-        self._deadline = None if choice.minutes is None else time.monotonic() + 60 * choice.minutes
+        self.root = output / manifest.name
+        self.groups = _named(manifest.groups, "group", group, lambda group: group.name)
+        self.chosen = [(one, each) for one in self.groups for each in _named(one.runs, "run", run, lambda run: run.id)]
+        self._deadline: float | None = None
         self._opened: dict[str, GroupContext] = {}
 
-    @classmethod
-    def read(cls, source: str, overrides: Sequence[str], choice: Choice) -> Experiment:
-        """Read a manifest's file or preset; a teacher that its model is taken from is fetched."""
-        return cls(load_manifest(source, overrides=overrides, fetch=True), choice)
-
-    def complete(self, *, dry_run: bool = False) -> None:
+    def complete(self, *, resume: bool = False, minutes: float | None = None, dry_run: bool = False) -> None:
         """Check and do the chosen runs that have no result yet; ``dry_run`` checks alone."""
-        left = self.unfinished()
+        left = self.unfinished(resume=resume)
         if not left:
             self.reporter.line("done already: every run has its result")
             return
@@ -91,8 +81,8 @@ class Experiment:
         if dry_run:
             names = ", ".join(f"{group.name}/{run.id}" for group, run in left)
             self.reporter.line(f"everything that can be checked before computing is in order: {names}")
-            return
-        self.run(left)
+        else:
+            self.run(left, minutes=minutes)
 
     # ---------------------------------------------------------------------------------------------- where runs stand
 
@@ -123,34 +113,27 @@ class Experiment:
     def _data(self) -> Any:
         return plain(self.loaded.tree)
 
-    def unfinished(self) -> list[tuple[Group, Run]]:
+    def unfinished(self, *, resume: bool = False) -> list[tuple[Group, Run]]:
         """The chosen runs that have no result yet.
 
         Raises :class:`InputError` for a folder that holds a run of another manifest, or one that stopped midway unless
-        resuming was asked for.
+        it may ``resume``.
         """
-        left = []
-        for group, run in self._chosen_runs():
-            state = self.directory(group, run).state()
-            if state is not None:
-                self._require_same(group, run, state)
-            if state is None or state.status != "done":
-                left.append((group, run))
-        return left
+        for group, run in self.chosen:
+            self._require_same(group, run, resume)
+        return [(group, run) for group, run in self.chosen if not self._is_done(group, run)]
 
-    def _chosen_runs(self) -> Iterator[tuple[Group, Run]]:
-        for group in self.groups:
-            for run in self.runs[group.name]:
-                yield group, run
-
-    def _require_same(self, group: Group, run: Run, state: State) -> None:
+    def _require_same(self, group: Group, run: Run, resume: bool) -> None:
         directory = self.directory(group, run)
+        state = directory.state()
+        if state is None:
+            return
         if state.fingerprint != self.fingerprint(group, run):
             raise InputError(
                 f"{directory.path} holds a run of another version of this manifest",
                 hint="remove that folder, give the manifest another name, or choose another folder with --output",
             )
-        if run.resumes and state.status != "done" and directory.checkpoints() and not self.choice.resume:
+        if run.resumes and state.status != "done" and directory.checkpoints() and not resume:
             stopped = f"{directory.path} holds a run that stopped at step {state.step}"
             raise InputError(
                 stopped + (f": {state.error}" if state.error else ""),
@@ -166,8 +149,9 @@ class Experiment:
     @cached_property
     def plans(self) -> dict[str, Plan]:
         """The plan of each chosen group; raises :class:`ManifestError` for models and patterns that cannot be."""
-        plans = plan_manifest(self.loaded, group=self.choice.group)
-        return {group.name: plan for group, plan in zip(self.groups, plans, strict=True)}
+        names = [group.name for group in self.groups]
+        plans = plan_manifest(self.loaded, group=names[0] if len(names) == 1 else None)
+        return dict(zip(names, plans, strict=True))
 
     def check(self, left: Sequence[tuple[Group, Run]]) -> None:
         """Check what can be checked without computing: models, patterns, teachers' headers, files of data, parents."""
@@ -213,8 +197,9 @@ class Experiment:
 
     # -------------------------------------------------------------------------------------------------------- doing
 
-    def run(self, left: Sequence[tuple[Group, Run]]) -> bool:
-        """Do the runs; whether all of them came to their end (a time limit or a signal may stop one midway)."""
+    def run(self, left: Sequence[tuple[Group, Run]], *, minutes: float | None = None) -> bool:
+        """Do the runs; whether all of them came to their end, and none was stopped by the limit of ``minutes``."""
+        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         return all(self._one(group, run) for group, run in left)
 
     def finished_context(self, group: Group, run: Run) -> RunContext | None:
@@ -350,7 +335,7 @@ class Experiment:
 
     def verify(self) -> None:
         """Hold the results of the chosen runs against their ``verify:``; raises :class:`VerificationFailed`."""
-        for group, run in self._chosen_runs():
+        for group, run in self.chosen:
             summary = self.directory(group, run).summary()
             if summary is not None:
                 _verify(run, summary)
@@ -395,13 +380,12 @@ def _verify(run: Run, summary: Mapping[str, Any]) -> None:
         )
 
 
-def _chosen(items: Sequence[_Item], wanted: str | None, what: str, name: Callable[[_Item], str]) -> list[_Item]:
-    if wanted is None:
-        return list(items)
-    chosen = [item for item in items if name(item) == wanted]
-    if not chosen:
-        raise InputError(f"there is no {what} {wanted!r}", expected=", ".join(name(item) for item in items))
-    return chosen
+def _named(items: Sequence[_Item], what: str, wanted: str | None, name: Callable[[_Item], str]) -> list[_Item]:
+    """Those with the wanted name, all where none is wanted."""
+    found = [item for item in items if wanted in (None, name(item))]
+    if not found:
+        raise InputError(f"there is no {what} {wanted!r}", expected=", ".join(map(name, items)))
+    return found
 
 
 def _versions() -> dict[str, str]:

@@ -216,12 +216,11 @@ def run_manifest(
 ) -> list[Path]:
     """What ``caramba run`` does, but for the closing table; the folders of the runs that were asked for."""
     from caramba._display import notebook_console
-    from caramba_core.run.experiment import Choice, Experiment
+    from caramba_core.run.experiment import Experiment
     from caramba_core.run.reporter import Reporter
 
-    choice = Choice(group=group, run=run, resume=resume, output=output, minutes=minutes)
-    experiment = Experiment(loaded, choice, Reporter(notebook_console()))
-    experiment.complete()
+    experiment = Experiment(loaded, group=group, run=run, output=output, reporter=Reporter(notebook_console()))
+    experiment.complete(resume=resume, minutes=minutes)
     experiment.verify()
-    chosen = (experiment.directory(one, each).path for one in experiment.groups for each in experiment.runs[one.name])
+    chosen = (experiment.directory(one, each).path for one, each in experiment.chosen)
     return [path for path in chosen if is_run(path)]
