@@ -16,11 +16,12 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from caramba_plugins_standard.perplexity import Measurement, measure
+from caramba_plugins_standard.quantized import Int4, Int8
 from ruamel.yaml import YAML
 
 from caramba_core.datasets import Tokens
@@ -32,7 +33,7 @@ from caramba_core.run.context import RunContext
 from caramba_core.run.experiment import Experiment
 from caramba_core.storage import Storage
 
-Kept = Literal["full", "int8", "int4"]
+STORAGES = {"full": None, "int8": Int8(), "int4": Int4()}
 """How a cache keeps keys and values."""
 
 TEXTS = ("heldout", "heldout_moby")
@@ -55,9 +56,10 @@ def naming_data(manifest: str, folder: Path, overrides: list[str]) -> list[str]:
     return [f"vars.data={folder}", *overrides] if {"vars", "extends"} & document.keys() else overrides
 
 
-def evaluation(context: int = 1024, windows: int = 32, cache: Kept = "full") -> Evaluation:
+def evaluation(context: int = 1024, windows: int = 32, cache: str = "full") -> Evaluation:
     """How the texts are measured."""
-    return Evaluation(windows=windows, context=context, batch_size=max(1, 8192 // context), cache=cache)
+    batch_size = max(1, 8192 // context)
+    return Evaluation(windows=windows, context=context, batch_size=batch_size, cache=STORAGES[cache])
 
 
 def ratios(
@@ -79,7 +81,7 @@ def main() -> None:
     parser.add_argument("--run")
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=32)
-    parser.add_argument("--cache", action="append", choices=("full", "int8", "int4"))
+    parser.add_argument("--cache", action="append", choices=STORAGES)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--output", type=Path, default=Path("runs"))
@@ -90,7 +92,7 @@ def main() -> None:
     began = time.monotonic()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     say(event="start", device=device, torch=torch.__version__, overrides=arguments.overrides)
-    kept: list[Kept] = arguments.cache or ["full"]
+    kept: list[str] = arguments.cache or ["full"]
     settings = {cache: evaluation(arguments.context, arguments.windows, cache) for cache in ("full", *kept)}
     data = texts(arguments.data)
     teacher: dict[str, Measurement] = {}
@@ -126,9 +128,9 @@ def report(
     say(
         event="run",
         context=settings.context,
-        cache=settings.cache,
+        cache=next(name for name, storage in STORAGES.items() if storage == settings.cache),
         ratio=ratios(model, teacher, data, settings),
-        cache_bytes=bytes_a_token(model, settings.storage),
+        cache_bytes=bytes_a_token(model, settings.cache),
         **record,
     )
 

@@ -35,6 +35,7 @@ MEANS_MORE: Final = {
     "eval": "groups[].eval and runs[].eval of a manifest",
     "explain": "a function of manifest.syntax",
     "graph": "the module caramba_core.graph",
+    "int8": "a type of torch's",
     "key": "what a problem points at",
     "sliding_window": "a key of Hugging Face configurations, for which the nearest key is suggested",
     "teacher": "groups[].teacher of a manifest",

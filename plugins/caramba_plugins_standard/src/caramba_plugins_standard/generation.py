@@ -63,7 +63,7 @@ class GenerateRunner:
         tokens = torch.tensor([tokenizer.encode(run.prompt)], device=context.device)
         began = time.perf_counter()
         with context.autocast():
-            out = generate(model, tokens, run.max_new_tokens, storage=context.evaluation.storage)[0].tolist()
+            out = generate(model, tokens, run.max_new_tokens, storage=context.evaluation.cache)[0].tolist()
         seconds = time.perf_counter() - began
         text = tokenizer.decode(out)
         context.reporter.line(text)
