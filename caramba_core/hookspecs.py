@@ -50,10 +50,11 @@ __all__ = [
 hookspec = pluggy.HookspecMarker("caramba")
 hookimpl = pluggy.HookimplMarker("caramba")
 
+_REPORTS: Final = ("report_sections", "group_sections")
 OBSERVERS: Final = frozenset(
-    {"step_finished", "evaluated", "checkpoint_saved", "run_finished", "report_sections", "run_failed"}
+    ("step_finished", "evaluated", "checkpoint_saved", "run_finished", *_REPORTS, "run_failed")
 )
-SECTIONS: Final = frozenset({"plan_sections", "report_sections"})
+SECTIONS: Final = frozenset(("plan_sections", *_REPORTS))
 
 
 @attrs.frozen(kw_only=True)
@@ -87,7 +88,7 @@ def implementations(module: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]
 
 
 def checked_sections(result: Any) -> Sequence[Section]:
-    """What an implementation of ``plan_sections`` or ``report_sections`` gave, if it is a list of sections or nothing.
+    """What an implementation of one of the :data:`SECTIONS` hooks gave, if it is a list of sections or nothing.
 
     Raises :class:`TypeError` otherwise.
     """
@@ -124,11 +125,29 @@ def plan_sections(plan: Plan) -> Sequence[Section]:
 
 
 @hookspec
-def report_sections(summary: Mapping[str, Any]) -> Sequence[Section]:
-    """Add tables to the report of a finished run, after the core's own.
+def show_plans(plans: Sequence[Plan], full: bool) -> None:
+    """Show the plans of a manifest's groups on the terminal.
 
-    Runs when a run has finished, for its ``report.json``, and for each finished run of the table that closes
-    ``caramba run``.  ``summary`` is the content of the run's ``summary.json``; changes to it have no effect.
+    Runs for ``caramba compile --print-plan``; ``full`` asks for repeated blocks to be spelled out.  Must not import
+    torch.
+    """
+
+
+@hookspec
+def report_sections(summary: Mapping[str, Any]) -> Sequence[Section]:
+    """Add tables to the report of a finished run.
+
+    Runs when a run has finished, for its ``report.json``, and for each finished run of what closes ``caramba run``.
+    ``summary`` is the content of the run's ``summary.json``; changes to it have no effect.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def group_sections(summaries: Sequence[Mapping[str, Any]]) -> Sequence[Section]:
+    """Add tables about the finished runs of a group to what closes ``caramba run``, before those of each run.
+
+    ``summaries`` are the contents of their ``summary.json``, in the order of the manifest.  Must not import torch.
     """
     raise NotImplementedError
 

@@ -46,6 +46,7 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("source", "what fetches checkpoints, named by the scheme of its addresses", "caramba_core.loading:Source"),
         Kind("dataset", "a source of tokens", "caramba_core.datasets:Dataset"),
         Kind("mode", "a config of what a run does, named by its mode: key", "caramba_core.modes:Run"),
+        Kind("storage", "how a cache stores keys and values in fewer bytes", "caramba_core.storage:Storage"),
         Kind("evaluator", "what is measured before and after a run", "caramba_core.modes:Evaluator"),
         Kind("preset", "a manifest that a plugin carries"),
         Kind("command", "a subcommand of caramba"),

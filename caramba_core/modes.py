@@ -84,19 +84,11 @@ class Evaluation:
     context: int = option(default=1024, help="tokens per window", unit="tokens", minimum=2)
     windows: int = option(default=32, help="windows measured", minimum=1)
     batch_size: int = option(default=1, help="windows per pass", minimum=1)
-    cache: Literal["full", "int8", "int4"] = option(
-        default="full",
-        help="how keys and values are kept: as computed, or quantized; the student is measured, and generates, reading "
-        "all of them back from such a cache",
+    cache: Storage | None = option(
+        default=None,
+        help="how keys and values are stored, as they were computed if not given: the student is measured, and "
+        "generates, reading all of them back from such a cache",
     )
-    cache_block: int = option(
-        default=32, help="values that share a step and an offset in a quantized cache", unit="values", minimum=1
-    )
-
-    @property
-    def storage(self) -> Storage | None:
-        """How the cache is quantized; ``None`` where it keeps what was computed."""
-        return Storage.named(self.cache, self.cache_block)
 
 
 @component

@@ -35,8 +35,8 @@ MEANS_MORE: Final = {
     "eval": "groups[].eval and runs[].eval of a manifest",
     "explain": "a function of manifest.syntax",
     "graph": "the module caramba_core.graph",
+    "int8": "a type of torch's",
     "key": "what a problem points at",
-    "perplexity": "an entry of summary.json, which the closing table shows",
     "sliding_window": "a key of Hugging Face configurations, for which the nearest key is suggested",
     "teacher": "groups[].teacher of a manifest",
     "text": "a format of output",
@@ -48,7 +48,7 @@ MEANS_MORE: Final = {
 WORDS: Final = frozenset(
     """
     allocate constant convert cosine data distance eval explain export generate graph key linear nested parallel
-    query residual schema sequences softmax stacked standard teacher text token tokens train
+    perplexity query residual schema sequences softmax stacked standard teacher text token tokens train
     """.split()  # noqa: SIM905 - these are words
 )
 """Names that are words of English or of the field, which texts, comments and variables of the core may use."""

@@ -23,27 +23,12 @@ def command(
     ] = None,
 ) -> None:
     """Run a manifest: convert, train and measure, group by group."""
-    from caramba_core.run.records import report
-    from caramba_core.run.reporter import Reporter
-    from caramba_core.run.request import Choice, Request
+    from caramba_core.manifest import load_manifest
+    from caramba_core.run.experiment import Experiment
 
-    choice = Choice(group=group, run=run, resume=resume, output=output, minutes=minutes)
-    request = Request.read(manifest, set_ or [], choice)
-    reporter = Reporter()
-    left = request.unfinished()
-    if not left:
-        reporter.line("done already: every run has its result")
-        report(request, reporter)
-        request.verify()
-        return
-    request.check(left)
-    from caramba_core.run.experiment import Experiment  # torch comes with it: nothing that can be wrong above waits
-
-    experiment = Experiment(request, reporter)
-    experiment.check(left)
-    if dry_run:
-        names = ", ".join(f"{group.name}/{run.id}" for group, run in left)
-        reporter.line(f"everything that can be checked before computing is in order: {names}")
-        return
-    experiment.run(left)
-    report(request, reporter)
+    loaded = load_manifest(manifest, overrides=set_ or [], fetch=True)
+    experiment = Experiment(loaded, group=group, run=run, output=output)
+    experiment.complete(resume=resume, minutes=minutes, dry_run=dry_run)
+    if not dry_run:
+        experiment.report()
+        experiment.verify()

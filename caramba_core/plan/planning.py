@@ -15,7 +15,7 @@ from caramba_core.graph import Graph
 from caramba_core.loading import cached_source, find_loader
 from caramba_core.lowered import group_path, located, lower_all, lower_checkpoint
 from caramba_core.manifest.schema import Group
-from caramba_core.modes import Evaluation, Teacher
+from caramba_core.modes import Teacher
 from caramba_core.plan.nodes import ModelPlan, plan_model
 from caramba_core.plan.runs import RunPlan, TeacherPlan, plan_runs
 from caramba_core.plugins.registry import registry
@@ -121,11 +121,11 @@ def _longest(group: Group) -> int:
     """The longest sequence that a run of the group trains or is measured on."""
     lengths = []
     for run in group.runs:
-        settings = run.eval or group.eval
-        if settings is not None:
+        settings = group.evaluation(run)
+        if run.eval or group.eval:
             lengths.append(settings.context)
         if run.trains:
-            lengths.append(run.workload(settings or Evaluation(), vocab_size=0).context)
+            lengths.append(run.workload(settings, vocab_size=0).context)
     return max(lengths, default=_CONTEXT)
 
 

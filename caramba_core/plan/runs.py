@@ -13,9 +13,10 @@ import attrs
 from caramba_core.component import Weight
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Evaluation, Run, Workload
-from caramba_core.plan.figures import ITEM_BYTES, weight_bytes
+from caramba_core.plan.figures import weight_bytes
 from caramba_core.plan.nodes import ModelPlan, NodePlan
 from caramba_core.sites import own_attentions
+from caramba_core.storage import ITEM_BYTES
 from caramba_core.trains import trained_nodes
 
 __all__ = ["Memory", "RunPlan", "TeacherPlan", "backward_operations", "plan_runs", "saved_bytes"]
@@ -92,7 +93,7 @@ def plan_runs(group: Group, model: ModelPlan, teacher: TeacherPlan | None) -> tu
         own = changed[run.id] = before | trained | run.changes(model.graph, converted)
         weights, shared = _weights(model, taught, trained, own)
         memory = attrs.evolve(known, weights=weights, shared=shared)
-        plans.append(_plan(run, run.eval or group.eval or Evaluation(), model, taught, parent, trained, memory))
+        plans.append(_plan(run, group.evaluation(run), model, taught, parent, trained, memory))
     return tuple(plans)
 
 
@@ -179,7 +180,7 @@ def _training(known: Memory, model: ModelPlan, load: Workload, trained: Collecti
 def _forward(known: Memory, model: ModelPlan, load: Workload, evaluation: Evaluation) -> Memory:
     """A run without gradients: the largest node's values, and the cache where tokens are generated."""
     largest = max((node.own.saved // node.node.applications for node in model.walk()), default=0)
-    cached = model.cached_bytes(load.context, evaluation.storage) if load.caches else 0
+    cached = model.cached_bytes(load.context, evaluation.cache) if load.caches else 0
     return attrs.evolve(
         known, working=largest * load.batch_size * ITEM_BYTES[load.dtype], cache=cached * load.batch_size
     )

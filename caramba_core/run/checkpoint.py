@@ -9,6 +9,7 @@ random.safetensors      generator states
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,68 +45,36 @@ def save_checkpoint(
             tensors, scalars = _optimizer_state(model, optimizer)
             save_file(tensors, folder / "optimizer.safetensors")
             state = {**state, "optimizer": scalars}
-        save_file(_random_state(), folder / "random.safetensors")
+        save_file({name: get() for name, (get, _) in _generators().items()}, folder / "random.safetensors")
         (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """The model's tensors of a checkpoint folder, on the CPU."""
-    return _read(path / "model.safetensors")
+    tensors: dict[str, Tensor] = _read(path / "model.safetensors")
+    return tensors
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """The scalars of a checkpoint folder."""
-    file = path / "state.json"
-    try:
-        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{file} cannot be read: {error}", hint="remove this checkpoint to go on from an older one"
-        ) from error
+    state: dict[str, Any] = _read(path / "state.json", lambda file: json.loads(file.read_text(encoding="utf-8")))
     return state
 
 
 def restore_optimizer(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
     """Put the optimizer's state of a checkpoint back."""
-    tensors = _read(path / "optimizer.safetensors")
-    scalars = read_state(path)["optimizer"]
+    saved: dict[str, dict[str, Any]] = read_state(path)["optimizer"]
+    for key, tensor in _read(path / "optimizer.safetensors").items():
+        name, _, entry = key.rpartition("/")
+        saved.setdefault(name, {})[entry] = tensor
     names = _parameter_names(model)
     for group in optimizer.param_groups:
         # torch keeps its step counter on the CPU, unless kernels read it
         counts_on_device = bool(group.get("fused") or group.get("capturable"))
         for parameter in group["params"]:
-            name = names[id(parameter)]
-            state = dict(scalars.get(name, {}))
-            for key, tensor in tensors.items():
-                owner, _, entry = key.rpartition("/")
-                if owner == name:
-                    moves = entry != "step" or counts_on_device
-                    state[entry] = tensor.to(parameter.device) if moves else tensor
-            if state:
-                optimizer.state[parameter] = state
-
-
-def load_random(path: Path) -> None:
-    """Put the generators' states of a checkpoint back."""
-    states = _read(path / "random.safetensors")
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-    if "mps" in states and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(states["mps"])
-
-
-def _random_state() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    if torch.backends.mps.is_available():
-        states["mps"] = torch.mps.get_rng_state()
-    return states
-
-
-def _parameter_names(model: LanguageModel) -> dict[int, str]:
-    return {id(parameter): f"{ROOT}.{name}" for name, parameter in model.named_parameters()}
+            for entry, value in saved.get(names[id(parameter)], {}).items():
+                moves = isinstance(value, Tensor) and (entry != "step" or counts_on_device)
+                optimizer.state[parameter][entry] = value.to(parameter.device) if moves else value
 
 
 def _optimizer_state(
@@ -124,10 +93,31 @@ def _optimizer_state(
     return tensors, scalars
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def _parameter_names(model: LanguageModel) -> dict[int, str]:
+    return {id(parameter): f"{ROOT}.{name}" for name, parameter in model.named_parameters()}
+
+
+def load_random(path: Path) -> None:
+    """Put the states of the random generators of a checkpoint back, those of devices that are here."""
+    states = _read(path / "random.safetensors")
+    for name, (_, restore) in _generators().items():
+        if name in states:
+            restore(states[name])
+
+
+def _generators() -> dict[str, tuple[Any, Any]]:
+    """What gets and sets the state of each device's random generator."""
+    found: dict[str, tuple[Any, Any]] = {"cpu": (torch.get_rng_state, torch.set_rng_state)}
+    if torch.cuda.is_available():
+        found["cuda"] = (torch.cuda.get_rng_state, torch.cuda.set_rng_state)
+    if torch.backends.mps.is_available():
+        found["mps"] = (torch.mps.get_rng_state, torch.mps.set_rng_state)
+    return found
+
+
+def _read(file: Path, load: Callable[[Path], Any] = load_file) -> Any:
     try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{file} cannot be read: {error}", hint="remove this checkpoint to go on from an older one"
-        ) from error
+        return load(file)
+    except (OSError, ValueError, SafetensorError) as error:
+        hint = "remove this checkpoint to go on from an older one"
+        raise InputError(f"{file} cannot be read: {error}", hint=hint) from error

@@ -10,17 +10,18 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import attrs
 import torch
 from torch import nn
 
 from caramba_core.datasets import Tokens
 from caramba_core.errors import CarambaError, InputError, PluginError
 from caramba_core.graph import ROOT, Graph
-from caramba_core.loading import Checkpoint, Tokenizer
+from caramba_core.loading import Checkpoint, Tokenizer, fetch_source, find_loader
+from caramba_core.lowered import lower_checkpoint, lower_group
 from caramba_core.manifest import Loaded
 from caramba_core.manifest.schema import Group
-from caramba_core.modes import Evaluation, Evaluator, Run
+from caramba_core.modes import Evaluator, Run
+from caramba_core.nn.build import build
 from caramba_core.nn.filling import load_weights, require_fit
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plugins.registry import registry
@@ -44,6 +45,22 @@ def _warn(text: str) -> None:
     _log.warning(text)
 
 
+class TeacherSource:
+    """A teacher's checkpoint and the graph that it implies; ``pinned`` names exactly this content."""
+
+    def __init__(self, checkpoint: Checkpoint, graph: Graph, pinned: str) -> None:
+        self.checkpoint = checkpoint
+        self.graph = graph
+        self.pinned = pinned
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+        """The model with the checkpoint's weights, frozen; every tensor is checked before it is used."""
+        require_fit(self.graph, self.checkpoint)
+        model = build(self.graph, device=device, dtype=dtype)
+        load_weights(model, self.checkpoint)
+        return model.requires_grad_(False).eval()
+
+
 class GroupContext:
     """What the runs of one group share: manifest, graphs, tokens and, once a run needs it, the teacher."""
 
@@ -54,6 +71,16 @@ class GroupContext:
         self.source = teacher
         self._teacher: tuple[torch.device, LanguageModel] | None = None
         self._tokens: dict[str, Tokens] = {}
+
+    @classmethod
+    def open(cls, loaded: Loaded, group: Group) -> GroupContext:
+        """A group's context: its graph is lowered, the teacher is fetched where needed, and its headers are read."""
+        graph, teacher = lower_group(loaded, group), None
+        if group.teacher is not None:
+            fetched = fetch_source(group.teacher.source, loaded.folder)
+            checkpoint = find_loader(fetched.path, sha256=group.teacher.sha256)
+            teacher = TeacherSource(checkpoint, lower_checkpoint(checkpoint), fetched.pinned)
+        return cls(loaded=loaded, group=group, graph=graph, teacher=teacher)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -79,7 +106,8 @@ class GroupContext:
                 raise InputError(f"group {self.group.name} has no data.{which}, which this run needs")
             found = check_tokens(dataset.open(self.loaded.folder, self.tokenizer), self.graph, self.tokenizer)
             for other in self._tokens.values():
-                _require_same_tokenizer(found.origin, found.tokenizer, other.origin, other.tokenizer)
+                owner = f"the tokenizer of {other.origin}"
+                _require_same_tokenizer(found.origin, found.tokenizer, owner, other.tokenizer)
             self._tokens[which] = found
         return self._tokens[which]
 
@@ -99,12 +127,12 @@ class GroupContext:
 
     def check_checkpoint(self, path: Path) -> None:
         """Raise where a run's checkpoint was made with another tokenizer than this group's."""
-        origin = "the teacher's" if self.tokenizer is not None else "the data's"
-        _require_same_tokenizer(str(path), read_state(path).get("tokenizer"), origin, self.identity)
+        owner = "the data's tokenizer" if self.tokenizer is None else "the teacher's tokenizer"
+        _require_same_tokenizer(str(path), read_state(path).get("tokenizer"), owner, self.identity)
 
     def check(self, run: Run) -> None:
         """Raise for anything that would stop this run later: data, device, patterns, differences from the teacher."""
-        device = device_of(run)
+        device = pick_device(run.computation[0])
         if self.source is not None:
             require_fit(self.source.graph, self.source.checkpoint)
         if "teacher" in run.needs and self.source is None:
@@ -112,7 +140,12 @@ class GroupContext:
         if "tokenizer" in run.needs and self.tokenizer is None:
             raise InputError(f"run {run.id} needs a tokenizer: the teacher's checkpoint carries none")
         if self.group.data is not None and self.group.data.heldout is not None:
-            self._check_evaluation(run)
+            evaluators = evaluator_classes()
+            if run.measures and not evaluators:
+                problem = f"group {self.group.name} has data.heldout, and no installed plugin measures anything on it"
+                raise PluginError(problem, hint="install one with an evaluator, or leave data.heldout out")
+            for evaluator in evaluators:
+                evaluator.check(self.tokens("heldout"), self.group.evaluation(run))
         if "data.train" in run.needs:
             self.tokens("train")
             if self.heldout_in_train:
@@ -123,15 +156,6 @@ class GroupContext:
                 )
         trained_nodes(self.graph, run.trains)
         run.check_before(device.type, self.sites)
-
-    def _check_evaluation(self, run: Run) -> None:
-        """There must be something that measures, and enough held-out tokens for it."""
-        evaluators = evaluator_classes()
-        if run.measures and not evaluators:
-            problem = f"group {self.group.name} has data.heldout, and no installed plugin measures anything on it"
-            raise PluginError(problem, hint="install one with an evaluator, or leave data.heldout out")
-        for evaluator in evaluators:
-            evaluator.check(self.tokens("heldout"), run.eval or self.group.eval or Evaluation())
 
     def teacher(self, device: torch.device) -> LanguageModel:
         """The teacher on a device, loaded once, frozen."""
@@ -144,27 +168,10 @@ class GroupContext:
         return self._teacher[1]
 
 
-class TeacherSource:
-    """A teacher's checkpoint and the graph that it implies; ``pinned`` names exactly this content."""
-
-    def __init__(self, checkpoint: Checkpoint, graph: Graph, pinned: str) -> None:
-        self.checkpoint = checkpoint
-        self.graph = graph
-        self.pinned = pinned
-
-    def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-        """The model with the checkpoint's weights, frozen; every tensor is checked before it is used."""
-        from caramba_core.nn.build import build
-
-        require_fit(self.graph, self.checkpoint)
-        model = build(self.graph, device=device, dtype=dtype)
-        load_weights(model, self.checkpoint)
-        return model.requires_grad_(False).eval()
-
-
 class RunContext:
     """One run.
 
+    ``group`` has the run's own variables resolved, ``graph`` is the student's, ``evaluation`` is how the run measures.
     ``student`` and ``teacher`` are built when first asked for.  ``parent`` is the checkpoint that the run continues
     from, ``resume_from`` its own last one where it goes on from there; ``step`` counts the steps of the last one saved.
     """
@@ -181,6 +188,8 @@ class RunContext:
         deadline: float | None = None,
     ) -> None:
         self.shared = shared
+        self.group = shared.group
+        self.graph = shared.graph
         self.run = run
         self.directory = directory
         self.reporter = reporter
@@ -188,8 +197,9 @@ class RunContext:
         self.parent = parent
         self.deadline = deadline
         self.seed = run.seed
-        self.device = device_of(run)
-        self.dtype_name: str = run.computation[1]
+        device, self.dtype_name = run.computation
+        self.device = pick_device(device)
+        self.evaluation = shared.group.evaluation(run)
         self.resume_from: Path | None = None
         self.step = 0
         self.stop_reason: str | None = None
@@ -197,16 +207,6 @@ class RunContext:
         self._superseded = [] if run.resumes else directory.checkpoints()
 
     # ------------------------------------------------------------------------------------------------ what is there
-
-    @property
-    def group(self) -> Group:
-        """The run's group, with its own variables resolved."""
-        return self.shared.group
-
-    @property
-    def graph(self) -> Graph:
-        """The student's graph."""
-        return self.shared.graph
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -217,11 +217,6 @@ class RunContext:
     def tokenizer(self) -> Tokenizer | None:
         """The teacher's tokenizer, where it carries one."""
         return self.shared.tokenizer
-
-    @property
-    def evaluation(self) -> Evaluation:
-        """How this run measures."""
-        return self.run.eval or self.group.eval or Evaluation()
 
     @cached_property
     def teacher(self) -> LanguageModel:
@@ -280,10 +275,8 @@ class RunContext:
         save_checkpoint(path, model=self.student, optimizer=optimizer, state=kept)
         self.directory.drop_checkpoints(other for other in self._superseded if other != path)
         self._superseded = []
-        self.directory.drop_old_checkpoints()
-        before = self.directory.state()
-        if before is not None:
-            self.directory.set_state(attrs.evolve(before, step=step))
+        self.directory.drop_checkpoints(self.directory.checkpoints()[:-2])
+        self.directory.update(step=step)
         self.hooks.checkpoint_saved(context=self, path=path)
         return path
 
@@ -307,16 +300,12 @@ class RunContext:
     def should_stop(self) -> bool:
         """Whether to end behind the step that was just taken: something asked for it, or the time limit has passed."""
         if self.deadline is not None and time.monotonic() >= self.deadline:
-            self.request_pause("the time limit of this call was reached")
+            self.pause_reason = "the time limit of this call was reached"  # which leaves a run to be resumed
         return self.stop_reason is not None or self.pause_reason is not None
 
     def request_stop(self, reason: str) -> None:
         """End the run for good behind the current step: its result is what it has learned so far (early stopping)."""
         self.stop_reason = self.stop_reason or reason
-
-    def request_pause(self, reason: str) -> None:
-        """Leave the run unfinished behind the current step, with a checkpoint to resume from (a time limit)."""
-        self.pause_reason = self.pause_reason or reason
 
 
 def evaluator_classes() -> list[type[Evaluator]]:
@@ -324,22 +313,16 @@ def evaluator_classes() -> list[type[Evaluator]]:
     return [registry().load(entry) for entry in registry().entries("evaluator")]
 
 
-def device_of(run: Run) -> torch.device:
-    """The device that a run computes on."""
-    return pick_device(run.computation[0])
-
-
 def check_tokens(tokens: Tokens, graph: Graph, tokenizer: Tokenizer | None) -> Tokens:
     """The same tokens, once they are known to fit the model's vocabulary and tokenizer."""
     if tokenizer is not None:
-        _require_same_tokenizer(tokens.origin, tokens.tokenizer, "the teacher's", tokenizer.identity)
+        _require_same_tokenizer(tokens.origin, tokens.tokenizer, "the teacher's tokenizer", tokenizer.identity)
     return tokens.checked(graph.vocab_size)
 
 
-def _require_same_tokenizer(origin: str, found: str | None, other: str, expected: str | None) -> None:
-    """Raise where both identities are known and differ; ``other`` names what has the ``expected`` one."""
+def _require_same_tokenizer(origin: str, found: str | None, owner: str, expected: str | None) -> None:
+    """Raise where both identities are known and differ; ``owner`` says whose tokenizer is expected."""
     if found is not None and expected is not None and found != expected:
-        owner = f"{other} tokenizer" if other.endswith("'s") else f"the tokenizer of {other}"
         raise InputError(
             f"{origin} was made with another tokenizer (identity {found[:12]})",
             expected=f"{owner} (identity {expected[:12]})",

@@ -15,8 +15,8 @@ import fcntl
 import json
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Literal
 
 import attrs
@@ -26,17 +26,12 @@ from caramba_core.run.atomic import write_json, write_text
 
 __all__ = ["RunDirectory", "State"]
 
-_KEPT_CHECKPOINTS = 2
-
-
-Status = Literal["running", "interrupted", "failed", "done"]
-
 
 @attrs.frozen(kw_only=True)
 class State:
     """Where a run stands.  ``fingerprint`` identifies everything in the manifest that shapes the run's result."""
 
-    status: Status
+    status: Literal["running", "interrupted", "failed", "done"]
     fingerprint: str
     step: int = 0
     error: str | None = None
@@ -67,12 +62,9 @@ class RunDirectory:
             shutil.rmtree(leftover)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+    def __exit__(self, *error: object) -> None:
+        assert self._lock is not None
+        self._lock.close()
 
     # ------------------------------------------------------------------------------------------------ state
 
@@ -90,17 +82,11 @@ class RunDirectory:
         """Record where the run stands."""
         write_json(self.path / "state.json", attrs.asdict(state))
 
-    @property
-    def status(self) -> Status | None:
-        """How the run stands, or ``None`` where it never began."""
-        state = self.state()
-        return None if state is None else state.status
-
-    def set_status(self, status: Status, error: str | None = None) -> None:
-        """Record how the run stands, and the error that ended it."""
+    def update(self, **changes: Any) -> None:
+        """Record changes of where the run stands."""
         state = self.state()
         assert state is not None
-        self.set_state(attrs.evolve(state, status=status, error=error))
+        self.set_state(attrs.evolve(state, **changes))
 
     def summary(self) -> dict[str, Any] | None:
         """The result of a finished run."""
@@ -130,13 +116,10 @@ class RunDirectory:
         path = self.path / "metrics.jsonl"
         if path.exists():
             kept = []
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:  # the process died while writing its last line
-                    continue
-                if record["step"] <= step:
-                    kept.append(line + "\n")
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                with suppress(ValueError):  # the process died while writing its last line
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line)
             write_text(path, "".join(kept))
 
     # ------------------------------------------------------------------------------------------------ checkpoints
@@ -148,10 +131,6 @@ class RunDirectory:
     def checkpoints(self) -> list[Path]:
         """Published checkpoints, oldest first."""
         return sorted((self.path / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
-
-    def drop_old_checkpoints(self) -> None:
-        """Keep the newest two."""
-        self.drop_checkpoints(self.checkpoints()[:-_KEPT_CHECKPOINTS])
 
     def drop_checkpoints(self, checkpoints: Iterable[Path]) -> None:
         """Remove checkpoints; each is renamed first, so that one removed in part is never taken for one."""

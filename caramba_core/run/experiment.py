@@ -1,51 +1,198 @@
-"""Running a manifest: check everything first, then one run after the other."""
+"""The runs of a manifest: which are chosen, where they stand, what can be checked before they start, and doing them.
+
+Reading, choosing and :meth:`Experiment.check` import neither torch nor numpy.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from caramba_core.errors import PluginError
+from caramba_core.document.problem import Fault
+from caramba_core.document.tree import plain
+from caramba_core.errors import CarambaError, InputError, ManifestError, PluginError, VerificationFailed
+from caramba_core.loading import open_source
+from caramba_core.lowered import group_path, located
+from caramba_core.manifest import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import ModeRunner, Run
-from caramba_core.nn.build import load_object
+from caramba_core.plan import Plan, plan_manifest
 from caramba_core.plan.data import plan_document
 from caramba_core.plugins.registry import registry
-from caramba_core.run.context import GroupContext, RunContext, device_of, evaluator_classes
 from caramba_core.run.directory import RunDirectory, State
-from caramba_core.run.opening import open_group
-from caramba_core.run.records import report_sections, written_manifest
 from caramba_core.run.reporter import Reporter
-from caramba_core.run.request import Choice, Request, parent_of, verify
+from caramba_core.run.written import written_manifest
+from caramba_core.sections import section_data, section_table
 
-__all__ = ["Choice", "Experiment", "Request"]
+if TYPE_CHECKING:
+    from caramba_core.run.context import GroupContext, RunContext
+
+__all__ = ["Experiment"]
+
+_Item = TypeVar("_Item")
 
 
 class Experiment:
-    """A manifest's groups and runs; :meth:`check` before :meth:`run`."""
+    """A manifest that was read, and the runs of it that were chosen: all of them without ``group`` and ``run``.
 
-    def __init__(self, request: Request, reporter: Reporter) -> None:
-        self.request = request
-        self.loaded = request.loaded
-        self.groups = request.groups
-        self.reporter = reporter
-        minutes = request.choice.minutes
-        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    :meth:`complete` does what is left of them; its parts are :meth:`unfinished`, :meth:`check`, :meth:`open` and
+    :meth:`run`, in this order.  ``output`` is the folder that takes the runs.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        group: str | None = None,
+        run: str | None = None,
+        output: Path = Path("runs"),
+        reporter: Reporter | None = None,
+    ) -> None:
+        manifest = loaded.manifest
+        if not manifest.groups:
+            raise InputError(
+                f"the manifest {manifest.name} has no groups: it describes a model, and no run of it",
+                hint="add groups: with runs:, or look at the model with caramba compile --print-plan",
+            )
+        self.loaded = loaded
+        self.manifest = manifest
+        self.reporter = reporter or Reporter()
+        self.root = output / manifest.name
+        self.groups = _named(manifest.groups, "group", group, lambda group: group.name)
+        self.chosen = [(one, each) for one in self.groups for each in _named(one.runs, "run", run, lambda run: run.id)]
+        self._deadline: float | None = None
         self._opened: dict[str, GroupContext] = {}
 
-    # ----------------------------------------------------------------------------------------------------- before
+    def complete(self, *, resume: bool = False, minutes: float | None = None, dry_run: bool = False) -> None:
+        """Check and do the chosen runs that have no result yet; ``dry_run`` checks alone."""
+        left = self.unfinished(resume=resume)
+        if not left:
+            self.reporter.line("done already: every run has its result")
+            return
+        self.check(left)
+        self.open(left)
+        if dry_run:
+            names = ", ".join(f"{group.name}/{run.id}" for group, run in left)
+            self.reporter.line(f"everything that can be checked before computing is in order: {names}")
+        else:
+            self.run(left, minutes=minutes)
 
-    def unfinished(self) -> list[tuple[Group, Run]]:
-        """The chosen runs that have no result yet; see :meth:`Request.unfinished`."""
-        return self.request.unfinished()
+    # ---------------------------------------------------------------------------------------------- where runs stand
+
+    def directory(self, group: Group, run: Run) -> RunDirectory:
+        """The folder of a run."""
+        return RunDirectory(self.root / group.name / run.id)
+
+    def fingerprint(self, group: Group, run: Run) -> str:
+        """Identifies everything that shapes a run's result: model, teacher, data, the run and all it continues from.
+
+        It is made of what the user wrote, once it is resolved.  Defaults are not part of it, so that a run outlives new
+        options of its components.
+        """
+        data: dict[str, Any] = self._data
+        groups, chain = self.manifest.groups, list[Any]()
+        previous: Group | None = None
+        current: tuple[Group, Run] | None = (group, run)
+        while current is not None:
+            owner, one = current
+            written = data["groups"][groups.index(owner)]
+            if owner is not previous:
+                chain.append([written.get(key) for key in ("model", "teacher", "data", "eval")])
+            chain.append(_without(written["runs"][owner.runs.index(one)], one.without_effect))
+            previous, current = owner, self.manifest.parent_of(owner, one)
+        return hashlib.sha256(json.dumps(_normal(chain), sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _data(self) -> Any:
+        return plain(self.loaded.tree)
+
+    def unfinished(self, *, resume: bool = False) -> list[tuple[Group, Run]]:
+        """The chosen runs that have no result yet.
+
+        Raises :class:`InputError` for a folder that holds a run of another manifest, or one that stopped midway unless
+        it may ``resume``.
+        """
+        for group, run in self.chosen:
+            self._require_same(group, run, resume)
+        return [(group, run) for group, run in self.chosen if not self._is_done(group, run)]
+
+    def _require_same(self, group: Group, run: Run, resume: bool) -> None:
+        directory = self.directory(group, run)
+        state = directory.state()
+        if state is None:
+            return
+        if state.fingerprint != self.fingerprint(group, run):
+            raise InputError(
+                f"{directory.path} holds a run of another version of this manifest",
+                hint="remove that folder, give the manifest another name, or choose another folder with --output",
+            )
+        if run.resumes and state.status != "done" and directory.checkpoints() and not resume:
+            stopped = f"{directory.path} holds a run that stopped at step {state.step}"
+            raise InputError(
+                stopped + (f": {state.error}" if state.error else ""),
+                hint="add --resume to go on from its last checkpoint, or remove the folder to start afresh",
+            )
+
+    def _is_done(self, group: Group, run: Run) -> bool:
+        state = self.directory(group, run).state()
+        return state is not None and state.status == "done"
+
+    # ---------------------------------------------------------------------------------------------------- checking
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        """The plan of each chosen group; raises :class:`ManifestError` for models and patterns that cannot be."""
+        names = [group.name for group in self.groups]
+        plans = plan_manifest(self.loaded, group=names[0] if len(names) == 1 else None)
+        return dict(zip(names, plans, strict=True))
 
     def check(self, left: Sequence[tuple[Group, Run]]) -> None:
+        """Check what can be checked without computing: models, patterns, teachers' headers, files of data, parents."""
+        processes = os.environ.get("WORLD_SIZE", "1")
+        if processes not in ("", "1"):
+            raise InputError(
+                f"caramba runs in one process, and {processes} were started (WORLD_SIZE)", hint="leave torchrun out"
+            )
+        plans = self.plans
+        faults = [fault for group, run in left for fault in self._missing(group, run)]
+        if faults:
+            raise ManifestError(located(self.loaded, faults))
+        for group in self.groups:
+            teacher = plans[group.name].teacher
+            if teacher is not None and teacher.model is None and "://" not in teacher.source:
+                open_source(teacher.source, self.loaded.folder)  # says what is wrong with it
+        for group, run in left:
+            parent = self.manifest.parent_of(group, run)
+            if parent is not None and parent not in left and not self._is_done(*parent):
+                named = parent[1].id if parent[0] is group else f"{parent[0].name}/{parent[1].id}"
+                raise InputError(
+                    f"run {group.name}/{run.id} continues from {named}, which has no result yet",
+                    hint=f"run it first: --group {parent[0].name} --run {parent[1].id}",
+                )
+
+    def _missing(self, group: Group, run: Run) -> Iterator[Fault]:
+        """Files of data that a run needs and that are not there."""
+        for which in ("train", "heldout") if "data.train" in run.needs else ("heldout",):
+            dataset = getattr(group.data, which, None)
+            for file in () if dataset is None else dataset.files():
+                path = self.loaded.folder / file.expanduser()
+                if not path.exists():
+                    yield Fault(
+                        path=(*group_path(self.loaded, group), "data", which),
+                        message=f"{path} does not exist",
+                        hint="names are relative to the manifest's folder, those in a preset to the current one",
+                    )
+
+    def open(self, left: Sequence[tuple[Group, Run]]) -> None:
         """Open and check what the runs need: teachers, data, plugins, devices.  Nothing is computed or written."""
         told: GroupContext | None = None
-        self.request.check(left)
         for group, run in left:
             shared = self._open(group)
             shared.check(run)
@@ -54,62 +201,67 @@ class Experiment:
                 self.reporter.line(f"{group.name}: texts and prompts begin with {token}, as the tokenizer's BOS")
             told = shared
 
-    # -------------------------------------------------------------------------------------------------------- run
+    # -------------------------------------------------------------------------------------------------------- doing
 
-    def run(self, left: Sequence[tuple[Group, Run]]) -> bool:
-        """Do the runs; whether all of them came to their end (a time limit or a signal may stop one midway)."""
+    def run(self, left: Sequence[tuple[Group, Run]], *, minutes: float | None = None) -> bool:
+        """Do the runs; whether all of them came to their end, and none was stopped by the limit of ``minutes``."""
+        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         return all(self._one(group, run) for group, run in left)
 
     def finished_context(self, group: Group, run: Run) -> RunContext | None:
         """A run's context with its result as the student, or ``None`` where it has none, or not yet."""
-        directory = self.request.directory(group.name, run.id)
-        if not self.request.is_done(group.name, run.id) or not directory.checkpoints():
+        checkpoints = self.directory(group, run).checkpoints()
+        if not checkpoints or not self._is_done(group, run):
             return None
-        context = self._context(group, run, directory)
-        context.resume_from = directory.checkpoints()[-1]
+        context = self._context(group, run)
+        context.resume_from = checkpoints[-1]
         return context
 
     def _one(self, group: Group, run: Run) -> bool:
-        shared, directory = self._open(group), self.request.directory(group.name, run.id)
+        shared, context = self._open(group), self._context(group, run)
         # whatever can still be wrong is, before the run's folder exists: damaged weights leave nothing behind
         if shared.source is not None:
-            shared.teacher(device_of(run))
-        context = self._context(group, run, directory)
-        if run.resumes and directory.checkpoints():
-            context.resume_from = directory.checkpoints()[-1]
+            shared.teacher(context.device)
+        directory = context.directory
+        if run.resumes and (checkpoints := directory.checkpoints()):
+            context.resume_from = checkpoints[-1]
             self.reporter.line(f"{run.id}: going on from {context.resume_from}")
         before = context.resume_from or context.parent
         if before is not None:
             shared.check(run)  # its tokens are open from here on
             shared.check_checkpoint(before)
-        plan = plan_document(self.request.plans[group.name])
+        plan = plan_document(self.plans[group.name])
         with directory:
             step = 0 if (state := directory.state()) is None else state.step
-            identity = self.request.fingerprint(group, run)
+            directory.set_state(State(status="running", fingerprint=self.fingerprint(group, run), step=step))
             pinned = None if shared.source is None else shared.source.pinned
-            directory.set_state(State(status="running", fingerprint=identity, step=step))
             directory.write_text("manifest.yml", written_manifest(self.loaded, group, directory.path, pinned=pinned))
             directory.write_json("plan.json", plan)
             try:
                 done = self._compute(context)
             except BaseException as error:
-                if directory.status != "done":  # a result that was published stays one, whatever is raised behind it
-                    directory.set_status("failed" if isinstance(error, Exception) else "interrupted", str(error))
+                if not self._is_done(group, run):  # a result that was published stays one, whatever is raised behind it
+                    directory.update(
+                        status="failed" if isinstance(error, Exception) else "interrupted", error=str(error)
+                    )
                 if isinstance(error, Exception):
                     context.hooks.run_failed(context=context, error=error)
                 raise
             if not done:
-                directory.set_status("interrupted")
+                directory.update(status="interrupted")
                 self.reporter.line(f"{run.id} stopped at step {context.step}: {context.pause_reason}; --resume goes on")
             return done
 
     def _compute(self, context: RunContext) -> bool:
         """Do one run and publish its result; whether it came to its end."""
+        from caramba_core.nn.build import load_object
+        from caramba_core.run.context import evaluator_classes
+
         run, began = context.run, time.perf_counter()
         context.hooks.run_started(context=context)
         evaluators = [evaluator(context) for evaluator in evaluator_classes()] if run.measures else []
         for evaluator in evaluators:
-            self._tell(context, evaluator.before())
+            _tell(context, evaluator.before())
         runner: ModeRunner = load_object(run.builds)(run, context)
         results = runner.run()
         if not results.done:
@@ -120,9 +272,9 @@ class Experiment:
                 hint="its runner has to call context.save; this is a fault of the plugin that supplies the mode",
             )
         for evaluator in evaluators:
-            self._tell(context, evaluator.after())
+            _tell(context, evaluator.after())
         summary = {
-            "name": self.loaded.manifest.name,
+            "name": self.manifest.name,
             "group": context.group.name,
             "run": run.id,
             "mode": run.mode,
@@ -136,43 +288,114 @@ class Experiment:
             "versions": _versions(),
         }
         context.directory.write_json("summary.json", summary)
-        context.directory.set_status("done")
-        verify(run, summary)
+        context.directory.update(status="done")
+        _verify(run, summary)
         context.hooks.run_finished(context=context, summary=summary)
-        context.directory.write_json("report.json", {"sections": report_sections(summary)})
+        sections = [section_data(one) for part in context.hooks.report_sections(summary=summary) for one in part]
+        context.directory.write_json("report.json", {"sections": sections})
         return True
 
-    def _tell(self, context: RunContext, measured: Iterable[tuple[str, float]]) -> None:
-        """Tell plugins of figures as they are measured."""
-        for name, figure in measured:
-            context.hooks.evaluated(context=context, step=context.step, results={name: figure})
+    def _context(self, group: Group, run: Run) -> RunContext:
+        from caramba_core.run.context import RunContext
 
-    # ---------------------------------------------------------------------------------------------------- helpers
-
-    def _context(self, group: Group, run: Run, directory: RunDirectory) -> RunContext:
         return RunContext(
             shared=self._open(group),
             run=run,
-            directory=directory,
+            directory=self.directory(group, run),
             reporter=self.reporter,
             hooks=registry().hooks,
             parent=self._parent(group, run),
-            deadline=self.deadline,
+            deadline=self._deadline,
         )
 
     def _parent(self, group: Group, run: Run) -> Path | None:
         """The checkpoint that a run continues from; a run that changes no weights hands on the one before it."""
-        parent = parent_of(self.loaded.manifest.groups, group, run)
+        parent = self.manifest.parent_of(group, run)
         if parent is None:
             return None
-        checkpoints = self.request.directory(parent[0].name, parent[1].id).checkpoints()
+        checkpoints = self.directory(*parent).checkpoints()
         return checkpoints[-1] if checkpoints else self._parent(*parent)
 
     def _open(self, group: Group) -> GroupContext:
+        from caramba_core.run.context import GroupContext  # torch comes with it: what is wrong was said before
+
         if group.name not in self._opened:
             self._opened.clear()  # one teacher in memory at a time
-            self._opened[group.name] = open_group(self.loaded, group)
+            self._opened[group.name] = GroupContext.open(self.loaded, group)
         return self._opened[group.name]
+
+    # ------------------------------------------------------------------------------------------------------ results
+
+    def report(self) -> None:
+        """Show the tables of plugins about each chosen group and its finished runs."""
+        hooks, show = registry().hooks, self.reporter.console.print
+        for group in self.groups:
+            summaries = [summary for run in group.runs if (summary := self.directory(group, run).summary())]
+            if summaries:
+                title = f"{self.manifest.name} / {group.name}"
+                for section in (one for part in hooks.group_sections(summaries=summaries) for one in part):
+                    show(section_table(section, of=title))
+                if any(summary.get("heldout_in_train") for summary in summaries):
+                    what = "held-out tokens are training tokens too (heldout_in_train in summary.json)"
+                    self.reporter.line(f"warning: {what}")
+                self.reporter.line(f"artifacts: {self.root / group.name}/")
+            for summary in summaries:
+                for section in (one for part in hooks.report_sections(summary=summary) for one in part):
+                    show(section_table(section, of=summary["run"]))
+
+    def verify(self) -> None:
+        """Hold the results of the chosen runs against their ``verify:``; raises :class:`VerificationFailed`."""
+        for group, run in self.chosen:
+            summary = self.directory(group, run).summary()
+            if summary is not None:
+                _verify(run, summary)
+
+
+def _tell(context: RunContext, measured: Iterable[tuple[str, float]]) -> None:
+    """Tell plugins of figures as they are measured."""
+    for name, figure in measured:
+        context.hooks.evaluated(context=context, step=context.step, results={name: figure})
+
+
+def _without(data: Mapping[str, Any], keys: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """A mapping without some keys, dotted where they are nested."""
+    return {
+        key: _without(value, keys, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in data.items()
+        if f"{prefix}{key}" not in keys
+    }
+
+
+def _normal(value: Any) -> Any:
+    """One spelling for what a manifest may write in two: ``{type: cosine}`` and ``cosine``, ``1.0`` and ``1``."""
+    if isinstance(value, Mapping):
+        return value["type"] if value.keys() == {"type"} else {key: _normal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_normal(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _verify(run: Run, summary: Mapping[str, Any]) -> None:
+    wanted = None if run.verify is None else run.verify.perplexity_ratio_at_most
+    if wanted is None:
+        return
+    if "perplexity_ratio" not in summary:
+        raise CarambaError(f"run {run.id}: verify.perplexity_ratio_at_most needs a teacher and data.heldout")
+    found = summary["perplexity_ratio"]["end"]
+    if found > wanted:
+        raise VerificationFailed(
+            f"run {run.id}: the perplexity is {found:.4f} times the teacher's",
+            expected=f"at most {wanted}",
+            hint="the artifacts are kept; train longer, or give the cache more values",
+        )
+
+
+def _named(items: Sequence[_Item], what: str, wanted: str | None, name: Callable[[_Item], str]) -> list[_Item]:
+    """Those with the wanted name, all where none is wanted."""
+    found = [item for item in items if wanted in (None, name(item))]
+    if not found:
+        raise InputError(f"there is no {what} {wanted!r}", expected=", ".join(map(name, items)))
+    return found
 
 
 def _marks(context: RunContext) -> dict[str, Any]:

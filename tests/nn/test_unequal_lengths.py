@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from caramba_plugins_standard.generation import generate, generate_each
+from caramba_plugins_standard.quantized import Int4, Int8
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +53,7 @@ MODELS = {name: model_of(attention) for name, attention in ATTENTIONS.items()}
 @given(
     name=st.sampled_from(sorted(MODELS)),
     prompts=st.lists(st.lists(st.integers(0, 22), min_size=1, max_size=9), min_size=1, max_size=4),
-    storage=st.sampled_from((None, Storage(8), Storage(4, 5))),
+    storage=st.sampled_from((None, Int8(), Int4(block=5))),
 )
 def test_together_as_alone(name: str, prompts: list[list[int]], storage: Storage | None) -> None:
     model = MODELS[name]

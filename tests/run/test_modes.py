@@ -33,7 +33,7 @@ def newest(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("mode", ["generate", "caramba-plugins-standard:generate"])
-@pytest.mark.parametrize(("cache", "per_token"), [("full", 3 * 22 * 4), ("int8", 3 * (22 + 3 * 4))])
+@pytest.mark.parametrize(("cache", "per_token"), [("null", 3 * 22 * 4), ("int8", 3 * (22 + 3 * 4))])
 def test_a_plan_counts_the_cache_that_tokens_are_generated_through(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, cache: str, per_token: int
 ) -> None:

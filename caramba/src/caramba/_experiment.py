@@ -156,7 +156,7 @@ class Plans(tuple["Plan", ...]):
         return printed_html(self._print)
 
     def _print(self, console: Console) -> None:
-        from caramba_core.plan.render import show
+        from caramba_plugins_draw.terminal import show
 
         show(self, console=console)
 

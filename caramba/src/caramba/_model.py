@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from caramba_core.loading import Checkpoint, Tokenizer
     from caramba_core.modes import Evaluation
     from caramba_core.nn.language_model import LanguageModel
+    from caramba_core.storage import Storage
 
     TokenIds: TypeAlias = Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]] | Tensor
 
@@ -129,7 +130,7 @@ class Model:
 
         if max_new_tokens < 0:
             raise InputError(f"max_new_tokens is {max_new_tokens}", expected="0 or more")
-        storage = self._settings(cache=cache).storage
+        storage = self._settings(cache=cache).cache
         tokens = self._tensor(prompt, axes=(1,))[None]
         stops = frozenset() if ignore_eos or self.tokenizer is None else self.tokenizer.stops
         with self._computing():
@@ -203,8 +204,8 @@ class Model:
 
         own = Evaluation() if self._run is None else self._run.evaluation
         chosen = {name: value for name, value in changes.items() if value is not None}
-        if chosen.get("cache", "full") not in ("full", "int8", "int4"):
-            raise InputError(f"there is no cache {chosen['cache']!r}", expected="full, int8 or int4")
+        if "cache" in chosen:
+            chosen["cache"] = _storage(chosen["cache"])
         try:
             return evolve(own, **chosen)
         except InvalidValue as error:
@@ -301,3 +302,14 @@ def _of_checkpoint(checkpoint: Checkpoint, model: LanguageModel, dtype: str) -> 
         dtype=dtype,
         checkpoint=lambda: checkpoint,
     )
+
+
+def _storage(name: str) -> Storage | None:
+    """The storage with this name; ``full`` is a cache that keeps what was computed."""
+    from caramba_core.plugins.registry import registry
+
+    known = {entry.name: entry for entry in registry().entries("storage")}
+    if name != "full" and name not in known:
+        raise InputError(f"there is no cache {name!r}", expected=", ".join(("full", *known)))
+    storage: Storage | None = None if name == "full" else registry().load(known[name])()
+    return storage

@@ -96,9 +96,7 @@ class OpenedRun:
     @property
     def evaluation(self) -> Evaluation:
         """How the run measured its perplexity."""
-        from caramba_core.modes import Evaluation
-
-        return self.run.eval or self.group.eval or Evaluation()
+        return self.group.evaluation(self.run)
 
     @property
     def dtype(self) -> str:
@@ -218,21 +216,11 @@ def run_manifest(
 ) -> list[Path]:
     """What ``caramba run`` does, but for the closing table; the folders of the runs that were asked for."""
     from caramba._display import notebook_console
+    from caramba_core.run.experiment import Experiment
     from caramba_core.run.reporter import Reporter
-    from caramba_core.run.request import Choice, Request
 
-    request = Request(loaded, Choice(group=group, run=run, resume=resume, output=output, minutes=minutes))
-    reporter = Reporter(notebook_console())
-    left = request.unfinished()
-    if left:
-        request.check(left)
-        from caramba_core.run.experiment import Experiment
-
-        experiment = Experiment(request, reporter)
-        experiment.check(left)
-        experiment.run(left)
-    else:
-        reporter.line("done already: every run has its result")
-    request.verify()
-    chosen = (request.directory(one.name, each.id).path for one in request.groups for each in request.runs[one.name])
+    experiment = Experiment(loaded, group=group, run=run, output=output, reporter=Reporter(notebook_console()))
+    experiment.complete(resume=resume, minutes=minutes)
+    experiment.verify()
+    chosen = (experiment.directory(one, each).path for one, each in experiment.chosen)
     return [path for path in chosen if is_run(path)]

@@ -54,7 +54,8 @@ def export(run: Path, output: Path, *, dtype: str = "auto", origin: str | None =
     """
     _require_room(output)
     loaded, checkpoint = _opened(run)
-    (group,) = loaded.manifest.groups
+    groups = loaded.manifest.groups  # the run's own, and those that it continues from
+    group = next((one for one in groups if one.name == run.resolve().parent.name), groups[-1])
     graph = lower(group.model)
     source = origin if origin is not None else (group.teacher.source if group.teacher is not None else None)
     companions = _companions(source, Path() if origin is not None else loaded.folder)

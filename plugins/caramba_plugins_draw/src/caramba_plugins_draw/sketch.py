@@ -15,8 +15,8 @@ import attrs
 from caramba_core.component import Attention, Component, Embedder, Head, Layer, Topology
 from caramba_core.formatting import format_bytes, format_count, format_indexes
 from caramba_core.plan import ModelPlan, NodePlan, ScopePlan
-from caramba_core.plan.render import drawn
 from caramba_core.plugins.registry import registry
+from caramba_plugins_draw.terminal import drawn
 
 __all__ = ["Card", "Chain", "Fan", "Frame", "Role", "Shape", "Sketch", "sketch"]
 

@@ -84,6 +84,10 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
         "generate": "caramba-plugins-standard",
         "train": "caramba-plugins-standard",
     },
+    "storage": {
+        "int4": "caramba-plugins-standard",
+        "int8": "caramba-plugins-standard",
+    },
     "evaluator": {
         "perplexity": "caramba-plugins-standard",
     },

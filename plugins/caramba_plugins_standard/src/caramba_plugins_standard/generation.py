@@ -93,7 +93,7 @@ class GenerateRunner:
         if not tokens.numel():
             raise InputError(f"run {run.id}: the prompt holds no token", expected="a text, or add_bos: true")
         stops: frozenset[int] = frozenset() if run.ignore_eos else tokenizer.stops
-        storage, began = context.evaluation.storage, time.perf_counter()
+        storage, began = context.evaluation.cache, time.perf_counter()
         with context.autocast():
             out = generate(model, tokens, run.max_new_tokens, storage=storage, stops=stops)[0].tolist()
         seconds = time.perf_counter() - began

@@ -51,7 +51,7 @@ class Perplexities:
             yield from self._measure("teacher", lambda: context.teacher)
         if not context.run.starts_from_teacher:
             yield from self._measure("start", lambda: context.student)
-        elif context.evaluation.storage is None:
+        elif context.evaluation.cache is None:
             self._keep("start", self.measured["teacher"])
         else:
             yield from self._measure("start", lambda: context.teacher)
@@ -87,7 +87,7 @@ class Perplexities:
             return
         settings = self.context.evaluation
         if name == "teacher":  # what students are compared with: its cache keeps what was computed
-            settings = evolve(settings, cache="full")
+            settings = evolve(settings, cache=None)
         result = measure_run(self.context, model(), settings=settings, title=f"perplexity of {name}")
         self._keep(name, result)
         yield f"perplexity_{name}", result.perplexity
@@ -105,8 +105,8 @@ class Perplexities:
         ids = context.shared.tokens("heldout").read(0, settings.windows * settings.context)
         digest = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
         described: dict[str, Any] = {"tokens": digest, "windows": settings.windows, "context": settings.context}
-        if settings.storage is not None:
-            described["cache"] = [settings.cache, settings.cache_block]
+        if settings.cache is not None:
+            described["cache"] = repr(settings.cache)
         return json.dumps({**described, "dtype": context.dtype_name, "device": context.device.type})
 
     def _take_over(self) -> None:
@@ -125,7 +125,7 @@ class Perplexities:
 
     def _cache_bytes(self) -> dict[str, float]:
         context = self.context
-        found = {"student": cache_bytes_per_token(context.student, context.evaluation.storage)}
+        found = {"student": cache_bytes_per_token(context.student, context.evaluation.cache)}
         if context.shared.source is not None:
             found = {"teacher": cache_bytes_per_token(context.teacher), **found}
         return found

@@ -88,7 +88,7 @@ def measure(
     with torch.inference_mode(), torch.autocast(weight.device.type, dtype=autocast, enabled=autocast is not None):
         for first in range(0, settings.windows, settings.batch_size):
             batch = torch.from_numpy(windows[first : first + settings.batch_size]).to(weight.device)
-            rows.append(_nll(model, batch, settings.storage).float().cpu())
+            rows.append(_nll(model, batch, settings.cache).float().cpu())
             progress(batch.numel())
     nll = torch.cat(rows).numpy()
     if not np.isfinite(nll).all():

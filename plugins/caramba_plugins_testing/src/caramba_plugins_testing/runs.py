@@ -27,7 +27,7 @@ from caramba_core.modes import Data, Evaluation, Run, Teacher
 from caramba_core.nn.build import build
 from caramba_core.plugins.registry import registry
 from caramba_core.run.context import GroupContext, RunContext, TeacherSource
-from caramba_core.run.directory import RunDirectory
+from caramba_core.run.directory import RunDirectory, State
 from caramba_core.run.reporter import Reporter
 from caramba_plugins_testing.components import TinyAttention, TinyChain, TinyEmbedder, TinyHead, TinyLinear
 
@@ -111,6 +111,7 @@ def small_run(
     )
     directory = RunDirectory(folder / "runs" / "kit" / "small")
     directory.path.mkdir(parents=True, exist_ok=True)
+    directory.set_state(State(status="running", fingerprint="small"))
     reporter = Reporter(Console(file=StringIO()))
     return RunContext(
         shared=shared, run=run, directory=directory, reporter=reporter, hooks=registry().hooks, parent=None

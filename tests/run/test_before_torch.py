@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from caramba_core.errors import InputError, ManifestError, VerificationFailed
-from caramba_core.run.request import Choice, Request, parent_of
+from caramba_core.manifest import load_manifest
+from caramba_core.run.experiment import Experiment
 
 from .workspace import make_workspace
 
@@ -67,50 +68,50 @@ def test_what_is_wrong_is_said_before_torch_is_imported(folder: Path, arguments:
 def test_missing_data_is_shown_where_it_is_named(folder: Path) -> None:
     text = (folder / "manifest.yml").read_text()
     (folder / "missing.yml").write_text(text.replace("heldout: heldout.npy", "heldout: lost.npy"))
-    request = Request.read(str(folder / "missing.yml"), [], Choice())
+    experiment = Experiment(load_manifest(str(folder / "missing.yml")))
     with pytest.raises(ManifestError, match=r"missing\.yml:25:39: error: .*lost\.npy does not exist"):
-        request.check(request.unfinished())
+        experiment.check(experiment.unfinished())
 
 
 def test_patterns_are_shown_where_they_are_written(folder: Path) -> None:
     text = (folder / "manifest.yml").read_text()
     (folder / "pattern.yml").write_text(text.replace("trains: [attention, norm]}", "trains: [attention, mpl]}"))
-    request = Request.read(str(folder / "pattern.yml"), [], Choice())
+    experiment = Experiment(load_manifest(str(folder / "pattern.yml")))
     with pytest.raises(ManifestError, match=r"pattern\.yml:3:\d+: error: .*'mpl' matches no node.*did you mean 'mlp'"):
-        request.check(request.unfinished())
+        experiment.check(experiment.unfinished())
 
 
 def test_results_are_held_against_verify_again(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wanted = "groups.0.runs.0.verify={perplexity_ratio_at_most: 1.1}"
-    request = Request.read(str(folder / "manifest.yml"), [wanted], Choice(output=tmp_path))
-    request.verify()  # nothing has a result yet
+    experiment = Experiment(load_manifest(str(folder / "manifest.yml"), overrides=[wanted]), output=tmp_path)
+    experiment.verify()  # nothing has a result yet
     found = {"perplexity_ratio": {"start": 1.0, "end": 1.05}}
     monkeypatch.setattr("caramba_core.run.directory.RunDirectory.summary", lambda directory: found)
-    request.verify()
+    experiment.verify()
     found["perplexity_ratio"]["end"] = 1.2
     with pytest.raises(VerificationFailed, match=r"1\.2000 times the teacher's"):
-        request.verify()
+        experiment.verify()
 
 
 def test_the_run_that_is_continued(folder: Path) -> None:
     text = (folder / "manifest.yml").read_text()
     other = "  - {name: other, extends: half, runs: [{id: measured, mode: eval, from: half/finetune}]}\n"
     (folder / "two.yml").write_text(text + other)
-    request = Request.read(str(folder / "two.yml"), [], Choice())
-    half, second = request.groups
+    experiment = Experiment(load_manifest(str(folder / "two.yml")))
+    half, second = experiment.groups
     convert, finetune = half.runs
-    assert parent_of(request.groups, half, convert) is None
-    assert parent_of(request.groups, half, finetune) == (half, convert)
-    assert parent_of(request.groups, second, second.runs[0]) == (half, finetune)
-    request.check(request.unfinished())
-    alone = Request.read(str(folder / "two.yml"), [], Choice(group="other"))
+    assert experiment.manifest.parent_of(half, convert) is None
+    assert experiment.manifest.parent_of(half, finetune) == (half, convert)
+    assert experiment.manifest.parent_of(second, second.runs[0]) == (half, finetune)
+    experiment.check(experiment.unfinished())
+    alone = Experiment(load_manifest(str(folder / "two.yml")), group="other")
     with pytest.raises(InputError, match=r"other/measured continues from half/finetune(.|\n)*--group half --run finet"):
         alone.check(alone.unfinished())
-    changed = Request.read(str(folder / "two.yml"), ["vars.lr=2e-3"], Choice())
-    ours, theirs = (one.fingerprint(one.groups[1], one.groups[1].runs[0]) for one in (request, changed))
+    changed = Experiment(load_manifest(str(folder / "two.yml"), overrides=["vars.lr=2e-3"]))
+    ours, theirs = (one.fingerprint(one.groups[1], one.groups[1].runs[0]) for one in (experiment, changed))
     assert ours != theirs
 
 
 def test_a_choice_of_nothing(folder: Path) -> None:
     with pytest.raises(InputError, match="there is no group ''"):
-        Request.read(str(folder / "manifest.yml"), [], Choice(group=""))
+        Experiment(load_manifest(str(folder / "manifest.yml")), group="")

@@ -12,14 +12,12 @@ from rich.text import Text
 
 from caramba_core.component import Head, Topology
 from caramba_core.formatting import format_bytes, format_count, format_indexes
+from caramba_core.plan import Figures, ModelPlan, NodePlan, RunPlan
 from caramba_core.plan.data import operations_per_token, plan_sections, quantized_cache
-from caramba_core.plan.figures import Figures
-from caramba_core.plan.nodes import ModelPlan, NodePlan
-from caramba_core.plan.runs import RunPlan
 from caramba_core.sections import plain_table, section_table
 
 if TYPE_CHECKING:
-    from caramba_core.plan.planning import Plan
+    from caramba_core.plan import Plan
 
 __all__ = ["Row", "drawn", "model_rows", "show"]
 
