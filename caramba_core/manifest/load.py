@@ -15,7 +15,7 @@ import attrs
 
 from caramba_core.document.problem import ManifestProblem, Path, in_order
 from caramba_core.document.source import Broken, SourceText
-from caramba_core.document.tree import Gap, List, Map, Node, find, merge, plain, problem_at
+from caramba_core.document.tree import Gap, List, Map, Node, merge, plain, problem_at
 from caramba_core.errors import Faults, ManifestError
 from caramba_core.manifest.compose import Composer, check_requires, find_source, is_file_name
 from caramba_core.manifest.groups import expand_groups
@@ -66,19 +66,19 @@ class Loaded:
         """
         if name is None:
             return dict(_keys(self.tree, ()))
-        return dict(_keys(find(self.tree, ("groups", self._index(name), "model")).node, ("model",)))
+        return dict(_keys(self.tree.items_at("groups")[self._index(name)].get("model"), ("model",)))
 
     def _index(self, name: str) -> int:
         return [group.name for group in self.manifest.groups].index(name)
 
 
-def _keys(node: Node, path: Path) -> Iterator[tuple[Path, str]]:
+def _keys(node: Node | None, path: Path) -> Iterator[tuple[Path, str]]:
     """Every value of a tree that came from a teacher's configuration, with its key there."""
     if isinstance(node, List | Map):
         parts: Iterable[str | int] = node.entries if isinstance(node, Map) else range(len(node.items))
         for part, child in zip(parts, node.children, strict=True):
             yield from _keys(child, (*path, part))
-    elif node.span.source.key is not None:
+    elif node is not None and node.span.source.key is not None:
         yield path, node.span.source.key
 
 

@@ -114,7 +114,8 @@ class Nested(Topology):
                 body = replaced_at(body, (*nodes[index][name], *field), values.value.items[index])
             assert isinstance(body, Map)
             variant = self.order[index] if self.order else 0
-            layers = find(change(index, body), ("variants", variant - 1) if variant else ("layers",)).node
+            layers = find(change(index, body), ("variants", variant - 1) if variant else ("layers",))
+            assert layers is not None
             if plain(layers) not in seen:
                 seen.append(plain(layers))
                 distinct.append(layers)

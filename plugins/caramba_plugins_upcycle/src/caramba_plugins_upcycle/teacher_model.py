@@ -190,16 +190,16 @@ class _Replacing:
                 written = self._replaced(written, node.path[start:], node, value)
             return written
 
-        written = find(self.tree, topology.path[1:]).node
+        written = find(self.tree, topology.path[1:])
         assert isinstance(written, Map)
         assert isinstance(topology.config, Topology)
         return topology.config.with_repetitions(written, nodes, change)
 
     def _replaced(self, tree: Node, path: Path, node: GraphNode, value: Node) -> Any:
         """A tree with the layer of ``node``, at ``path``, replaced."""
-        return replaced_at(tree, path, self._replacement(value, find(tree, path).node, node.config))
+        return replaced_at(tree, path, self._replacement(value, find(tree, path), node.config))
 
-    def _replacement(self, value: Node, here: Node, config: Layer) -> Node:
+    def _replacement(self, value: Node, here: Node | None, config: Layer) -> Node:
         """The layer that takes the place of ``here``, of which ``config`` was made."""
         if isinstance(value, Scalar) and isinstance(value.value, str):
             value = Map({"type": MapItem(value.span, value)}, value.span)
