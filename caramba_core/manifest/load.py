@@ -24,12 +24,12 @@ from caramba_core.manifest.overrides import apply, override_name, parse
 from caramba_core.manifest.reading import Reading, check_depth
 from caramba_core.manifest.rules import group_faults, rule_faults
 from caramba_core.manifest.schema import Manifest
-from caramba_core.manifest.structure import Structurer, structure_model
+from caramba_core.manifest.structure import Structurer
 from caramba_core.manifest.variables import Variables, declared, misspelt
 from caramba_core.plugins.registry import Registry, registry
 from caramba_core.suggestions import nearest
 
-__all__ = ["Loaded", "load_manifest", "structure_model"]
+__all__ = ["Loaded", "load_manifest"]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -138,14 +138,7 @@ def _main_source(source: str | FilePath, plugins: Registry) -> tuple[SourceText,
     name, here = str(source), FilePath.cwd()
     if isinstance(source, FilePath) and not is_file_name(name):
         name = f"./{name}"
-    try:
-        return find_source(name, here, plugins), (here / name).parent if is_file_name(name) else here
-    except Broken as broken:
-        near = nearest(FilePath(name).stem, [entry.name for entry in plugins.entries("preset")])
-        if broken.problem.message == "there is no such file" and near:
-            hint = f"a preset is named without a suffix: {near[0]}"
-            raise Broken(attrs.evolve(broken.problem, hint=hint)) from None
-        raise
+    return find_source(name, here, plugins), (here / name).parent if is_file_name(name) else here
 
 
 def _resolved(root: Map, reading: Reading) -> Map:
