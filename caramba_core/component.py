@@ -51,7 +51,6 @@ __all__ = [
     "Head",
     "Layer",
     "Normal",
-    "Router",
     "Shape",
     "Topology",
     "Weight",
@@ -339,28 +338,6 @@ class Head(Layer):
 
     vocab_size: int | None = option(default=None, help="number of logits; the embedder's if not given", minimum=1)
     tied: bool = option(default=False, help="read the embedder's matrix instead of owning one")
-
-
-@component
-class Router(Component):
-    """Weighs the branches of a topology for each token.
-
-    ``builds`` is a function ``(config, x, weights) -> y`` from ``x`` ``[B, T, D]`` and the declared weights to ``y``
-    ``[B, T, branches]``.
-    """
-
-    kind: ClassVar[str] = "router"
-
-    def check(self, branches: int) -> None:
-        """Raise :class:`InvalidValue` where the config cannot weigh so many branches."""
-
-    def weights(self, width: int, branches: int) -> Mapping[str, Weight]:
-        """The tensors that the router needs; the node owns them as ``router_<name>``."""
-        return {}
-
-    def cost(self, width: int, branches: int, shape: Shape) -> Cost:
-        """What one pass takes."""
-        return Cost()
 
 
 @attrs.frozen(kw_only=True)
