@@ -19,7 +19,6 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import (
-    TYPE_CHECKING,
     Any,
     ClassVar,
     Final,
@@ -34,10 +33,6 @@ from typing import (
 import attrs
 
 from caramba_core.errors import InvalidValue
-
-if TYPE_CHECKING:
-    from caramba_core.document.problem import Path
-    from caramba_core.document.tree import Map
 
 __all__ = [
     "Attention",
@@ -372,23 +367,9 @@ class Topology(Layer):
     adds_input: ClassVar[bool] = False
     """Whether the output is the input plus what the bodies give; pictures show it."""
 
-    repeats: ClassVar[bool] = False
-    """Whether a manifest writes layers once that several bodies have, each with weights of its own."""
-
     def bodies(self) -> Sequence[Body]:
         """The chains that this node runs, in order."""
         raise NotImplementedError
-
-    def with_repetitions(
-        self, written: Map, nodes: Sequence[Mapping[str, Path]], change: Callable[[int, Map], Map]
-    ) -> Map:
-        """How a manifest writes this topology with layers of single bodies changed; for one that ``repeats``.
-
-        ``written`` is the mapping that this config was made of.  ``change(index, written)`` returns it with the changes
-        of one body made in the layers that this body has so far.  ``nodes[index]`` has the path in ``written``, by
-        name, of every node that changes in some body.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not define with_repetitions")
 
     def output_widths(self, width: int) -> tuple[int, ...]:
         """Output width of each body, for an input of ``width``."""
