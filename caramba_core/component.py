@@ -18,17 +18,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import (
-    Any,
-    ClassVar,
-    Final,
-    Literal,
-    TypedDict,
-    TypeVar,
-    Unpack,
-    cast,
-    dataclass_transform,
-)
+from typing import Any, ClassVar, Final, Literal, TypedDict, TypeVar, Unpack, cast, dataclass_transform
 
 import attrs
 

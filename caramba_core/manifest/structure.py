@@ -33,10 +33,7 @@ from caramba_core.suggestions import article, listing, nearest, suggestion
 
 __all__ = ["Structurer", "structure_model"]
 
-_RESOLVED: Final[dict[type, tuple[str, ...]]] = {
-    Manifest: ("vars", "extends"),
-    Group: ("vars", "matrix", "extends"),
-}
+_RESOLVED: Final[dict[type, tuple[str, ...]]] = {Manifest: ("vars", "extends"), Group: ("vars", "matrix", "extends")}
 """Keys that are gone when structuring begins, but that a misspelt key may have meant."""
 
 _MOST_UNKNOWN: Final = 30
