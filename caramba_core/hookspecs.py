@@ -37,15 +37,7 @@ if TYPE_CHECKING:
     from caramba_core.plan import Plan
     from caramba_core.run.context import RunContext
 
-__all__ = [
-    "OBSERVERS",
-    "SECTIONS",
-    "Section",
-    "checked_sections",
-    "hookimpl",
-    "hookspec",
-    "implementations",
-]
+__all__ = ["OBSERVERS", "SECTIONS", "Section", "checked_sections", "hookimpl", "hookspec", "implementations"]
 
 hookspec = pluggy.HookspecMarker("caramba")
 hookimpl = pluggy.HookimplMarker("caramba")

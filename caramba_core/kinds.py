@@ -40,7 +40,6 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("embedder", "a config of what turns token ids into vectors", "caramba_core.component:Embedder"),
         Kind("head", "a config of what turns vectors into logits", "caramba_core.component:Head"),
         Kind("topology", "a config of a layer made of layers", "caramba_core.component:Topology"),
-        Kind("router", "a config of what weighs branches", "caramba_core.component:Router"),
         Kind("origin", "what a model is taken from, by its from: key", "caramba_core.manifest.origins:Origin"),
         Kind("loader", "a reader of checkpoints", "caramba_core.loading:Loader"),
         Kind("source", "what fetches checkpoints, named by the scheme of its addresses", "caramba_core.loading:Source"),

@@ -15,9 +15,8 @@ import attrs
 from caramba_core.component import Body, Embedder, Layer, Topology, evolve
 from caramba_core.document.problem import Fault, Path
 from caramba_core.errors import Faults, InvalidValue
-from caramba_core.graph import MAX_NODES, ROOT, Graph, Node, Scope
+from caramba_core.graph import MAX_NODES, ROOT, Graph, Names, Node, Scope, name_fault
 from caramba_core.model import Model
-from caramba_core.naming import Names, name_fault
 
 __all__ = ["lower"]
 

@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 __all__ = ["Loaded", "dump", "load_manifest", "structure_model"]
 
-_HOMES: Final = {
-    "Loaded": "load",
-    "dump": "writing",
-    "load_manifest": "load",
-    "structure_model": "structure",
-}
+_HOMES: Final = {"Loaded": "load", "dump": "writing", "load_manifest": "load", "structure_model": "structure"}
 
 if TYPE_CHECKING:
     from caramba_core.manifest.load import Loaded, load_manifest

@@ -20,6 +20,7 @@ from caramba_core.errors import PluginError
 from caramba_core.manifest.reading import Reading, check_depth
 from caramba_core.manifest.texts import read_text
 from caramba_core.plugins.registry import Registry
+from caramba_core.suggestions import nearest
 
 __all__ = ["Composer", "check_requires", "find_source", "is_file_name"]
 
@@ -48,9 +49,13 @@ def find_source(name: str, folder: FilePath, plugins: Registry, asked: TextSpan 
         return read_source(folder / name, name)
     except Broken as broken:
         problem = broken.problem
-        if asked is None or problem.line is not None:
+        if problem.line is not None:
             raise
-        raise asked.broken(f"{name}: {problem.message}", expected=problem.expected, hint=problem.hint) from None
+        if asked is not None:
+            problem = asked.problem(f"{name}: {problem.message}", expected=problem.expected, hint=problem.hint)
+        elif near := nearest(FilePath(name).stem, [entry.name for entry in plugins.entries("preset")]):
+            problem = attrs.evolve(problem, hint=problem.hint or f"a preset is named without a suffix: {near[0]}")
+        raise Broken(problem) from None
 
 
 def _preset(name: str, folder: FilePath, plugins: Registry, asked: TextSpan) -> FilePath:

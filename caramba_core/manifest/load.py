@@ -15,7 +15,7 @@ import attrs
 
 from caramba_core.document.problem import ManifestProblem, Path, in_order
 from caramba_core.document.source import Broken, SourceText
-from caramba_core.document.tree import Gap, List, Map, Node, find, merge, plain, problem_at
+from caramba_core.document.tree import Gap, List, Map, Node, merge, plain, problem_at
 from caramba_core.errors import Faults, ManifestError
 from caramba_core.manifest.compose import Composer, check_requires, find_source, is_file_name
 from caramba_core.manifest.groups import expand_groups
@@ -24,12 +24,12 @@ from caramba_core.manifest.overrides import apply, override_name, parse
 from caramba_core.manifest.reading import Reading, check_depth
 from caramba_core.manifest.rules import group_faults, rule_faults
 from caramba_core.manifest.schema import Manifest
-from caramba_core.manifest.structure import Structurer, structure_model
+from caramba_core.manifest.structure import Structurer
 from caramba_core.manifest.variables import Variables, declared, misspelt
 from caramba_core.plugins.registry import Registry, registry
 from caramba_core.suggestions import nearest
 
-__all__ = ["Loaded", "load_manifest", "structure_model"]
+__all__ = ["Loaded", "load_manifest"]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -66,19 +66,19 @@ class Loaded:
         """
         if name is None:
             return dict(_keys(self.tree, ()))
-        return dict(_keys(find(self.tree, ("groups", self._index(name), "model")).node, ("model",)))
+        return dict(_keys(self.tree.items_at("groups")[self._index(name)].get("model"), ("model",)))
 
     def _index(self, name: str) -> int:
         return [group.name for group in self.manifest.groups].index(name)
 
 
-def _keys(node: Node, path: Path) -> Iterator[tuple[Path, str]]:
+def _keys(node: Node | None, path: Path) -> Iterator[tuple[Path, str]]:
     """Every value of a tree that came from a teacher's configuration, with its key there."""
     if isinstance(node, List | Map):
         parts: Iterable[str | int] = node.entries if isinstance(node, Map) else range(len(node.items))
         for part, child in zip(parts, node.children, strict=True):
             yield from _keys(child, (*path, part))
-    elif node.span.source.key is not None:
+    elif node is not None and node.span.source.key is not None:
         yield path, node.span.source.key
 
 
@@ -138,14 +138,7 @@ def _main_source(source: str | FilePath, plugins: Registry) -> tuple[SourceText,
     name, here = str(source), FilePath.cwd()
     if isinstance(source, FilePath) and not is_file_name(name):
         name = f"./{name}"
-    try:
-        return find_source(name, here, plugins), (here / name).parent if is_file_name(name) else here
-    except Broken as broken:
-        near = nearest(FilePath(name).stem, [entry.name for entry in plugins.entries("preset")])
-        if broken.problem.message == "there is no such file" and near:
-            hint = f"a preset is named without a suffix: {near[0]}"
-            raise Broken(attrs.evolve(broken.problem, hint=hint)) from None
-        raise
+    return find_source(name, here, plugins), (here / name).parent if is_file_name(name) else here
 
 
 def _resolved(root: Map, reading: Reading) -> Map:

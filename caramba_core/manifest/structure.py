@@ -6,15 +6,15 @@ A component's class is looked up by its ``type:`` (a run's by its ``mode:``) in 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args, get_origin
+from typing import Any, Final, get_args, get_origin
 
 import attrs
 
-from caramba_core.document.problem import Fault
+from caramba_core.document.problem import Fault, key_of
 from caramba_core.document.source import SourceText, TextSpan
 from caramba_core.document.tree import GAP, Gap, problem_at
 from caramba_core.errors import Faults, InvalidValue, ManifestError, PluginError
-from caramba_core.manifest.configs import Shape, shape_of
+from caramba_core.manifest.schema import Group, Manifest
 from caramba_core.manifest.values import (
     PLAIN,
     is_list,
@@ -24,13 +24,20 @@ from caramba_core.manifest.values import (
     literal,
     members,
     misfit,
+    settings_of,
     words,
 )
 from caramba_core.model import Model
 from caramba_core.plugins.registry import Registry, registry
-from caramba_core.suggestions import article, listing, nearest
+from caramba_core.suggestions import article, listing, nearest, suggestion
 
 __all__ = ["Structurer", "structure_model"]
+
+_RESOLVED: Final[dict[type, tuple[str, ...]]] = {Manifest: ("vars", "extends"), Group: ("vars", "matrix", "extends")}
+"""Keys that are gone when structuring begins, but that a misspelt key may have meant."""
+
+_MOST_UNKNOWN: Final = 30
+"""Unknown keys of one mapping that are reported one by one."""
 
 
 def structure_model(model: Mapping[str, Any], *, origin: str = "model") -> Model:
@@ -75,7 +82,7 @@ class Structurer:
             raise PluginError(f"a config has a field of type {type_}, which a manifest cannot hold")
         if not isinstance(value, dict):
             raise misfit(value, "a mapping")
-        return self._made_once(shape_of(type_), value, None)
+        return self._made_once(type_, value, None)
 
     # ------------------------------------------------------------------------------------------------ collections
 
@@ -127,12 +134,12 @@ class Structurer:
 
     # ------------------------------------------------------------------------------------------------ configs
 
-    def _made_once(self, shape: Shape, value: dict[str, Any], name: str | None) -> Any:
+    def _made_once(self, cls: Any, value: dict[str, Any], name: str | None) -> Any:
         """The config of a mapping; ``name`` is what a component's tag says."""
-        key = id(value), shape.cls
+        key = id(value), cls
         if key not in self._made:
             try:
-                made = self._config(shape, value, name)
+                made = self._config(cls, value, name)
             except Faults as error:
                 made = error
             self._made[key] = value, made  # with the mapping, so that no other one gets its id
@@ -140,11 +147,11 @@ class Structurer:
             raise made
         return made
 
-    def _config(self, shape: Shape, value: dict[str, Any], name: str | None) -> Any:
-        faults = shape.key_faults(value, name)
+    def _config(self, cls: Any, value: dict[str, Any], name: str | None) -> Any:
+        faults = _key_faults(cls, value, name)
         failed = bool(faults)
         arguments: dict[str, Any] = {}
-        for key, (attribute, type_) in shape.fields.items():
+        for key, (attribute, type_) in settings_of(cls).items():
             given, is_implied = value.get(key), attribute.metadata.get("implied", False)
             if key not in value and not is_implied:
                 continue
@@ -161,11 +168,11 @@ class Structurer:
         if failed:
             raise Faults(*faults)
         try:
-            return shape.cls(**arguments)
+            return cls(**arguments)
         except InvalidValue as error:
             raise Faults(Fault.of(error, *error.path)) from None
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            label = name or shape.cls.__name__
+            label = name or cls.__name__
             raise Faults(Fault(message=f"{label} cannot be made of these values: {error}")) from None
 
     def _implied(self, type_: Any) -> Any:
@@ -189,7 +196,7 @@ class Structurer:
         name = value[tag]
         if not isinstance(name, str):
             raise Faults(*misfit(name, f"the name of {what}").below(tag))
-        return self._made_once(shape_of(self._class(name, base)), value, name)
+        return self._made_once(self._class(name, base), value, name)
 
     def _spelled_out(self, value: str, kinds: tuple[str, ...], tag: str) -> dict[str, Any]:
         """The mapping that a bare string is short for: the name of a component, or of a file for one."""
@@ -215,6 +222,57 @@ class Structurer:
         known = sorted({entry.name for kind in kinds for entry in self._registry.entries(kind)})
         expected = f"the name of {article(' or '.join(kinds))}: {listing(known)}"
         return Fault(message=f"missing key {tag!r}", expected=expected)
+
+
+def _key_faults(cls: Any, value: dict[str, Any], name: str | None) -> list[Fault]:
+    """Unknown and missing keys; a misspelt key that is missing is one fault, not two.
+
+    ``name`` is what a component's tag says.
+    """
+    fields = settings_of(cls)
+    of = "" if name is None else f" of {name}"
+    known = fields if name is None else {*fields, cls.tag}
+    missing = [key for key, (a, _) in fields.items() if a.default is attrs.NOTHING and key not in value]
+    absent = [key for key in (*fields, *_RESOLVED.get(cls, ())) if key not in value]
+    faults = []
+    unknown = [key for key in value if key not in known]
+    for key in unknown[:_MOST_UNKNOWN]:
+        near = nearest(key, (*absent, "include"), preferred=missing)
+        meant = near[0] if near else None
+        if meant in ("extends", "include"):
+            missing.clear()  # it would have brought them
+        missing, absent = [[one for one in keys if one != meant] for keys in (missing, absent)]
+        faults.append(
+            Fault(
+                path=(key,),
+                at="key",
+                message=f"unknown key {key!r}{of}{suggestion(near)}",
+                expected=None if near or not absent else f"one of {listing(absent)}",
+                hint=None if near else _elsewhere(key, fields),
+            )
+        )
+    if len(unknown) > _MOST_UNKNOWN:
+        more = f"and {len(unknown) - _MOST_UNKNOWN} unknown keys more"
+        faults.append(Fault(path=(unknown[_MOST_UNKNOWN],), at="key", message=more))
+    faults.extend(Fault(message=f"missing key {key!r}{of}", expected=_help(*fields[key])) for key in missing)
+    return faults
+
+
+def _help(attribute: attrs.Attribute[Any], type_: Any) -> str:
+    meaning = attribute.metadata.get("help")
+    options = " or ".join(words(option) for option in members(type_) if option is not type(None))
+    return f"{key_of(attribute.name)}: {options}{f' ({meaning})' if meaning else ''}"
+
+
+def _elsewhere(key: str, fields: dict[str, tuple[attrs.Attribute[Any], Any]]) -> str | None:
+    """Where an unknown key would be known: one mapping further down."""
+    places = [
+        f"{outer}:"
+        for outer, (_, type_) in fields.items()
+        for option in members(type_)
+        if attrs.has(option) and not kinds_of(option) and key in settings_of(option)
+    ]
+    return f"{key} belongs under {' or '.join(places)}" if places else None
 
 
 def _check(attribute: attrs.Attribute[Any], value: Any) -> None:

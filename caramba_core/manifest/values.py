@@ -1,22 +1,25 @@
-"""Which values the type of a setting takes, strictly: nothing is converted, nothing is guessed."""
+"""Which settings a config takes, and which values their types take: nothing is converted, nothing is guessed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path as FilePath
 from types import NoneType, UnionType
-from typing import Any, Final, Literal, Union, get_args, get_origin
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+
+import attrs
 
 from caramba_core.component import Component, Layer
-from caramba_core.document.problem import Fault, shown
+from caramba_core.document.problem import Fault, key_of, shown
 from caramba_core.document.tree import GAP
-from caramba_core.errors import Faults
+from caramba_core.errors import Faults, PluginError
 from caramba_core.kinds import LAYER_KINDS
 from caramba_core.suggestions import article, nearest, suggestion
 
-__all__ = ["PLAIN", "is_list", "is_literal", "is_mapping", "kinds_of", "literal"]
-__all__ += ["members", "misfit", "words"]
+__all__ = ["PLAIN", "is_list", "is_literal", "is_mapping", "kinds_of", "literal", "members", "misfit"]
+__all__ += ["settings_of", "words"]
 
 
 def misfit(value: object, expected: str, *, hint: str | None = None) -> Faults:
@@ -119,7 +122,20 @@ def literal(value: Any, type_: Any) -> Any:
     raise misfit(value, words(type_), hint=f"write {as_text[0]!r}" if as_text else None)
 
 
-# ------------------------------------------------------------------------------------------------ kinds of annotation
+# ------------------------------------------------------------------------------------------------ settings and types
+
+
+@cache
+def settings_of(cls: Any) -> dict[str, tuple[attrs.Attribute[Any], Any]]:
+    """The fields of a config class by their keys in a manifest, each with its type."""
+    try:
+        types = get_type_hints(cls)
+    except NameError as error:
+        raise PluginError(
+            f"a field of {cls.__module__}.{cls.__qualname__} has a type that cannot be found: {error}",
+            hint="types of fields must be imported where the config is defined, not only for type checking",
+        ) from None
+    return {key_of(field.name): (field, types[field.name]) for field in attrs.fields(cls) if field.init}
 
 
 def is_literal(type_: Any) -> bool:

@@ -132,7 +132,8 @@ def test_a_default_of_a_plugin_for_another_core_does_not_count(site: Site) -> No
 def test_a_default_that_needs_settings(site: Site) -> None:
     entries = {"caramba.router": {"mine": "mine:Mine", "default": "mine:Mine"}}
     text = (
-        "from caramba_core.component import Router, component, option\n"
+        "from caramba_core.component import component, option\n"
+        "from caramba_plugins_standard.routers import Router\n"
         "@component\nclass Mine(Router):\n    '''A router.'''\n    size: int = option(help='a size')\n"
     )
     site.add("caramba-plugin-needy", entries=entries, modules={"mine": text})

@@ -12,7 +12,7 @@ import attrs
 
 from caramba_core.component import Layer, Topology
 from caramba_core.errors import InvalidValue
-from caramba_core.naming import Names
+from caramba_core.graph import Names
 
 __all__ = ["spread"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-from caramba_core.component import Body, Cost, Layer, Normal, Router, Shape, Topology, Weight, component, option
+from caramba_core.component import Body, Cost, Layer, Normal, Shape, Topology, Weight, component, option
 from caramba_core.errors import InvalidValue
+from caramba_plugins_standard.routers import Router
 
 __all__ = ["Branching", "Parallel"]
 

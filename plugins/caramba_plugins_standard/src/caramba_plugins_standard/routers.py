@@ -1,14 +1,36 @@
-"""What weighs the branches of a ``branching`` node."""
+"""What weighs the branches of a ``branching`` node: the kind ``router``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import ClassVar
 
-from caramba_core.component import Cost, Normal, Router, Shape, Weight, component, option
+from caramba_core.component import Component, Cost, Normal, Shape, Weight, component, option
 from caramba_core.errors import InvalidValue
 
-__all__ = ["SoftmaxRouter", "TopKRouter"]
+__all__ = ["Router", "SoftmaxRouter", "TopKRouter"]
+
+
+@component
+class Router(Component):
+    """Weighs the branches of a topology for each token.
+
+    ``builds`` is a function ``(config, x, weights) -> y`` from ``x`` ``[B, T, D]`` and the declared weights to ``y``
+    ``[B, T, branches]``.
+    """
+
+    kind: ClassVar[str] = "router"
+
+    def check(self, branches: int) -> None:
+        """Raise :class:`InvalidValue` where the config cannot weigh so many branches."""
+
+    def weights(self, width: int, branches: int) -> Mapping[str, Weight]:
+        """The tensors that the router needs; the node owns them as ``router_<name>``."""
+        return {}
+
+    def cost(self, width: int, branches: int, shape: Shape) -> Cost:
+        """What one pass takes."""
+        return Cost()
 
 
 @component

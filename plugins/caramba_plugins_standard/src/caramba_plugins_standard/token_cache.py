@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from caramba_core.user_cache import user_cache
 from caramba_plugins_standard.tokenizing import write_array
 
 if TYPE_CHECKING:
@@ -32,7 +31,8 @@ def cached_ids(facts: tuple[object, ...] | None, encode: Callable[[], Iterator[I
         return _in_memory(encode(), dtype)
     name = hashlib.sha256(repr(facts).encode()).hexdigest()
     try:
-        folder = user_cache() / "tokens"
+        caches = os.environ.get("XDG_CACHE_HOME")
+        folder = (Path(caches) if caches else Path.home() / ".cache") / "caramba" / "tokens"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.npy"
         if path.exists() and (found := _read(path, dtype)) is not None:
