@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-import caramba_core
+from caramba_core import __version__
 from caramba_plugins_llama.export_source import ExportSource
 from caramba_plugins_llama.exporting import Folder
 
@@ -132,5 +132,5 @@ def _made_with(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     )
     versions = ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items())
     made = f"{run}{versions}.  " if run else ""
-    exported = f"Exported by caramba {caramba_core.__version__}"
+    exported = f"Exported by caramba {__version__}"
     return f"{made}{exported}.  Architecture: `{config['model_type']}`, weights in {config['torch_dtype']}.\n"
