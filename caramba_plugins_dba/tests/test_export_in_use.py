@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -546,6 +547,36 @@ def write_tokenizer(folder: Path) -> None:
     backend.train_from_iterator([*DOCUMENTS, "language of model"] * 3, trainer)
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=special[0], unk_token=special[1])
     fast.save_pretrained(folder)
+
+
+def test_the_snippet_of_the_card_works_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tokenizer, and without a question about the code of the folder, which the card tells of."""
+    _, llama = pair_of(tmp_path)
+    llama.save_pretrained(tmp_path / "llama")
+    write_tokenizer(tmp_path / "llama")
+    export(tmp_path / "run", tmp_path / "student", origin=str(tmp_path / "llama"))
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert "`trust_remote_code=True` runs `modeling_caramba_dba.py`, which lies in this folder" in card
+    assert 'tags: ["caramba", "custom_code"]' in card
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks whether code may run"))
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    assert type(names["model"]).__name__ == "CarambaDBAForCausalLM"
+    assert names["ids"].shape[0] == 1
+
+
+def test_a_folder_of_dba_is_exported_again(tmp_path: Path) -> None:
+    """A checkpoint as it is may be a student: its code goes with it."""
+    student, _ = pair_of(tmp_path)
+    done = export(tmp_path / "out", tmp_path / "again", dtype="float16")
+    assert (done.exporter, done.dtype) == ("dba", "float16")
+    assert "modeling_caramba_dba.py" in done.files
+    again = theirs(tmp_path / "again", dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(again(TOKENS).logits, student(TOKENS).logits, rtol=0, atol=0.02)
 
 
 def test_lm_eval(tmp_path: Path) -> None:
