@@ -124,14 +124,6 @@ def test_nothing_is_written_before_all_headers_fit(folder: Path) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_places_in_the_manifest_are_told(folder: Path) -> None:
-    checkpoint = find_loader(folder)
-    model = build(graph_of(checkpoint))
-    edit_weights(folder, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(5)}))
-    with pytest.raises(InputError, match=r"model\.norm\.weight \(m\.yml:12\) expects \[48\]"):
-        load_weights(model, find_loader(folder), place=lambda path: "m.yml:12")
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_values_that_are_no_numbers_are_all_named(folder: Path, dtype: torch.dtype) -> None:
     def damage(tensors: dict[str, torch.Tensor]) -> None:
