@@ -26,7 +26,7 @@ from caramba_core.nn.filling import load_weights
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plugins.registry import registry
 from caramba_core.run.checkpoint import load_random, load_tensors, read_state, restore_optimizer, save_checkpoint
-from caramba_core.run.device import autocast_dtype, pick_device, torch_dtype
+from caramba_core.run.device import autocast, pick_device, torch_dtype
 from caramba_core.run.directory import RunDirectory
 from caramba_core.run.reporter import Reporter
 from caramba_core.run.student import assemble
@@ -240,8 +240,7 @@ class RunContext:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Computation in the run's number type; weights that train stay in float32."""
-        dtype = autocast_dtype(self.dtype_name)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return autocast(self.device, self.dtype_name)
 
     def save(
         self, step: int, *, optimizer: torch.optim.Optimizer | None = None, state: Mapping[str, Any] | None = None
