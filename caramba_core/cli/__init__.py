@@ -148,18 +148,15 @@ def _without_plugins(args: list[str]) -> list[str]:
     names: list[str] = []
     rest = iter(args)
     for argument in rest:
+        option, equals, name = argument.partition("=")
         if argument == "--":
             kept += [argument, *rest]
-        elif argument.startswith("--no-plugin="):
-            names.append(argument.partition("=")[2])
-        elif argument == "--no-plugin":
-            name = next(rest, None)
-            if name is None:
-                kept.append(argument)  # the parser says that the option needs a value
-            else:
-                names.append(name)
-        else:
+        elif option != "--no-plugin":
             kept.append(argument)
+        elif equals or (name := next(rest, "")):
+            names.append(name)
+        else:
+            kept.append(argument)  # the parser says that the option needs a value
     if names:
         from caramba_core.plugins.registry import switch_off
 
@@ -169,11 +166,10 @@ def _without_plugins(args: list[str]) -> list[str]:
 
 def _with_run(args: list[str]) -> list[str]:
     """``--manifest M`` is the original's spelling of ``run M``."""
-    if args and args[0].startswith("--manifest="):
-        return ["run", args[0].partition("=")[2], *args[1:]]
-    if len(args) > 1 and args[0] == "--manifest":
-        return ["run", *args[1:]]
-    return args
+    option, equals, manifest = args[0].partition("=") if args else ("", "", "")
+    if option != "--manifest" or (not equals and len(args) == 1):
+        return args
+    return ["run", manifest, *args[1:]] if equals else ["run", *args[1:]]
 
 
 def _show_version(value: bool) -> None:

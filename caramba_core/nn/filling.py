@@ -23,20 +23,13 @@ _SHOWN = 40
 """Lines of an error: tensors that differ only in the index of their layer share one."""
 
 
-def require_fit(graph: Graph, checkpoint: Checkpoint) -> tuple[Stored, ...]:
-    """Every tensor of a checkpoint by its headers, once names and shapes are known to be those of the graph's weights.
-
-    To be called before a model is built: sizes that a configuration claims are not allocated.  Raises
-    :class:`InputError` that lists every weight left empty, every tensor without a weight, and every shape that differs.
-    """
-    weights = {
+def weight_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight of a graph, by its name without ``model.``."""
+    return {
         local_name(f"{node.name}.{name}"): weight.shape
         for node in graph.nodes().values()
         for name, weight in node.config.weights(node.width_in).items()
     }
-    stored = checkpoint.layout()
-    _refuse(checkpoint, list(_misfits(weights, stored)))
-    return stored
 
 
 def load_weights(model: LanguageModel, checkpoint: Checkpoint) -> tuple[Stored, ...]:
@@ -45,8 +38,8 @@ def load_weights(model: LanguageModel, checkpoint: Checkpoint) -> tuple[Stored, 
     Returns the tensors that the loader knows to be unneeded.  Raises :class:`InputError` as :func:`require_fit` does,
     and for every tensor that holds NaN or infinity.
     """
-    targets: dict[str, Tensor] = model.state_dict(keep_vars=True)
-    stored = require_fit(model.graph, checkpoint)
+    stored, targets = checkpoint.layout(), model.state_dict(keep_vars=True)
+    require_fit(model.graph, stored, checkpoint.path)
     used = {entry.name: entry for entry in stored if entry.name is not None}
     checked = count_nonfinite_in_files(entry for name, entry in used.items() if _is_mapped(entry, targets[name]))
     faults = [_nonfinite(entry, counts) for entry in used.values() if (counts := checked.get(entry.key))]
@@ -57,9 +50,18 @@ def load_weights(model: LanguageModel, checkpoint: Checkpoint) -> tuple[Stored, 
                 faults += _faults(entry, values, target)
             if not faults:
                 _fill(target, values)
-    _refuse(checkpoint, faults)
+    _refuse(checkpoint.path, faults)
     assert not used, f"{checkpoint.path}: its layout and its tensors differ"
     return tuple(entry for entry in stored if entry.name is None)
+
+
+def require_fit(graph: Graph, stored: Iterable[Stored], origin: object) -> None:
+    """Raise :class:`InputError` unless the tensors ``stored`` in ``origin`` have names and shapes of a graph's weights.
+
+    It lists every weight left empty, every tensor without a weight, and every shape that differs.  Asked before a model
+    is built, it keeps sizes that a configuration only claims from being allocated.
+    """
+    _refuse(origin, list(_misfits(weight_shapes(graph), stored)))
 
 
 def _misfits(weights: Mapping[str, tuple[int, ...]], stored: Iterable[Stored]) -> Iterator[str]:
@@ -117,12 +119,12 @@ def _holds(entry: Stored, what: str) -> str:
     return f"{entry.key} holds {what} (fills {ROOT}.{entry.name})"
 
 
-def _refuse(checkpoint: Checkpoint, problems: Sequence[str]) -> None:
+def _refuse(origin: object, problems: Sequence[str]) -> None:
     if problems:
         lines = _grouped(problems)
         more = [] if len(lines) <= _SHOWN else [f"... and {len(lines) - _SHOWN} more of this kind"]
         raise InputError(
-            f"{checkpoint.path} does not fit the model ({len(problems)} of its tensors):\n    "
+            f"{origin} does not fit the model ({len(problems)} of its tensors):\n    "
             + "\n    ".join(lines[:_SHOWN] + more),
             hint="compare the model's sizes with the checkpoint's; a damaged file must be fetched again",
         )
@@ -135,9 +137,5 @@ def _grouped(problems: Iterable[str]) -> list[str]:
         index = re.search(r"(?<=\.)\d+(?=\.)", problem)
         pattern = problem if index is None else re.sub(rf"(?<=\.){index[0]}(?=\.)", "{}", problem)
         groups.setdefault(pattern, set()).update([] if index is None else [int(index[0])])
-    return [pattern.replace("{}", _indexes(sorted(indexes))) for pattern, indexes in groups.items()]
-
-
-def _indexes(indexes: Sequence[int]) -> str:
-    text = format_indexes([str(index) for index in indexes])
-    return text if len(indexes) < 2 else f"{{{text}}}"
+    shown = {pattern: format_indexes(list(map(str, sorted(indexes)))) for pattern, indexes in groups.items()}
+    return [pattern.replace("{}", text if text.isdigit() else f"{{{text}}}") for pattern, text in shown.items()]

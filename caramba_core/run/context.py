@@ -26,7 +26,7 @@ from caramba_core.nn.filling import load_weights, require_fit
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plugins.registry import registry
 from caramba_core.run.checkpoint import load_random, load_tensors, read_state, restore_optimizer, save_checkpoint
-from caramba_core.run.device import autocast_dtype, pick_device, torch_dtype
+from caramba_core.run.device import autocast, pick_device, torch_dtype
 from caramba_core.run.directory import RunDirectory
 from caramba_core.run.overlap import share_found
 from caramba_core.run.reporter import Reporter
@@ -55,7 +55,7 @@ class TeacherSource:
 
     def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         """The model with the checkpoint's weights, frozen; every tensor is checked before it is used."""
-        require_fit(self.graph, self.checkpoint)
+        require_fit(self.graph, self.checkpoint.layout(), self.checkpoint.path)
         model = build(self.graph, device=device, dtype=dtype)
         load_weights(model, self.checkpoint)
         return model.requires_grad_(False).eval()
@@ -134,7 +134,7 @@ class GroupContext:
         """Raise for anything that would stop this run later: data, device, patterns, differences from the teacher."""
         device = pick_device(run.computation[0])
         if self.source is not None:
-            require_fit(self.source.graph, self.source.checkpoint)
+            require_fit(self.source.graph, self.source.checkpoint.layout(), self.source.checkpoint.path)
         if "teacher" in run.needs and self.source is None:
             raise InputError(f"run {run.id}: mode {run.mode} needs a teacher, and group {self.group.name} has none")
         if "tokenizer" in run.needs and self.tokenizer is None:
@@ -257,8 +257,7 @@ class RunContext:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Computation in the run's number type; weights that train stay in float32."""
-        dtype = autocast_dtype(self.dtype_name)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return autocast(self.device, self.dtype_name)
 
     def save(
         self, step: int, *, optimizer: torch.optim.Optimizer | None = None, state: Mapping[str, Any] | None = None

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, overload
 
 from caramba._opening import (
     OpenedRun,
-    autocast_type,
     find_runs,
     heldout_tokens,
     is_run,
@@ -193,7 +192,8 @@ class Model:
         else:
             raise InputError("a checkpoint has no held-out tokens of its own", expected="a text or token ids")
         settings = self._settings(context=context, windows=windows, batch_size=batch_size, cache=cache)
-        return measure(self.model, tokens, settings, autocast=autocast_type(self._dtype))
+        with self._computing():
+            return measure(self.model, tokens, settings)
 
     # ------------------------------------------------------------------------------------------------ helpers
 
@@ -216,8 +216,9 @@ class Model:
         """No gradients, in the run's type."""
         import torch
 
-        dtype = autocast_type(self._dtype)
-        with torch.no_grad(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        from caramba_core.run.device import autocast
+
+        with torch.no_grad(), autocast(self.device, self._dtype):
             yield
 
     def _require_tokenizer(self) -> Tokenizer:

@@ -10,8 +10,6 @@ import attrs
 from caramba_core.errors import InputError
 
 if TYPE_CHECKING:
-    import torch
-
     from caramba_core.datasets import Tokens
     from caramba_core.graph import Graph
     from caramba_core.loading import Checkpoint, Tokenizer
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = [
     "OpenedRun",
     "RunState",
-    "autocast_type",
     "find_runs",
     "heldout_tokens",
     "is_run",
@@ -199,13 +196,6 @@ def load_checkpoint(checkpoint: Checkpoint, device: str, dtype: str) -> Language
 
     graph = lower(structure_model(checkpoint.model(), origin=str(checkpoint.path)))
     return TeacherSource(checkpoint, graph, str(checkpoint.path)).load(pick_device(device), torch_dtype(dtype))
-
-
-def autocast_type(dtype: str) -> torch.dtype | None:
-    """The type to autocast to, or ``None`` where the computation is in full precision."""
-    from caramba_core.run.device import autocast_dtype
-
-    return autocast_dtype(dtype)
 
 
 # ------------------------------------------------------------------------------------------------ running

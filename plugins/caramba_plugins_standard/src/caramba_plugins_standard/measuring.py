@@ -13,7 +13,6 @@ from caramba_core.datasets import Tokens
 from caramba_core.modes import Evaluation, Results
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
-from caramba_core.run.device import autocast_dtype
 from caramba_core.storage import Storage
 from caramba_plugins_standard.modes import Evaluate
 from caramba_plugins_standard.perplexity import Measurement, measure, paired_difference, require_enough
@@ -154,9 +153,8 @@ def measure_run(
     was_training = model.training
     model.eval()
     try:
-        with context.reporter.bar(title, settings.windows * settings.context) as bar:
-            tokens, autocast = context.shared.tokens("heldout"), autocast_dtype(context.dtype_name)
-            result = measure(model, tokens, settings, autocast=autocast, progress=bar.advance)
+        with context.autocast(), context.reporter.bar(title, settings.windows * settings.context) as bar:
+            result = measure(model, context.shared.tokens("heldout"), settings, progress=bar.advance)
             bar.note(f"{result.perplexity:.3f}")
     finally:
         model.train(was_training)

@@ -71,7 +71,6 @@ def measure(
     tokens: Tokens,
     settings: Evaluation,
     *,
-    autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Measurement:
     """Score consecutive windows of ``settings.context`` tokens; each token but a window's first counts once.
@@ -82,12 +81,12 @@ def measure(
     Raises :class:`InputError` where there are too few tokens, :class:`NumericalStop` where a likelihood is not finite.
     """
     needed = require_enough(tokens, settings)
-    weight = model.head_weight
+    device = model.head_weight.device
     windows = tokens.read(0, needed).reshape(settings.windows, settings.context)
     rows = []
-    with torch.inference_mode(), torch.autocast(weight.device.type, dtype=autocast, enabled=autocast is not None):
+    with torch.inference_mode():
         for first in range(0, settings.windows, settings.batch_size):
-            batch = torch.from_numpy(windows[first : first + settings.batch_size]).to(weight.device)
+            batch = torch.from_numpy(windows[first : first + settings.batch_size]).to(device)
             rows.append(_nll(model, batch, settings.cache).float().cpu())
             progress(batch.numel())
     nll = torch.cat(rows).numpy()
