@@ -10,6 +10,7 @@ from typing import Any, Final, get_args, get_origin
 
 import attrs
 
+from caramba_core.component import Model
 from caramba_core.document.problem import Fault, key_of
 from caramba_core.document.source import SourceText, TextSpan
 from caramba_core.document.tree import GAP, Gap, problem_at
@@ -27,7 +28,6 @@ from caramba_core.manifest.values import (
     settings_of,
     words,
 )
-from caramba_core.model import Model
 from caramba_core.plugins.registry import Registry, registry
 from caramba_core.suggestions import article, listing, nearest, suggestion
 

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from caramba_core.component import Layer, evolve
+from caramba_core.component import Layer, Model, evolve
 from caramba_core.graph import Graph
 from caramba_core.loading import Stored, Tokenizer
 from caramba_core.lowering import lower
 from caramba_core.manifest import Loaded
 from caramba_core.manifest.schema import Group
-from caramba_core.model import Model
 from caramba_core.modes import Data, Evaluation, Run, Teacher
 from caramba_core.nn.build import build
 from caramba_core.plugins.registry import registry
