@@ -189,7 +189,7 @@ class _Lowering:
             first = ends[0] if config.flow == "fan" else flow
             second = next((end for end in ends if end.width != first.width), ends[0])
             message = f"{error.message} {_widths(first, second)}"
-            self._faults.setdefault((path, "join"), attrs.evolve(Fault.of(error, *second.path), message=message))
+            self._faults.setdefault((path, "join"), attrs.evolve(Fault.of(error), path=second.path, message=message))
             return flow
         if config.flow == "chain" and ends[-1].width == width:
             return ends[-1]  # the node inside that made the width is what later messages name
@@ -212,7 +212,7 @@ class _Lowering:
         try:
             yield
         except InvalidValue as error:
-            fault = Fault.of(error, *path, *error.path)
+            fault = Fault.of(error, *path)
             message = f"{name} cannot take its input: {error.message} {_widths(flow)}"
             self._faults.setdefault((fault.path, error.message), attrs.evolve(fault, message=message))
 

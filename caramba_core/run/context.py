@@ -17,7 +17,7 @@ from torch import nn
 from caramba_core.errors import CarambaError, InputError
 from caramba_core.graph import ROOT, Graph
 from caramba_core.loading import Checkpoint, Tokenizer
-from caramba_core.manifest import Loaded
+from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Evaluation, Run
 from caramba_core.nn.filling import load_weights

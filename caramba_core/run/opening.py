@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from caramba_core.loading import fetch_source, find_loader
 from caramba_core.lowered import lower_checkpoint, lower_group
-from caramba_core.manifest import Loaded
+from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.run.context import GroupContext, TeacherSource
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from caramba_core.formatting import format_count, format_duration
-from caramba_core.manifest import Loaded, dump
+from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
+from caramba_core.manifest.writing import dump
 from caramba_core.plugins.registry import registry
 from caramba_core.run.reporter import Reporter
 from caramba_core.run.request import Request

@@ -21,7 +21,7 @@ from torch import Tensor
 from caramba_core.errors import InputError
 from caramba_core.loading import find_loader
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
 from caramba_core.nn.filling import load_weights
 from caramba_core.nn.frame import Frame

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from caramba_core.graph import ROOT, local_name
 from caramba_core.lowered import lower_group
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Teacher
 from caramba_core.nn.build import build

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from caramba_core.graph import Graph
     from caramba_core.loading import Checkpoint, Tokenizer
-    from caramba_core.manifest import Loaded
+    from caramba_core.manifest.load import Loaded
     from caramba_core.manifest.schema import Group
     from caramba_core.modes import Evaluation, Run
     from caramba_core.nn.language_model import LanguageModel
@@ -116,7 +116,7 @@ class OpenedRun:
 
 def open_run(path: Path, step: int | None) -> OpenedRun:
     """The run of a folder, with its last checkpoint or that of ``step``; no torch."""
-    from caramba_core.manifest import load_manifest
+    from caramba_core.manifest.load import load_manifest
     from caramba_core.run.directory import RunDirectory
 
     directory = RunDirectory(path)
@@ -195,7 +195,7 @@ def open_checkpoint(source: str) -> Checkpoint:
 def load_checkpoint(checkpoint: Checkpoint, device: str, dtype: str) -> LanguageModel:
     """The model of a pretrained checkpoint, with its weights."""
     from caramba_core.lowering import lower
-    from caramba_core.manifest import structure_model
+    from caramba_core.manifest.structure import structure_model
     from caramba_core.run.context import TeacherSource
     from caramba_core.run.device import pick_device, torch_dtype
 

@@ -20,7 +20,7 @@ from caramba_core.errors import InputError
 from caramba_core.graph import Graph, local_name
 from caramba_core.loading import Checkpoint, find_loader, open_source
 from caramba_core.lowering import lower
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.plugins.registry import registry
 from caramba_core.run.atomic import publish_folder
 from caramba_core.run.checkpoint import load_tensors

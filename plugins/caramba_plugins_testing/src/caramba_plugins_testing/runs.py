@@ -17,7 +17,7 @@ from caramba_core.component import Layer, Model, evolve
 from caramba_core.graph import Graph
 from caramba_core.loading import Stored, Tokenizer
 from caramba_core.lowering import lower
-from caramba_core.manifest import Loaded
+from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Data, Evaluation, Run, Teacher
 from caramba_core.nn.build import build
