@@ -10,14 +10,13 @@ import attrs
 from caramba_core.document.problem import Fault
 from caramba_core.errors import InputError, ManifestError
 from caramba_core.formatting import format_bytes, format_count
-from caramba_core.graph import Graph
+from caramba_core.graph import Graph, trained_nodes
 from caramba_core.lowered import group_path, located, lower_all
 from caramba_core.manifest.schema import Group
 from caramba_core.plan.nodes import ModelPlan, plan_model
 from caramba_core.plan.runs import RunPlan, Stage, plan_runs
 from caramba_core.plan.teacher import TeacherPlan, plan_teacher
 from caramba_core.plugins.registry import registry
-from caramba_core.trains import trained_nodes
 
 if TYPE_CHECKING:
     from caramba_core.manifest.load import Loaded

@@ -10,12 +10,12 @@ from collections.abc import Collection
 
 import attrs
 
+from caramba_core.graph import trained_nodes
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Evaluation, Run, Workload
 from caramba_core.plan.figures import ITEM_BYTES, weight_bytes
 from caramba_core.plan.nodes import ModelPlan, NodePlan, plan_model
 from caramba_core.plan.teacher import TeacherPlan
-from caramba_core.trains import trained_nodes
 
 __all__ = ["Memory", "RunPlan", "Stage", "backward_operations", "plan_runs", "saved_bytes"]
 

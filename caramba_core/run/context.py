@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from caramba_core.errors import CarambaError, InputError
-from caramba_core.graph import ROOT, Graph
+from caramba_core.graph import ROOT, Graph, trained_nodes
 from caramba_core.loading import Checkpoint, Tokenizer
 from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
@@ -31,7 +31,6 @@ from caramba_core.run.reporter import Reporter
 from caramba_core.run.student import assemble
 from caramba_core.sites import Site, find_sites
 from caramba_core.training import Tokens
-from caramba_core.trains import trained_nodes
 
 __all__ = ["GroupContext", "RunContext", "TeacherSource", "check_tokens"]
 

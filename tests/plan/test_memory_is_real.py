@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from caramba_core.graph import ROOT, local_name
+from caramba_core.graph import ROOT, local_name, trained_nodes
 from caramba_core.lowered import lower_group
 from caramba_core.manifest.load import load_manifest
 from caramba_core.manifest.schema import Group
@@ -21,7 +21,6 @@ from caramba_core.plan.nodes import plan_model
 from caramba_core.plan.runs import Memory, Stage, plan_runs
 from caramba_core.plan.teacher import TeacherPlan
 from caramba_core.run.student import assemble
-from caramba_core.trains import trained_nodes
 
 from .shapes import DBA, GQA, MLP, chain, graph_of, presets, residual
 

@@ -12,7 +12,7 @@ from caramba_core.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from caramba_core.graph import Graph
+    from caramba_core.graph import Graph, trained_nodes
     from caramba_core.loading import Checkpoint, Tokenizer
     from caramba_core.manifest.load import Loaded
     from caramba_core.manifest.schema import Group
@@ -157,7 +157,6 @@ def load_student(opened: OpenedRun, device: str) -> LanguageModel:
     from caramba_core.run.checkpoint import load_tensors
     from caramba_core.run.device import pick_device, torch_dtype
     from caramba_core.run.student import assemble
-    from caramba_core.trains import trained_nodes
 
     graph = lower_group(opened.loaded, opened.group)
     teacher = opened.group.teacher
