@@ -23,7 +23,7 @@ import torch
 from caramba_plugins_standard.perplexity import Measurement, measure
 from recipe import evaluation, facts, ratios, say, texts
 
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.experiment import Experiment

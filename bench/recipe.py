@@ -25,7 +25,7 @@ from caramba_plugins_standard.quantized import Int4, Int8
 from ruamel.yaml import YAML
 
 from caramba_core.datasets import Tokens
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.modes import Evaluation
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel

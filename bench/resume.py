@@ -23,7 +23,7 @@ import torch
 from recipe import naming_data, say
 from safetensors.torch import load_file
 
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.run.experiment import Experiment
 
 

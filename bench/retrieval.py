@@ -23,7 +23,7 @@ from recipe import naming_data
 from torch import Tensor
 
 from caramba_core.loading import Tokenizer
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.experiment import Experiment
 

@@ -35,6 +35,7 @@ __all__ = [
     "Given",
     "Head",
     "Layer",
+    "Model",
     "Normal",
     "Shape",
     "Topology",
@@ -378,3 +379,16 @@ class Topology(Layer):
     def join(self, width: int, outputs: Sequence[int]) -> int:
         """Output width, given the input's and that of each body; raise :class:`InvalidValue` where they do not meet."""
         return outputs[-1]
+
+
+@component
+class Model:
+    """A transformer as a manifest describes it; :func:`caramba_core.lowering.lower` makes its graph."""
+
+    type: Literal["transformer"] = option(default="transformer", help="the only shape there is so far")
+    tied_embeddings: bool = option(default=False, help="the head reads the embedder's matrix")
+    embedder: Embedder = option(help="what turns token ids into vectors")
+    topology: Topology = option(help="the layers")
+    head: Head | None = option(
+        default=None, implied=True, help="what turns vectors into logits; the default head if not given"
+    )

@@ -15,11 +15,10 @@ Broken internal invariants are ``assert`` statements and end with exit code 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import attrs
-
-from caramba_core.document.problem import Fault, ManifestProblem, Path, dotted, key_of
+if TYPE_CHECKING:  # import caramba, which names errors, imports nothing but them
+    from caramba_core.document.problem import Fault, ManifestProblem
 
 __all__ = [
     "CarambaError",
@@ -74,12 +73,11 @@ class Faults(CarambaError):
 
     def __init__(self, *faults: Fault) -> None:
         self.faults = faults
-        each = (CarambaError(f"{dotted(f.path)}: {f.message}", expected=f.expected, hint=f.hint) for f in faults)
-        super().__init__("\n".join(map(str, each)))
+        super().__init__("\n".join(map(str, faults)))
 
     def below(self, *parts: str | int) -> Sequence[Fault]:
         """The same faults, seen from a value that holds the faulty one under ``parts``."""
-        return [attrs.evolve(fault, path=(*parts, *fault.path)) for fault in self.faults]
+        return [fault.below(*parts) for fault in self.faults]
 
 
 class InputError(CarambaError):
@@ -131,8 +129,3 @@ class InvalidValue(ValueError):
         self.expected = expected
         self.hint = hint
         self.within = within
-
-    @property
-    def path(self) -> Path:
-        """Where the fault is in the mapping that the config is made of."""
-        return () if self.field is None else (key_of(self.field), *self.within)

@@ -14,8 +14,11 @@ from typing import Final
 import attrs
 
 from caramba_core.component import Attention, Embedder, Layer, Topology
+from caramba_core.errors import InputError
+from caramba_core.suggestions import listing, unknown
 
 __all__ = ["MAX_NODES", "RESERVED", "ROOT", "Graph", "Names", "Node", "local_name", "matches", "name_fault"]
+__all__ += ["trained_nodes"]
 
 MAX_NODES: Final = 20_000
 """Nodes that a model may have once its repetitions are spelled out."""
@@ -130,6 +133,28 @@ def matches(name: str, pattern: str) -> bool:
         role = last.rsplit("_", 1)[0] if last.rsplit("_", 1)[-1].isdigit() else last
         return fnmatch.fnmatchcase(last, wanted) or fnmatch.fnmatchcase(role, wanted)
     return fnmatch.fnmatchcase(short, wanted)
+
+
+def trained_nodes(graph: Graph, patterns: Collection[str]) -> frozenset[str]:
+    """Names of the nodes that the patterns match; :class:`InputError` for a pattern that matches none."""
+    names = list(graph.nodes())
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = [name for name in names if matches(name, pattern)]
+        if not found:
+            raise _unmatched(pattern, names)
+        chosen.update(found)
+    return frozenset(chosen)
+
+
+def _unmatched(pattern: str, names: Collection[str]) -> InputError:
+    last = {name.rsplit(".", 1)[-1] for name in names}
+    # the index of a block and the number of a second norm are no roles
+    roles = sorted(part for part in last if not part.rpartition("_")[2].isdigit())
+    right = f"a pattern of node names such as {listing(roles)}, blocks.[0-7].attention"
+    known = [*roles, *map(local_name, names)]
+    message, expected = unknown(f"{pattern!r} matches no node of the model", local_name(pattern), known, right)
+    return InputError(message, expected=expected)
 
 
 # ------------------------------------------------------------------------------------------------ how nodes get names

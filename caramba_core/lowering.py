@@ -12,11 +12,10 @@ from typing import Any, cast
 
 import attrs
 
-from caramba_core.component import Body, Embedder, Layer, Topology, evolve
+from caramba_core.component import Body, Embedder, Layer, Model, Topology, evolve
 from caramba_core.document.problem import Fault, Path
 from caramba_core.errors import Faults, InvalidValue
 from caramba_core.graph import MAX_NODES, ROOT, Graph, Names, Node, Scope, name_fault
-from caramba_core.model import Model
 
 __all__ = ["lower"]
 
@@ -190,7 +189,7 @@ class _Lowering:
             first = ends[0] if config.flow == "fan" else flow
             second = next((end for end in ends if end.width != first.width), ends[0])
             message = f"{error.message} {_widths(first, second)}"
-            self._faults.setdefault((path, "join"), attrs.evolve(Fault.of(error, *second.path), message=message))
+            self._faults.setdefault((path, "join"), attrs.evolve(Fault.of(error), path=second.path, message=message))
             return flow
         if config.flow == "chain" and ends[-1].width == width:
             return ends[-1]  # the node inside that made the width is what later messages name
@@ -213,7 +212,7 @@ class _Lowering:
         try:
             yield
         except InvalidValue as error:
-            fault = Fault.of(error, *path, *error.path)
+            fault = Fault.of(error, *path)
             message = f"{name} cannot take its input: {error.message} {_widths(flow)}"
             self._faults.setdefault((fault.path, error.message), attrs.evolve(fault, message=message))
 

@@ -24,7 +24,8 @@ def command(
 ) -> None:
     """Check a manifest and plan it: parameters, operations, cache and memory, without torch."""
     from caramba_core.errors import InputError, PluginError
-    from caramba_core.manifest import dump, load_manifest
+    from caramba_core.manifest.load import load_manifest
+    from caramba_core.manifest.writing import dump
     from caramba_core.plan import plan_manifest
 
     if format not in ("text", "json"):

@@ -23,7 +23,7 @@ def command(
     ] = None,
 ) -> None:
     """Run a manifest: convert, train and measure, group by group."""
-    from caramba_core.manifest import load_manifest
+    from caramba_core.manifest.load import load_manifest
     from caramba_core.run.experiment import Experiment
 
     loaded = load_manifest(manifest, overrides=set_ or [], fetch=True)

@@ -110,8 +110,19 @@ class Fault:
 
     @classmethod
     def of(cls, error: Any, *path: str | int) -> Fault:
-        """What an error says of a value at a path: one with ``message``, ``expected`` and ``hint``."""
+        """What a :class:`CarambaError` says of a value at a path, or an :class:`InvalidValue` of a field of it."""
+        if getattr(error, "field", None) is not None:
+            path = (*path, key_of(error.field), *error.within)
         return cls(path=path, message=error.message, expected=error.expected, hint=error.hint)
+
+    def below(self, *parts: str | int) -> Fault:
+        """The same fault, seen from a value that holds the faulty one under ``parts``."""
+        return attrs.evolve(self, path=(*parts, *self.path))
+
+    def __str__(self) -> str:
+        more = (("expected", self.expected), ("hint", self.hint))
+        lines = [f"  {label}: {text}" for label, text in more if text is not None]
+        return "\n".join([f"{dotted(self.path)}: {self.message}", *lines])
 
 
 def in_order(problems: Iterable[ManifestProblem], files: Iterable[str] = ()) -> list[ManifestProblem]:

@@ -54,7 +54,7 @@ def group_faults(manifest: Manifest) -> Iterator[Fault]:
             try:
                 run.check(group.teacher, group.data or Data())
             except InvalidValue as error:
-                yield Fault.of(error, "groups", i, "runs", j, *error.path)
+                yield Fault.of(error, "groups", i, "runs", j)
 
 
 def _runs(group: Any) -> list[Any]:

@@ -5,11 +5,12 @@ A component's class is looked up by its ``type:`` (a run's by its ``mode:``) in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, get_args, get_origin
 
 import attrs
 
+from caramba_core.component import Model
 from caramba_core.document.problem import Fault, key_of
 from caramba_core.document.source import SourceText, TextSpan
 from caramba_core.document.tree import GAP, Gap, problem_at
@@ -27,7 +28,6 @@ from caramba_core.manifest.values import (
     settings_of,
     words,
 )
-from caramba_core.model import Model
 from caramba_core.plugins.registry import Registry, registry
 from caramba_core.suggestions import article, listing, nearest, suggestion
 
@@ -149,7 +149,7 @@ class Structurer:
 
     def _config(self, cls: Any, value: dict[str, Any], name: str | None) -> Any:
         faults = _key_faults(cls, value, name)
-        failed = bool(faults)
+        failed = False
         arguments: dict[str, Any] = {}
         for key, (attribute, type_) in settings_of(cls).items():
             given, is_implied = value.get(key), attribute.metadata.get("implied", False)
@@ -157,20 +157,21 @@ class Structurer:
                 continue
             try:
                 made = self._implied(type_) if given is None and is_implied else self.structure(given, type_)
-                _check(attribute, made)
-                arguments[str(attribute.alias)] = made
             except Faults as error:
                 failed = True
                 found = error.below(key)
                 if given is None and attribute.default is not attrs.NOTHING:
                     found = [attrs.evolve(one, hint=one.hint or "leave the key out for its default") for one in found]
                 faults.extend(found)
-        if failed:
+            else:
+                faults.extend(_broken_rules(attribute, made))
+                arguments[str(attribute.alias)] = made
+        if failed or faults:
             raise Faults(*faults)
         try:
             return cls(**arguments)
         except InvalidValue as error:
-            raise Faults(Fault.of(error, *error.path)) from None
+            raise Faults(Fault.of(error)) from None
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             label = name or cls.__name__
             raise Faults(Fault(message=f"{label} cannot be made of these values: {error}")) from None
@@ -275,15 +276,15 @@ def _elsewhere(key: str, fields: dict[str, tuple[attrs.Attribute[Any], Any]]) ->
     return f"{key} belongs under {' or '.join(places)}" if places else None
 
 
-def _check(attribute: attrs.Attribute[Any], value: Any) -> None:
-    """Raise :class:`Faults` where a value breaks its field's own rules, so that those of all fields are found."""
+def _broken_rules(attribute: attrs.Attribute[Any], value: Any) -> Iterator[Fault]:
+    """What a field's own rules (ranges, choices) have against its value; found before a config is made of all."""
     try:
         if attribute.validator is not None:
             attribute.validator(None, attribute, value)
     except InvalidValue as error:
-        raise Faults(Fault.of(error, *error.within)) from None
+        yield Fault.of(error)
     except ValueError as error:
-        raise Faults(Fault(message=str(error.args[0] if error.args else error))) from None
+        yield Fault(path=(key_of(attribute.name),), message=str(error.args[0] if error.args else error))
 
 
 def _same_shape(value: Any, type_: Any) -> bool:

@@ -11,7 +11,7 @@ import attrs
 from caramba_core.document.problem import Fault
 from caramba_core.errors import InputError, ManifestError, PluginError
 from caramba_core.formatting import format_bytes, format_count
-from caramba_core.graph import Graph
+from caramba_core.graph import Graph, trained_nodes
 from caramba_core.loading import cached_source, find_loader
 from caramba_core.lowered import group_path, located, lower_all, lower_checkpoint
 from caramba_core.manifest.schema import Group
@@ -19,7 +19,6 @@ from caramba_core.modes import Teacher
 from caramba_core.plan.nodes import ModelPlan, plan_model
 from caramba_core.plan.runs import RunPlan, TeacherPlan, plan_runs
 from caramba_core.plugins.registry import registry
-from caramba_core.trains import trained_nodes
 
 if TYPE_CHECKING:
     from caramba_core.manifest.load import Loaded

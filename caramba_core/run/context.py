@@ -15,10 +15,10 @@ from torch import nn
 
 from caramba_core.datasets import Tokens
 from caramba_core.errors import CarambaError, InputError, PluginError
-from caramba_core.graph import ROOT, Graph
+from caramba_core.graph import ROOT, Graph, trained_nodes
 from caramba_core.loading import Checkpoint, Tokenizer, fetch_source, find_loader
 from caramba_core.lowered import lower_checkpoint, lower_group
-from caramba_core.manifest import Loaded
+from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Evaluator, Run
 from caramba_core.nn.build import build
@@ -32,7 +32,6 @@ from caramba_core.run.overlap import share_found
 from caramba_core.run.reporter import Reporter
 from caramba_core.run.student import assemble
 from caramba_core.sites import Site, find_sites
-from caramba_core.trains import trained_nodes
 
 __all__ = ["GroupContext", "RunContext", "TeacherSource", "check_tokens"]
 

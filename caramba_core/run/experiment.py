@@ -20,7 +20,7 @@ from caramba_core.document.tree import plain
 from caramba_core.errors import CarambaError, InputError, ManifestError, PluginError, VerificationFailed
 from caramba_core.loading import open_source
 from caramba_core.lowered import group_path, located
-from caramba_core.manifest import Loaded
+from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import ModeRunner, Run
 from caramba_core.plan import Plan, plan_manifest

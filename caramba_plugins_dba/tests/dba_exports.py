@@ -12,7 +12,7 @@ from caramba_plugins_llama.export import export
 from torch import Tensor
 
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.checkpoint import save_checkpoint

@@ -20,7 +20,7 @@ from dba_exports import DBA, GQA, bytes_of, continued, make_run, model_of, rando
 from caramba_core.errors import InputError
 from caramba_core.loading import find_loader
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
 from caramba_core.nn.filling import load_weights
 from caramba_core.nn.frame import Frame

@@ -20,7 +20,7 @@ from torch import Tensor
 from caramba_core.component import Attention
 from caramba_core.graph import Graph, Node
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import TeacherSource

@@ -16,7 +16,7 @@ from caramba_plugins_standard.generation import generate
 
 from caramba_core.loading import find_loader
 from caramba_core.lowering import lower
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.nn.language_model import LanguageModel
 
 from .conftest import graph_of, quiet, read_model

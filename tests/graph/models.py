@@ -10,7 +10,7 @@ from caramba_core.document.problem import Fault
 from caramba_core.errors import Faults
 from caramba_core.graph import Graph
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 
 GQA = {"type": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 6}
 MLP = {"type": "swiglu", "d_ff": 32}

@@ -10,7 +10,7 @@ from caramba_core.component import Head, Layer
 from caramba_core.errors import Faults, ManifestError
 from caramba_core.graph import MAX_NODES
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 
 from .models import GQA, MLP, NORM, faults_of, graph_of, linear, model_of, nested, residual, stacked
 

@@ -11,7 +11,8 @@ import pytest
 
 from caramba_core.errors import ManifestError
 from caramba_core.lowering import lower
-from caramba_core.manifest import Loaded, dump, load_manifest
+from caramba_core.manifest.load import Loaded, load_manifest
+from caramba_core.manifest.writing import dump
 from caramba_core.plugins.registry import Registry, registry
 
 CONFIG = {

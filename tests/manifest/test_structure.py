@@ -11,8 +11,7 @@ import pytest
 from caramba_core.component import component, option
 from caramba_core.datasets import Dataset
 from caramba_core.errors import Faults, InvalidValue, ManifestError, PluginError
-from caramba_core.manifest import structure_model
-from caramba_core.manifest.structure import Structurer
+from caramba_core.manifest.structure import Structurer, structure_model
 from caramba_core.plugins.registry import Registry
 
 

@@ -82,8 +82,8 @@ def _build(window: int | None) -> LanguageModel:
     from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
     from caramba_plugins_standard.gqa import GroupedQueryAttention
 
+    from caramba_core.component import Model
     from caramba_core.lowering import lower
-    from caramba_core.model import Model
     from caramba_core.nn.build import build
 
     attention = GroupedQueryAttention(n_heads=2, n_kv_heads=1, head_dim=4, rope=Rope(), window=window)

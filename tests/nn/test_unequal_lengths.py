@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from caramba_core.errors import InputError
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel

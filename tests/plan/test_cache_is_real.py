@@ -8,7 +8,7 @@ from caramba_plugins_standard.quantized import Int4, Int8
 
 from caramba_core.graph import Graph
 from caramba_core.lowered import lower_all
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.nn.build import build
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.frame import Frame

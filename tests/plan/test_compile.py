@@ -17,7 +17,7 @@ from caramba_core import hookspecs
 from caramba_core.cli import main
 from caramba_core.errors import ManifestError
 from caramba_core.hookspecs import Section, hookimpl
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.plan import Plan, plan_manifest
 from caramba_core.plan.data import plan_document
 from caramba_core.plugins.registry import registry

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from caramba_core.graph import ROOT, local_name
+from caramba_core.graph import ROOT, local_name, trained_nodes
 from caramba_core.lowered import lower_group
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Teacher
 from caramba_core.nn.build import build
@@ -21,7 +21,6 @@ from caramba_core.plan.nodes import ModelPlan, plan_model
 from caramba_core.plan.runs import Memory, TeacherPlan, plan_runs
 from caramba_core.run.student import assemble
 from caramba_core.sites import own_attentions
-from caramba_core.trains import trained_nodes
 
 from .shapes import DBA, GQA, MLP, chain, graph_of, presets, residual
 

@@ -257,7 +257,7 @@ class Mistyped(Placed):
 )
 def test_fault_of_a_loader(loader: Any, message: str, tmp_path: Path) -> None:
     from caramba_core.lowering import lower
-    from caramba_core.manifest import structure_model
+    from caramba_core.manifest.structure import structure_model
     from caramba_core.nn.build import build
 
     path = tmp_path / "tiny.made"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from caramba_core.errors import InputError, ManifestError, VerificationFailed
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.run.experiment import Experiment
 
 from .workspace import make_workspace

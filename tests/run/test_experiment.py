@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from caramba import open as open_model
 from caramba_core.cli import main
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 
 from .workspace import make_workspace
 

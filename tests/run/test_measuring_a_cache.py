@@ -18,7 +18,7 @@ from caramba_core.cli import main
 from caramba_core.component import evolve
 from caramba_core.datasets import Tokens
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.modes import Evaluation
 from caramba_core.nn.build import build
 from caramba_core.nn.frame import Frame

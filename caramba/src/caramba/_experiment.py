@@ -16,7 +16,7 @@ from caramba_core.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from caramba_core.manifest import Loaded
+    from caramba_core.manifest.load import Loaded
     from caramba_core.nn.language_model import LanguageModel
     from caramba_core.plan import Plan
 
@@ -184,7 +184,7 @@ class Picture:
 
 def load_experiment(manifest: str | PathLike[str], overrides: Mapping[str, object] | Sequence[str]) -> Experiment:
     """The experiment of a manifest; see :func:`caramba.load`."""
-    from caramba_core.manifest import load_manifest
+    from caramba_core.manifest.load import load_manifest
 
     return Experiment(load_manifest(str(manifest), overrides=list(_texts(overrides)), fetch=True))
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from caramba_core.datasets import Tokens
     from caramba_core.graph import Graph
     from caramba_core.loading import Checkpoint, Tokenizer
-    from caramba_core.manifest import Loaded
+    from caramba_core.manifest.load import Loaded
     from caramba_core.manifest.schema import Group
     from caramba_core.modes import Evaluation, Run
     from caramba_core.nn.language_model import LanguageModel
@@ -111,7 +111,7 @@ class OpenedRun:
 
 def open_run(path: Path, step: int | None) -> OpenedRun:
     """The run of a folder, with its last checkpoint or that of ``step``; no torch."""
-    from caramba_core.manifest import load_manifest
+    from caramba_core.manifest.load import load_manifest
     from caramba_core.run.directory import RunDirectory
 
     directory = RunDirectory(path)
@@ -148,11 +148,11 @@ def load_student(opened: OpenedRun, device: str) -> LanguageModel:
     """The model with the weights of the run's checkpoint, each in the type that the run held it in."""
     import torch
 
+    from caramba_core.graph import trained_nodes
     from caramba_core.lowered import lower_group
     from caramba_core.run.checkpoint import load_tensors
     from caramba_core.run.device import pick_device, torch_dtype
     from caramba_core.run.student import assemble
-    from caramba_core.trains import trained_nodes
 
     graph = lower_group(opened.loaded, opened.group)
     teacher = opened.group.teacher
@@ -190,7 +190,7 @@ def open_checkpoint(source: str) -> Checkpoint:
 def load_checkpoint(checkpoint: Checkpoint, device: str, dtype: str) -> LanguageModel:
     """The model of a pretrained checkpoint, with its weights."""
     from caramba_core.lowering import lower
-    from caramba_core.manifest import structure_model
+    from caramba_core.manifest.structure import structure_model
     from caramba_core.run.context import TeacherSource
     from caramba_core.run.device import pick_device, torch_dtype
 

@@ -15,7 +15,7 @@ from caramba_core.graph import Graph, local_name
 from caramba_core.loading import Checkpoint, cached_source, fetch_source, find_loader
 from caramba_core.lowered import lower_checkpoint
 from caramba_core.lowering import lower
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.modes import Evaluation
 from caramba_core.nn.build import build
 from caramba_core.nn.filling import load_weights

@@ -135,7 +135,7 @@ def _rope(rope: Rope) -> dict[str, Any]:
 def _difference(decoder: Decoder, config: Mapping[str, Any]) -> str | None:
     """What a configuration, read again, says otherwise than the model; ``None`` if nothing."""
     from caramba_core.lowering import lower
-    from caramba_core.manifest import structure_model
+    from caramba_core.manifest.structure import structure_model
 
     again = decoder_of(lower(structure_model(model_of(config, "config.json"), origin="config.json")))
     for mine, theirs in zip(_parts(decoder), _parts(again), strict=True):

@@ -15,9 +15,9 @@ from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.swiglu import SwiGLU
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 
+from caramba_core.component import Model
 from caramba_core.errors import InvalidValue
 from caramba_core.lowering import lower
-from caramba_core.model import Model
 
 BLOCK = (
     Residual(layers=(RMSNorm(), GroupedQueryAttention(n_heads=4, n_kv_heads=2, head_dim=4, rope=Rope()))),

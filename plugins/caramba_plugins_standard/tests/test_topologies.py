@@ -19,10 +19,9 @@ from caramba_plugins_testing import Case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caramba_core.component import Layer, Shape, Topology
+from caramba_core.component import Layer, Model, Shape, Topology
 from caramba_core.errors import Faults, InvalidValue
 from caramba_core.lowering import lower
-from caramba_core.model import Model
 from caramba_core.nn.build import build
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel

@@ -15,14 +15,13 @@ from caramba_plugins_standard.modes import Train
 from caramba_plugins_standard.training import Strategy, Training
 from rich.console import Console
 
-from caramba_core.component import Layer, evolve
+from caramba_core.component import Layer, Model, evolve
 from caramba_core.datasets import Dataset, Tokens
 from caramba_core.graph import Graph
 from caramba_core.loading import Stored, Tokenizer
 from caramba_core.lowering import lower
-from caramba_core.manifest import Loaded
+from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
-from caramba_core.model import Model
 from caramba_core.modes import Data, Evaluation, Run, Teacher
 from caramba_core.nn.build import build
 from caramba_core.plugins.registry import registry

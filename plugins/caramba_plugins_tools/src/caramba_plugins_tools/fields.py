@@ -12,10 +12,10 @@ from typing import Any, Final, get_args
 import attrs
 
 from caramba_core import modes
+from caramba_core.component import Model
 from caramba_core.errors import PluginError
 from caramba_core.manifest import schema
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, kinds_of, members, settings_of
-from caramba_core.model import Model
 from caramba_core.plugins.registry import Registry
 
 __all__ = ["COMPOSITION", "INCLUDE", "Field", "doc_text", "fields_of", "is_config", "sections"]

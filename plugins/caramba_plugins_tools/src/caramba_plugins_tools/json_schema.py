@@ -19,11 +19,10 @@ from typing import Any, Final, get_args, get_origin
 import attrs
 
 from caramba_core import __version__
-from caramba_core.component import Layer
+from caramba_core.component import Layer, Model
 from caramba_core.errors import PluginError
 from caramba_core.manifest.schema import Group, Manifest
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, kinds_of, members, settings_of
-from caramba_core.model import Model
 from caramba_core.plugins.metadata import ComponentEntry
 from caramba_core.plugins.registry import Registry
 from caramba_plugins_tools.fields import COMPOSITION, INCLUDE, doc_text, fields_of, is_config
