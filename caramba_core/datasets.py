@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -68,6 +69,17 @@ class Tokens:
                 hint="the array was made with another tokenizer; make it again with this model's",
             )
         return part
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the ids; of a long array, of a sample."""
+        import numpy as np
+
+        count, digest = len(self.ids), hashlib.sha256(str(len(self.ids)).encode())
+        step = _PIECE if count <= _READ_WHOLE else (count - _PIECE) // (_PIECES - 1)
+        for first in range(0, count, step):
+            digest.update(np.asarray(self.ids[first : first + _PIECE]).astype("<u4").tobytes())
+        return digest.hexdigest()
 
     def checked(self, limit: int | None = None) -> Tokens:
         """The same tokens, whose ids are from 0 on and below ``limit``: all of a short array's, a sample of a long one.

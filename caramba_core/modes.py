@@ -183,6 +183,8 @@ class Run(Component):
     """Whether a run that stopped goes on from its last checkpoint (``context.resume_from``); others start over."""
     without_effect: ClassVar[frozenset[str]] = frozenset({"device", "verify"})
     """Keys, dotted where they are nested, that do not shape the result: a run may be resumed with other values."""
+    may_change: ClassVar[frozenset[str]] = frozenset()
+    """Keys, dotted where they are nested, that may change when a run goes on: they shape what is left of it."""
     trains_key: ClassVar[tuple[str, ...]] = ("trains",)
     """Where the patterns of :attr:`trains` stand in the run."""
 

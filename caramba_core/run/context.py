@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Mapping
@@ -27,15 +28,19 @@ from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plugins.registry import registry
 from caramba_core.run.checkpoint import load_random, load_tensors, read_state, restore_optimizer, save_checkpoint
 from caramba_core.run.device import autocast, pick_device, torch_dtype
-from caramba_core.run.directory import RunDirectory
+from caramba_core.run.directory import RunDirectory, step_of
 from caramba_core.run.overlap import share_found
 from caramba_core.run.reporter import Reporter
+from caramba_core.run.signals import Interrupted, Signals
 from caramba_core.run.student import assemble
 from caramba_core.sites import Site, find_sites
 
 __all__ = ["GroupContext", "RunContext", "TeacherSource", "check_tokens"]
 
 _log = logging.getLogger("caramba.run")
+
+_SAMPLED = 64
+"""Values of each tensor by which a teacher is known again."""
 
 
 @cache
@@ -125,9 +130,28 @@ class GroupContext:
         return next((tokens.tokenizer for tokens in self._tokens.values() if tokens.tokenizer is not None), None)
 
     def check_checkpoint(self, path: Path) -> None:
-        """Raise where a run's checkpoint was made with another tokenizer than this group's."""
+        """Raise where a checkpoint is damaged, of another run than its folder's, or made with another tokenizer."""
+        state, run = read_state(path), RunDirectory(path.parents[1]).state()
+        if run is not None and state["run"] != run.identity:
+            problem = f"the checkpoint {path} is of another run than {path.parents[1]}"
+            raise InputError(problem, hint="remove it, or start anew with --again")
         owner = "the data's tokenizer" if self.tokenizer is None else "the teacher's tokenizer"
-        _require_same_tokenizer(str(path), read_state(path).get("tokenizer"), owner, self.identity)
+        _require_same_tokenizer(str(path), state.get("tokenizer"), owner, self.identity)
+
+    def inputs(self, run: Run) -> dict[str, str]:
+        """Hashes of what a run reads: tokens, and the teacher's weights by a sample of each."""
+        found: dict[str, str] = {}
+        if "data.train" in run.needs:
+            found["train"] = self.tokens("train").hash
+        if self.group.data is not None and self.group.data.heldout is not None:
+            found["heldout"] = self.tokens("heldout").hash
+        if self._teacher is not None:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self._teacher[1].state_dict().items()):
+                sample = tensor.detach().flatten()[:: max(1, tensor.numel() // _SAMPLED)][:_SAMPLED]
+                digest.update(f"{name} {list(tensor.shape)} {sample.double().tolist()}".encode())
+            found["teacher"] = digest.hexdigest()
+        return found
 
     def check(self, run: Run) -> None:
         """Raise for anything that would stop this run later: data, device, patterns, differences from the teacher."""
@@ -185,6 +209,7 @@ class RunContext:
         hooks: Any,
         parent: Path | None,
         deadline: float | None = None,
+        signals: Signals | None = None,
     ) -> None:
         self.shared = shared
         self.group = shared.group
@@ -203,6 +228,7 @@ class RunContext:
         self.step = 0
         self.stop_reason: str | None = None
         self.pause_reason: str | None = None
+        self.signals = signals or Signals()
         self._superseded = [] if run.resumes else directory.checkpoints()
 
     # ------------------------------------------------------------------------------------------------ what is there
@@ -269,7 +295,10 @@ class RunContext:
         self.step, path = step, self.directory.checkpoint(step)
         if path.exists() and path not in self._superseded:
             return path
-        kept = {"step": step, "tokenizer": self.shared.identity, "stop_reason": self.stop_reason, **(state or {})}
+        own = self.directory.state()
+        assert own is not None
+        kept = {"step": step, "run": own.identity, "tokenizer": self.shared.identity, "stop_reason": self.stop_reason}
+        kept |= state or {}
         save_checkpoint(path, model=self.student, optimizer=optimizer, state=kept)
         self.directory.drop_checkpoints(other for other in self._superseded if other != path)
         self._superseded = []
@@ -277,6 +306,12 @@ class RunContext:
         self.directory.update(step=step)
         self.hooks.checkpoint_saved(context=self, path=path)
         return path
+
+    def resume_at(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint of the run's own; later ones stay until the next is saved."""
+        self.resume_from = checkpoint
+        later = [path for path in self.directory.checkpoints() if (step_of(path) or 0) > (step_of(checkpoint) or 0)]
+        self._superseded = later
 
     def restore(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
         """Put optimizer and random generators back where the run's last checkpoint left them, and give its scalars.
@@ -297,6 +332,8 @@ class RunContext:
 
     def should_stop(self) -> bool:
         """Whether to end behind the step that was just taken: something asked for it, or the time limit has passed."""
+        if self.signals.pending is not None:
+            self.pause_reason = f"{Interrupted(self.signals.pending)}"
         if self.deadline is not None and time.monotonic() >= self.deadline:
             self.pause_reason = "the time limit of this call was reached"  # which leaves a run to be resumed
         return self.stop_reason is not None or self.pause_reason is not None

@@ -5,7 +5,6 @@ Reading, choosing and :meth:`Experiment.check` import neither torch nor numpy.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -14,6 +13,8 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
 
 from caramba_core.document.problem import Fault
 from caramba_core.document.tree import plain
@@ -26,8 +27,9 @@ from caramba_core.modes import ModeRunner, Run
 from caramba_core.plan import Plan, plan_manifest
 from caramba_core.plan.data import plan_document
 from caramba_core.plugins.registry import registry
-from caramba_core.run.directory import RunDirectory, State
+from caramba_core.run.directory import RunDirectory, State, step_of
 from caramba_core.run.reporter import Reporter
+from caramba_core.run.signals import Signals, signals_held
 from caramba_core.run.written import written_manifest
 from caramba_core.sections import section_data, section_table
 
@@ -68,11 +70,25 @@ class Experiment:
         self.groups = _named(manifest.groups, "group", group, lambda group: group.name)
         self.chosen = [(one, each) for one in self.groups for each in _named(one.runs, "run", run, lambda run: run.id)]
         self._deadline: float | None = None
+        self._resume_from: int | None = None
+        self._signals = Signals()
         self._opened: dict[str, GroupContext] = {}
 
-    def complete(self, *, resume: bool = False, minutes: float | None = None, dry_run: bool = False) -> None:
-        """Check and do the chosen runs that have no result yet; ``dry_run`` checks alone."""
-        left = self.unfinished(resume=resume)
+    def complete(
+        self,
+        *,
+        resume: bool = False,
+        resume_from: int | None = None,
+        again: bool = False,
+        minutes: float | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        """Check and do the chosen runs that have no result yet; ``dry_run`` checks alone.
+
+        ``resume`` goes on with runs that stopped midway, from their last checkpoint or that of the step
+        ``resume_from``; ``again`` does every chosen run anew.
+        """
+        left = list(self.chosen) if again else self.unfinished(resume=resume)
         if not left:
             self.reporter.line("done already: every run has its result")
             return
@@ -81,8 +97,12 @@ class Experiment:
         if dry_run:
             names = ", ".join(f"{group.name}/{run.id}" for group, run in left)
             self.reporter.line(f"everything that can be checked before computing is in order: {names}")
-        else:
-            self.run(left, minutes=minutes)
+            return
+        if again:
+            for directory in (self.directory(group, run) for group, run in left):
+                if directory.path.exists():
+                    directory.set_aside()
+        self.run(left, minutes=minutes, resume_from=resume_from)
 
     # ---------------------------------------------------------------------------------------------- where runs stand
 
@@ -90,24 +110,23 @@ class Experiment:
         """The folder of a run."""
         return RunDirectory(self.root / group.name / run.id)
 
-    def fingerprint(self, group: Group, run: Run) -> str:
-        """Identifies everything that shapes a run's result: model, teacher, data, the run and all it continues from.
+    def document(self, group: Group, run: Run) -> dict[str, Any]:
+        """Everything that shapes a run's result: model, teacher, data, the run and all it continues from.
 
         It is made of what the user wrote, once it is resolved.  Defaults are not part of it, so that a run outlives new
         options of its components.
         """
-        data: dict[str, Any] = self._data
-        groups, chain = self.manifest.groups, list[Any]()
-        previous: Group | None = None
+        found: dict[str, Any] = {}
         current: tuple[Group, Run] | None = (group, run)
         while current is not None:
             owner, one = current
-            written = data["groups"][groups.index(owner)]
-            if owner is not previous:
-                chain.append([written.get(key) for key in ("model", "teacher", "data", "eval")])
-            chain.append(_without(written["runs"][owner.runs.index(one)], one.without_effect))
-            previous, current = owner, self.manifest.parent_of(owner, one)
-        return hashlib.sha256(json.dumps(_normal(chain), sort_keys=True).encode()).hexdigest()
+            written = self._data["groups"][self.manifest.groups.index(owner)]
+            shared = {key: written.get(key) for key in ("model", "teacher", "data", "eval")}
+            of_group = found.setdefault(owner.name, {**shared, "runs": {}})
+            of_group["runs"][one.id] = _without(written["runs"][owner.runs.index(one)], one.without_effect)
+            current = self.manifest.parent_of(owner, one)
+        document: dict[str, Any] = json.loads(json.dumps(_normal({"groups": found})))
+        return document
 
     @cached_property
     def _data(self) -> Any:
@@ -127,22 +146,35 @@ class Experiment:
         directory = self.directory(group, run)
         state = directory.state()
         if state is None:
+            if directory.checkpoints():
+                problem = f"{directory.path} holds checkpoints, and no state.json that says of which run"
+                raise InputError(problem, hint="put state.json back, or start anew with --again")
             return
-        if state.fingerprint != self.fingerprint(group, run):
+        changes = self._changes(group, run, state)
+        done = state.status == "done"
+        wrong = [each for each in changes if not _may_change(each, group, run, state)]
+        if wrong:
             raise InputError(
-                f"{directory.path} holds a run of another version of this manifest",
-                hint="remove that folder, give the manifest another name, or choose another folder with --output",
+                f"{directory.path} holds a run of another version of this manifest:\n    " + _listed(wrong),
+                hint="do it anew with --again, give the manifest another name, or choose another folder with --output",
             )
-        if run.resumes and state.status != "done" and directory.checkpoints() and not resume:
-            stopped = f"{directory.path} holds a run that stopped at step {state.step}"
-            raise InputError(
-                stopped + (f": {state.error}" if state.error else ""),
-                hint="add --resume to go on from its last checkpoint, or remove the folder to start afresh",
-            )
+        if not (run.resumes and directory.checkpoints()) or resume or (done and not changes):
+            return
+        stopped = f"{directory.path} holds a run that {'ended' if done else 'stopped'} at step {state.step}"
+        stopped += f": {state.error}" if state.error else ""
+        raise InputError(
+            stopped + (f"\n    {_listed(changes)}" if changes else ""),
+            hint="add --resume to go on from its last checkpoint, or --again to start anew",
+        )
+
+    def _changes(self, group: Group, run: Run, state: State) -> list[Change]:
+        """What differs in the manifest from when a run began."""
+        return list(_differences(state.document, self.document(group, run)))
 
     def _is_done(self, group: Group, run: Run) -> bool:
+        """Whether a run has its result, and nothing of the manifest asks for more."""
         state = self.directory(group, run).state()
-        return state is not None and state.status == "done"
+        return state is not None and state.status == "done" and not self._changes(group, run, state)
 
     # ---------------------------------------------------------------------------------------------------- checking
 
@@ -203,10 +235,18 @@ class Experiment:
 
     # -------------------------------------------------------------------------------------------------------- doing
 
-    def run(self, left: Sequence[tuple[Group, Run]], *, minutes: float | None = None) -> bool:
-        """Do the runs; whether all of them came to their end, and none was stopped by the limit of ``minutes``."""
+    def run(
+        self, left: Sequence[tuple[Group, Run]], *, minutes: float | None = None, resume_from: int | None = None
+    ) -> bool:
+        """Do the runs; whether all of them came to their end, and none was stopped by the limit of ``minutes``.
+
+        The first of them goes on from the checkpoint of the step ``resume_from``, if given.  Raises
+        :class:`~caramba_core.run.signals.Interrupted` behind a run that a signal stopped, once it is saved.
+        """
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        return all(self._one(group, run) for group, run in left)
+        self._resume_from = resume_from
+        with signals_held() as self._signals:
+            return all(self._one(group, run) for group, run in left)
 
     def finished_context(self, group: Group, run: Run) -> RunContext | None:
         """A run's context with its result as the student, or ``None`` where it has none, or not yet."""
@@ -222,25 +262,38 @@ class Experiment:
         # whatever can still be wrong is, before the run's folder exists: damaged weights leave nothing behind
         if shared.source is not None:
             shared.teacher(context.device)
-        directory = context.directory
-        if run.resumes and (checkpoints := directory.checkpoints()):
-            context.resume_from = checkpoints[-1]
-            self.reporter.line(f"{run.id}: going on from {context.resume_from}")
-        before = context.resume_from or context.parent
-        if before is not None:
+        if context.parent is not None:
             shared.check(run)  # its tokens are open from here on
-            shared.check_checkpoint(before)
+            shared.check_checkpoint(context.parent)
+        inputs, directory = shared.inputs(run), context.directory
+        parent = self.manifest.parent_of(group, run)
+        if parent is not None and parent[0] is group and (before := self.directory(*parent).state()):
+            _require_same_inputs(before.inputs, inputs, f"the run {parent[1].id} that it continues from")
         plan = plan_document(self.plans[group.name])
         with directory:
-            step = 0 if (state := directory.state()) is None else state.step
-            directory.set_state(State(status="running", fingerprint=self.fingerprint(group, run), step=step))
+            state = directory.state()
+            if state is not None and self._is_done(group, run):
+                self.reporter.line(f"{run.id}: done by another process")
+                return True
+            changes = [] if state is None else self._changes(group, run, state)
+            if state is not None and run.resumes and (checkpoints := directory.checkpoints()):
+                _require_same_inputs(state.inputs, inputs, "it")
+                context.resume_at(self._checkpoint(checkpoints))
+                shared.check_checkpoint(checkpoints[checkpoints.index(context.resume_from or checkpoints[-1])])
+                self.reporter.line(f"{run.id}: going on from {context.resume_from}")
+                self.reporter.line(f"changed since it began: {_listed(changes)}") if changes else None
+            else:
+                directory.begin()
+            begun = state or State(status="running", document={})
+            document = self.document(group, run)
+            directory.set_state(attrs.evolve(begun, status="running", document=document, inputs=inputs, error=None))
             pinned = None if shared.source is None else shared.source.pinned
             directory.write_text("manifest.yml", written_manifest(self.loaded, group, directory.path, pinned=pinned))
             directory.write_json("plan.json", plan)
             try:
-                done = self._compute(context)
+                done = self._compute(context, changes)
             except BaseException as error:
-                if not self._is_done(group, run):  # a result that was published stays one, whatever is raised behind it
+                if directory.path.exists() and not self._is_done(group, run):  # a published result stays one
                     directory.update(
                         status="failed" if isinstance(error, Exception) else "interrupted", error=str(error)
                     )
@@ -250,9 +303,23 @@ class Experiment:
             if not done:
                 directory.update(status="interrupted")
                 self.reporter.line(f"{run.id} stopped at step {context.step}: {context.pause_reason}; --resume goes on")
-            return done
+        self._signals.raise_pending()
+        return done
 
-    def _compute(self, context: RunContext) -> bool:
+    def _checkpoint(self, checkpoints: Sequence[Path]) -> Path:
+        """The one to go on from: the newest, or once that of a step that was asked for."""
+        wanted, self._resume_from = self._resume_from, None
+        if wanted is None:
+            return checkpoints[-1]
+        steps = {step_of(path): path for path in checkpoints}
+        if wanted not in steps:
+            raise InputError(
+                f"there is no checkpoint of step {wanted} in {checkpoints[-1].parent}",
+                expected=", ".join(map(str, steps)),
+            )
+        return steps[wanted]
+
+    def _compute(self, context: RunContext, changes: Sequence[Change]) -> bool:
         """Do one run and publish its result; whether it came to its end."""
         from caramba_core.nn.build import load_object
         from caramba_core.run.context import evaluator_classes
@@ -283,6 +350,7 @@ class Experiment:
             "device": context.device.type,
             "dtype": context.dtype_name,
             **_marks(context),
+            **({"changed_on_the_way": [str(each) for each in changes]} if changes else {}),
             **results.entries,
             **{name: entry for evaluator in evaluators for name, entry in evaluator.entries().items()},
             "versions": _versions(),
@@ -306,6 +374,7 @@ class Experiment:
             hooks=registry().hooks,
             parent=self._parent(group, run),
             deadline=self._deadline,
+            signals=self._signals,
         )
 
     def _parent(self, group: Group, run: Run) -> Path | None:
@@ -355,6 +424,64 @@ def _tell(context: RunContext, measured: Iterable[tuple[str, float]]) -> None:
     """Tell plugins of figures as they are measured."""
     for name, figure in measured:
         context.hooks.evaluated(context=context, step=context.step, results={name: figure})
+
+
+@attrs.frozen
+class Change:
+    """One difference between two documents, by its dotted path; ``None`` is what is not there."""
+
+    path: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        before, after = (_short(value) for value in (self.before, self.after))
+        return f"{self.path}: {before} -> {after}"
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _listed(changes: Sequence[Change]) -> str:
+    shown = [str(each) for each in changes[:12]]
+    return "\n    ".join(shown + ([f"and {len(changes) - 12} more"] if len(changes) > 12 else []))
+
+
+def _differences(before: Any, after: Any, path: str = "") -> Iterator[Change]:
+    """Where two documents differ, in the order of their keys."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in dict.fromkeys((*before, *after)):
+            yield from _differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for index, (one, other) in enumerate(zip(before, after, strict=True)):
+            yield from _differences(one, other, f"{path}.{index}")
+    elif before != after:
+        yield Change(path, before, after)
+
+
+def _may_change(change: Change, group: Group, run: Run, state: State) -> bool:
+    """Whether a run may go on with a change: of its own settings, for what is left of it, and never fewer steps."""
+    own = f"groups.{group.name}.runs.{run.id}."
+    key = change.path.removeprefix(own)
+    if not change.path.startswith(own):
+        return False
+    if key == "steps" and key in run.may_change:
+        more, least = change.after, change.before if state.status == "done" else state.step
+        return isinstance(more, int) and isinstance(least, int) and more >= least
+    return state.status != "done" and any(key == one or key.startswith(f"{one}.") for one in run.may_change)
+
+
+def _require_same_inputs(before: Mapping[str, str], now: Mapping[str, str], whose: str) -> None:
+    """Raise where what a run reads is not what it, or the run before it, has read."""
+    other = [name for name in before if name in now and now[name] != before[name]]
+    if other:
+        named = " and ".join({"train": "data.train", "heldout": "data.heldout"}.get(name, name) for name in other)
+        raise InputError(
+            f"{named}: not what {whose} has read: the content has changed",
+            hint="put the file back, or start anew with --again",
+        )
 
 
 def _without(data: Mapping[str, Any], keys: Collection[str], prefix: str = "") -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_the_run_that_is_continued(folder: Path) -> None:
     with pytest.raises(InputError, match=r"other/measured continues from half/finetune(.|\n)*--group half --run finet"):
         alone.check(alone.unfinished())
     changed = Experiment(load_manifest(str(folder / "two.yml"), overrides=["vars.lr=2e-3"]))
-    ours, theirs = (one.fingerprint(one.groups[1], one.groups[1].runs[0]) for one in (experiment, changed))
+    ours, theirs = (one.document(one.groups[1], one.groups[1].runs[0]) for one in (experiment, changed))
     assert ours != theirs
 
 

@@ -11,6 +11,7 @@ import tokenizers
 
 from caramba_core.cli import main
 from caramba_core.loading import find_loader
+from caramba_core.run.checkpoint import _own_hash
 
 from .workspace import make_workspace
 
@@ -180,7 +181,8 @@ def test_checkpoints_of_another_tokenizer_are_refused(
         (manifest.parent / "teacher" / "tokenizer.json").unlink()
     assert run(manifest, "--run", "convert") == 0
     path, found = state(manifest, "convert")
-    path.write_text(json.dumps({**found, "tokenizer": "0" * 64}))
+    found["tokenizer"] = "0" * 64
+    path.write_text(json.dumps({**found, "sha256": _own_hash(found)}))
     assert run(manifest) == 2
     said = capsys.readouterr().err
     assert "step_000000 was made with another tokenizer (identity 000000000000)" in said

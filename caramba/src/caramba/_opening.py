@@ -54,7 +54,7 @@ def find_runs(folder: Path) -> list[Path]:
     found = (
         manifest.parent for depth in range(_DEEPEST + 1) for manifest in folder.glob("*/" * depth + "manifest.yml")
     )
-    return sorted(filter(is_run, found))
+    return sorted(path for path in found if is_run(path) and not path.name.startswith("."))
 
 
 def is_run(folder: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from caramba_core.component import evolve
 from caramba_core.datasets import Tokens
 from caramba_core.modes import Evaluation, Results
 from caramba_core.nn.language_model import LanguageModel
+from caramba_core.run.atomic import write_text
 from caramba_core.run.context import RunContext
 from caramba_core.storage import Storage
 from caramba_plugins_standard.modes import Evaluate
@@ -94,7 +94,7 @@ class Perplexities:
     def _keep(self, name: str, result: Measurement) -> None:
         self.folder.mkdir(exist_ok=True)
         result.save(self.folder / f"{name}.npy")
-        (self.folder / "settings.json").write_text(self._settings() + "\n", encoding="utf-8")
+        write_text(self.folder / "settings.json", self._settings() + "\n")
         self.measured[name] = result
 
     def _settings(self) -> str:
@@ -120,7 +120,7 @@ class Perplexities:
         self.folder.mkdir(exist_ok=True)
         for source, target in (("teacher", "teacher"), ("end", "start")):
             if (theirs / f"{source}.npy").exists() and not (self.folder / f"{target}.npy").exists():
-                shutil.copyfile(theirs / f"{source}.npy", self.folder / f"{target}.npy")
+                Measurement.load(theirs / f"{source}.npy").save(self.folder / f"{target}.npy")
 
     def _cache_bytes(self) -> dict[str, float]:
         context = self.context

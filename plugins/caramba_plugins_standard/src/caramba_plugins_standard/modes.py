@@ -31,6 +31,9 @@ class Train(Run):
     without_effect: ClassVar[frozenset[str]] = Run.without_effect | {
         *("train.device", "train.checkpoint_every", "train.evaluate_every")
     }
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        {"steps", "train.lr", "train.clip", "train.schedule", "train.dtype"}
+    )
     trains_key: ClassVar[tuple[str, ...]] = ("train", "trains")
 
     steps: int = option(help="training steps", unit="steps", minimum=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from caramba_core.errors import InputError, NumericalStop
 from caramba_core.modes import Evaluation
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
+from caramba_core.run.atomic import publish_file, write_text
 from caramba_core.storage import Storage
 
 __all__ = ["Measurement", "measure", "paired_difference", "require_enough"]
@@ -51,13 +53,26 @@ class Measurement:
         return int(self.nll.size)
 
     def save(self, path: Path) -> None:
-        """Keep the likelihoods of every token."""
-        np.save(path, self.nll, allow_pickle=False)
+        """Keep the likelihoods of every token, and a hash of the file beside it."""
+        with publish_file(path) as file:
+            np.save(file, self.nll, allow_pickle=False)
+        write_text(path.with_suffix(".sha256"), f"{_hash(path)}\n")
 
     @classmethod
     def load(cls, path: Path) -> Measurement:
-        """Read what :meth:`save` kept."""
-        return cls(nll=np.load(path, allow_pickle=False))
+        """Read what :meth:`save` kept; :class:`InputError` where it is not that any more."""
+        try:
+            intact = path.with_suffix(".sha256").read_text(encoding="utf-8").strip() == _hash(path)
+            if intact:
+                return cls(nll=np.load(path, allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {error}", hint="start the run anew with --again") from error
+        raise InputError(f"{path} is not as it was written", hint="start the run anew with --again")
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def paired_difference(a: Measurement, b: Measurement) -> tuple[float, float | None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ import numpy as np
 
 from caramba_core.errors import InputError
 from caramba_core.loading import open_source
-from caramba_core.run.atomic import write_json
+from caramba_core.run.atomic import publish_file, write_json
 from caramba_plugins_standard.encoding import Encoding, encode, id_type
 from caramba_plugins_standard.texts import is_json_lines, looks_like_json_lines, texts_of
 
@@ -79,22 +78,17 @@ def prepare(
     texts = (text for path in files for text in texts_of(path, column, progress))
     facts = {"tokenizer": tokenizer.identity, "vocab_size": tokenizer.vocab_size}
     output.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
+    origin = ", ".join(path.name for path in files)
     try:
-        with os.fdopen(handle, "w+b") as file:
-            origin = ", ".join(path.name for path in files)
+        with publish_file(output) as file:
             tokens = write_array(file, encode(texts, tokenizer, encoding, origin), id_type(tokenizer))
             if not tokens:
                 raise InputError(f"{origin}: there is no text")
-            file.flush()
-            os.fsync(file.fileno())
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        # the note first: an array never stands without it
-        write_json(note, {**facts, "sha256": digest, "tokens": tokens, "texts": [path.name for path in files]})
-        Path(temporary).replace(output)
+            # the note first: an array never stands without it
+            write_json(note, {**facts, "sha256": digest, "tokens": tokens, "texts": [path.name for path in files]})
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
         note.unlink(missing_ok=True)
         raise
     return Prepared(path=output, tokens=tokens, tokenizer=tokenizer.identity, warnings=tuple(warnings))

@@ -110,7 +110,7 @@ def small_run(
     )
     directory = RunDirectory(folder / "runs" / "kit" / "small")
     directory.path.mkdir(parents=True, exist_ok=True)
-    directory.set_state(State(status="running", fingerprint="small"))
+    directory.set_state(State(status="running", document={}))
     reporter = Reporter(Console(file=StringIO()))
     return RunContext(
         shared=shared, run=run, directory=directory, reporter=reporter, hooks=registry().hooks, parent=None
