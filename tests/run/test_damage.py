@@ -85,7 +85,10 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 def test_a_damaged_file(copy: Path, capsys: pytest.CaptureFixture[str], name: str, damage: str) -> None:
     newest = checkpoints(copy)[-1]
     assert newest.name == "step_000003"
+    before = (newest / name).read_bytes()
     DAMAGES[damage](newest / name)
+    if (newest / name).is_file() and (newest / name).read_bytes() == before:
+        pytest.skip("the same content: no number was drawn in the last step")
     assert run(copy, "--resume") == 2
     said = capsys.readouterr().err
     assert f"error: the checkpoint {newest} is damaged: " in said
@@ -147,12 +150,12 @@ def test_a_result_that_is_continued_is_checked(copy: Path, capsys: pytest.Captur
 @pytest.mark.parametrize("name", ["state.json", "evaluation/start.npy", "evaluation/start.sha256"])
 @pytest.mark.parametrize("damage", ["a bit at 0.5", "emptied", "cut", "zeroed", "gone", "a folder"])
 def test_damage_beside_the_checkpoints(copy: Path, capsys: pytest.CaptureFixture[str], name: str, damage: str) -> None:
-    """Refused, or measured again; nothing internal, and nothing is taken for what it is not."""
+    """Refused; a measurement that is gone is taken from the run before, whose end it is."""
     file = copy / "runs" / "small" / "half" / "finetune" / name
     DAMAGES[damage](file)
     code = run(copy, "--resume")
     said = capsys.readouterr().err
-    assert code == 2
+    assert code == (0 if (damage, name) == ("gone", "evaluation/start.npy") else 2)
     assert "internal" not in said
 
 
@@ -176,7 +179,7 @@ def test_inputs_that_were_swapped(copy: Path, capsys: pytest.CaptureFixture[str]
 
 def test_again(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The folder that was there stays beside the new one."""
-    before = checkpoints(copy)[-1].read_bytes if False else [path.name for path in checkpoints(copy)]
+    before = [path.name for path in checkpoints(copy)]
     assert run(copy, "--again", "--run", "finetune") == 0
     assert [path.name for path in checkpoints(copy)] == ["step_000005", "step_000006"]
     kept = copy / "runs" / "small" / "half" / ".finetune.previous" / "checkpoints"
@@ -185,9 +188,10 @@ def test_again(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_changed_is_said(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(copy, "--resume", "--set", "vars.trains=[attention]", "--set", "groups.0.eval.windows=3") == 2
+    assert run(copy, "--resume", "--set", "groups.0.eval.windows=3") == 2
+    assert "groups.half.eval.windows: 4 -> 3" in capsys.readouterr().err
+    assert run(copy, "--resume", "--set", "vars.trains=[attention]") == 2
     said = capsys.readouterr().err
-    assert "groups.half.eval.windows: 4 -> 3" in said
     assert 'groups.half.runs.finetune.train.trains: ["attention", "norm"] -> ["attention"]' in said
     assert "--again" in said
 

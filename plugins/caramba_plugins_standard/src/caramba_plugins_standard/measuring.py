@@ -9,6 +9,7 @@ from typing import Any
 
 from caramba_core.component import evolve
 from caramba_core.datasets import Tokens
+from caramba_core.errors import InputError
 from caramba_core.modes import Evaluation, Results
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.atomic import write_text
@@ -49,6 +50,9 @@ class Perplexities:
         if context.shared.source is not None:
             yield from self._measure("teacher", lambda: context.teacher)
         if not context.run.starts_from_teacher:
+            if context.resume_from is not None and not (self.folder / "start.npy").exists():
+                problem = f"{self.folder} lacks start.npy, what was measured before the first step"
+                raise InputError(problem, hint="put it back, or start the run anew with --again")
             yield from self._measure("start", lambda: context.student)
         elif context.evaluation.cache is None:
             self._keep("start", self.measured["teacher"])
