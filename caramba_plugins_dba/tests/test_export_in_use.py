@@ -83,6 +83,12 @@ def test_a_pass_of_a_native_llama(tmp_path: Path, implementation: str) -> None:
             found, expected = student(**whole), llama(**whole)
             compare(found.logits, expected.logits)
             compare(torch.stack(found.hidden_states), torch.stack(expected.hidden_states))
+            for which in (2, [0, -1]):
+                some = [model(**{**whole, "output_hidden_states": which}).hidden_states for model in (student, llama)]
+                for one, other in zip(*some, strict=True):
+                    assert (one is None) is (other is None)
+                    if other is not None:
+                        compare(one, other)
             found, expected = student(**whole, return_dict=False), llama(**whole, return_dict=False)
             assert len(found) == len(expected)
             compare(found[0], expected[0])

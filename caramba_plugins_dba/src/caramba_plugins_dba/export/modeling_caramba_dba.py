@@ -461,7 +461,7 @@ class CarambaDBAModel(CarambaDBAPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """As of :class:`CarambaDBAForCausalLM`, without the head."""
@@ -479,9 +479,9 @@ class CarambaDBAModel(CarambaDBAPreTrainedModel):
         before = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         if past_key_values is not None and before == 0:
             trim(past_key_values, self.windows)
+        visibility = Visibility(before, x, attention_mask, position_ids)
         if position_ids is None:
             position_ids = torch.arange(before, before + x.shape[1], device=x.device)[None]
-        visibility = Visibility(before, x, attention_mask, position_ids.expand(len(x), -1))
         hidden, attentions = [x], []
         for layer in self.layers:
             x, probabilities = layer(
@@ -493,7 +493,7 @@ class CarambaDBAModel(CarambaDBAPreTrainedModel):
         return BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=past_key_values,
-            hidden_states=(*hidden[:-1], x) if output_hidden_states else None,
+            hidden_states=selected([*hidden[:-1], x], output_hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
 
@@ -543,7 +543,7 @@ class CarambaDBAForCausalLM(CarambaDBAPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -590,8 +590,17 @@ def trim(past: Any, windows: list[int | None]) -> None:
             past.layers[index] = DynamicSlidingWindowLayer(sliding_window=window + 1)
 
 
+def selected(states: list[Tensor], which: bool | int | list[int]) -> tuple[Tensor | None, ...]:
+    """All hidden states, or those of some indices, and ``None`` for the others."""
+    if isinstance(which, bool):
+        return tuple(states)
+    count, indices = len(states), [which] if isinstance(which, int) else which
+    wanted = {index % count for index in indices if -count <= index < count}
+    return tuple(state if index in wanted else None for index, state in enumerate(states))
+
+
 def packed(position_ids: Tensor | None) -> Tensor | None:
-    """The sequence that each token belongs to, ``[B, T]``; ``None`` where every row is one, whose positions run on."""
+    """The sequence that each token is of, ``[1 or B, T]``; ``None`` where every row is one, whose positions run on."""
     if position_ids is None:
         return None
     sequences = (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(dim=-1)
