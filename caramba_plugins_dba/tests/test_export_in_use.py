@@ -133,8 +133,9 @@ def test_packed_sequences_are_as_each_alone(tmp_path: Path) -> None:
 
 def test_masks_of_another_shape_are_refused(tmp_path: Path) -> None:
     student, _ = pair_of(tmp_path)
-    with pytest.raises(ValueError, match=r"attention_mask has 3 axes; expected \[batch, seen\]"):
-        student(TOKENS, attention_mask=PREFIX[:, 0])
+    for mask, axes in ((PREFIX[:, 0], "3 axes of torch.bool"), (PREFIX.long(), "4 axes of torch.int64")):
+        with pytest.raises(ValueError, match=rf"attention_mask has {axes}; expected \[batch, seen\]"):
+            student(TOKENS, attention_mask=mask)
     with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
         student(TOKENS, inputs_embeds=student.get_input_embeddings()(TOKENS))
 

@@ -69,16 +69,18 @@ class Visibility:
     def __init__(
         self, before: int, x: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
     ) -> None:
-        if attention_mask is not None and attention_mask.dim() not in (2, 4):
+        axes = None if attention_mask is None else attention_mask.dim()
+        whole = axes == 4 and attention_mask.dtype != torch.bool and not attention_mask.is_floating_point()
+        if axes not in (None, 2, 4) or whole:
             raise ValueError(
-                f"attention_mask has {attention_mask.dim()} axes; expected [batch, seen], with zeros for padding, or "
-                "[batch, 1 or heads, tokens, seen], True or 0.0 for what is seen"
+                f"attention_mask has {axes} axes of {attention_mask.dtype}; expected [batch, seen], with zeros for "
+                "padding, or [batch, 1 or heads, tokens, seen], True (bool) or 0.0 (a term of the scores) for what is seen"
             )
         self.before = before
         self.tokens = x.shape[1]
-        self.given = attention_mask if attention_mask is not None and attention_mask.dim() == 4 else None
+        self.given = attention_mask if axes == 4 else None
         self.padding = None
-        if attention_mask is not None and attention_mask.dim() == 2:
+        if axes == 2:
             reached = attention_mask[:, : before + self.tokens]
             if reached.shape[1] < before + self.tokens or not bool(reached.all()):
                 self.padding = attention_mask
