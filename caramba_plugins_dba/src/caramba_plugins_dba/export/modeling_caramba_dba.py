@@ -74,7 +74,7 @@ class Visibility:
         if axes not in (None, 2, 4) or whole:
             raise ValueError(
                 f"attention_mask has {axes} axes of {attention_mask.dtype}; expected [batch, seen], with zeros for "
-                "padding, or [batch, 1 or heads, tokens, seen], True (bool) or 0.0 (a term of the scores) for what is seen"
+                "padding, or [batch, 1 or heads, tokens, seen], with True, or 0.0 as a term of scores, for what is seen"
             )
         self.before = before
         self.tokens = x.shape[1]
