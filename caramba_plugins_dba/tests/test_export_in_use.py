@@ -84,6 +84,12 @@ def test_a_pass_of_a_native_llama(tmp_path: Path, implementation: str) -> None:
             found, expected = student(**whole), llama(**whole)
             compare(found.logits, expected.logits)
             compare(torch.stack(found.hidden_states), torch.stack(expected.hidden_states))
+            for which in (2, [0, -1]):
+                some = [model(**{**whole, "output_hidden_states": which}).hidden_states for model in (student, llama)]
+                for one, other in zip(*some, strict=True):
+                    assert (one is None) is (other is None)
+                    if other is not None:
+                        compare(one, other)
             found, expected = student(**whole, return_dict=False), llama(**whole, return_dict=False)
             assert len(found) == len(expected)
             compare(found[0], expected[0])
@@ -128,8 +134,9 @@ def test_packed_sequences_are_as_each_alone(tmp_path: Path) -> None:
 
 def test_masks_of_another_shape_are_refused(tmp_path: Path) -> None:
     student, _ = pair_of(tmp_path)
-    with pytest.raises(ValueError, match=r"attention_mask has 3 axes; expected \[batch, seen\]"):
-        student(TOKENS, attention_mask=PREFIX[:, 0])
+    for mask, axes in ((PREFIX[:, 0], "3 axes of torch.bool"), (PREFIX.long(), "4 axes of torch.int64")):
+        with pytest.raises(ValueError, match=rf"attention_mask has {axes}; expected \[batch, seen\]"):
+            student(TOKENS, attention_mask=mask)
     with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
         student(TOKENS, inputs_embeds=student.get_input_embeddings()(TOKENS))
 

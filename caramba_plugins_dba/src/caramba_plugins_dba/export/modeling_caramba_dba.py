@@ -69,16 +69,18 @@ class Visibility:
     def __init__(
         self, before: int, x: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
     ) -> None:
-        if attention_mask is not None and attention_mask.dim() not in (2, 4):
+        axes = None if attention_mask is None else attention_mask.dim()
+        whole = axes == 4 and attention_mask.dtype != torch.bool and not attention_mask.is_floating_point()
+        if axes not in (None, 2, 4) or whole:
             raise ValueError(
-                f"attention_mask has {attention_mask.dim()} axes; expected [batch, seen], with zeros for padding, or "
-                "[batch, 1 or heads, tokens, seen], True or 0.0 for what is seen"
+                f"attention_mask has {axes} axes of {attention_mask.dtype}; expected [batch, seen], with zeros for "
+                "padding, or [batch, 1 or heads, tokens, seen], with True, or 0.0 as a term of scores, for what is seen"
             )
         self.before = before
         self.tokens = x.shape[1]
-        self.given = attention_mask if attention_mask is not None and attention_mask.dim() == 4 else None
+        self.given = attention_mask if axes == 4 else None
         self.padding = None
-        if attention_mask is not None and attention_mask.dim() == 2:
+        if axes == 2:
             reached = attention_mask[:, : before + self.tokens]
             if reached.shape[1] < before + self.tokens or not bool(reached.all()):
                 self.padding = attention_mask
@@ -461,7 +463,7 @@ class CarambaDBAModel(CarambaDBAPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """As of :class:`CarambaDBAForCausalLM`, without the head."""
@@ -479,9 +481,9 @@ class CarambaDBAModel(CarambaDBAPreTrainedModel):
         before = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         if past_key_values is not None and before == 0:
             trim(past_key_values, self.windows)
+        visibility = Visibility(before, x, attention_mask, position_ids)
         if position_ids is None:
             position_ids = torch.arange(before, before + x.shape[1], device=x.device)[None]
-        visibility = Visibility(before, x, attention_mask, position_ids.expand(len(x), -1))
         hidden, attentions = [x], []
         for layer in self.layers:
             x, probabilities = layer(
@@ -493,7 +495,7 @@ class CarambaDBAModel(CarambaDBAPreTrainedModel):
         return BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=past_key_values,
-            hidden_states=(*hidden[:-1], x) if output_hidden_states else None,
+            hidden_states=selected([*hidden[:-1], x], output_hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
 
@@ -543,7 +545,7 @@ class CarambaDBAForCausalLM(CarambaDBAPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -590,8 +592,17 @@ def trim(past: Any, windows: list[int | None]) -> None:
             past.layers[index] = DynamicSlidingWindowLayer(sliding_window=window + 1)
 
 
+def selected(states: list[Tensor], which: bool | int | list[int]) -> tuple[Tensor | None, ...]:
+    """All hidden states, or those of some indices, and ``None`` for the others."""
+    if isinstance(which, bool):
+        return tuple(states)
+    count, indices = len(states), [which] if isinstance(which, int) else which
+    wanted = {index % count for index in indices if -count <= index < count}
+    return tuple(state if index in wanted else None for index, state in enumerate(states))
+
+
 def packed(position_ids: Tensor | None) -> Tensor | None:
-    """The sequence that each token belongs to, ``[B, T]``; ``None`` where every row is one, whose positions run on."""
+    """The sequence that each token is of, ``[1 or B, T]``; ``None`` where every row is one, whose positions run on."""
     if position_ids is None:
         return None
     sequences = (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(dim=-1)
