@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["format_bytes", "format_count", "format_indexes"]
+__all__ = ["format_bytes", "format_count", "format_duration", "format_indexes"]
 
 _COUNTS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _BYTES = ((2**40, " TiB"), (2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB"))
@@ -37,3 +37,11 @@ def format_indexes(names: Sequence[str]) -> str:
         else:
             ranges.append([index, index])
     return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in ranges)
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds up to ten minutes, then hours and minutes: ``142 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"

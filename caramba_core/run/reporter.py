@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final, Protocol
 
 import attrs
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from caramba_core.formatting import format_duration
+
 __all__ = ["Bar", "Reporter"]
+
+
+_SHORTEST: Final = 5.0
+_LONGEST: Final = 30.0
+"""Seconds between two lines of progress where there is no terminal."""
 
 
 class _TokenSpeed(ProgressColumn):
@@ -21,39 +30,91 @@ class _TokenSpeed(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f} tokens/s", style="cyan")
 
 
+class Bar(Protocol):
+    """Progress over a known number of tokens."""
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens as done."""
+
+    def note(self, text: str) -> None:
+        """Show a short text with it (a loss)."""
+
+
 @attrs.frozen
-class Bar:
-    """One progress bar over a known number of tokens."""
+class _LiveBar:
+    """On a terminal: one line that moves."""
 
     _progress: Progress
     _task: TaskID
 
     def advance(self, tokens: int) -> None:
-        """Count tokens as done."""
         self._progress.advance(self._task, tokens)
 
     def note(self, text: str) -> None:
-        """Show a short text behind the bar (a loss)."""
         self._progress.update(self._task, note=text)
+
+
+class _PlainBar:
+    """Elsewhere: a line at the first sign of progress, then one at growing intervals of up to half a minute.
+
+    ``clock`` gives seconds.
+    """
+
+    def __init__(
+        self, say: Callable[[str], None], what: str, tokens: int, done: int, clock: Callable[[], float]
+    ) -> None:
+        self._say, self._what, self._tokens, self._clock = say, what, tokens, clock
+        self._first = self._done = done
+        self._began = self._told = clock()
+        self._interval, self._note = 0.0, ""
+
+    def advance(self, tokens: int) -> None:
+        self._done += tokens
+        now = self._clock()
+        if now - self._told >= self._interval and self._done < self._tokens:
+            self._told, self._interval = now, min(_LONGEST, max(_SHORTEST, 2 * self._interval))
+            self.tell()
+
+    def note(self, text: str) -> None:
+        self._note = text
+
+    def tell(self) -> None:
+        """Say where things stand."""
+        seconds = self._clock() - self._began
+        speed = (self._done - self._first) / seconds if seconds > 0 else 0.0
+        said = [f"{self._done / max(1, self._tokens):.0%}", f"{self._done:,} of {self._tokens:,} tokens"]
+        if speed > 0:
+            said.append(f"{speed:,.0f} tokens/s")
+            said += (
+                [f"{format_duration((self._tokens - self._done) / speed)} left"] if self._done < self._tokens else []
+            )
+        self._say(f"{self._what}: {', '.join([*said, *([self._note] if self._note else [])])}")
 
 
 class Reporter:
     """Writes to the terminal; plain lines where the output is not one."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console or Console(stderr=False, highlight=False)
+        self.clock = clock
 
     def stage(self, name: str, detail: str = "") -> None:
         """Announce a stage and what it touches."""
-        self.console.print(Text.assemble(("▸ ", "bold blue"), (name, "bold"), f"  {detail}" if detail else ""))
+        text = Text.assemble(("▸ ", "bold blue"), (name, "bold"), f"  {detail}" if detail else "")
+        self.console.print(text, soft_wrap=not self.console.is_terminal)
 
     def line(self, text: str) -> None:
-        """One plain line of information."""
-        self.console.print(Text(f"  {text}"))
+        """One plain line of information; what reads a pipe gets it as one line, however long."""
+        self.console.print(Text(f"  {text}"), soft_wrap=not self.console.is_terminal)
 
     @contextmanager
     def bar(self, description: str, tokens: int, *, done: int = 0) -> Iterator[Bar]:
-        """A progress bar over ``tokens`` tokens with tokens/s and the time left."""
+        """Progress over ``tokens`` tokens with tokens/s and the time left: a bar, or lines where there is no terminal."""
+        if not self.console.is_terminal:
+            plain = _PlainBar(self.line, description, tokens, done, self.clock)
+            yield plain
+            plain.tell()
+            return
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(bar_width=28),
@@ -64,4 +125,4 @@ class Reporter:
         )
         with Progress(*columns, console=self.console, speed_estimate_period=60.0) as progress:
             task = progress.add_task(description, total=tokens, completed=done, note="")
-            yield Bar(progress, task)
+            yield _LiveBar(progress, task)

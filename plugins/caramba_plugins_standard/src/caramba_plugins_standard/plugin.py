@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caramba_core.formatting import format_count
+from caramba_core.formatting import format_count, format_duration
 from caramba_core.hookspecs import Section, hookimpl
 
 __all__ = ["group_sections"]
@@ -31,7 +31,7 @@ def _row(summary: Mapping[str, Any]) -> tuple[str, ...]:
         _cached(summary, "student"),
         format_count(summary["parameters"]) if "parameters" in summary else "",
         format_count(summary.get("tokens", 0) or summary.get("calibration_tokens", 0)),
-        _duration(summary["seconds"]),
+        format_duration(summary["seconds"]),
     )
 
 
@@ -43,11 +43,3 @@ def _perplexity(summary: Mapping[str, Any], name: str) -> str:
 def _cached(summary: Mapping[str, Any], model: str) -> str:
     count = summary.get("cache_bytes_per_token", {}).get(model)
     return "" if count is None else f"{count:,.0f}"
-
-
-def _duration(seconds: float) -> str:
-    """Seconds up to ten minutes, then hours and minutes: ``142 s``, ``12 min``, ``3 h 05 min``."""
-    if seconds < 600:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"

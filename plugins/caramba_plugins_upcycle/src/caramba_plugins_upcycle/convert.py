@@ -30,7 +30,7 @@ class ConvertRunner:
         batches = calibration_batches(context, settings)
         tokens = sum(batch.numel() for batch in batches)
         context.reporter.stage(
-            f"convert {context.run.id}",
+            f"convert {context.group.name}/{context.run.id}",
             f"{len(context.sites)} attentions start from the teacher on {tokens:,} calibration tokens; nothing trains",
         )
         began = time.perf_counter()

@@ -110,7 +110,7 @@ class TrainRunner:
         self.step = context.step
         self.seconds = float(state.get("seconds", 0.0))
         context.reporter.stage(
-            f"train {self.id}",
+            f"train {context.group.name}/{self.id}",
             f"{', '.join(settings.trains)}: {format_count(self.trained)} of {format_count(self.total)} parameters "
             f"train, {self.steps} steps of {self.tokens_a_step:,} tokens on {context.device.type}",
         )
@@ -197,7 +197,7 @@ class TrainRunner:
     def _evaluate(self) -> None:
         """Measure the student on the held-out tokens in the middle of training."""
         self._settle(None)
-        results = {"perplexity": measure_run(self.context).perplexity}
+        results = {"perplexity": measure_run(self.context, title=f"perplexity at step {self.step}").perplexity}
         self.context.directory.append_metrics({"step": self.step, **results})
         self.context.hooks.evaluated(context=self.context, step=self.step, results=results)
 

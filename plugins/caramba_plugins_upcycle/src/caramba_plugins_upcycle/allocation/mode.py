@@ -45,7 +45,7 @@ class AllocateRunner:
             context, evolve(settings, tokens=windows * batches[0].shape[1]), skip=sum(map(len, batches))
         )
         context.reporter.stage(
-            f"allocate {context.run.id}",
+            f"allocate {context.group.name}/{context.run.id}",
             f"{budget:,} cached values a token for {len(context.sites)} attentions, by divergence on "
             f"{sum(batch.numel() for batch in measured):,} tokens; nothing trains",
         )

@@ -1,0 +1,57 @@
+"""Progress where there is no terminal: lines that a person and ``grep`` can read, not too many of them."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from caramba_core.run.reporter import Reporter
+
+
+def said(tokens: int, steps: int, seconds: float, *, done: int = 0, fail: bool = False) -> list[str]:
+    """What a bar says over steps that take equally long."""
+    text, now = io.StringIO(), [0.0]
+    reporter = Reporter(Console(file=text, width=80), clock=lambda: now[0])
+    try:
+        with reporter.bar("half/finetune", tokens, done=done) as bar:
+            for step in range(steps):
+                now[0] += seconds
+                bar.advance((tokens - done) // steps)
+                bar.note(f"loss {step}")
+            if fail:
+                raise KeyError
+    except KeyError:
+        pass
+    return text.getvalue().splitlines()
+
+
+def test_lines_come_at_once_and_then_at_growing_intervals() -> None:
+    lines = said(1000, 100, 3.0)
+    assert lines[0] == "  half/finetune: 1%, 10 of 1,000 tokens, 3 tokens/s, 297 s left"
+    assert lines[-1] == "  half/finetune: 100%, 1,000 of 1,000 tokens, 3 tokens/s, loss 99"
+    percent = [int(line.split("%")[0].rpartition(" ")[2]) for line in lines]
+    seconds = [3 * each for each in percent]
+    gaps = [after - before for before, after in zip(seconds, seconds[1:], strict=False)]
+    assert max(gaps) <= 33
+    assert gaps[0] <= 9
+    assert len(lines) < 20
+
+
+def test_one_step_after_the_other_is_not_a_line_each() -> None:
+    assert len(said(10_000, 1000, 0.001)) == 2
+
+
+def test_a_run_that_goes_on_counts_its_own_speed() -> None:
+    lines = said(1000, 5, 10.0, done=500)
+    assert lines[0].startswith("  half/finetune: 60%, 600 of 1,000 tokens, 10 tokens/s, 40 s left")
+
+
+def test_nothing_more_is_said_behind_a_failure() -> None:
+    assert "100%" not in said(100, 1, 1.0, fail=True)[-1] if said(100, 1, 1.0, fail=True) else True
+
+
+def test_long_lines_stay_whole_in_a_pipe() -> None:
+    text = io.StringIO()
+    Reporter(Console(file=text, width=80)).line("x" * 300)
+    assert text.getvalue() == f"  {'x' * 300}\n"
