@@ -16,13 +16,10 @@ from torch import nn
 from caramba_core.datasets import Tokens
 from caramba_core.errors import CarambaError, InputError, PluginError
 from caramba_core.graph import ROOT, Graph
-from caramba_core.loading import Checkpoint, Tokenizer, fetch_source, find_loader
-from caramba_core.lowered import lower_checkpoint, lower_group
+from caramba_core.lowered import lower_group
 from caramba_core.manifest import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Evaluator, Run
-from caramba_core.nn.build import build
-from caramba_core.nn.filling import load_weights
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plugins.registry import registry
 from caramba_core.run.checkpoint import load_random, load_tensors, read_state, restore_optimizer, save_checkpoint
@@ -31,9 +28,10 @@ from caramba_core.run.directory import RunDirectory
 from caramba_core.run.reporter import Reporter
 from caramba_core.run.student import assemble
 from caramba_core.sites import Site, find_sites
+from caramba_core.teachers import Pretrained, Tokenizer, reader
 from caramba_core.trains import trained_nodes
 
-__all__ = ["GroupContext", "RunContext", "TeacherSource", "check_tokens"]
+__all__ = ["GroupContext", "RunContext", "check_tokens"]
 
 _log = logging.getLogger("caramba.run")
 
@@ -44,25 +42,10 @@ def _warn(text: str) -> None:
     _log.warning(text)
 
 
-class TeacherSource:
-    """A teacher's checkpoint and the graph that it implies; ``pinned`` names exactly this content."""
-
-    def __init__(self, checkpoint: Checkpoint, graph: Graph, pinned: str) -> None:
-        self.checkpoint = checkpoint
-        self.graph = graph
-        self.pinned = pinned
-
-    def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-        """The model with the checkpoint's weights, frozen; every tensor is checked before it is used."""
-        model = build(self.graph, device=device, dtype=dtype)
-        load_weights(model, self.checkpoint)
-        return model.requires_grad_(False).eval()
-
-
 class GroupContext:
     """What the runs of one group share: manifest, graphs, tokens and, once a run needs it, the teacher."""
 
-    def __init__(self, *, loaded: Loaded, group: Group, graph: Graph, teacher: TeacherSource | None) -> None:
+    def __init__(self, *, loaded: Loaded, group: Group, graph: Graph, teacher: Pretrained | None) -> None:
         self.loaded = loaded
         self.group = group
         self.graph = graph
@@ -75,9 +58,8 @@ class GroupContext:
         """A group's context: its graph is lowered, the teacher is fetched where needed, and its headers are read."""
         graph, teacher = lower_group(loaded, group), None
         if group.teacher is not None:
-            fetched = fetch_source(group.teacher.source, loaded.folder)
-            checkpoint = find_loader(fetched.path, sha256=group.teacher.sha256)
-            teacher = TeacherSource(checkpoint, lower_checkpoint(checkpoint), fetched.pinned)
+            source = group.teacher.source
+            teacher = reader(source).open(source, loaded.folder, sha256=group.teacher.sha256)
         return cls(loaded=loaded, group=group, graph=graph, teacher=teacher)
 
     @cached_property
@@ -86,7 +68,7 @@ class GroupContext:
         if self.source is None:
             return None
         try:
-            return self.source.checkpoint.tokenizer()
+            return self.source.tokenizer()
         except CarambaError as error:
             _warn(f"warning: the teacher's tokenizer is not used, token arrays alone can be: {error}")
             return None

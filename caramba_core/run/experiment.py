@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from caramba_core.document.faults import Fault
 from caramba_core.document.tree import plain
 from caramba_core.errors import CarambaError, InputError, ManifestError, PluginError, VerificationFailed
-from caramba_core.loading import open_source
 from caramba_core.lowered import group_path, located
 from caramba_core.manifest import Loaded
 from caramba_core.manifest.schema import Group
@@ -30,6 +29,7 @@ from caramba_core.run.directory import RunDirectory, State
 from caramba_core.run.reporter import Reporter
 from caramba_core.run.written import written_manifest
 from caramba_core.sections import section_data, section_table
+from caramba_core.teachers import reader
 
 if TYPE_CHECKING:
     from caramba_core.run.context import GroupContext, RunContext
@@ -167,7 +167,7 @@ class Experiment:
         for group in self.groups:
             teacher = plans[group.name].teacher
             if teacher is not None and teacher.model is None and "://" not in teacher.source:
-                open_source(teacher.source, self.loaded.folder)  # says what is wrong with it
+                reader(teacher.source).open(teacher.source, self.loaded.folder)  # says what is wrong with it
         for group, run in left:
             parent = self.manifest.parent_of(group, run)
             if parent is not None and parent not in left and not self._is_done(*parent):

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from caramba_plugins_standard.loading import find_loader
+from caramba_plugins_standard.loading.filling import load_weights
 
 from caramba_core.errors import InputError
-from caramba_core.loading import find_loader
 from caramba_core.nn.build import build
-from caramba_core.nn.filling import load_weights
 
 from .conftest import graph_of, read_model
 from .damage import edit_config, edit_weights, refused

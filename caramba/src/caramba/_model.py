@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 
     import numpy as np
     import torch
+    from caramba_plugins_standard.loading import Checkpoint
     from caramba_plugins_standard.perplexity import Measurement
     from torch import Tensor
 
     from caramba_core.datasets import Tokens
-    from caramba_core.loading import Checkpoint, Tokenizer
     from caramba_core.modes import Evaluation
     from caramba_core.nn.language_model import LanguageModel
     from caramba_core.storage import Storage
+    from caramba_core.teachers import Tokenizer
 
     TokenIds: TypeAlias = Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]] | Tensor
 

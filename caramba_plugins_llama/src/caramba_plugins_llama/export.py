@@ -12,13 +12,13 @@ from typing import Any, Final
 
 import attrs
 import torch
+from caramba_plugins_standard.loading import Checkpoint, find_loader, open_source
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph, local_name
-from caramba_core.loading import Checkpoint, find_loader, open_source
 from caramba_core.lowering import lower
 from caramba_core.manifest import load_manifest
 from caramba_core.plugins.registry import registry

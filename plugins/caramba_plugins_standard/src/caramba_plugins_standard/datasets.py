@@ -14,7 +14,7 @@ from caramba_core.errors import InputError, InvalidValue
 if TYPE_CHECKING:
     import numpy as np
 
-    from caramba_core.loading import Tokenizer
+    from caramba_core.teachers import Tokenizer
 
     Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
 

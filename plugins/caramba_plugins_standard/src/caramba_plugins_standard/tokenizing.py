@@ -16,9 +16,10 @@ import attrs
 import numpy as np
 
 from caramba_core.errors import InputError
-from caramba_core.loading import Tokenizer, open_source
 from caramba_core.run.atomic import write_json
+from caramba_core.teachers import Tokenizer
 from caramba_plugins_standard.datasets import id_type
+from caramba_plugins_standard.loading import open_source
 
 __all__ = ["Prepared", "prepare"]
 

@@ -54,6 +54,7 @@ SCAFFOLDS: Final[Mapping[str, _Scaffold]] = {
         "A reader of {name} checkpoints for caramba.",
         "A teacher whose `source` is such a folder is read by this plugin.",
         entry="loader:{title}",
+        needs=(CORE, "caramba-plugins-standard"),
     ),
     "tracker": _Scaffold(
         "Writes the numbers of each caramba run to {name}.csv.",

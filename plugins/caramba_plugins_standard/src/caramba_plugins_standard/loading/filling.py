@@ -1,26 +1,21 @@
-"""Filling a model from a checkpoint: everything fits, or nothing is used and every misfit is named."""
+"""Filling a model from a checkpoint: everything fits and is sound, or nothing is used and every fault is named."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from caramba_core.errors import InputError
-from caramba_core.formatting import format_indexes
 from caramba_core.graph import ROOT
-from caramba_core.loading import Checkpoint, Stored
-from caramba_core.nn.finite import count_nonfinite, count_nonfinite_in_files
+from caramba_core.nn.fitting import refuse, require_fit
 from caramba_core.nn.language_model import LanguageModel
+from caramba_plugins_standard.loading import Checkpoint, Stored
+from caramba_plugins_standard.loading.finite import count_nonfinite, count_nonfinite_in_files
 
-__all__ = ["load_weights", "require_fit"]
-
-_SHOWN = 40
-"""Lines of an error: tensors that differ only in the index of their layer share one."""
+__all__ = ["load_weights"]
 
 
 def load_weights(model: LanguageModel, checkpoint: Checkpoint) -> tuple[Stored, ...]:
@@ -33,7 +28,9 @@ def load_weights(model: LanguageModel, checkpoint: Checkpoint) -> tuple[Stored, 
     differs, and every tensor that holds NaN or infinity.
     """
     stored, targets = checkpoint.layout(), model.state_dict(keep_vars=True)
-    require_fit(checkpoint.path, targets, stored)
+    require_fit(
+        checkpoint.path, targets, [(each.key, each.name, each.shape) for each in stored if each.name is not None]
+    )
     used = {entry.name: entry for entry in stored if entry.name is not None}
     checked = count_nonfinite_in_files(entry for name, entry in used.items() if _is_mapped(entry, targets[name]))
     faults = [_nonfinite(entry, counts) for entry in used.values() if (counts := checked.get(entry.key))]
@@ -44,33 +41,9 @@ def load_weights(model: LanguageModel, checkpoint: Checkpoint) -> tuple[Stored, 
                 faults += _faults(entry, values, target)
             if not faults:
                 _fill(target, values)
-    _refuse(checkpoint.path, faults)
+    refuse(checkpoint.path, faults)
     assert not used, f"{checkpoint.path}: its layout and its tensors differ"
     return tuple(entry for entry in stored if entry.name is None)
-
-
-def require_fit(origin: object, targets: Mapping[str, Tensor], stored: Iterable[Stored]) -> None:
-    """Raise :class:`InputError` unless the tensors ``stored`` in ``origin`` are those of a model, in its shapes."""
-    _refuse(origin, list(_misfits(targets, stored)))
-
-
-def _misfits(targets: Mapping[str, Tensor], stored: Iterable[Stored]) -> Iterator[str]:
-    """One sentence for each tensor or parameter that does not fit."""
-    given: dict[str, str] = {}
-    for entry in stored:
-        if entry.name is None:
-            continue
-        shape = list(entry.shape)
-        if entry.name not in targets:
-            yield f"{entry.key} {shape} is in the checkpoint, and the model has no place for it"
-        elif entry.name in given:
-            yield f"{entry.key} and {given[entry.name]} both fill {ROOT}.{entry.name}"
-        elif shape != (expected := list(targets[entry.name].shape)):
-            yield f"{entry.key} has shape {shape}, and {ROOT}.{entry.name} expects {expected}"
-        given.setdefault(entry.name, entry.key)
-    for name, target in targets.items():
-        if name not in given:
-            yield f"{ROOT}.{name} {list(target.shape)} is in the model, and the checkpoint does not hold it"
 
 
 def _is_mapped(entry: Stored, target: Tensor) -> bool:
@@ -107,25 +80,3 @@ def _nonfinite(entry: Stored, counts: Counter[str]) -> str:
 
 def _holds(entry: Stored, what: str) -> str:
     return f"{entry.key} holds {what} (fills {ROOT}.{entry.name})"
-
-
-def _refuse(origin: object, problems: Sequence[str]) -> None:
-    if problems:
-        lines = _grouped(problems)
-        more = [] if len(lines) <= _SHOWN else [f"... and {len(lines) - _SHOWN} more of this kind"]
-        raise InputError(
-            f"{origin} does not fit the model ({len(problems)} of its tensors):\n    "
-            + "\n    ".join(lines[:_SHOWN] + more),
-            hint="compare the model's sizes with the checkpoint's; a damaged file must be fetched again",
-        )
-
-
-def _grouped(problems: Iterable[str]) -> list[str]:
-    """Problems that differ only in the index of their layer as one line: ``blocks.{0-3, 7}.norm``."""
-    groups: dict[str, set[int]] = {}
-    for problem in problems:
-        index = re.search(r"(?<=\.)\d+(?=\.)", problem)
-        pattern = problem if index is None else re.sub(rf"(?<=\.){index[0]}(?=\.)", "{}", problem)
-        groups.setdefault(pattern, set()).update([] if index is None else [int(index[0])])
-    shown = {pattern: format_indexes(list(map(str, sorted(indexes)))) for pattern, indexes in groups.items()}
-    return [pattern.replace("{}", text if text.isdigit() else f"{{{text}}}") for pattern, text in shown.items()]
