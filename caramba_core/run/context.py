@@ -106,8 +106,6 @@ class GroupContext:
     def check(self, run: Run) -> None:
         """Raise for anything that would stop this run later: data, device, patterns, differences from the teacher."""
         device = pick_device(run.computation[0])
-        if "teacher" in run.needs and self.source is None:
-            raise InputError(f"run {run.id}: mode {run.mode} needs a teacher, and group {self.group.name} has none")
         if "tokenizer" in run.needs and self.tokenizer is None:
             raise InputError(f"run {run.id} needs a tokenizer: the teacher's checkpoint carries none")
         if self.group.data is not None and self.group.data.heldout is not None:
@@ -212,11 +210,10 @@ class RunContext:
             seed=self.seed,
         )
 
-    def trainable(self, patterns: tuple[str, ...] | None = None) -> list[tuple[str, nn.Parameter]]:
-        """Parameters that train, by graph name; those of ``patterns`` only, if given."""
-        chosen = self.trained if patterns is None else trained_nodes(self.graph, patterns) & self.trained
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters that train, by graph name."""
         named = ((f"{ROOT}.{name}", parameter) for name, parameter in self.student.named_parameters())
-        return [(name, p) for name, p in named if p.requires_grad and name.rpartition(".")[0] in chosen]
+        return [(name, p) for name, p in named if p.requires_grad and name.rpartition(".")[0] in self.trained]
 
     # ------------------------------------------------------------------------------------------------ what it does
 
