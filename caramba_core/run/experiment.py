@@ -96,22 +96,21 @@ class Experiment:
         It is made of what the user wrote, once it is resolved.  Defaults are not part of it, so that a run outlives new
         options of its components.
         """
-        data: dict[str, Any] = self._data
         groups, chain = self.manifest.groups, list[Any]()
         previous: Group | None = None
         current: tuple[Group, Run] | None = (group, run)
         while current is not None:
             owner, one = current
-            written = data["groups"][groups.index(owner)]
+            written = self._written[groups.index(owner)]
             if owner is not previous:
-                chain.append([written.get(key) for key in ("model", "teacher", "data", "eval")])
-            chain.append(_without(written["runs"][owner.runs.index(one)], one.without_effect))
+                chain.append([_normal(written.get(key)) for key in ("model", "teacher", "data", "eval")])
+            chain.append(_normal(written["runs"][owner.runs.index(one)], one.without_effect))
             previous, current = owner, self.manifest.parent_of(owner, one)
-        return hashlib.sha256(json.dumps(_normal(chain), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(chain, sort_keys=True).encode()).hexdigest()
 
     @cached_property
-    def _data(self) -> Any:
-        return plain(self.loaded.tree)
+    def _written(self) -> Any:
+        return plain(self.loaded.tree)["groups"]
 
     def unfinished(self, *, resume: bool = False) -> list[tuple[Group, Run]]:
         """The chosen runs that have no result yet.
@@ -347,19 +346,16 @@ def _tell(context: RunContext, measured: Iterable[tuple[str, float]]) -> None:
         context.hooks.evaluated(context=context, step=context.step, results={name: figure})
 
 
-def _without(data: Mapping[str, Any], keys: Collection[str], prefix: str = "") -> dict[str, Any]:
-    """A mapping without some keys, dotted where they are nested."""
-    return {
-        key: _without(value, keys, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-        for key, value in data.items()
-        if f"{prefix}{key}" not in keys
-    }
+def _normal(value: Any, without: Collection[str] = (), prefix: str = "") -> Any:
+    """One spelling for what a manifest may write in two: ``{type: cosine}`` and ``cosine``, ``1.0`` and ``1``.
 
-
-def _normal(value: Any) -> Any:
-    """One spelling for what a manifest may write in two: ``{type: cosine}`` and ``cosine``, ``1.0`` and ``1``."""
+    Keys ``without`` effect, dotted where they are nested, are left out.
+    """
     if isinstance(value, Mapping):
-        return value["type"] if value.keys() == {"type"} else {key: _normal(item) for key, item in value.items()}
+        kept = {key: item for key, item in value.items() if f"{prefix}{key}" not in without}
+        if kept.keys() == {"type"}:
+            return kept["type"]
+        return {key: _normal(item, without, f"{prefix}{key}.") for key, item in kept.items()}
     if isinstance(value, list):
         return [_normal(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
