@@ -23,17 +23,16 @@ import numpy as np
 import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.transplant import GQAToDBA
+from caramba_plugins_standard.loading import PretrainedModel, open_source
 from caramba_plugins_upcycle.calibration import Calibration
 from caramba_plugins_upcycle.modes import Start
 from torch import Tensor
 
 from caramba_core.component import Attention
 from caramba_core.graph import Graph, Node
-from caramba_core.loading import open_source
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.context import TeacherSource
 from caramba_core.run.student import assemble
 from caramba_core.sites import find_sites
 
@@ -252,7 +251,7 @@ def main() -> None:
     gguf = sorted(arguments.data.glob("*.gguf"))
     weights = arguments.weights or (gguf[0] if gguf else arguments.data / "smollm2-135m-fp32")
     checkpoint = open_source(str(weights.resolve()), Path())
-    teacher = TeacherSource(
+    teacher = PretrainedModel(
         checkpoint, lower(structure_model(checkpoint.model(), origin=str(weights))), str(weights)
     ).load(device, torch.float32)
     texts = Texts(arguments.data, arguments.calibrate, device)

@@ -65,12 +65,12 @@ def measure(which: str, folder: Path) -> None:
         import caramba_plugins_llama.mapped_file  # noqa: F401
         import caramba_plugins_standard.catalogue
         import caramba_plugins_standard.gqa_module  # noqa: F401
+        from caramba_plugins_standard.loading import find_loader
+        from caramba_plugins_standard.loading.filling import load_weights
 
-        from caramba_core.loading import find_loader
         from caramba_core.lowering import lower
         from caramba_core.manifest.structure import structure_model
         from caramba_core.nn.build import build
-        from caramba_core.nn.filling import load_weights
 
         def load() -> torch.nn.Module:
             checkpoint = find_loader(folder)

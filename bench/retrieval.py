@@ -22,10 +22,10 @@ import torch
 from recipe import naming_data
 from torch import Tensor
 
-from caramba_core.loading import Tokenizer
 from caramba_core.manifest.load import load_manifest
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.experiment import Experiment
+from caramba_core.teachers import Tokenizer
 
 INTRODUCTION = (
     "There is an important piece of information hidden inside a lot of irrelevant text. Find it and memorize it. "

@@ -14,7 +14,7 @@ from caramba_core.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from caramba_core.loading import Tokenizer
+    from caramba_core.teachers import Tokenizer
 
 __all__ = ["Dataset", "Tokens", "stamp_of"]
 

@@ -1,4 +1,4 @@
-"""The graphs of a manifest that has been read, with faults where its user wrote them, and those of checkpoints."""
+"""The graphs of a manifest that has been read, with faults where its user wrote them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 
 from caramba_core.document.problem import Fault, ManifestProblem, Path, in_order
 from caramba_core.document.tree import problem_at
-from caramba_core.errors import Faults, InputError, ManifestError
+from caramba_core.errors import Faults, ManifestError
 from caramba_core.graph import Graph
 from caramba_core.lowering import lower
-from caramba_core.manifest.structure import structure_model
 
 if TYPE_CHECKING:
-    from caramba_core.loading import Checkpoint
     from caramba_core.manifest.load import Loaded
     from caramba_core.manifest.schema import Group
 
-__all__ = ["group_path", "located", "lower_all", "lower_checkpoint", "lower_group"]
+__all__ = ["group_path", "located", "lower_all", "lower_group"]
 
 
 def lower_group(loaded: Loaded, group: Group) -> Graph:
@@ -33,14 +31,6 @@ def lower_all(loaded: Loaded) -> tuple[Graph, dict[str, Graph]]:
     groups = loaded.manifest.groups
     own, *graphs = _lowered(loaded, [None, *groups])
     return own, {group.name: graph for group, graph in zip(groups, graphs, strict=True)}
-
-
-def lower_checkpoint(checkpoint: Checkpoint) -> Graph:
-    """The graph of the model inside of a checkpoint; raises :class:`InputError` for one that cannot be."""
-    try:
-        return lower(structure_model(checkpoint.model(), origin=str(checkpoint.path)))
-    except Faults as error:
-        raise InputError(f"{checkpoint.path} describes a model that cannot be:\n{error}") from None
 
 
 def _lowered(loaded: Loaded, groups: Iterable[Group | None]) -> list[Graph]:

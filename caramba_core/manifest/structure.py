@@ -65,7 +65,7 @@ class Structurer:
         self._made: dict[tuple[int, type], tuple[Any, Any]] = {}
 
     def structure(self, value: Any, type_: Any) -> Any:
-        """The object of a type; raises :class:`~caramba_core.document.faults.Faults`."""
+        """The object of a type; raises :class:`~caramba_core.document.problem.Faults`."""
         if type_ in PLAIN:
             return PLAIN[type_][1](value)
         if is_literal(type_):

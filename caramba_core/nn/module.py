@@ -7,15 +7,13 @@ through it, chosen by ``frame.cache``:
 * a :class:`~caramba_core.nn.cache.Cache`: ``frame.cache.layer(self.site, frame.application)`` is this layer's cache;
   new keys and values are appended to it, and every query sees the cached tokens before it.
 
-An attention that others can start from also has ``probe(x, frame)``, which returns a :class:`Probe`.  A layer whose
-output projection can be refitted has ``mix(x, frame)``, ``[B, T, n]``: what the projection that its config names in
-``output_weights`` reads.
+A layer whose output projection can be refitted has ``mix(x, frame)``, ``[B, T, n]``: what the projection that its
+config names in ``output_weights`` reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +21,7 @@ from torch import Tensor, nn
 from caramba_core.component import Layer
 from caramba_core.nn.frame import Frame
 
-__all__ = ["ComponentModule", "Probe", "TopologyModule"]
+__all__ = ["ComponentModule", "TopologyModule"]
 
 
 class ComponentModule(nn.Module):
@@ -67,22 +65,3 @@ class TopologyModule(ComponentModule):
         module = self._modules[name]
         assert module is not None
         return module
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What an attention did with one batch, in float32.
-
-    ``x`` ``[B, T, D]``; ``query`` ``[B, H, T, d]`` and ``key`` ``[B, G, T, d]`` before rotation; ``value``
-    ``[B, G, T, d]``; ``probabilities`` ``[B, H, T, T]`` after the softmax (row t, column s); ``mixed``
-    ``[B, T, H * d]`` what the output projection reads; ``output`` ``[B, T, D]``; ``positions`` ``[T]``.
-    """
-
-    x: Tensor
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    probabilities: Tensor
-    mixed: Tensor
-    output: Tensor
-    positions: Tensor

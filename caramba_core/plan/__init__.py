@@ -4,8 +4,7 @@ No torch, no numpy: :func:`plan_manifest` reads declared weights, costs and cach
 teacher that is on this machine.
 """
 
-from caramba_core.plan.figures import Figures
-from caramba_core.plan.nodes import ModelPlan, NodePlan, ScopePlan, plan_model
+from caramba_core.plan.nodes import Figures, ModelPlan, NodePlan, ScopePlan, plan_model
 from caramba_core.plan.planning import Plan, plan_manifest
 from caramba_core.plan.runs import Memory, RunPlan
 

@@ -12,13 +12,13 @@ from caramba_core.document.problem import Fault
 from caramba_core.errors import InputError, ManifestError, PluginError
 from caramba_core.formatting import format_bytes, format_count
 from caramba_core.graph import Graph, trained_nodes
-from caramba_core.loading import cached_source, find_loader
-from caramba_core.lowered import group_path, located, lower_all, lower_checkpoint
+from caramba_core.lowered import group_path, located, lower_all
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Teacher
 from caramba_core.plan.nodes import ModelPlan, plan_model
 from caramba_core.plan.runs import RunPlan, TeacherPlan, plan_runs
 from caramba_core.plugins.registry import registry
+from caramba_core.teachers import reader
 
 if TYPE_CHECKING:
     from caramba_core.manifest.load import Loaded
@@ -106,13 +106,12 @@ def plan_teacher(teacher: Teacher, folder: Path, context: int) -> TeacherPlan:
     Raises :class:`~caramba_core.errors.InputError` for a checkpoint that is there and cannot be read.
     """
     try:
-        path = cached_source(teacher.source, folder)
-        reason = "it has not been fetched yet" if path is None else f"{path} does not exist"
+        found = reader(teacher.source).cached(teacher.source, folder)
     except PluginError as error:  # a plan does without what a run will need
-        path, reason = None, error.message
-    if path is None or not path.exists():
-        return TeacherPlan(source=teacher.source, dtype=teacher.dtype, reason=reason)
-    model = plan_model(lower_checkpoint(find_loader(path)), context=context, dtype=teacher.dtype)
+        found = error.message
+    if isinstance(found, str):
+        return TeacherPlan(source=teacher.source, dtype=teacher.dtype, reason=found)
+    model = plan_model(found.graph, context=context, dtype=teacher.dtype)
     return TeacherPlan(source=teacher.source, dtype=teacher.dtype, model=model)
 
 

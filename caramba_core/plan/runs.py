@@ -14,8 +14,7 @@ from caramba_core.component import Weight
 from caramba_core.graph import trained_nodes
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Evaluation, Run, Workload
-from caramba_core.plan.figures import weight_bytes
-from caramba_core.plan.nodes import ModelPlan, NodePlan
+from caramba_core.plan.nodes import ModelPlan, NodePlan, weight_bytes
 from caramba_core.sites import own_attentions
 from caramba_core.storage import ITEM_BYTES
 

@@ -17,13 +17,10 @@ from torch import nn
 from caramba_core.datasets import Tokens
 from caramba_core.errors import CarambaError, InputError, PluginError
 from caramba_core.graph import ROOT, Graph, trained_nodes
-from caramba_core.loading import Checkpoint, Tokenizer, fetch_source, find_loader
-from caramba_core.lowered import lower_checkpoint, lower_group
+from caramba_core.lowered import lower_group
 from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Evaluator, Run
-from caramba_core.nn.build import build
-from caramba_core.nn.filling import load_weights, require_fit
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plugins.registry import registry
 from caramba_core.run.checkpoint import load_random, load_tensors, read_state, restore_optimizer, save_checkpoint
@@ -34,8 +31,9 @@ from caramba_core.run.reporter import Reporter
 from caramba_core.run.signals import Interrupted, Signals
 from caramba_core.run.student import assemble
 from caramba_core.sites import Site, find_sites
+from caramba_core.teachers import Pretrained, Tokenizer, reader
 
-__all__ = ["GroupContext", "RunContext", "TeacherSource", "check_tokens"]
+__all__ = ["GroupContext", "RunContext", "check_tokens"]
 
 _log = logging.getLogger("caramba.run")
 
@@ -49,26 +47,10 @@ def _warn(text: str) -> None:
     _log.warning(text)
 
 
-class TeacherSource:
-    """A teacher's checkpoint and the graph that it implies; ``pinned`` names exactly this content."""
-
-    def __init__(self, checkpoint: Checkpoint, graph: Graph, pinned: str) -> None:
-        self.checkpoint = checkpoint
-        self.graph = graph
-        self.pinned = pinned
-
-    def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-        """The model with the checkpoint's weights, frozen; every tensor is checked before it is used."""
-        require_fit(self.graph, self.checkpoint.layout(), self.checkpoint.path)
-        model = build(self.graph, device=device, dtype=dtype)
-        load_weights(model, self.checkpoint)
-        return model.requires_grad_(False).eval()
-
-
 class GroupContext:
     """What the runs of one group share: manifest, graphs, tokens and, once a run needs it, the teacher."""
 
-    def __init__(self, *, loaded: Loaded, group: Group, graph: Graph, teacher: TeacherSource | None) -> None:
+    def __init__(self, *, loaded: Loaded, group: Group, graph: Graph, teacher: Pretrained | None) -> None:
         self.loaded = loaded
         self.group = group
         self.graph = graph
@@ -81,9 +63,8 @@ class GroupContext:
         """A group's context: its graph is lowered, the teacher is fetched where needed, and its headers are read."""
         graph, teacher = lower_group(loaded, group), None
         if group.teacher is not None:
-            fetched = fetch_source(group.teacher.source, loaded.folder)
-            checkpoint = find_loader(fetched.path, sha256=group.teacher.sha256)
-            teacher = TeacherSource(checkpoint, lower_checkpoint(checkpoint), fetched.pinned)
+            source = group.teacher.source
+            teacher = reader(source).open(source, loaded.folder, sha256=group.teacher.sha256)
         return cls(loaded=loaded, group=group, graph=graph, teacher=teacher)
 
     @cached_property
@@ -92,7 +73,7 @@ class GroupContext:
         if self.source is None:
             return None
         try:
-            return self.source.checkpoint.tokenizer()
+            return self.source.tokenizer()
         except CarambaError as error:
             _warn(f"warning: the teacher's tokenizer is not used, token arrays alone can be: {error}")
             return None
@@ -157,9 +138,7 @@ class GroupContext:
         """Raise for anything that would stop this run later: data, device, patterns, differences from the teacher."""
         device = pick_device(run.computation[0])
         if self.source is not None:
-            require_fit(self.source.graph, self.source.checkpoint.layout(), self.source.checkpoint.path)
-        if "teacher" in run.needs and self.source is None:
-            raise InputError(f"run {run.id}: mode {run.mode} needs a teacher, and group {self.group.name} has none")
+            self.source.check()
         if "tokenizer" in run.needs and self.tokenizer is None:
             raise InputError(f"run {run.id} needs a tokenizer: the teacher's checkpoint carries none")
         if self.group.data is not None and self.group.data.heldout is not None:
@@ -272,11 +251,10 @@ class RunContext:
             seed=self.seed,
         )
 
-    def trainable(self, patterns: tuple[str, ...] | None = None) -> list[tuple[str, nn.Parameter]]:
-        """Parameters that train, by graph name; those of ``patterns`` only, if given."""
-        chosen = self.trained if patterns is None else trained_nodes(self.graph, patterns) & self.trained
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters that train, by graph name."""
         named = ((f"{ROOT}.{name}", parameter) for name, parameter in self.student.named_parameters())
-        return [(name, p) for name, p in named if p.requires_grad and name.rpartition(".")[0] in chosen]
+        return [(name, p) for name, p in named if p.requires_grad and name.rpartition(".")[0] in self.trained]
 
     # ------------------------------------------------------------------------------------------------ what it does
 

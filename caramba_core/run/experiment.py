@@ -19,7 +19,6 @@ import attrs
 from caramba_core.document.problem import Fault
 from caramba_core.document.tree import plain
 from caramba_core.errors import CarambaError, InputError, ManifestError, PluginError, VerificationFailed
-from caramba_core.loading import open_source
 from caramba_core.lowered import group_path, located
 from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
@@ -32,6 +31,7 @@ from caramba_core.run.reporter import Reporter
 from caramba_core.run.signals import Signals, signals_held
 from caramba_core.run.written import written_manifest
 from caramba_core.sections import section_data, section_table
+from caramba_core.teachers import reader
 
 if TYPE_CHECKING:
     from caramba_core.run.context import GroupContext, RunContext
@@ -120,17 +120,17 @@ class Experiment:
         current: tuple[Group, Run] | None = (group, run)
         while current is not None:
             owner, one = current
-            written = self._data["groups"][self.manifest.groups.index(owner)]
-            shared = {key: written.get(key) for key in ("model", "teacher", "data", "eval")}
+            written = self._written[self.manifest.groups.index(owner)]
+            shared = {key: _normal(written.get(key)) for key in ("model", "teacher", "data", "eval")}
             of_group = found.setdefault(owner.name, {**shared, "runs": {}})
-            of_group["runs"][one.id] = _without(written["runs"][owner.runs.index(one)], one.without_effect)
+            of_group["runs"][one.id] = _normal(written["runs"][owner.runs.index(one)], one.without_effect)
             current = self.manifest.parent_of(owner, one)
-        document: dict[str, Any] = json.loads(json.dumps(_normal({"groups": found})))
+        document: dict[str, Any] = json.loads(json.dumps({"groups": found}))
         return document
 
     @cached_property
-    def _data(self) -> Any:
-        return plain(self.loaded.tree)
+    def _written(self) -> Any:
+        return plain(self.loaded.tree)["groups"]
 
     def unfinished(self, *, resume: bool = False) -> list[tuple[Group, Run]]:
         """The chosen runs that have no result yet.
@@ -199,7 +199,7 @@ class Experiment:
         for group in self.groups:
             teacher = plans[group.name].teacher
             if teacher is not None and teacher.model is None and "://" not in teacher.source:
-                open_source(teacher.source, self.loaded.folder)  # says what is wrong with it
+                reader(teacher.source).open(teacher.source, self.loaded.folder)  # says what is wrong with it
         for group, run in left:
             parent = self.manifest.parent_of(group, run)
             if parent is not None and parent not in left and not self._is_done(*parent):
@@ -484,19 +484,16 @@ def _require_same_inputs(before: Mapping[str, str], now: Mapping[str, str], whos
         )
 
 
-def _without(data: Mapping[str, Any], keys: Collection[str], prefix: str = "") -> dict[str, Any]:
-    """A mapping without some keys, dotted where they are nested."""
-    return {
-        key: _without(value, keys, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-        for key, value in data.items()
-        if f"{prefix}{key}" not in keys
-    }
+def _normal(value: Any, without: Collection[str] = (), prefix: str = "") -> Any:
+    """One spelling for what a manifest may write in two: ``{type: cosine}`` and ``cosine``, ``1.0`` and ``1``.
 
-
-def _normal(value: Any) -> Any:
-    """One spelling for what a manifest may write in two: ``{type: cosine}`` and ``cosine``, ``1.0`` and ``1``."""
+    Keys ``without`` effect, dotted where they are nested, are left out.
+    """
     if isinstance(value, Mapping):
-        return value["type"] if value.keys() == {"type"} else {key: _normal(item) for key, item in value.items()}
+        kept = {key: item for key, item in value.items() if f"{prefix}{key}" not in without}
+        if kept.keys() == {"type"}:
+            return kept["type"]
+        return {key: _normal(item, without, f"{prefix}{key}.") for key, item in kept.items()}
     if isinstance(value, list):
         return [_normal(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

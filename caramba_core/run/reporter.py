@@ -109,7 +109,7 @@ class Reporter:
 
     @contextmanager
     def bar(self, description: str, tokens: int, *, done: int = 0) -> Iterator[Bar]:
-        """Progress over ``tokens`` tokens with tokens/s and the time left: a bar, or lines where there is no terminal."""
+        """Progress over ``tokens`` tokens, with tokens/s and the time left: a bar, or lines without a terminal."""
         if not self.console.is_terminal:
             plain = _PlainBar(self.line, description, tokens, done, self.clock)
             yield plain

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from caramba_core.graph import ROOT, Graph, local_name
-from caramba_core.loading import Stored
 from caramba_core.nn.build import build, initialize
-from caramba_core.nn.filling import require_fit
+from caramba_core.nn.fitting import require_fit
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.sites import own_attentions
 
@@ -42,8 +41,7 @@ def assemble(
     if tensors is None:
         initialize(student, seed)
     else:
-        stored = (Stored(key=name, name=name, shape=tuple(tensor.shape), dtype="") for name, tensor in mine.items())
-        require_fit(graph, stored, "the run's checkpoint")
+        require_fit("the run's checkpoint", graph, [(name, name, tuple(tensor.shape)) for name, tensor in mine.items()])
     for name, parameter in list(student.named_parameters()):
         path, _, weight = name.rpartition(".")
         node = f"{ROOT}.{path}"

@@ -15,14 +15,14 @@ from caramba_plugins_dba.export import exporter
 from caramba_plugins_llama.export import export
 from caramba_plugins_standard.generation import generate, generate_each
 from caramba_plugins_standard.gqa import GroupedQueryAttention
+from caramba_plugins_standard.loading import find_loader
+from caramba_plugins_standard.loading.filling import load_weights
 from dba_exports import DBA, GQA, bytes_of, continued, make_run, model_of, random_tokens, theirs
 
 from caramba_core.errors import InputError
-from caramba_core.loading import find_loader
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
-from caramba_core.nn.filling import load_weights
 from caramba_core.nn.frame import Frame
 from caramba_core.plan.nodes import plan_model
 

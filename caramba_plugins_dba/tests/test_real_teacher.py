@@ -13,6 +13,7 @@ from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_llama.gguf_file import GgufFile
 from caramba_plugins_standard.generation import generate
+from caramba_plugins_standard.loading import PretrainedModel
 from caramba_plugins_upcycle.calibration import Calibration
 from caramba_plugins_upcycle.modes import Start
 from torch import Tensor
@@ -23,7 +24,6 @@ from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.context import TeacherSource
 from caramba_core.run.student import assemble
 from caramba_core.sites import find_sites
 
@@ -51,7 +51,7 @@ def checkpoint() -> GgufFile:
 @pytest.fixture(scope="module")
 def teacher(checkpoint: GgufFile) -> LanguageModel:
     graph = lower(structure_model(checkpoint.model(), origin=str(checkpoint.path)))
-    return TeacherSource(checkpoint, graph, str(checkpoint.path)).load(torch.device("cpu"), torch.float32)
+    return PretrainedModel(checkpoint, graph, str(checkpoint.path)).load(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from caramba_plugins_standard.loading import Checkpoint, find_loader
+from caramba_plugins_standard.loading.filling import load_weights
 from torch import Tensor
 
 from caramba_core.graph import Graph
-from caramba_core.loading import Checkpoint, find_loader
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
-from caramba_core.nn.filling import load_weights
 from caramba_core.nn.language_model import LanguageModel
 
 from .local_hub import LocalHub, served_at

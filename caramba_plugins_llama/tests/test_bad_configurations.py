@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from caramba_core.loading import find_loader
+from caramba_plugins_standard.loading import find_loader
 
 from .conftest import write_oracle
 from .damage import LFS, edit_config, refused

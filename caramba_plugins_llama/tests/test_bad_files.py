@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from caramba_plugins_llama.safetensors_file import read_header
+from caramba_plugins_standard.loading import find_loader, open_source
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from caramba_core.errors import InputError
-from caramba_core.loading import find_loader, open_source
 
 from .damage import LFS, refused, safetensors_bytes
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from caramba_plugins_standard.loading import PretrainedModel, find_loader
+from caramba_plugins_standard.loading.filling import load_weights
 
 from caramba_core.errors import InputError
-from caramba_core.loading import find_loader
 from caramba_core.nn.build import build
-from caramba_core.nn.filling import load_weights
-from caramba_core.run.context import TeacherSource
 
 from .conftest import graph_of, read_model
 from .damage import edit_config, edit_weights, refused
@@ -131,7 +130,7 @@ def test_sizes_that_the_file_does_not_have_are_not_allocated(folder: Path, key: 
     edit_config(folder, **{key: 2_000_000_000 // 48 * 48})
     checkpoint = find_loader(folder)
     with pytest.raises(InputError, match="does not fit the model"):
-        TeacherSource(checkpoint, graph_of(checkpoint), "").load(torch.device("cpu"), torch.float32)
+        PretrainedModel(checkpoint, graph_of(checkpoint), "").load(torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

@@ -12,11 +12,11 @@ import pytest
 import torch
 from caramba_plugins_llama.export import export
 from caramba_plugins_standard.generation import generate
+from caramba_plugins_standard.loading import find_loader
 from safetensors import SafetensorError
 
 from caramba_core.cli import main
 from caramba_core.errors import InputError
-from caramba_core.loading import find_loader
 
 from .conftest import quiet, random_tokens, read_model, write_oracle
 from .runs import decoder, make_run

@@ -12,12 +12,12 @@ import gguf
 import pytest
 import torch
 from caramba_plugins_llama.export import export
+from caramba_plugins_standard.loading import find_loader
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
 from caramba_core.cli import main
 from caramba_core.errors import InputError
-from caramba_core.loading import find_loader
 from caramba_core.run.checkpoint import save_checkpoint
 from caramba_core.run.directory import RunDirectory
 

@@ -17,6 +17,7 @@ from caramba_plugins_llama.gguf_file import GgufFile
 from caramba_plugins_llama.gguf_header import GgufTensor, read_header
 from caramba_plugins_llama.gguf_values import rows_apart, values_of
 from caramba_plugins_llama.hf_folder import HuggingFaceFolder
+from caramba_plugins_standard.loading import find_loader
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_testing.loaders import check_loader
 from hypothesis import HealthCheck, given, settings
@@ -24,7 +25,6 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from caramba_core.errors import CarambaError, InputError, PluginError
-from caramba_core.loading import find_loader
 
 from .conftest import random_tokens, read_model, write_oracle
 

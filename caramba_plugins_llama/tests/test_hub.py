@@ -9,10 +9,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 from caramba_plugins_llama.hub import Hub
+from caramba_plugins_standard.loading import fetch_source, open_source
 from huggingface_hub import constants
 
 from caramba_core.errors import InputError, PluginError
-from caramba_core.loading import fetch_source, open_source
 
 from .conftest import write_oracle
 from .local_hub import COMMIT, TOKEN, LocalHub

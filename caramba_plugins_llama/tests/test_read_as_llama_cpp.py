@@ -16,12 +16,12 @@ from caramba_plugins_llama.families import ARCHITECTURES
 from caramba_plugins_llama.gguf_header import TYPES, UNREAD
 from caramba_plugins_llama.gguf_tokenizer import RULES, rebuild
 from caramba_plugins_llama.known_keys import GGUF
+from caramba_plugins_standard.loading import find_loader
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers, trainers
 
 from caramba_core.errors import CarambaError, InputError
-from caramba_core.loading import find_loader
 
 from .conftest import random_tokens, read_model, write_oracle
 from .llama_cpp import INSTALLED, ends_of, logits_of, token_ids_of

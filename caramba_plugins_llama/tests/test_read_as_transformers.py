@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from caramba_plugins_standard.loading import find_loader
 from safetensors.torch import load_file, save_file
-
-from caramba_core.loading import find_loader
 
 from .conftest import quiet, random_tokens, read_model, write_oracle
 from .damage import edit_config, edit_weights, refused

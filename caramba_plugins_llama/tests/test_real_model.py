@@ -13,8 +13,8 @@ import torch
 from caramba_plugins_llama.gguf_file import GgufFile
 from caramba_plugins_llama.standard_exporter import StandardExporter
 from caramba_plugins_standard.generation import generate
+from caramba_plugins_standard.loading import find_loader
 
-from caramba_core.loading import find_loader
 from caramba_core.lowering import lower
 from caramba_core.manifest.load import load_manifest
 from caramba_core.nn.language_model import LanguageModel

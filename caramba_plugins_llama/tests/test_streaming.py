@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from caramba_plugins_llama.hf_folder import HuggingFaceFolder
+from caramba_plugins_standard.loading import find_loader
+from caramba_plugins_standard.loading.filling import load_weights
 from caramba_plugins_testing.loaders import check_loader
 
 from caramba_core.errors import InputError
-from caramba_core.loading import find_loader
 from caramba_core.nn.build import build
-from caramba_core.nn.filling import load_weights
 
 from .conftest import graph_of, read_model, write_oracle
 from .damage import edit_weights, refused
@@ -27,11 +27,11 @@ import json, sys
 from pathlib import Path
 import torch
 import caramba_plugins_llama.mapped_file, caramba_plugins_standard.gqa_module
-from caramba_core.loading import find_loader
+from caramba_plugins_standard.loading import find_loader
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
-from caramba_core.nn.filling import load_weights
+from caramba_plugins_standard.loading.filling import load_weights
 
 def resident(field):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
+from caramba_plugins_standard.probing import Probe
 from caramba_plugins_testing import TinyAttention, TinyLinear
 from caramba_plugins_testing.modules import TinyAttentionModule, TinyLinearModule
 from torch import Tensor
@@ -14,7 +15,6 @@ from torch.nn import functional as F
 
 from caramba_core.component import CacheEntry, Cost, Shape, Weight, component, option
 from caramba_core.nn.frame import Frame
-from caramba_core.nn.module import Probe
 
 SOUND = TinyAttentionModule.forward
 

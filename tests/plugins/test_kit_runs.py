@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import attrs
 import pytest
 import torch
+from caramba_plugins_standard.loading import FileSpan, Stored
 from caramba_plugins_standard.pretrain import Pretrain
 from caramba_plugins_standard.training import StepResult, Strategy
 from caramba_plugins_testing import CheckFailed
@@ -23,7 +24,6 @@ from safetensors.torch import load_file, save_file
 from caramba_core.component import component, option
 from caramba_core.errors import InputError, PluginError
 from caramba_core.hookspecs import Section, hookimpl
-from caramba_core.loading import FileSpan, Stored
 from caramba_core.run.context import RunContext
 
 # ------------------------------------------------------------------------------------------------------ strategies

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+from caramba_plugins_standard.loading import find_loader
 
 from caramba_core.cli import main
-from caramba_core.loading import find_loader
 from caramba_core.run.checkpoint import _own_hash
 
 from .workspace import make_workspace

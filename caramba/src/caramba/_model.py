@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 
     import numpy as np
     import torch
+    from caramba_plugins_standard.loading import Checkpoint
     from caramba_plugins_standard.perplexity import Measurement
     from torch import Tensor
 
     from caramba_core.datasets import Tokens
-    from caramba_core.loading import Checkpoint, Tokenizer
     from caramba_core.modes import Evaluation
     from caramba_core.nn.language_model import LanguageModel
     from caramba_core.storage import Storage
+    from caramba_core.teachers import Tokenizer
 
     TokenIds: TypeAlias = Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]] | Tensor
 
@@ -228,7 +229,7 @@ class Model:
 
     def _encode(self, text: str) -> list[int]:
         """BOS where the checkpoint's tokenizer puts it, and the text's tokens; special tokens are recognized."""
-        from caramba_core.loading import begin_of_text
+        from caramba_core.teachers import begin_of_text
 
         tokenizer = self._require_tokenizer()
         return [*begin_of_text(tokenizer, None, "the text"), *tokenizer.encode(text, special_tokens=True)]

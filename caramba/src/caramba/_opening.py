@@ -10,13 +10,15 @@ import attrs
 from caramba_core.errors import InputError
 
 if TYPE_CHECKING:
+    from caramba_plugins_standard.loading import Checkpoint
+
     from caramba_core.datasets import Tokens
     from caramba_core.graph import Graph
-    from caramba_core.loading import Checkpoint, Tokenizer
     from caramba_core.manifest.load import Loaded
     from caramba_core.manifest.schema import Group
     from caramba_core.modes import Evaluation, Run
     from caramba_core.nn.language_model import LanguageModel
+    from caramba_core.teachers import Tokenizer
 
 __all__ = [
     "OpenedRun",
@@ -104,7 +106,7 @@ class OpenedRun:
         """The teacher's checkpoint, if the run has one; raises :class:`InputError` where it is no longer there."""
         if self.group.teacher is None:
             return None
-        from caramba_core.loading import open_source
+        from caramba_plugins_standard.loading import open_source
 
         return open_source(self.group.teacher.source, self.loaded.folder, sha256=self.group.teacher.sha256)
 
@@ -182,20 +184,21 @@ def heldout_tokens(opened: OpenedRun, graph: Graph, tokenizer: Tokenizer | None)
 
 def open_checkpoint(source: str) -> Checkpoint:
     """A pretrained checkpoint by its path or address, its headers read."""
-    from caramba_core.loading import open_source
+    from caramba_plugins_standard.loading import open_source
 
     return open_source(source, Path())
 
 
 def load_checkpoint(checkpoint: Checkpoint, device: str, dtype: str) -> LanguageModel:
     """The model of a pretrained checkpoint, with its weights."""
+    from caramba_plugins_standard.loading import PretrainedModel
+
     from caramba_core.lowering import lower
     from caramba_core.manifest.structure import structure_model
-    from caramba_core.run.context import TeacherSource
     from caramba_core.run.device import pick_device, torch_dtype
 
     graph = lower(structure_model(checkpoint.model(), origin=str(checkpoint.path)))
-    return TeacherSource(checkpoint, graph, str(checkpoint.path)).load(pick_device(device), torch_dtype(dtype))
+    return PretrainedModel(checkpoint, graph, str(checkpoint.path)).load(pick_device(device), torch_dtype(dtype))
 
 
 # ------------------------------------------------------------------------------------------------ running

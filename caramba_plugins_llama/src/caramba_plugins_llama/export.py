@@ -13,12 +13,12 @@ from typing import Final
 
 import attrs
 import torch
+from caramba_plugins_standard.loading import Checkpoint, find_loader
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from caramba_core.errors import InputError
-from caramba_core.loading import Checkpoint, find_loader
 from caramba_core.plugins.registry import registry
 from caramba_core.run.atomic import publish_folder
 from caramba_plugins_llama.export_source import ExportSource, open_export_source

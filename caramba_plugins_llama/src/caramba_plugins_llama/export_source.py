@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
+from caramba_plugins_standard.loading import Checkpoint, cached_source, fetch_source, find_loader, lower_checkpoint
+from caramba_plugins_standard.loading.filling import load_weights
 from torch import Tensor
 
 from caramba_core.errors import CarambaError, InputError
 from caramba_core.graph import Graph, local_name
-from caramba_core.loading import Checkpoint, cached_source, fetch_source, find_loader
-from caramba_core.lowered import lower_checkpoint
 from caramba_core.lowering import lower
 from caramba_core.manifest.load import load_manifest
 from caramba_core.modes import Evaluation
 from caramba_core.nn.build import build
-from caramba_core.nn.filling import load_weights
 from caramba_core.run.checkpoint import load_tensors, read_state
 from caramba_core.run.directory import RunDirectory
 from caramba_plugins_llama.json_file import parse_object

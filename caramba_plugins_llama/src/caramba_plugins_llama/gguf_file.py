@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
+from caramba_plugins_standard.loading import FileSpan, Stored
 
 from caramba_core.errors import InputError
-from caramba_core.loading import FileSpan, Stored, Tokenizer
+from caramba_core.teachers import Tokenizer
 from caramba_plugins_llama.configuration import key_of, model_of
 from caramba_plugins_llama.families import ARCHITECTURES, FAMILIES, Architecture, Family
 from caramba_plugins_llama.gguf_header import MAGIC, PLAIN, GgufHeader, GgufTensor, read_file

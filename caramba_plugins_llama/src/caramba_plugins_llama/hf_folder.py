@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from caramba_plugins_standard.loading import FileSpan, Stored
+
 from caramba_core.errors import InputError
-from caramba_core.loading import FileSpan, Stored, Tokenizer
+from caramba_core.teachers import Tokenizer
 from caramba_plugins_llama.configuration import key_of, model_of
 from caramba_plugins_llama.families import EMBEDDINGS, HEAD, graph_name
 from caramba_plugins_llama.inside import inside

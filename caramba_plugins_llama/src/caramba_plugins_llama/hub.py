@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
+from caramba_plugins_standard.loading import Fetched
 
 from caramba_core.errors import CarambaError, InputError, PluginError, ResourceExhausted
-from caramba_core.loading import Fetched
 from caramba_plugins_llama.gguf_header import parts_of
 from caramba_plugins_llama.hf_folder import COMPANIONS
 from caramba_plugins_llama.inside import require_inside

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
+from caramba_plugins_standard.loading import Checkpoint, fetch_source
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from caramba_core.errors import CarambaError
-from caramba_core.loading import Checkpoint, fetch_source
 from caramba_plugins_llama.gguf_file import GgufFile
 
 __all__ = ["Licence", "Teacher", "data_lines", "licence_of"]

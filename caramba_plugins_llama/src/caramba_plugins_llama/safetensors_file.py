@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import attrs
+from caramba_plugins_standard.loading import FileSpan, what_it_seems
 
 from caramba_core.errors import InputError
-from caramba_core.loading import FileSpan, what_it_seems
 from caramba_plugins_llama.json_file import parse_object
 
 if TYPE_CHECKING:

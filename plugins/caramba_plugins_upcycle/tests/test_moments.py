@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from caramba_plugins_standard.probing import Probe
 from caramba_plugins_upcycle.moments import (
     AttendedKeyMoments,
     AttendedValueMoments,
@@ -15,7 +16,6 @@ from caramba_plugins_upcycle.transplant import Collector, Moment
 
 from caramba_core.component import Attention
 from caramba_core.nn.build import load_object
-from caramba_core.nn.module import Probe
 
 HEADS, GROUPS, WIDTH, D = 6, 2, 3, 10
 

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from caramba_plugins_standard.probing import Probe
 from caramba_plugins_standard.rotary import cos_sin, rotate
 from caramba_plugins_upcycle.transplant import Example
 from torch import Tensor
 
-from caramba_core.nn.module import Probe
 from caramba_plugins_dba.module import DecoupledBottleneckModule
 from caramba_plugins_dba.refine.conjugate import conjugate_gradient, eigen
 

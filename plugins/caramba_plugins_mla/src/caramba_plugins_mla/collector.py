@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from caramba_plugins_standard.probing import Probe
 from caramba_plugins_upcycle.transplant import Moment
 from torch import Tensor
 
 from caramba_core.component import Attention
-from caramba_core.nn.module import Probe
 
 __all__ = ["KeyValueCollector"]
 

@@ -84,6 +84,9 @@ CATALOGUE: Final[dict[str, dict[str, str]]] = {
         "generate": "caramba-plugins-standard",
         "train": "caramba-plugins-standard",
     },
+    "reader": {
+        "pretrained": "caramba-plugins-standard",
+    },
     "storage": {
         "int4": "caramba-plugins-standard",
         "int8": "caramba-plugins-standard",

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from caramba_core.component import component, option
 from caramba_core.datasets import Dataset, Tokens, stamp_of
 from caramba_core.errors import InputError, InvalidValue
-from caramba_core.loading import begin_of_text
+from caramba_core.teachers import begin_of_text
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from caramba_core.loading import Tokenizer
+    from caramba_core.teachers import Tokenizer
 
     Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import attrs
 
 from caramba_core.errors import InputError
-from caramba_core.loading import begin_of_text
+from caramba_core.teachers import begin_of_text
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from caramba_core.loading import Tokenizer
+    from caramba_core.teachers import Tokenizer
 
     Ids = np.ndarray[tuple[int], np.dtype[np.unsignedinteger[Any]]]
 

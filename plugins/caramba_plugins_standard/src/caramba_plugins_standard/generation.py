@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from caramba_core.errors import InputError
-from caramba_core.loading import begin_of_text
 from caramba_core.modes import Results
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
 from caramba_core.storage import Storage
+from caramba_core.teachers import begin_of_text
 from caramba_plugins_standard.modes import Generate
 
 __all__ = ["GenerateRunner", "generate", "generate_each"]

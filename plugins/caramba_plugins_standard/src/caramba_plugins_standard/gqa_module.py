@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from caramba_core.nn.frame import Frame
-from caramba_core.nn.module import ComponentModule, Probe
+from caramba_core.nn.module import ComponentModule
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norm_modules import rms_norm
+from caramba_plugins_standard.probing import Probe
 from caramba_plugins_standard.rotary import Rotary, rotate
 
 __all__ = ["GroupedQueryAttentionModule", "visible"]

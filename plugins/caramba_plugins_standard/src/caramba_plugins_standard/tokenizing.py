@@ -16,9 +16,9 @@ import attrs
 import numpy as np
 
 from caramba_core.errors import InputError
-from caramba_core.loading import open_source
 from caramba_core.run.atomic import publish_file, write_json
 from caramba_plugins_standard.encoding import Encoding, encode, id_type
+from caramba_plugins_standard.loading import open_source
 from caramba_plugins_standard.texts import is_json_lines, looks_like_json_lines, texts_of
 
 if TYPE_CHECKING:

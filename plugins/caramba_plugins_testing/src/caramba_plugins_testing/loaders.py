@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from caramba_plugins_standard.loading import Checkpoint, Loader, Stored
+from caramba_plugins_standard.loading.filling import load_weights
 
 from caramba_core.errors import InputError
-from caramba_core.loading import Checkpoint, Loader, Stored
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
-from caramba_core.nn.filling import load_weights
 from caramba_plugins_testing.case import CheckFailed
 
 __all__ = ["check_loader"]
 
 _METHODS = ("model", "layout", "tensors", "tokenizer", "companions")
-"""What a checkpoint must be able to do; see :class:`~caramba_core.loading.Checkpoint`."""
+"""What a checkpoint must be able to do; see :class:`~caramba_plugins_standard.loading.Checkpoint`."""
 
 
 def check_loader(loader: type[Loader], path: Path, folder: Path) -> None:

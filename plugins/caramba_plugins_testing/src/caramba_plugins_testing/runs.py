@@ -11,6 +11,7 @@ from typing import Any, cast
 import attrs
 import numpy as np
 import torch
+from caramba_plugins_standard.loading import PretrainedModel, Stored
 from caramba_plugins_standard.modes import Train
 from caramba_plugins_standard.training import Strategy, Training
 from rich.console import Console
@@ -18,16 +19,16 @@ from rich.console import Console
 from caramba_core.component import Layer, Model, evolve
 from caramba_core.datasets import Dataset, Tokens
 from caramba_core.graph import Graph
-from caramba_core.loading import Stored, Tokenizer
 from caramba_core.lowering import lower
 from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Data, Evaluation, Run, Teacher
 from caramba_core.nn.build import build
 from caramba_core.plugins.registry import registry
-from caramba_core.run.context import GroupContext, RunContext, TeacherSource
+from caramba_core.run.context import GroupContext, RunContext
 from caramba_core.run.directory import RunDirectory, State
 from caramba_core.run.reporter import Reporter
+from caramba_core.teachers import Tokenizer
 from caramba_plugins_testing.components import TinyAttention, TinyChain, TinyEmbedder, TinyHead, TinyLinear
 
 __all__ = ["small_run"]
@@ -106,7 +107,7 @@ def small_run(
         loaded=cast(Loaded, SimpleNamespace(folder=folder)),  # no manifest was read; a group asks for nothing else
         group=group,
         graph=lower(model),
-        teacher=TeacherSource(_Drawn(graph), graph, "drawn"),
+        teacher=PretrainedModel(_Drawn(graph), graph, "drawn"),
     )
     directory = RunDirectory(folder / "runs" / "kit" / "small")
     directory.path.mkdir(parents=True, exist_ok=True)

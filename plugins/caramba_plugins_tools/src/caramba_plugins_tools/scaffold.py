@@ -53,7 +53,8 @@ SCAFFOLDS: Final[Mapping[str, _Scaffold]] = {
     "loader": _Scaffold(
         "A reader of {name} checkpoints for caramba.",
         "A teacher whose `source` is such a folder is read by this plugin.",
-        entry='[project.entry-points."caramba.loader"]\n{name} = "{package}.loader:{title}"\n',
+        entry="loader:{title}",
+        needs=(CORE, "caramba-plugins-standard"),
     ),
     "tracker": _Scaffold(
         "Writes the numbers of each caramba run to {name}.csv.",

@@ -12,6 +12,7 @@ from pathlib import Path as FilePath
 from typing import Any, Final, Protocol, runtime_checkable
 
 import attrs
+from caramba_plugins_standard.loading import Checkpoint, cached_source, fetch_source, find_loader, lower_checkpoint
 
 from caramba_core.component import Layer
 from caramba_core.document.problem import Path, dotted
@@ -21,8 +22,6 @@ from caramba_core.errors import CarambaError, InputError, PluginError, ResourceE
 from caramba_core.graph import Graph, local_name, matches
 from caramba_core.graph import Node as GraphNode
 from caramba_core.kinds import LAYER_KINDS
-from caramba_core.loading import Checkpoint, cached_source, fetch_source, find_loader
-from caramba_core.lowered import lower_checkpoint
 from caramba_core.manifest.reading import Reading
 from caramba_core.plugins.registry import Registry
 from caramba_core.suggestions import nearest, suggestion

@@ -20,9 +20,8 @@ from caramba_core.plugins.registry import registry
 from caramba_core.sites import Site
 
 if TYPE_CHECKING:
+    from caramba_plugins_standard.probing import Probe
     from torch import Tensor, nn
-
-    from caramba_core.nn.module import Probe
 
 __all__ = ["Collector", "Example", "Moment", "SizeCurve", "Started", "Transplant", "find_transplant"]
 

@@ -88,8 +88,8 @@ class TrainingContext(Protocol):
     def trained(self) -> frozenset[str]: ...  # noqa: D102
     @property
     def run(self) -> Run: ...  # noqa: D102
-    def trainable(self, patterns: tuple[str, ...] | None = None) -> list[tuple[str, nn.Parameter]]:
-        """Parameters that train, by dotted name; those of ``patterns`` only, if given."""
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters that train, by dotted name."""
         ...
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -1,7 +1,8 @@
 """Calibration statistics of an attention, collected in one streaming pass.
 
-Each config names a collector that reads a :class:`~caramba_core.nn.module.Probe` and knows no type of attention.  All
-moments are uncentred, before rotation and uniform over tokens unless they say otherwise; sums are float64.
+Each config names a collector that reads a :class:`~caramba_plugins_standard.probing.Probe` and knows no type of
+attention.  All moments are uncentred, before rotation and uniform over tokens unless they say otherwise; sums are
+float64.
 
 Axes: H query heads, G key/value heads, d width of a head, T tokens of a calibration window.
 """

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from caramba_plugins_standard.probing import Probe
 from torch import Tensor
 
 from caramba_core.component import Attention
-from caramba_core.nn.module import Probe
 from caramba_plugins_upcycle.transplant import Moment
 
 __all__ = [

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from caramba_core.errors import InputError
-from caramba_core.loading import Stored
+from caramba_plugins_standard.loading import Stored
 
 __all__ = ["count_nonfinite", "count_nonfinite_in_files"]
 

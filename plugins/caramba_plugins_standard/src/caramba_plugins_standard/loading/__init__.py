@@ -1,4 +1,4 @@
-"""Reading pretrained checkpoints: what loader and source plugins provide, and how the core finds them.
+"""Reading pretrained checkpoints: what loader and source plugins provide, and how they are found.
 
 A loader (``caramba.loader``) recognizes a file or folder, describes the model inside as a manifest does (without torch
 or numpy: plans use it), and streams the tensors under the graph's names.  A source (``caramba.source``) fetches
@@ -9,30 +9,37 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
-from caramba_core.errors import InputError, PluginError
+from caramba_core.errors import Faults, InputError, PluginError
+from caramba_core.lowering import lower
+from caramba_core.manifest.structure import structure_model
 from caramba_core.plugins.registry import registry
 
 if TYPE_CHECKING:
     import torch
+
+    from caramba_core.graph import Graph
+    from caramba_core.nn.language_model import LanguageModel
+    from caramba_core.teachers import Tokenizer
 
 __all__ = [
     "Checkpoint",
     "Fetched",
     "FileSpan",
     "Loader",
+    "PretrainedModel",
+    "PretrainedReader",
     "Source",
     "Stored",
-    "Tokenizer",
-    "begin_of_text",
     "cached_source",
     "fetch_source",
     "find_loader",
+    "lower_checkpoint",
     "open_source",
     "what_it_seems",
 ]
@@ -70,55 +77,6 @@ class Stored:
     span: FileSpan | None = None
 
 
-class Tokenizer(Protocol):
-    """Text to token ids and back."""
-
-    @property
-    def identity(self) -> str:
-        """A hash of vocabulary, merges and rules; token arrays carry it and models are checked against it."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids."""
-
-    @property
-    def end_of_text(self) -> int | None:
-        """The id that separates documents, where there is one."""
-
-    @property
-    def bos(self) -> int | None:
-        """The id that begins a text (BOS), where there is one."""
-
-    @property
-    def adds_bos(self) -> bool:
-        """Whether the checkpoint's tokenizer puts BOS before every text."""
-
-    @property
-    def stops(self) -> frozenset[int]:
-        """The ids that end a generated text: end of sequence, end of a turn."""
-
-    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
-        """Token ids of a text, nothing added; what spells a special token is one only with ``special_tokens``."""
-
-    def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> list[list[int]]:
-        """The same of each of several texts, on all cores."""
-
-    def decode(self, tokens: list[int]) -> str:
-        """The text of token ids."""
-
-
-def begin_of_text(tokenizer: Tokenizer, add_bos: bool | None, what: str) -> list[int]:
-    """The ids before a text: BOS or nothing, as the checkpoint's tokenizer does where ``add_bos`` is not given.
-
-    ``what`` names the text where there is no BOS to add (:class:`InputError`).
-    """
-    if not (tokenizer.adds_bos if add_bos is None else add_bos):
-        return []
-    if tokenizer.bos is None:
-        raise InputError(f"{what} is to begin with BOS, and the tokenizer has none", hint="leave add_bos out")
-    return [tokenizer.bos]
-
-
 class Checkpoint(Protocol):
     """A checkpoint that was recognized; opening it reads headers only."""
 
@@ -150,7 +108,7 @@ class Checkpoint(Protocol):
 
 
 class Loader(Protocol):
-    """The class that an entry of ``caramba.loader`` names."""
+    """A reader of checkpoints.  An entry of ``caramba.loader`` names such a class."""
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
@@ -170,7 +128,7 @@ class Fetched:
 
 
 class Source(Protocol):
-    """The class that an entry of ``caramba.source`` names; the entry's name is the scheme."""
+    """What fetches checkpoints.  An entry of ``caramba.source`` names such a class; its name is the scheme."""
 
     @classmethod
     def fetch(cls, location: str) -> Fetched:
@@ -182,6 +140,64 @@ class Source(Protocol):
 
 
 # ------------------------------------------------------------------------------------------------ finding them
+
+
+class PretrainedModel:
+    """A checkpoint as a pretrained model: the graph that it implies; ``pinned`` names exactly this content."""
+
+    def __init__(self, checkpoint: Checkpoint, graph: Graph, pinned: str) -> None:
+        self.checkpoint = checkpoint
+        self.graph = graph
+        self.pinned = pinned
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that the checkpoint carries, if any."""
+        return self.checkpoint.tokenizer()
+
+    def check(self) -> None:
+        """Raise :class:`InputError` where the headers do not fit the configuration."""
+        from caramba_plugins_standard.loading.filling import require_weights
+
+        require_weights(self.graph, self.checkpoint)
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+        """The model with the checkpoint's weights, frozen; every tensor is checked before it is used."""
+        from caramba_core.nn.build import build
+        from caramba_plugins_standard.loading.filling import load_weights
+
+        self.check()
+        model = build(self.graph, device=device, dtype=dtype)
+        load_weights(model, self.checkpoint)
+        return model.requires_grad_(False).eval()
+
+
+class PretrainedReader:
+    """The reader of pretrained models: files, folders and addresses, in the formats of the installed loaders."""
+
+    def open(self, source: str, folder: Path, *, sha256: str | None = None) -> PretrainedModel:
+        """The model that a manifest's ``source`` names, fetched where needed."""
+        fetched = fetch_source(source, folder)
+        checkpoint = find_loader(fetched.path, sha256=sha256)
+        return PretrainedModel(checkpoint, lower_checkpoint(checkpoint), fetched.pinned)
+
+    def cached(self, source: str, folder: Path) -> PretrainedModel | str:
+        """The same without the network; why not, where it is not on this machine."""
+        try:
+            path = cached_source(source, folder)
+        except PluginError as error:  # a plan does without what a run will need
+            return error.message
+        if path is None or not path.exists():
+            return "it has not been fetched yet" if path is None else f"{path} does not exist"
+        checkpoint = find_loader(path)
+        return PretrainedModel(checkpoint, lower_checkpoint(checkpoint), str(path))
+
+
+def lower_checkpoint(checkpoint: Checkpoint) -> Graph:
+    """The graph of the model inside of a checkpoint; raises :class:`InputError` for one that cannot be."""
+    try:
+        return lower(structure_model(checkpoint.model(), origin=str(checkpoint.path)))
+    except Faults as error:
+        raise InputError(f"{checkpoint.path} describes a model that cannot be:\n{error}") from None
 
 
 def open_source(source: str, folder: Path, *, sha256: str | None = None) -> Checkpoint:

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from caramba_plugins_standard.loading import FileSpan, Stored, finite
+from caramba_plugins_standard.loading.finite import count_nonfinite, count_nonfinite_in_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from caramba_core.errors import InputError
-from caramba_core.loading import FileSpan, Stored
-from caramba_core.nn import finite
-from caramba_core.nn.finite import count_nonfinite, count_nonfinite_in_files
 
 NAN, INFINITE = float("nan"), float("inf")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
