@@ -169,10 +169,12 @@ class Registry:
                 raise _refused(what, plugin.unusable)
         return _only(usable, what, "write one of them in the manifest") if usable else None
 
-    def name_of(self, kind: str, component: type) -> str:
-        """The name under which a component's class is registered: the short one, where several share the class."""
+    def name_of(self, component: type) -> str:
+        """The name under which a component's class is registered; of several, the one that is the class's own."""
         value = f"{component.__module__}:{component.__qualname__}"
-        return min((entry.name for entry in self.entries(kind) if entry.value == value), default=component.__qualname__)
+        names = [entry.name for kind in self.kinds for entry in self.entries(kind) if entry.value == value]
+        alike = [name for name in names if name.replace("_", "") == component.__name__.lower()]
+        return (*alike, *names, component.__qualname__)[0]
 
     def command_help(self, entry: ComponentEntry) -> str | None:
         """What ``--help`` says of a command, if its plugin says it."""

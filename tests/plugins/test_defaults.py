@@ -70,7 +70,7 @@ def test_aliases_are_no_components() -> None:
                 plugins.find((kind,), name)
             assert "did you mean" not in str(caught.value)
             assert "'.npy'" not in (caught.value.expected or "")
-    assert plugins.name_of("optimizer", type(plugins.default("optimizer"))) == "adamw"
+    assert plugins.name_of(type(plugins.default("optimizer"))) == "adamw"
     schema = json.dumps(manifest_schema(plugins))
     assert '"default"' in schema  # a keyword of JSON Schema
     assert 'standard:default"' not in schema

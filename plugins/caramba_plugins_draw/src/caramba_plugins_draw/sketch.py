@@ -325,8 +325,7 @@ def _topology_settings(config: Topology) -> Iterator[str]:
         if isinstance(value, str) or (isinstance(value, bool) and value != attribute.default):
             yield value if isinstance(value, str) else attribute.name
         elif isinstance(value, Component) and not isinstance(value, Layer):
-            names = {registry().name_of(kind, type(value)) for kind in registry().kinds} - {type(value).__qualname__}
-            yield f"{attribute.name} {min(names, default=type(value).__qualname__)}"
+            yield f"{attribute.name} {registry().name_of(type(value))}"
 
 
 def _cache(nodes: Sequence[NodePlan]) -> str:
