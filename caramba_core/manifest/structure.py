@@ -255,14 +255,12 @@ def _key_faults(cls: Any, value: dict[str, Any], name: str | None) -> list[Fault
     if len(unknown) > _MOST_UNKNOWN:
         more = f"and {len(unknown) - _MOST_UNKNOWN} unknown keys more"
         faults.append(Fault(path=(unknown[_MOST_UNKNOWN],), at="key", message=more))
-    faults.extend(Fault(message=f"missing key {key!r}{of}", expected=_help(*fields[key])) for key in missing)
+    for attribute, type_ in (fields[key] for key in missing):
+        key, meaning = key_of(attribute.name), attribute.metadata.get("help")
+        options = " or ".join(words(option) for option in members(type_) if option is not type(None))
+        expected = f"{key}: {options} ({meaning})" if meaning else f"{key}: {options}"
+        faults.append(Fault(message=f"missing key {key!r}{of}", expected=expected))
     return faults
-
-
-def _help(attribute: attrs.Attribute[Any], type_: Any) -> str:
-    meaning = attribute.metadata.get("help")
-    options = " or ".join(words(option) for option in members(type_) if option is not type(None))
-    return f"{key_of(attribute.name)}: {options}{f' ({meaning})' if meaning else ''}"
 
 
 def _elsewhere(key: str, fields: dict[str, tuple[attrs.Attribute[Any], Any]]) -> str | None:
