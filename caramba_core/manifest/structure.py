@@ -12,7 +12,7 @@ import attrs
 
 from caramba_core.component import Model
 from caramba_core.document.problem import Fault, key_of
-from caramba_core.document.source import SourceText, TextSpan
+from caramba_core.document.source import TextSpan
 from caramba_core.document.tree import GAP, Gap, problem_at
 from caramba_core.errors import Faults, InvalidValue, ManifestError, PluginError
 from caramba_core.manifest.schema import Group, Manifest
@@ -45,7 +45,7 @@ def structure_model(model: Mapping[str, Any], *, origin: str = "model") -> Model
     try:
         made: Model = Structurer(registry()).structure(_as_read(model), Model)
     except Faults as error:
-        nowhere = Gap(TextSpan(SourceText(name=origin, text="", placeless=True), 0, 0))
+        nowhere = Gap(TextSpan.nowhere(origin))
         raise ManifestError(tuple(problem_at(nowhere, fault) for fault in error.below("model"))) from None
     return made
 
