@@ -130,9 +130,10 @@ def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer, 
     manifest: Manifest | None = None
     try:
         manifest = Structurer(plugins).structure(data, Manifest)
-        faults = [*rule_faults(data, (), plugins), *group_faults(manifest)]
+        faults = list(group_faults(manifest))
     except Faults as error:
-        faults = [*error.faults, *rule_faults(data, error.faults, plugins)]
+        faults = list(error.faults)
+    faults += rule_faults(data, faults, plugins)
     reading.report(*(problem_at(tree, fault) for fault in faults))
     return None if manifest is None else Loaded(manifest=manifest, folder=folder, tree=tree)
 
