@@ -12,7 +12,7 @@ from caramba_core.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from caramba_core.graph import Graph, trained_nodes
+    from caramba_core.graph import Graph
     from caramba_core.loading import Checkpoint, Tokenizer
     from caramba_core.manifest.load import Loaded
     from caramba_core.manifest.schema import Group
@@ -153,6 +153,7 @@ def load_student(opened: OpenedRun, device: str) -> LanguageModel:
     """The model with the weights of the run's checkpoint, each in the type that the run held it in."""
     import torch
 
+    from caramba_core.graph import trained_nodes
     from caramba_core.lowered import lower_group
     from caramba_core.run.checkpoint import load_tensors
     from caramba_core.run.device import pick_device, torch_dtype
