@@ -65,7 +65,7 @@ class Structurer:
         self._made: dict[tuple[int, type], tuple[Any, Any]] = {}
 
     def structure(self, value: Any, type_: Any) -> Any:
-        """The object of a type; raises :class:`~caramba_core.document.faults.Faults`."""
+        """The object of a type; raises :class:`~caramba_core.errors.Faults`."""
         if type_ in PLAIN:
             return PLAIN[type_][1](value)
         if is_literal(type_):
@@ -213,7 +213,9 @@ class Structurer:
             cls: type = self._registry.load(self._registry.find(kinds_of(base), name))
         except PluginError as error:
             raise Faults(Fault.of(error, base.tag)) from None
-        assert issubclass(cls, base), "loading has checked what an entry of its kind must be"
+        if not issubclass(cls, base):  # a field may ask for less than all of a kind
+            expected = f"a class derived from {base.__module__}.{base.__qualname__}"
+            raise Faults(Fault(path=(base.tag,), message=f"{name!r} cannot stand here", expected=expected))
         return cls
 
     def _no_tag(self, value: dict[str, Any], tag: str, kinds: tuple[str, ...]) -> Fault:
