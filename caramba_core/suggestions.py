@@ -8,30 +8,24 @@ from typing import Final
 __all__ = ["article", "listing", "nearest", "suggestion", "unknown"]
 
 _FAMILIAR: Final = {
-    "hidden_size": ("d_model",),
-    "n_embd": ("d_model",),
-    "dim": ("d_model",),
-    "intermediate_size": ("d_ff",),
-    "num_attention_heads": ("n_heads",),
-    "num_heads": ("n_heads",),
-    "num_key_value_heads": ("n_kv_heads",),
-    "num_kv_heads": ("n_kv_heads",),
-    "num_hidden_layers": ("repeat", "n_layers"),
-    "rms_norm_eps": ("eps",),
-    "layer_norm_eps": ("eps",),
-    "epsilon": ("eps",),
-    "rope_theta": ("theta",),
-    "rope_scaling": ("scaling", "rope"),
-    "sliding_window": ("window",),
-    "tie_word_embeddings": ("tied_embeddings",),
-    "learning_rate": ("lr",),
-    "max_grad_norm": ("clip",),
-    "grad_clip": ("clip",),
-    "gradient_accumulation_steps": ("accumulate",),
-    "max_steps": ("steps",),
-    "seq_len": ("context",),
-    "block_size": ("context",),
-    "model_name_or_path": ("source",),
+    "d_model": ("hidden_size", "n_embd", "dim"),
+    "d_ff": ("intermediate_size",),
+    "n_heads": ("num_attention_heads", "num_heads"),
+    "n_kv_heads": ("num_key_value_heads", "num_kv_heads"),
+    "repeat": ("num_hidden_layers",),
+    "n_layers": ("num_hidden_layers",),
+    "eps": ("rms_norm_eps", "layer_norm_eps", "epsilon"),
+    "theta": ("rope_theta",),
+    "scaling": ("rope_scaling",),
+    "rope": ("rope_scaling",),
+    "window": ("sliding_window",),
+    "tied_embeddings": ("tie_word_embeddings",),
+    "lr": ("learning_rate",),
+    "clip": ("max_grad_norm", "grad_clip"),
+    "accumulate": ("gradient_accumulation_steps",),
+    "steps": ("max_steps",),
+    "context": ("seq_len", "block_size"),
+    "source": ("model_name_or_path",),
 }
 """What other libraries call things; only ever a suggestion."""
 
@@ -44,7 +38,7 @@ def nearest(name: str, known: Iterable[str], *, preferred: Collection[str] = ())
     first, then the order of ``known``.
     """
     candidates = list(dict.fromkeys(known))
-    familiar = [other for other in _FAMILIAR.get(name.casefold(), ()) if other in candidates]
+    familiar = [other for other in candidates if name.casefold() in _FAMILIAR.get(other, ())]
     bound = 1 if len(name) < 5 else 2 if len(name) < 10 else 3
     ranked: list[tuple[int, bool, int, str]] = []
     for order, other in enumerate(candidates):

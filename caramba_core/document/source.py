@@ -80,6 +80,11 @@ class TextSpan:
     start: int
     end: int
 
+    @classmethod
+    def nowhere(cls, name: str) -> TextSpan:
+        """What problems point at that have no place in a text; ``name`` says it all."""
+        return cls(SourceText(name=name, text="", placeless=True), 0, 0)
+
     @property
     def place(self) -> str:
         """``file:line:column``."""
@@ -115,7 +120,7 @@ class TextSpan:
 
 def read_source(file: FilePath, name: str) -> SourceText:
     """The text of a manifest's file; raises :class:`Broken` unless it is sound UTF-8 of bounded size."""
-    nowhere = TextSpan(SourceText(name=name, text="", placeless=True), 0, 0)
+    nowhere = TextSpan.nowhere(name)
     content = _content(file, nowhere)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or content[:4].count(0) > 1:
         raise nowhere.broken("this file is UTF-16 or UTF-32 text", expected="UTF-8", hint="save it as UTF-8")

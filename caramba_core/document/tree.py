@@ -174,17 +174,17 @@ def merge(base: Node, over: Node) -> Node:
     return over.with_entries(entries)
 
 
-def plain(node: Node, memo: dict[int, Any] | None = None) -> Any:
+def plain(node: Node, memo: dict[Node, Any] | None = None) -> Any:
     """The data of a tree without places; one node becomes one object, wherever it stands."""
     memo = {} if memo is None else memo
     if isinstance(node, Scalar):
         return node.value
     if isinstance(node, Gap):
         return GAP
-    if id(node) not in memo:
+    if node not in memo:
         values = [plain(child, memo) for child in node.children]
-        memo[id(node)] = dict(zip(node.entries, values, strict=True)) if isinstance(node, Map) else values
-    return memo[id(node)]
+        memo[node] = dict(zip(node.entries, values, strict=True)) if isinstance(node, Map) else values
+    return memo[node]
 
 
 def find(root: Node, path: Path) -> Node | None:

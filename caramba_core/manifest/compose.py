@@ -40,7 +40,7 @@ def find_source(name: str, folder: FilePath, plugins: Registry, asked: TextSpan 
 
     ``asked`` is where a manifest names it, for the report; without it the name came from the command line.
     """
-    place = asked or TextSpan(SourceText(name=name, text="", placeless=True), 0, 0)
+    place = asked or TextSpan.nowhere(name)
     if not is_file_name(name):
         return read_source(_preset(name, folder, plugins, place), name)
     if not name.lower().endswith(SUFFIXES):

@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from caramba_core.document.problem import ManifestProblem, Path, in_order
-from caramba_core.document.source import Broken, SourceText
+from caramba_core.document.source import Broken
 from caramba_core.document.tree import Gap, List, Map, Node, merge, plain, problem_at
 from caramba_core.errors import Faults, ManifestError
 from caramba_core.manifest.compose import Composer, check_requires, find_source, is_file_name
@@ -26,7 +26,7 @@ from caramba_core.manifest.rules import group_faults, rule_faults
 from caramba_core.manifest.schema import Manifest
 from caramba_core.manifest.structure import Structurer
 from caramba_core.manifest.variables import Variables, declared, misspelt
-from caramba_core.plugins.registry import Registry, registry
+from caramba_core.plugins.registry import registry
 from caramba_core.suggestions import nearest
 
 __all__ = ["Loaded", "load_manifest"]
@@ -110,7 +110,11 @@ def load_manifest(source: str | FilePath, *, overrides: Sequence[str] = (), fetc
 def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer, *, fetch: bool) -> Loaded | None:
     """The manifest; what is wrong with it is in the reading's problems."""
     reading, plugins = composer.reading, composer.plugins
-    text, folder = _main_source(source, plugins)
+    name, here = str(source), FilePath.cwd()
+    if isinstance(source, FilePath) and not is_file_name(name):
+        name = f"./{name}"
+    text = find_source(name, here, plugins)
+    folder = (here / name).parent if is_file_name(name) else here
     changes = parse(overrides, reading)
     root = composer.compose(text)
     if not composer.complete:
@@ -126,19 +130,12 @@ def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer, 
     manifest: Manifest | None = None
     try:
         manifest = Structurer(plugins).structure(data, Manifest)
-        faults = [*rule_faults(data, (), plugins), *group_faults(manifest)]
+        faults = list(group_faults(manifest))
     except Faults as error:
-        faults = [*error.faults, *rule_faults(data, error.faults, plugins)]
+        faults = list(error.faults)
+    faults += rule_faults(data, faults, plugins)
     reading.report(*(problem_at(tree, fault) for fault in faults))
     return None if manifest is None else Loaded(manifest=manifest, folder=folder, tree=tree)
-
-
-def _main_source(source: str | FilePath, plugins: Registry) -> tuple[SourceText, FilePath]:
-    """The text of a file or preset, and what its relative file names are relative to."""
-    name, here = str(source), FilePath.cwd()
-    if isinstance(source, FilePath) and not is_file_name(name):
-        name = f"./{name}"
-    return find_source(name, here, plugins), (here / name).parent if is_file_name(name) else here
 
 
 def _resolved(root: Map, reading: Reading) -> Map:

@@ -12,7 +12,7 @@ import attrs
 
 from caramba_core.component import Model
 from caramba_core.document.problem import Fault, key_of
-from caramba_core.document.source import SourceText, TextSpan
+from caramba_core.document.source import TextSpan
 from caramba_core.document.tree import GAP, Gap, problem_at
 from caramba_core.errors import Faults, InvalidValue, ManifestError, PluginError
 from caramba_core.manifest.schema import Group, Manifest
@@ -45,7 +45,7 @@ def structure_model(model: Mapping[str, Any], *, origin: str = "model") -> Model
     try:
         made: Model = Structurer(registry()).structure(_as_read(model), Model)
     except Faults as error:
-        nowhere = Gap(TextSpan(SourceText(name=origin, text="", placeless=True), 0, 0))
+        nowhere = Gap(TextSpan.nowhere(origin))
         raise ManifestError(tuple(problem_at(nowhere, fault) for fault in error.below("model"))) from None
     return made
 
@@ -65,7 +65,7 @@ class Structurer:
         self._made: dict[tuple[int, type], tuple[Any, Any]] = {}
 
     def structure(self, value: Any, type_: Any) -> Any:
-        """The object of a type; raises :class:`~caramba_core.document.problem.Faults`."""
+        """The object of a type; raises :class:`~caramba_core.errors.Faults`."""
         if type_ in PLAIN:
             return PLAIN[type_][1](value)
         if is_literal(type_):
@@ -213,7 +213,9 @@ class Structurer:
             cls: type = self._registry.load(self._registry.find(kinds_of(base), name))
         except PluginError as error:
             raise Faults(Fault.of(error, base.tag)) from None
-        assert issubclass(cls, base), "loading has checked what an entry of its kind must be"
+        if not issubclass(cls, base):  # a field may ask for less than all of a kind
+            expected = f"a class derived from {base.__module__}.{base.__qualname__}"
+            raise Faults(Fault(path=(base.tag,), message=f"{name!r} cannot stand here", expected=expected))
         return cls
 
     def _no_tag(self, value: dict[str, Any], tag: str, kinds: tuple[str, ...]) -> Fault:
@@ -255,14 +257,12 @@ def _key_faults(cls: Any, value: dict[str, Any], name: str | None) -> list[Fault
     if len(unknown) > _MOST_UNKNOWN:
         more = f"and {len(unknown) - _MOST_UNKNOWN} unknown keys more"
         faults.append(Fault(path=(unknown[_MOST_UNKNOWN],), at="key", message=more))
-    faults.extend(Fault(message=f"missing key {key!r}{of}", expected=_help(*fields[key])) for key in missing)
+    for attribute, type_ in (fields[key] for key in missing):
+        key, meaning = key_of(attribute.name), attribute.metadata.get("help")
+        options = " or ".join(words(option) for option in members(type_) if option is not type(None))
+        expected = f"{key}: {options} ({meaning})" if meaning else f"{key}: {options}"
+        faults.append(Fault(message=f"missing key {key!r}{of}", expected=expected))
     return faults
-
-
-def _help(attribute: attrs.Attribute[Any], type_: Any) -> str:
-    meaning = attribute.metadata.get("help")
-    options = " or ".join(words(option) for option in members(type_) if option is not type(None))
-    return f"{key_of(attribute.name)}: {options}{f' ({meaning})' if meaning else ''}"
 
 
 def _elsewhere(key: str, fields: dict[str, tuple[attrs.Attribute[Any], Any]]) -> str | None:

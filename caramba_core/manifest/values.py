@@ -106,7 +106,7 @@ PLAIN: Final[dict[Any, tuple[str, Callable[[Any], Any]]]] = {
     Any: ("a value", _anything),
     object: ("a value", _anything),
 }
-"""Each plain type in words, and what makes its value or raises :class:`~caramba_core.document.problem.Faults`."""
+"""Each plain type in words, and what makes its value or raises :class:`~caramba_core.errors.Faults`."""
 
 
 def literal(value: Any, type_: Any) -> Any:

@@ -96,22 +96,20 @@ class Variables:
         self._values: dict[str, Node] = {}
         self._active: list[str] = []
         self._depth = 0
-        self._memo: dict[int, tuple[Node, Node]] = {}
+        self._resolved: dict[Node, Node] = {}
 
     def resolve(self, node: Node) -> Node:
         """The tree with every ``${...}`` replaced; the same node where there is none."""
         if not node.dynamic:
             return node
-        if id(node) not in self._memo:
-            if isinstance(node, Scalar):
-                result = self._text(node)
-            else:
-                self._depth += 1
-                check_depth(self._depth, node.span)
-                result = mapped(node, self.resolve)
-                self._depth -= 1
-            self._memo[id(node)] = (node, result)
-        return self._memo[id(node)][1]
+        if node not in self._resolved and isinstance(node, Scalar):
+            self._resolved[node] = self._text(node)
+        elif node not in self._resolved:
+            self._depth += 1
+            check_depth(self._depth, node.span)
+            self._resolved[node] = mapped(node, self.resolve)
+            self._depth -= 1
+        return self._resolved[node]
 
     # ------------------------------------------------------------------------------------------------ one string
 

@@ -13,7 +13,7 @@ the command with the same import path.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Literal
@@ -153,25 +153,23 @@ def _with_known_kinds(plugins: Sequence[Plugin]) -> dict[str, Plugin]:
         twice = [entry for entry in plugin.kinds if owners[entry.name] != plugin.name]
         notes = [PluginError(f"{entry} exists already", hint="give the kind another name") for entry in twice]
         foreign = [entry for entry in plugin.entries if entry.kind not in (*_GROUPS, *owners)]
-        notes += [_no_kind(plugin.name, kind, owners) for kind in sorted({entry.kind for entry in foreign})]
+        for kind in sorted({entry.kind for entry in foreign}):
+            near = nearest(kind, owners)
+            hint = f"did you mean {HOOKS_GROUP}.{near[0]}?" if near else f"kinds are {', '.join(owners)}"
+            said = f"{plugin.name} has entry points in the group {HOOKS_GROUP}.{kind}, which is no kind"
+            notes.append(PluginError(said, hint=hint))
         kept = tuple(entry for entry in plugin.entries if entry not in twice and entry not in foreign)
         known[plugin.name] = attrs.evolve(plugin, entries=kept, notes=(*plugin.notes, *notes))
     return known
 
 
-def _no_kind(distribution: str, kind: str, known: Mapping[str, str]) -> PluginError:
-    near = nearest(kind, known)
-    return PluginError(
-        f"{distribution} has entry points in the group {HOOKS_GROUP}.{kind}, which is no kind",
-        hint=f"did you mean {HOOKS_GROUP}.{near[0]}?" if near else f"kinds are {', '.join(known)}",
-    )
-
-
 def _first(copies: Sequence[Plugin]) -> Plugin | None:
     """Of the distributions with one name the first on ``sys.path``, as for ``import``, with what is wrong about it."""
-    # The core's own distribution is known by its components: another one may call itself so.
-    own = f"{__name__.partition('.')[0]}."
-    real = [copy for copy in copies if copy.name != CORE or any(one.value.startswith(own) for one in copy.components)]
+    # The core's own distribution is known by its entries: another one may call itself so.
+    own = __name__.partition(".")[0]
+    real = [
+        copy for copy in copies if copy.name != CORE or own in {one.value.partition(".")[0] for one in copy.entries}
+    ]
     if not real:
         return None
     first, name = real[0], real[0].name

@@ -171,9 +171,10 @@ class Registry:
 
     def name_of(self, component: type) -> str:
         """The name under which a component's class is registered; of several, the one that is the class's own."""
-        value, own = f"{component.__module__}:{component.__qualname__}", component.__name__.lower()
-        found = (entry.name for plugin in self.usable() for entry in plugin.components if entry.value == value)
-        return min(found, key=lambda name: (name.replace("_", "") != own, name), default=component.__qualname__)
+        value = f"{component.__module__}:{component.__qualname__}"
+        names = [entry.name for kind in self.kinds for entry in self.entries(kind) if entry.value == value]
+        alike = [name for name in names if name.replace("_", "") == component.__name__.lower()]
+        return (*alike, *names, component.__qualname__)[0]
 
     def command_help(self, entry: ComponentEntry) -> str | None:
         """What ``--help`` says of a command, if its plugin says it."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
-from caramba_core.component import component, option
+from caramba_core.component import Attention, component, option
 from caramba_core.datasets import Dataset
 from caramba_core.errors import Faults, InvalidValue, ManifestError, PluginError
 from caramba_core.manifest.structure import Structurer, structure_model
@@ -142,6 +142,15 @@ def test_a_bare_name_is_short_for_a_type(structurer: Structurer) -> None:
     assert (type(array).__name__, array.path) == ("Array", "a/b.npy")
     assert (type(text).__name__, text.path) == ("Text", "b.txt")
     assert "there is no dataset 'b.csv'" in faults(structurer, "b.csv", Dataset)[0]
+
+
+def test_a_field_may_ask_for_less_than_all_of_a_kind(structurer: Structurer) -> None:
+    @component
+    class Windowed(Attention):
+        kind: ClassVar[str] = "attention"
+
+    grouped = {"type": "gqa", "n_heads": 2, "n_kv_heads": 1, "head_dim": 4}
+    assert faults(structurer, grouped, Windowed) == ["type: 'gqa' cannot stand here"]
 
 
 def test_one_object_becomes_one_config(structurer: Structurer) -> None:
