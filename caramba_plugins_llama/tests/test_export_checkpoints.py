@@ -158,7 +158,7 @@ def test_values_that_a_type_cannot_hold(tmp_path: Path, dtype: str) -> None:
 def test_runs_whose_values_are_no_numbers(tmp_path: Path) -> None:
     model = make_run(tmp_path / "run", decoder(GQA))
     model.state_dict()["norm.weight"][2] = torch.inf
-    save_checkpoint(RunDirectory(tmp_path / "run").checkpoint(3), model=model, optimizer=None, state={})
+    save_checkpoint(RunDirectory(tmp_path / "run").checkpoint(3), model=model, optimizer=None, state={"step": 3})
     with pytest.raises(InputError, match=r"norm\.weight: it holds NaN or infinity"):
         export(tmp_path / "run", tmp_path / "out")
 
@@ -212,7 +212,7 @@ def test_tokenizers_other_than_the_runs(tmp_path: Path) -> None:
     tokenizer = find_loader(tmp_path / "hf").tokenizer()
     assert tokenizer is not None
     model = make_run(tmp_path / "run", decoder(GQA, vocabulary=400))
-    state = {"tokenizer": tokenizer.identity}
+    state = {"step": 3, "tokenizer": tokenizer.identity}
     save_checkpoint(RunDirectory(tmp_path / "run").checkpoint(3), model=model, optimizer=None, state=state)
     assert "tokenizer.json" in export(tmp_path / "run", tmp_path / "same", origin=str(tmp_path / "hf")).files
     trained("gpt-2").save(str(tmp_path / "hf" / "tokenizer.json"))

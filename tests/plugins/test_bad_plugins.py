@@ -80,7 +80,7 @@ def test_component_that_does_not_load(site: Site, text: str | None, message: str
         (
             "loader",
             "def Thing(path): ...",
-            "bad:Thing is a function, not a class expected: a class like caramba_core.loa",
+            "bad:Thing is a function, not a class expected: a class like caramba_plug",
         ),
         ("loader", "class Thing:\n    def open(self): ...", "bad:Thing has no method accepts"),
         ("source", "class Thing:\n    fetch = 3", "bad:Thing has no method fetch"),

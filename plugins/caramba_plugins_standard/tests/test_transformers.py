@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
+from caramba_plugins_standard.generation import generate
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.norms import RMSNorm
 from caramba_plugins_standard.rope import Rope
@@ -149,4 +150,4 @@ def test_greedy_continuation(name: str) -> None:
     model, _ = model_of(FAMILIES[name], source)
     ids = torch.randint(1, 61, (2, 5))
     expected = source.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None)
-    assert torch.equal(model.generate(ids, 12), expected)
+    assert torch.equal(generate(model, ids, 12), expected)
