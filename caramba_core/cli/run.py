@@ -12,8 +12,8 @@ __all__ = ["command"]
 
 def command(
     manifest: Annotated[str, typer.Argument(help="a manifest file, or the name of a preset")],
-    group: Annotated[str | None, typer.Option(help="only this group")] = None,
-    run: Annotated[str | None, typer.Option(help="only this run of each group")] = None,
+    group: Annotated[list[str] | None, typer.Option(help="only this group; may be given several times")] = None,
+    run: Annotated[list[str] | None, typer.Option(help="only this run of each group; the same")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="path=value, such as vars.sem_dim=24")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with runs that stopped midway")] = False,
     resume_from: Annotated[

@@ -231,6 +231,8 @@ class Registry:
             return PluginError(f"there is no {what}{suggestion(near)}")
         elif others:
             hint = f"{name} is {article(others[0])}, which cannot stand here"
+        elif "://" in name:
+            hint = "an address is fetched where a checkpoint is named; here the name of a file or of a component stands"
         elif distribution and normalized(distribution) not in self.plugins:
             hint = f"{distribution} is not installed: pip install {distribution}"
         else:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from caramba_core.datasets import Tokens
-from caramba_core.errors import CarambaError, InputError, PluginError
+from caramba_core.errors import CarambaError, InputError, NumericalStop, PluginError
 from caramba_core.graph import ROOT, Graph, trained_nodes
 from caramba_core.lowered import lower_group
 from caramba_core.manifest.load import Loaded
@@ -55,7 +55,7 @@ class GroupContext:
         self.group = group
         self.graph = graph
         self.source = teacher
-        self._teacher: tuple[torch.device, LanguageModel] | None = None
+        self._teacher: tuple[tuple[torch.device, torch.dtype], LanguageModel] | None = None
         self._tokens: dict[str, Tokens] = {}
 
     @classmethod
@@ -159,14 +159,13 @@ class GroupContext:
         trained_nodes(self.graph, run.trains)
         run.check_before(device.type, self.sites)
 
-    def teacher(self, device: torch.device) -> LanguageModel:
+    def teacher(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         """The teacher on a device, loaded once, frozen."""
         if self.source is None:
             raise InputError(f"group {self.group.name} has no teacher, which this run needs")
-        if self._teacher is None or self._teacher[0] != device:
-            assert self.group.teacher is not None
+        if self._teacher is None or self._teacher[0] != (device, dtype):
             self._teacher = None
-            self._teacher = (device, self.source.load(device, torch_dtype(self.group.teacher.dtype)))
+            self._teacher = ((device, dtype), self.source.load(device, dtype))
         return self._teacher[1]
 
 
@@ -208,6 +207,8 @@ class RunContext:
         self.stop_reason: str | None = None
         self.pause_reason: str | None = None
         self.signals = signals or Signals()
+        state = directory.state()
+        self._began = time.perf_counter() - (0.0 if state is None else state.seconds)
         self._superseded = [] if run.resumes else directory.checkpoints()
 
     # ------------------------------------------------------------------------------------------------ what is there
@@ -225,7 +226,14 @@ class RunContext:
     @cached_property
     def teacher(self) -> LanguageModel:
         """The teacher, frozen, on the run's device."""
-        return self.shared.teacher(self.device)
+        return self.shared.teacher(self.device, self.held)
+
+    @property
+    def held(self) -> torch.dtype:
+        """The type of weights that do not train: the teacher's, or float64 where the run computes in it."""
+        if self.dtype_name == "float64":
+            return torch.float64
+        return torch.float32 if self.group.teacher is None else torch_dtype(self.group.teacher.dtype)
 
     @cached_property
     def trained(self) -> frozenset[str]:
@@ -247,7 +255,7 @@ class RunContext:
             tensors=None if path is None else load_tensors(path),
             trained=self.trained,
             device=self.device,
-            dtype=torch.float32 if self.group.teacher is None else torch_dtype(self.group.teacher.dtype),
+            dtype=self.held,
             seed=self.seed,
         )
 
@@ -255,6 +263,11 @@ class RunContext:
         """Parameters that train, by graph name."""
         named = ((f"{ROOT}.{name}", parameter) for name, parameter in self.student.named_parameters())
         return [(name, p) for name, p in named if p.requires_grad and name.rpartition(".")[0] in self.trained]
+
+    @property
+    def seconds(self) -> float:
+        """Time that the run has taken, in this call and those that it goes on from."""
+        return time.perf_counter() - self._began
 
     # ------------------------------------------------------------------------------------------------ what it does
 
@@ -275,13 +288,20 @@ class RunContext:
             return path
         own = self.directory.state()
         assert own is not None
+        broken = [name for name, parameter in self.trainable() if not bool(parameter.detach().isfinite().all())]
+        if broken:
+            newest = self.directory.checkpoints()
+            raise NumericalStop(
+                f"step {step}: {len(broken)} weights hold NaN or infinity, {broken[0]} first, and are not saved",
+                hint=f"the last good state is {newest[-1]}: lower train.lr and go on with --resume" if newest else None,
+            )
         kept = {"step": step, "run": own.identity, "tokenizer": self.shared.identity, "stop_reason": self.stop_reason}
         kept |= state or {}
         save_checkpoint(path, model=self.student, optimizer=optimizer, state=kept)
         self.directory.drop_checkpoints(other for other in self._superseded if other != path)
         self._superseded = []
         self.directory.drop_checkpoints(self.directory.checkpoints()[:-2])
-        self.directory.update(step=step)
+        self.directory.update(step=step, seconds=self.seconds)
         self.hooks.checkpoint_saved(context=self, path=path)
         return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from caramba_core.errors import InputError
 
-__all__ = ["autocast", "pick_device", "torch_dtype"]
+__all__ = ["autocast", "memory_of", "pick_device", "torch_dtype"]
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -25,6 +26,16 @@ def pick_device(wanted: str) -> torch.device:
             hint="set device: auto, or install a build of torch that supports this device",
         )
     return torch.device(wanted)
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that a device has in all; 0 where that is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return 0
 
 
 def torch_dtype(name: str) -> torch.dtype:

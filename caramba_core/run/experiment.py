@@ -12,13 +12,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
 from caramba_core.document.problem import Fault
 from caramba_core.document.tree import plain
 from caramba_core.errors import CarambaError, InputError, ManifestError, PluginError, VerificationFailed
+from caramba_core.formatting import format_bytes
 from caramba_core.lowered import group_path, located
 from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
@@ -40,6 +41,9 @@ __all__ = ["Experiment"]
 
 _Item = TypeVar("_Item")
 
+_ABSURD: Final = 4
+"""Times its device's memory that a run may be predicted to take: a plan is an estimate, and systems swap."""
+
 
 class Experiment:
     """A manifest that was read, and the runs of it that were chosen: all of them without ``group`` and ``run``.
@@ -52,8 +56,8 @@ class Experiment:
         self,
         loaded: Loaded,
         *,
-        group: str | None = None,
-        run: str | None = None,
+        group: str | Sequence[str] | None = None,
+        run: str | Sequence[str] | None = None,
         output: Path = Path("runs"),
         reporter: Reporter | None = None,
     ) -> None:
@@ -228,10 +232,26 @@ class Experiment:
         for group, run in left:
             shared = self._open(group)
             shared.check(run)
+            self._check_memory(group, run)
             if shared.tokenizer is not None and shared.tokenizer.adds_bos and shared is not told:
                 token = shared.tokenizer.decode([shared.tokenizer.bos or 0])
                 self.reporter.line(f"{group.name}: texts and prompts begin with {token}, as the tokenizer's BOS")
             told = shared
+
+    def _check_memory(self, group: Group, run: Run) -> None:
+        """Say where a run will take more memory than its device has; refuse what could not be meant."""
+        from caramba_core.run.device import memory_of, pick_device
+
+        device = pick_device(run.computation[0])
+        needed = next(plan.memory.total for plan in self.plans[group.name].runs if plan.id == run.id)
+        there = memory_of(device)
+        if not there or needed <= there:
+            return
+        said = f"run {group.name}/{run.id} takes about {format_bytes(needed)} of memory, and {device.type} has"
+        if needed > _ABSURD * there:
+            hint = "a smaller batch_size, context or model takes less: caramba compile --print-plan tells what takes it"
+            raise InputError(f"{said} {format_bytes(there)}", hint=hint)
+        self.reporter.line(f"warning: {said} {format_bytes(there)}")
 
     # -------------------------------------------------------------------------------------------------------- doing
 
@@ -261,7 +281,7 @@ class Experiment:
         shared, context = self._open(group), self._context(group, run)
         # whatever can still be wrong is, before the run's folder exists: damaged weights leave nothing behind
         if shared.source is not None:
-            shared.teacher(context.device)
+            _ = context.teacher
         if context.parent is not None:
             shared.check(run)  # its tokens are open from here on
             shared.check_checkpoint(context.parent)
@@ -294,14 +314,13 @@ class Experiment:
                 done = self._compute(context, changes)
             except BaseException as error:
                 if directory.path.exists() and not self._is_done(group, run):  # a published result stays one
-                    directory.update(
-                        status="failed" if isinstance(error, Exception) else "interrupted", error=str(error)
-                    )
+                    status = "failed" if isinstance(error, Exception) else "interrupted"
+                    directory.update(status=status, error=str(error), seconds=context.seconds)
                 if isinstance(error, Exception):
                     context.hooks.run_failed(context=context, error=error)
                 raise
             if not done:
-                directory.update(status="interrupted")
+                directory.update(status="interrupted", seconds=context.seconds)
                 self.reporter.line(f"{run.id} stopped at step {context.step}: {context.pause_reason}; --resume goes on")
         self._signals.raise_pending()
         return done
@@ -324,7 +343,7 @@ class Experiment:
         from caramba_core.nn.build import load_object
         from caramba_core.run.context import evaluator_classes
 
-        run, began = context.run, time.perf_counter()
+        run = context.run
         context.hooks.run_started(context=context)
         evaluators = [evaluator(context) for evaluator in evaluator_classes()] if run.measures else []
         for evaluator in evaluators:
@@ -346,7 +365,7 @@ class Experiment:
             "run": run.id,
             "mode": run.mode,
             "seed": run.seed,
-            "seconds": round(time.perf_counter() - began, 3),
+            "seconds": round(context.seconds, 3),
             "device": context.device.type,
             "dtype": context.dtype_name,
             **_marks(context),
@@ -514,12 +533,16 @@ def _verify(run: Run, summary: Mapping[str, Any]) -> None:
         )
 
 
-def _named(items: Sequence[_Item], what: str, wanted: str | None, name: Callable[[_Item], str]) -> list[_Item]:
-    """Those with the wanted name, all where none is wanted."""
-    found = [item for item in items if wanted in (None, name(item))]
-    if not found:
-        raise InputError(f"there is no {what} {wanted!r}", expected=", ".join(map(name, items)))
-    return found
+def _named(
+    items: Sequence[_Item], what: str, wanted: str | Sequence[str] | None, name: Callable[[_Item], str]
+) -> list[_Item]:
+    """Those with a wanted name, all where none is wanted."""
+    names = [wanted] if isinstance(wanted, str) else list(wanted or [])
+    there = {name(item) for item in items}
+    for one in names:
+        if one not in there:
+            raise InputError(f"there is no {what} {one!r}", expected=", ".join(map(name, items)))
+    return [item for item in items if not names or name(item) in names]
 
 
 def _marks(context: RunContext) -> dict[str, Any]:

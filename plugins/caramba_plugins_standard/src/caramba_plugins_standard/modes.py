@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from caramba_core.sites import Site
 
 __all__ = ["CUBLAS_WORKSPACE", "Evaluate", "Generate", "Train"]
+
+_log = logging.getLogger("caramba.run")
 
 CUBLAS_WORKSPACE: Final = "CUBLAS_WORKSPACE_CONFIG"
 """The environment variable that gives cuBLAS workspaces of fixed sizes, without which its results vary."""
@@ -74,6 +77,15 @@ class Train(Run):
             raise InputError(
                 f"run {self.id}: train.cuda_graph needs a CUDA device, and this one is {device}",
                 hint="leave cuda_graph out, or run where CUDA is",
+            )
+        for key in ("checkpoint_every", "evaluate_every"):
+            every = getattr(self.train, key)
+            if every is not None and every > self.steps:
+                _log.warning(f"warning: run {self.id}: train.{key} ({every}) is beyond its {self.steps} steps")
+        warmup = getattr(self.train.schedule, "warmup", 0)
+        if warmup > self.steps > 0:
+            _log.warning(
+                f"warning: run {self.id}: the warm-up ({warmup:g} steps) does not end in its {self.steps} steps"
             )
         if self.train.deterministic:  # cuBLAS reads this once, before its first product of a process
             os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -32,9 +33,9 @@ _LOGIT_ROWS = 256
 
 @attrs.frozen(kw_only=True, eq=False)
 class Measurement:
-    """Negative log-likelihoods in nats of every scored token, float32 ``[windows, context - 1]``."""
+    """Negative log-likelihoods in nats of every scored token: ``[windows, context - 1]``, float32 or float64."""
 
-    nll: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+    nll: np.ndarray[tuple[int, int], np.dtype[np.floating[Any]]]
 
     @property
     def perplexity(self) -> float:
@@ -102,7 +103,7 @@ def measure(
     with torch.inference_mode():
         for first in range(0, settings.windows, settings.batch_size):
             batch = torch.from_numpy(windows[first : first + settings.batch_size]).to(device)
-            rows.append(_nll(model, batch, settings.cache).float().cpu())
+            rows.append(_nll(model, batch, settings.cache).cpu())
             progress(batch.numel())
     nll = torch.cat(rows).numpy()
     if not np.isfinite(nll).all():
@@ -129,12 +130,11 @@ def _nll(model: LanguageModel, tokens: Tensor, storage: Storage | None) -> Tenso
     """Negative log-likelihood of each token but the first: ``[B, T] -> [B, T - 1]``."""
     hidden = _hidden(model, tokens, storage)[:, :-1].flatten(0, 1)
     targets = tokens[:, 1:].flatten()
-    parts = [
-        F.cross_entropy(
-            model.logits(hidden[at : at + _LOGIT_ROWS]).float(), targets[at : at + _LOGIT_ROWS], reduction="none"
-        )
-        for at in range(0, len(targets), _LOGIT_ROWS)
-    ]
+    parts = []
+    for at in range(0, len(targets), _LOGIT_ROWS):
+        logits = model.logits(hidden[at : at + _LOGIT_ROWS])
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        parts.append(F.cross_entropy(wide, targets[at : at + _LOGIT_ROWS], reduction="none"))
     return torch.cat(parts).view(tokens.shape[0], -1)
 
 

@@ -15,8 +15,9 @@ __all__ = ["BlockwiseRunner", "normalised_error"]
 
 def normalised_error(output: Tensor, target: Tensor) -> Tensor:
     """Squared error over the target's energy, both summed over the batch: 1 is as bad as an output of zeros."""
-    target = target.float()
-    return (output.float() - target).square().sum() / target.square().sum()
+    wide = torch.promote_types(target.dtype, torch.float32)
+    target = target.to(wide)
+    return (output.to(wide) - target).square().sum() / target.square().sum()
 
 
 class BlockwiseRunner:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from caramba_core.component import Attention, Layer
-from caramba_core.errors import InputError, NumericalStop
-from caramba_core.graph import ROOT
+from caramba_core.errors import NumericalStop
+from caramba_core.graph import ROOT, local_name
 from caramba_core.nn.build import load_object
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
@@ -25,7 +25,7 @@ from caramba_core.sites import Site
 from caramba_plugins_upcycle.correction import output_weights, refit_output
 from caramba_plugins_upcycle.modes import Start
 from caramba_plugins_upcycle.stages import Stage, adds_to_stream, input_of, stages
-from caramba_plugins_upcycle.transplant import Collector, Example, Moment, find_transplant
+from caramba_plugins_upcycle.transplant import Collector, Example, Moment, find_transplant, require_refittable
 
 __all__ = ["Calibration", "collector_of", "fill"]
 
@@ -64,7 +64,8 @@ class Calibration:
         self.transplants = {site.name: find_transplant(site, settings.transplant) for site in sites}
         if settings.refit:
             for site in sites:
-                self._require_refittable(site)
+                module = student.get_submodule(local_name(site.name))
+                require_refittable(site, [] if hasattr(module, "mix") else ["mix()"])
 
     @torch.no_grad()
     def run(self, batches: list[Tensor]) -> dict[str, Any]:
@@ -156,23 +157,6 @@ class Calibration:
             refit = refit_output(config, student, pairs, self.settings.mlp_ridge, products=torch.float32)
             report[name] = {"refit": refit}
         return report
-
-    def _require_refittable(self, site: Site) -> None:
-        module = self.student.get_submodule(site.name.removeprefix(f"{ROOT}."))
-        missing = [
-            what
-            for what, there in (
-                ("mix()", hasattr(module, "mix")),
-                ("o_proj", hasattr(module, "o_proj")),
-                ("o_bias", getattr(module, "o_bias", None) is not None),
-            )
-            if not there
-        ]
-        if missing:
-            raise InputError(
-                f"{site.name} cannot be refitted: it has no {', '.join(missing)}",
-                hint="give the attention an output bias, or set start.refit: false",
-            )
 
 
 def collector_of(moment: Moment, source: Attention, width: int) -> Collector:

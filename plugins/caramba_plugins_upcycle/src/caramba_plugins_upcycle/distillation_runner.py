@@ -18,8 +18,8 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
     The factor keeps gradients of one size over temperatures (Hinton, Vinyals, Dean 2015, section 2).
     """
-    log_p = F.log_softmax(teacher.float() / temperature, dim=-1)
-    log_q = F.log_softmax(student.float() / temperature, dim=-1)
+    log_p = F.log_softmax(_wide(teacher) / temperature, dim=-1)
+    log_q = F.log_softmax(_wide(student) / temperature, dim=-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1) * temperature**2
 
 
@@ -56,9 +56,14 @@ class GlobalRunner:
             parts.setdefault("kl", []).append(kl.detach())
             if not config.cross_entropy:
                 return kl
-            ce = F.cross_entropy(logits.float(), targets[where], reduction="sum") / len(targets)
+            ce = F.cross_entropy(_wide(logits), targets[where], reduction="sum") / len(targets)
             parts.setdefault("cross_entropy", []).append(ce.detach())
             return kl + config.cross_entropy * ce
 
         total = backward_in_chunks(hidden, config.logit_rows, loss)
         return StepResult(loss=total, metrics={name: torch.stack(values).sum() for name, values in parts.items()})
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -10,7 +10,7 @@ from caramba_core.errors import InputError, InvalidValue
 from caramba_core.graph import Graph
 from caramba_core.modes import Data, Evaluation, Need, Run, Teacher, Workload
 from caramba_core.sites import Site
-from caramba_plugins_upcycle.transplant import Transplant, find_transplant
+from caramba_plugins_upcycle.transplant import Transplant, find_transplant, require_refittable
 
 __all__ = ["Allocate", "Convert", "Start"]
 
@@ -88,6 +88,9 @@ class _Upcycle(Run):
             )
         for site in sites:
             find_transplant(site, self.start.transplant)
+            if self.start.refit:
+                weights = site.student.config.weights(site.student.width_in)
+                require_refittable(site, [name for name in ("o_proj", "o_bias") if name not in weights])
 
 
 @component

@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from caramba_plugins_standard.probing import Probe
     from torch import Tensor, nn
 
-__all__ = ["Collector", "Example", "Moment", "SizeCurve", "Started", "Transplant", "find_transplant"]
+__all__ = [
+    "Collector",
+    "Example",
+    "Moment",
+    "SizeCurve",
+    "Started",
+    "Transplant",
+    "find_transplant",
+    "require_refittable",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,3 +174,12 @@ def find_transplant(site: Site, wanted: Transplant | None) -> Transplant:
     except InvalidValue as error:
         raise InputError(f"{site.name}: {error}", expected=error.expected, hint=error.hint) from error
     return transplant
+
+
+def require_refittable(site: Site, missing: Sequence[str]) -> None:
+    """Raise :class:`InputError` for an attention whose output cannot be refitted, as it has not what is ``missing``."""
+    if missing:
+        raise InputError(
+            f"{site.name} cannot be refitted: it has no {', '.join(missing)}",
+            hint="give the attention an output bias, or set start.refit: false",
+        )

@@ -161,6 +161,9 @@ class Training:
     evaluate_every: int | None = option(default=None, help="steps between evaluations", unit="steps", minimum=1)
 
     def __attrs_post_init__(self) -> None:
+        if not self.trains or not all(self.trains):
+            what = "there is no pattern" if not self.trains else "an empty pattern matches nothing"
+            raise InvalidValue("trains", what, expected="names of nodes, or patterns such as blocks.*.attention")
         if self.dtype == "float16":
             raise InvalidValue(
                 "dtype",
