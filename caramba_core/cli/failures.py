@@ -104,7 +104,10 @@ def _as_known(error: BaseException) -> CarambaError | None:
     if error.errno == errno.EFBIG:
         hint = "raise the limit (ulimit -f), or write to another file system"
         return ResourceExhausted(f"a file would be larger than is allowed{where}", hint=hint)
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) and error.filename:
+        hint = "it, or the folder that it lies in, was removed meanwhile, or cannot be made"
+        return InputError(f"{error.filename} is not there: {os.strerror(error.errno)}", hint=hint)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP) and error.filename:
         hint = "ask for the right to read or write it, or name another place"
         return InputError(f"{error.filename} cannot be used: {os.strerror(error.errno)}", hint=hint)
     return None

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,15 @@ from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.atomic import publish_folder
 from caramba_core.run.directory import step_of
 
-__all__ = ["load_random", "load_tensors", "model_tensors", "read_state", "restore_optimizer", "save_checkpoint"]
+__all__ = [
+    "load_random",
+    "load_tensors",
+    "model_tensors",
+    "read_state",
+    "restore_optimizer",
+    "save_checkpoint",
+    "save_tensors",
+]
 
 
 def model_tensors(model: LanguageModel) -> dict[str, Tensor]:
@@ -42,17 +52,28 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None,
     state: dict[str, Any],
 ) -> None:
-    """Publish a checkpoint folder at once, in place of one that is there."""
+    """Publish a checkpoint folder, which is named after its step, at once, in place of one that is there."""
     with publish_folder(path, replace=True) as folder:
-        save_file({name: t.contiguous() for name, t in model_tensors(model).items()}, folder / "model.safetensors")
+        save_tensors({name: t.contiguous() for name, t in model_tensors(model).items()}, folder / "model.safetensors")
         if optimizer is not None:
             tensors, scalars = _optimizer_state(model, optimizer)
-            save_file(tensors, folder / "optimizer.safetensors")
+            save_tensors(tensors, folder / "optimizer.safetensors")
             state = {**state, "optimizer": scalars}
-        save_file({name: get() for name, (get, _) in _generators().items()}, folder / "random.safetensors")
-        state = {**state, "files": {file.name: _hash(file) for file in sorted(folder.iterdir())}}
+        save_tensors({name: get() for name, (get, _) in _generators().items()}, folder / "random.safetensors")
+        state = {"step": step_of(path), **state, "files": {file.name: _hash(file) for file in sorted(folder.iterdir())}}
         state["sha256"] = _own_hash(state)
         (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file; what the system refuses is raised as :class:`OSError`, which the library hides."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -286,8 +286,7 @@ class RunContext:
         self.step, path = step, self.directory.checkpoint(step)
         if path.exists() and path not in self._superseded:
             return path
-        own = self.directory.state()
-        assert own is not None
+        own = self.directory.begun()
         broken = [name for name, parameter in self.trainable() if not bool(parameter.detach().isfinite().all())]
         if broken:
             newest = self.directory.checkpoints()

@@ -94,9 +94,14 @@ class RunDirectory:
 
     def update(self, **changes: Any) -> None:
         """Record changes of where the run stands."""
+        self.set_state(attrs.evolve(self.begun(), **changes))
+
+    def begun(self) -> State:
+        """Where a run that has begun stands; raises :class:`InputError` where its folder is gone."""
         state = self.state()
-        assert state is not None
-        self.set_state(attrs.evolve(state, **changes))
+        if state is None:
+            raise InputError(f"{self.path} is gone", hint="it was removed meanwhile: start the run again")
+        return state
 
     def summary(self) -> dict[str, Any] | None:
         """The result of a finished run."""

@@ -313,7 +313,7 @@ class Experiment:
             try:
                 done = self._compute(context, changes)
             except BaseException as error:
-                if directory.path.exists() and not self._is_done(group, run):  # a published result stays one
+                if directory.state() is not None and not self._is_done(group, run):  # a published result stays one
                     status = "failed" if isinstance(error, Exception) else "interrupted"
                     directory.update(status=status, error=str(error), seconds=context.seconds)
                 if isinstance(error, Exception):

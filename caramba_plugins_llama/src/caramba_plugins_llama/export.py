@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -14,13 +12,12 @@ from typing import Final
 import attrs
 import torch
 from caramba_plugins_standard.loading import Checkpoint, find_loader
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from caramba_core.errors import InputError
 from caramba_core.plugins.registry import registry
 from caramba_core.run.atomic import publish_folder
+from caramba_core.run.checkpoint import save_tensors
 from caramba_plugins_llama.export_source import ExportSource, open_export_source
 from caramba_plugins_llama.exporting import Exporter, ExportError, Folder
 from caramba_plugins_llama.model_card import model_card
@@ -146,12 +143,8 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         shards[-1][key] = values.contiguous()
         size, total = size + values.nbytes, total + values.nbytes
     names = [_shard_name(index, len(shards)) for index in range(len(shards))]
-    try:
-        for name, shard in zip(names, shards, strict=True):
-            save_file(shard, folder / name, metadata={"format": "pt"})
-    except SafetensorError as error:  # the library's writer tells the system's error in words alone
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number.group(1)) if number else errno.EIO, str(error), str(folder)) from error
+    for name, shard in zip(names, shards, strict=True):
+        save_tensors(shard, folder / name, {"format": "pt"})
     if len(shards) > 1:
         placed = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         index = {"metadata": {"total_size": total}, "weight_map": placed}

@@ -56,7 +56,9 @@ class Measurement:
     def save(self, path: Path) -> None:
         """Keep the likelihoods of every token, and a hash of the file beside it."""
         with publish_file(path) as file:
-            np.save(file, self.nll, allow_pickle=False)
+            # numpy.save writes by itself, and its error for a full disk has no number
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(self.nll))
+            file.write(self.nll.tobytes())
         write_text(path.with_suffix(".sha256"), f"{_hash(path)}\n")
 
     @classmethod
