@@ -13,10 +13,12 @@ import torch
 from caramba_plugins_llama.export import export
 from caramba_plugins_standard.generation import generate
 from caramba_plugins_standard.loading import find_loader
+from caramba_plugins_standard.loading.filling import load_weights
 from safetensors import SafetensorError
 
 from caramba_core.cli import main
 from caramba_core.errors import InputError
+from caramba_core.run.checkpoint import save_checkpoint
 
 from .conftest import quiet, random_tokens, read_model, write_oracle
 from .runs import decoder, make_run
@@ -102,11 +104,11 @@ def test_what_transformers_wrote_comes_out_the_same(tmp_path: Path) -> None:
     """transformers -> caramba -> transformers."""
     oracle = write_oracle(tmp_path / "hf", "llama", tie_word_embeddings=True)
     checkpoint = find_loader(tmp_path / "hf")
-    make_run(tmp_path / "run", json.loads(json.dumps(checkpoint.model())))
-    from safetensors.torch import load_file, save_file
+    model = make_run(tmp_path / "run", json.loads(json.dumps(checkpoint.model())))
+    from safetensors.torch import load_file
 
-    graph_tensors = {f"model.{name}": values.clone() for name, values in checkpoint.tensors()}
-    save_file(graph_tensors, tmp_path / "run" / "checkpoints" / "step_000002" / "model.safetensors")
+    load_weights(model, checkpoint)
+    save_checkpoint(tmp_path / "run" / "checkpoints" / "step_000002", model=model, optimizer=None, state={})
     export(tmp_path / "run", tmp_path / "out", origin=str(tmp_path / "hf"))
     before, after = load_file(tmp_path / "hf" / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()
@@ -287,7 +289,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("caramba_plugins_llama.export.save_file", full)
+    monkeypatch.setattr("caramba_core.run.checkpoint.save_file", full)
     with pytest.raises(SystemExit) as ended:
         main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "out")])
     assert ended.value.code == 5

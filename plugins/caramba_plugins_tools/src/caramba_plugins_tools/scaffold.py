@@ -53,7 +53,7 @@ SCAFFOLDS: Final[Mapping[str, _Scaffold]] = {
     "loader": _Scaffold(
         "A reader of {name} checkpoints for caramba.",
         "A teacher whose `source` is such a folder is read by this plugin.",
-        entry="loader:{title}",
+        entry='[project.entry-points."caramba.loader"]\n{name} = "{package}.loader:{title}"\n',
         needs=(CORE, "caramba-plugins-standard"),
     ),
     "tracker": _Scaffold(
