@@ -121,7 +121,7 @@ def checked_sections(result: Any) -> Sequence[Section]:
 
 @hookspec
 def caramba_plugin_info() -> PluginInfo:
-    """Say what the plugin is.
+    """Say what the plugin is; one without this hook has the summary of its distribution's metadata.
 
     Runs for ``caramba plugins show`` and ``plugins check``.  Changes nothing.  An exception marks the plugin as broken.
     """

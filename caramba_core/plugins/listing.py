@@ -22,7 +22,7 @@ def as_data(registry: Registry) -> dict[str, Any]:
         components = {kind: [one.name for one in plugin.components if one.kind == kind] for kind in registry.kinds}
         plugins.append(
             {
-                "name": plugin.hooks[0].name if plugin.hooks else plugin.name,
+                "name": plugin.short_name,
                 "distribution": plugin.name,
                 "version": plugin.version,
                 "api": plugin.api,

@@ -89,6 +89,11 @@ class Plugin:
     notes: tuple[PluginError, ...] = ()
 
     @property
+    def short_name(self) -> str:
+        """The name of its hook module, or else of the distribution without ``caramba-plugins-``."""
+        return self.hooks[0].name if self.hooks else re.sub(r"^caramba-plugins?-", "", self.name)
+
+    @property
     def hooks(self) -> tuple[ComponentEntry, ...]:
         """Its hook modules."""
         return tuple(entry for entry in self.entries if entry.kind == "hooks")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any, Final
 
 import attrs
+import typer
 
 from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.kinds import LAYER_KINDS
@@ -23,19 +24,19 @@ _WIDTH: Final = 64
 _COLOURS: Final = {"ok": "green", "broken": "red", "skipped": None}
 
 
-def check_plugins(registry: Registry, name: str | None, *, write: Callable[[str], Any], style: Any) -> int:
-    """Check one plugin, or all; write a line for each entry, and return how many are broken."""
+def check_plugins(registry: Registry, name: str | None) -> int:
+    """Check one plugin, or all; print a line for each entry, and return how many are broken."""
     plugins = list(registry.plugins.values()) if name is None else [named_plugin(registry, name)]
     # All of them before the first build imports torch; modes, which may import it, last.
     entries = [entry for plugin in plugins if plugin.unusable is None for entry in _entries(plugin)]
     remarks = {entry: _load(registry, entry) for entry in sorted(entries, key=lambda entry: entry.kind == "mode")}
     broken = 0
     for plugin in plugins:
-        write(style(f"{plugin.name} {plugin.version}", bold=True))
+        typer.echo(typer.style(f"{plugin.name} {plugin.version}", bold=True))
         for word, text in _findings(registry, plugin, remarks):
             broken += word == "broken"
-            write(f"  {style(word, fg=_COLOURS[word])}{text}")
-    write(f"\n{broken} broken" if broken else "\nall is well")
+            typer.echo(f"  {typer.style(word, fg=_COLOURS[word])}{text}")
+    typer.echo(f"\n{broken} broken" if broken else "\nall is well")
     return broken
 
 
@@ -76,9 +77,9 @@ def _findings(registry: Registry, plugin: Plugin, remarks: Mapping[ComponentEntr
 
 
 def _hooks(registry: Registry, plugin: Plugin, entry: ComponentEntry) -> str:
+    plugin_info(registry, plugin)  # which may be broken
     names = hook_names(registry, entry)
-    silent = "" if plugin_info(registry, plugin) else "  (has no caramba_plugin_info)"
-    return (f": {', '.join(names)}" if names else "") + silent
+    return f": {', '.join(names)}" if names else ""
 
 
 def _build(entry: ComponentEntry, config: Any) -> str:

@@ -25,7 +25,7 @@ _SUFFIX: Final = ".template"
 
 @attrs.frozen
 class _Scaffold:
-    """A kind of plugin that can be started: one line about it, how a manifest uses it, its entry point if any."""
+    """A kind of plugin that can be started: one line about it, how a manifest uses it, and its entry point."""
 
     summary: str
     usage: str = (
@@ -51,7 +51,7 @@ SCAFFOLDS: Final[Mapping[str, _Scaffold]] = {
     "tracker": _Scaffold(
         "Writes the numbers of each caramba run to {name}.csv.",
         "Once installed, every run has the file in its folder; `--no-plugin {distribution}` leaves it out.",
-        entry="",
+        entry="plugin",
     ),
 }
 
@@ -110,8 +110,8 @@ def _words(name: str, kind: str) -> dict[str, str]:
     }
     for part in ("example", "summary", "usage"):
         words[part] = getattr(scaffold, part).format(**words)
-    entry = f'\n[project.entry-points."caramba.{kind}"]\n{name} = "{words["package"]}.{scaffold.entry}"\n'
-    return {**words, "entry_points": entry.format(**words) if scaffold.entry else ""}
+    group = "caramba" if kind == "tracker" else f'"caramba.{kind}"'  # a tracker has hooks, and no component
+    return {**words, "group": group, "entry": f"{words['package']}.{scaffold.entry.format(**words)}"}
 
 
 def _core_range() -> str:

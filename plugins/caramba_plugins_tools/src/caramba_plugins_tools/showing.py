@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import metadata
 from importlib.util import find_spec
-from typing import Any
+
+import typer
 
 from caramba_core.errors import PluginError
 from caramba_core.hookspecs import PluginInfo, hookimpl
 from caramba_core.plugins.metadata import ComponentEntry, Plugin, normalized
 from caramba_core.plugins.registry import Registry
 from caramba_core.suggestions import listing, nearest
-from caramba_plugins_tools.explain import explain_entry
+from caramba_plugins_tools.explain import explain_entry, render
 
-__all__ = ["hook_names", "named_plugin", "plugin_info", "reported_as_broken", "shown"]
+__all__ = ["hook_names", "named_plugin", "plugin_info", "reported_as_broken", "show_plugin"]
 
 
 def named_plugin(registry: Registry, name: str) -> Plugin:
-    """The plugin that a user means by a distribution's name or by the name of its hook module."""
-    plugin = registry.plugins.get(normalized(name))
-    if plugin is not None:
-        return plugin
-    for candidate in registry.plugins.values():
-        if any(entry.name == name for entry in candidate.hooks):
-            return candidate
-    near = nearest(normalized(name), registry.plugins)
+    """The plugin that a user means by a distribution's name or by its short one."""
+    wanted = normalized(name)
+    for plugin in registry.plugins.values():
+        if wanted in (plugin.name, normalized(plugin.short_name)):
+            return plugin
+    near = nearest(wanted, registry.plugins)
     raise PluginError(
         f"no plugin {name!r} is installed",
         expected=listing(registry.plugins),
@@ -33,8 +33,8 @@ def named_plugin(registry: Registry, name: str) -> Plugin:
     )
 
 
-def plugin_info(registry: Registry, plugin: Plugin) -> PluginInfo | None:
-    """What a plugin says of itself, or ``None`` where it says nothing.
+def plugin_info(registry: Registry, plugin: Plugin) -> PluginInfo:
+    """What a plugin says of itself by its hook, or else by the summary in its metadata.
 
     Raises :class:`PluginError` where it is broken.
     """
@@ -50,7 +50,7 @@ def plugin_info(registry: Registry, plugin: Plugin) -> PluginInfo | None:
                 expected="a caramba_core.hookspecs.PluginInfo",
             )
         return info
-    return None
+    return PluginInfo(summary=metadata(plugin.name)["Summary"] or "")
 
 
 @contextmanager
@@ -73,51 +73,37 @@ def hook_names(registry: Registry, entry: ComponentEntry) -> tuple[str, ...]:
     return tuple(name for name in marked if name != "caramba_plugin_info")
 
 
-def shown(registry: Registry, name: str, *, style: Any) -> str:
-    """The text of ``plugins show NAME``."""
+def show_plugin(registry: Registry, name: str) -> None:
+    """Print what ``plugins show NAME`` tells."""
     plugin = named_plugin(registry, name)
     state, problems = registry.state(plugin)
-    lines = [f"{style(f'{plugin.name} {plugin.version}', bold=True)}  {state}"]
+    typer.echo(f"{typer.style(f'{plugin.name} {plugin.version}', bold=True)}  {state}")
     for problem in problems:
-        lines += [f"  problem: {problem.message}", f"    hint: {problem.hint}"]
+        typer.echo(f"  problem: {problem.message}\n    hint: {problem.hint}")
     if plugin.unusable is not None:
-        return "\n".join(lines)
-    lines += _info_lines(registry, plugin)
-    for entry in plugin.components:
-        lines += ["", f"{style(entry.kind, fg='cyan')} {style(entry.name, bold=True)}"]
-        lines += _component_lines(registry, entry)
-    return "\n".join(lines)
-
-
-def _info_lines(registry: Registry, plugin: Plugin) -> Iterable[str]:
-    try:
-        info = plugin_info(registry, plugin)
-    except PluginError as error:
-        yield f"  problem: {error}"
         return
-    if info is not None:
-        yield f"  {info.summary}"
-        if info.documentation:
-            yield f"  documentation: {info.documentation}"
-        for extra, modules in info.extras.items():
-            missing = [module for module in modules if find_spec(module) is None]
-            told = f"missing {', '.join(missing)}: pip install '{plugin.name}[{extra}]'" if missing else "installed"
-            yield f"  extra {extra}: {told}"
+    try:
+        for line in _about(registry, plugin, plugin_info(registry, plugin)):
+            typer.echo(f"  {line}")
+    except PluginError as error:
+        typer.echo(f"  problem: {error}")
+    for entry in plugin.components:
+        typer.echo()
+        try:
+            render([explain_entry(registry, entry)])
+        except PluginError as error:
+            typer.echo(f"{entry.kind} {entry.name}\n  problem: {error}")
+
+
+def _about(registry: Registry, plugin: Plugin, info: PluginInfo) -> Iterable[str]:
+    if info.summary:
+        yield info.summary
+    if info.documentation:
+        yield f"documentation: {info.documentation}"
+    for extra, modules in info.extras.items():
+        missing = [module for module in modules if find_spec(module) is None]
+        told = f"missing {', '.join(missing)}: pip install '{plugin.name}[{extra}]'" if missing else "installed"
+        yield f"extra {extra}: {told}"
     hooks = [name for entry in plugin.hooks for name in hook_names(registry, entry)]
     if hooks:
-        yield f"  hooks: {', '.join(hooks)}"
-
-
-def _component_lines(registry: Registry, entry: ComponentEntry) -> Iterable[str]:
-    try:
-        explained = explain_entry(registry, entry)
-    except PluginError as error:
-        yield f"  problem: {error}"
-        return
-    summary = explained.text.partition("\n")[0]
-    if summary and summary != registry.kinds[entry.kind].gives:
-        yield f"  {summary}"
-    for field in explained.fields:
-        value = "required" if field.required else field.default
-        about = ", ".join(part for part in (field.range, field.unit) if part)
-        yield f"    {field.name}: {field.type} = {value}{f' ({about})' if about else ''}  {field.meaning}"
+        yield f"hooks: {', '.join(hooks)}"
