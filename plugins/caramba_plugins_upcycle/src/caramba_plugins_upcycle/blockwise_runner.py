@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from caramba_core.errors import InputError
 from caramba_core.nn.frame import Frame, Taps
 from caramba_core.training import StepResult, TrainingContext
-from caramba_plugins_upcycle.blockwise import Blockwise
+from caramba_plugins_upcycle.strategies import Blockwise
 
 __all__ = ["BlockwiseRunner", "normalised_error"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from caramba_core.nn.chunked_head import backward_in_chunks
 from caramba_core.training import StepResult, TrainingContext
-from caramba_plugins_upcycle.distillation import Global
+from caramba_plugins_upcycle.strategies import Global
 
 __all__ = ["GlobalRunner", "divergence"]
 
