@@ -9,17 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, overload
 
-from caramba._opening import (
-    OpenedRun,
-    autocast_type,
-    find_runs,
-    heldout_tokens,
-    is_run,
-    load_checkpoint,
-    load_student,
-    open_checkpoint,
-    open_run,
-)
+from caramba._opening import OpenedRun, find_runs, is_run, load_checkpoint, open_run
 from caramba_core.errors import InputError, InvalidValue
 
 if TYPE_CHECKING:
@@ -172,6 +162,7 @@ class Model:
         cache: str | None = None,
     ) -> Measurement:
         """The same as :meth:`perplexity`, with ``standard_error``, and ``nll`` of each scored token in nats."""
+        from caramba_core.run.device import autocast_dtype
         from caramba_core.run.evaluation import measure
 
         if text is not None:
@@ -179,11 +170,11 @@ class Model:
             context = max(2, min(self._settings().context, len(tokens.ids))) if context is None else context
             windows = max(1, len(tokens.ids) // max(1, context)) if windows is None else windows
         elif self._run is not None:
-            tokens = heldout_tokens(self._run, self.model.graph, self.tokenizer)
+            tokens = self._run.heldout_tokens(self.model.graph, self.tokenizer)
         else:
             raise InputError("a checkpoint has no held-out tokens of its own", expected="a text or token ids")
         settings = self._settings(context=context, windows=windows, batch_size=batch_size, cache=cache)
-        return measure(self.model, tokens, settings, autocast=autocast_type(self._dtype))
+        return measure(self.model, tokens, settings, autocast=autocast_dtype(self._dtype))
 
     # ------------------------------------------------------------------------------------------------ helpers
 
@@ -206,7 +197,9 @@ class Model:
         """No gradients, in the run's type."""
         import torch
 
-        dtype = autocast_type(self._dtype)
+        from caramba_core.run.device import autocast_dtype
+
+        dtype = autocast_dtype(self._dtype)
         with torch.no_grad(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             yield
 
@@ -251,7 +244,7 @@ def open_model(path: str | PathLike[str], *, device: str, dtype: str | None, ste
         opened = open_run(folder, step)
         return Model(
             path=folder,
-            model=load_student(opened, device),
+            model=opened.model(device),
             manifest=opened.loaded.document,
             summary=opened.summary,
             dtype=dtype or opened.dtype,
@@ -262,8 +255,10 @@ def open_model(path: str | PathLike[str], *, device: str, dtype: str | None, ste
     if inside:
         shown = ", ".join(inside[:4]) + (", ..." if len(inside) > 4 else "")
         raise InputError(f"{folder} is not a run's folder, but holds some", expected=f"one of: {shown}")
+    from caramba_core.loading import open_source
+
     try:
-        checkpoint = open_checkpoint(str(path))
+        checkpoint = open_source(str(path), Path())
     except InputError as error:
         if not folder.exists():
             raise
