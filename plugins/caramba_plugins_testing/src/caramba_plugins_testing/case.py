@@ -1,19 +1,35 @@
-"""A component with settings, as the checks take it."""
+"""A component with settings, as the checks take it, and how a check fails."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
 
 from caramba_core.component import Attention, Layer, Topology
 
-__all__ = ["Case", "CheckFailed"]
+__all__ = ["Case", "CheckFailed", "about", "require"]
 
 
 class CheckFailed(AssertionError):  # noqa: N818 - a result, not a fault of the kit
     """A component does not hold to its contract; the message says where, by how much, and what the contract is."""
+
+
+def require(holds: object, message: str) -> None:
+    """Raise :class:`CheckFailed` with the message unless something holds."""
+    if not holds:
+        raise CheckFailed(message)
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Say in front of what fails inside what it is about."""
+    try:
+        yield
+    except CheckFailed as failed:
+        raise CheckFailed(f"{name}: {failed}") from failed.__cause__
 
 
 @attrs.frozen(kw_only=True)

@@ -7,22 +7,24 @@ from typing import Final
 
 import attrs
 
-from caramba_plugins_testing.case import Case
+from caramba_plugins_testing.case import Case, about
 
 __all__ = ["CHECKS", "Check", "check"]
 
 
 @attrs.frozen
 class Check:
-    """One thing that components must hold to.
-
-    ``run`` raises :class:`~caramba_plugins_testing.CheckFailed`; ``applies`` says to which cases the check has meaning.
-    """
+    """One thing that components must hold to; ``applies`` says to which cases it has meaning."""
 
     name: str
     summary: str
     applies: Callable[[Case], bool]
-    run: Callable[[Case], None]
+    function: Callable[[Case], None]
+
+    def run(self, case: Case) -> None:
+        """Check a case; raises :class:`~caramba_plugins_testing.CheckFailed`."""
+        with about(case.name):
+            self.function(case)
 
 
 CHECKS: Final[dict[str, Check]] = {}
