@@ -80,11 +80,11 @@ def test_several_fields_and_everything_else_stays() -> None:
         ({"mlp": (1, 2, 3)}, ["mlp", "NODE.FIELD"]),
         ({"mlp.": (1, 2, 3)}, ["NODE.FIELD"]),
         ({"mlp.name": ("a", "b", "c")}, ["name"]),
-        ({"mlp.d_ff": (1, 2, "3")}, ["'3'", "int"]),
-        ({"mlp.d_ff": (1, 2, True)}, ["True", "int"]),
+        ({"mlp.d_ff": (1, 2, "3")}, ["'3'", "an integer"]),
+        ({"mlp.d_ff": (1, 2, True)}, ["True", "an integer"]),
         ({"mlp.d_ff": (1, 2, 0)}, ["mlp.d_ff", "below 1"]),
         ({"attention.n_kv_heads": (1, 2, 3)}, ["attention.n_kv_heads", "does not divide"]),
-        ({"attention.window": (1, None, 2.5)}, ["2.5", "int or null"]),
+        ({"attention.window": (1, None, 2.5)}, ["2.5", "an integer or null"]),
         ({"attention.rope": (None, 1, 2)}, ["1"]),
         ({"attention.rope.thet": (1, 2, 3)}, ["thet", "theta"]),
         ({"attention.window.x": (1, 2, 3)}, ["no fields of its own"]),
@@ -92,7 +92,7 @@ def test_several_fields_and_everything_else_stays() -> None:
         ({"last.mlp.d_ff": (1, 2, 3)}, ["mlp", "own"]),
         ({"parallel.0.mlp.d_ff": (1, 2, 3)}, ["parallel.0.mlp.d_ff"]),
         ({"parallel.combine": ("sum", "mean", "product")}, ["product"]),
-        ({"norm.eps": (1e-5, float("nan"), 1e-5)}, ["nan", "float"]),
+        ({"norm.eps": (1e-5, float("nan"), 1e-5)}, ["nan", "a number"]),
     ],
 )
 def test_mistakes_are_explained(each: dict[str, tuple[Any, ...]], words: list[str]) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
-__all__ = ["TextFile", "TokenArray", "id_type"]
+__all__ = ["TextFile", "TokenArray", "id_type", "read_text"]
 
 _MAGIC = b"\x93NUMPY"
 _WHOLE = (0.0, 1.0)
@@ -99,16 +99,23 @@ class TextFile(_File):
                 expected="a teacher whose checkpoint carries a tokenizer",
                 hint="encode the text beforehand and give the .npy array instead",
             )
-        try:
-            text = path.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not UTF-8 at byte {error.start}", hint="save the text as UTF-8") from error
+        text = read_text(path)
         first, last = (_line_start(text, fraction) for fraction in self.part)
         ids = tokenizer.encode(text[first:last])
         if not ids:
             raise InputError(f"{self._origin(path)} holds no text")
         dtype = id_type(tokenizer, max(ids))
         return Tokens(ids=np.array(ids, dtype=dtype), tokenizer=tokenizer.identity, origin=self._origin(path))
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text; :class:`InputError` where a file is none."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 at byte {error.start}", hint="save the text as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def id_type(tokenizer: Tokenizer, largest: int) -> Literal["uint16", "uint32"]:

@@ -18,7 +18,7 @@ import numpy as np
 from caramba_core.errors import InputError
 from caramba_core.loading import Tokenizer, open_source
 from caramba_core.run.atomic import write_json
-from caramba_plugins_standard.datasets import id_type
+from caramba_plugins_standard.datasets import id_type, read_text
 
 __all__ = ["Prepared", "prepare"]
 
@@ -44,7 +44,10 @@ def prepare(texts: Sequence[Path], output: Path, source: str) -> Prepared:
     for path in (output, note):
         if path.exists():
             raise InputError(f"{path} exists already", hint="remove it, or name another file")
-    contents = [_read(path) for path in texts]
+    contents = [read_text(path) for path in texts]
+    for path, text in zip(texts, contents, strict=True):
+        if not text:
+            raise InputError(f"{path} holds no text")
     tokenizer = open_source(source, Path()).tokenizer()
     if tokenizer is None:
         raise InputError(
@@ -69,18 +72,6 @@ def prepare(texts: Sequence[Path], output: Path, source: str) -> Prepared:
         note.unlink(missing_ok=True)
         raise
     return Prepared(path=output, tokens=len(ids), tokenizer=tokenizer.identity)
-
-
-def _read(path: Path) -> str:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 at byte {error.start}", hint="save the text as UTF-8") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    if not text:
-        raise InputError(f"{path} holds no text")
-    return text
 
 
 def _encoded(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray[tuple[int], np.dtype[np.unsignedinteger]]:
