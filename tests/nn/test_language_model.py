@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from caramba_plugins_standard.fans import Branching, Parallel
-from caramba_plugins_standard.norms import RMSNorm
+from caramba_plugins_standard.layers import RMSNorm
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.routers import TopKRouter
 from caramba_plugins_standard.topologies import Cyclic, Nested, Recurrent, Residual

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from caramba_plugins_standard.grouped import HeadedAttention
+from caramba_plugins_standard.gqa import HeadedAttention
 from caramba_plugins_standard.rope import Rope
 
 from caramba_core.component import CacheEntry, Constant, Cost, Given, Shape, Weight, component, option

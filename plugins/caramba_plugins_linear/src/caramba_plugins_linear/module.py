@@ -7,7 +7,7 @@ f features.
 from __future__ import annotations
 
 import torch
-from caramba_plugins_standard.grouped_module import GroupedAttentionModule
+from caramba_plugins_standard.gqa_module import GroupedAttentionModule
 from caramba_plugins_standard.rotary import rotate
 from torch import Tensor
 from torch.nn import functional as F

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import attrs
-from caramba_plugins_standard.grouped import HeadedAttention
+from caramba_plugins_standard.gqa import HeadedAttention
 from caramba_plugins_standard.rope import Rope
 
 from caramba_core.component import CacheEntry, Constant, Cost, Given, Normal, Shape, Weight, component, option

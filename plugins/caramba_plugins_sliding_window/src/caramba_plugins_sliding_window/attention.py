@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from caramba_plugins_standard.grouped import GroupedAttention
+from caramba_plugins_standard.gqa import GroupedAttention
 
 from caramba_core.component import CacheEntry, Cost, Shape, component, option
 from caramba_core.errors import InvalidValue

@@ -6,7 +6,7 @@ Axes: B batch, T tokens of this pass, S tokens seen, D model, H query heads, G k
 from __future__ import annotations
 
 import torch
-from caramba_plugins_standard.grouped_module import GroupedAttentionModule
+from caramba_plugins_standard.gqa_module import GroupedAttentionModule
 from caramba_plugins_standard.rotary import rotate
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,4 +1,4 @@
-"""Multi-head attention with shared keys and values."""
+"""Attention with heads in groups that share keys and values: bases for others, and softmax attention itself."""
 
 from __future__ import annotations
 
@@ -7,11 +7,91 @@ from typing import ClassVar
 
 import attrs
 
-from caramba_core.component import CacheEntry, Cost, Shape, component, option
+from caramba_core.component import Attention, CacheEntry, Constant, Cost, Normal, Shape, Weight, component, option
 from caramba_core.errors import InvalidValue
-from caramba_plugins_standard.grouped import GroupedAttention
+from caramba_plugins_standard.rope import Rope
 
-__all__ = ["GroupedQueryAttention", "MultiHeadAttention"]
+__all__ = ["GroupedAttention", "GroupedQueryAttention", "HeadedAttention", "MultiHeadAttention"]
+
+
+@component
+class HeadedAttention(Attention):
+    """Base of attentions with ``n_heads`` query heads, of which ``n_heads / n_kv_heads`` share a key/value head."""
+
+    inherited: ClassVar[tuple[str, ...]] = ("name", "n_heads", "n_kv_heads", "head_dim", "rope", "scale")
+
+    n_heads: int = option(help="query heads", minimum=1)
+    n_kv_heads: int = option(help="key/value heads; divides n_heads", minimum=1)
+    head_dim: int = option(help="width of a head", unit="features", minimum=1)
+    rope: Rope | None = option(default=None, help="rotary positions; none if not given")
+    scale: float | None = option(default=None, help="multiplier of scores; head_dim ** -0.5 if not given", above=0.0)
+
+    def __attrs_post_init__(self) -> None:
+        if self.n_heads % self.n_kv_heads:
+            raise InvalidValue("n_kv_heads", f"{self.n_kv_heads} does not divide n_heads ({self.n_heads})")
+
+    @property
+    def multiplier(self) -> float:
+        """What scores are multiplied by."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+
+@component
+class GroupedAttention(HeadedAttention):
+    """Base of attentions whose queries, keys and values are plain projections, as in Hugging Face checkpoints.
+
+    Query head ``h`` reads key/value head ``h // (n_heads / n_kv_heads)``.
+    """
+
+    qkv_bias: bool = option(default=False, help="add learned offsets to queries, keys and values")
+    o_bias: bool = option(default=False, help="add a learned offset to the output")
+    qk_norm_eps: float | None = option(
+        default=None, help="RMS-normalize queries and keys over a head, with this added to the mean square", above=0.0
+    )
+    init_std: float = option(default=0.02, help="standard deviation of the initial weights", above=0.0)
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.rope is not None and self.head_dim % 2:
+            raise InvalidValue("head_dim", f"{self.head_dim} is odd", expected="an even width: rope turns pairs")
+
+    def weights(self, width: int) -> Mapping[str, Weight]:
+        """``q_proj`` ``[H d, D]``, ``k_proj``, ``v_proj`` ``[G d, D]``, ``o_proj`` ``[D, H d]``, biases, norms."""
+        queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        init, zero, one = Normal(self.init_std), Constant(0.0), Constant(1.0)
+        weights = {
+            "q_proj": Weight(shape=(queries, width), init=init),
+            "k_proj": Weight(shape=(keys, width), init=init),
+            "v_proj": Weight(shape=(keys, width), init=init),
+            "o_proj": Weight(shape=(width, queries), init=init),
+        }
+        if self.qkv_bias:
+            weights["q_bias"] = Weight(shape=(queries,), init=zero)
+            weights["k_bias"] = Weight(shape=(keys,), init=zero)
+            weights["v_bias"] = Weight(shape=(keys,), init=zero)
+        if self.o_bias:
+            weights["o_bias"] = Weight(shape=(width,), init=zero)
+        if self.qk_norm_eps is not None:
+            weights["q_norm"] = Weight(shape=(self.head_dim,), init=one)
+            weights["k_norm"] = Weight(shape=(self.head_dim,), init=one)
+        return weights
+
+    def softmax_cost(self, width: int, shape: Shape, window: int | None, *, fused: int = 1) -> Cost:
+        """Four projections, and scores and mixing of heads ``fused`` times as wide, for tokens that see ``window``.
+
+        Kept for the backward pass: the input, rotated queries and keys, values, the mixed values and one log-sum-exp a
+        head and token.
+        """
+        queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        context = shape.context if window is None else min(shape.context, window - 1 + shape.tokens)
+        kept = width + fused * (2 * queries + 2 * keys) + self.n_heads
+        if self.qk_norm_eps is not None:
+            kept += queries + keys + self.n_heads + self.n_kv_heads
+        return Cost.product(shape.rows, width, 2 * queries + 2 * keys) + Cost(
+            operations=4 * queries * fused * shape.rows * context,
+            causal_operations=4 * queries * fused * shape.causal_pairs(window),
+            saved=shape.rows * kept,
+        )
 
 
 @component

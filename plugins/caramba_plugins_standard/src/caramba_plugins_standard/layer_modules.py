@@ -1,4 +1,4 @@
-"""Normalization in torch."""
+"""The layers that treat each token alone, in torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
-from caramba_plugins_standard.norms import LayerNorm, RMSNorm
+from caramba_plugins_standard.layers import Dropout, LayerNorm, Linear, RMSNorm, SwiGLU
 
-__all__ = ["LayerNormModule", "RMSNormModule", "rms_norm"]
+__all__ = ["DropoutModule", "LayerNormModule", "LinearModule", "RMSNormModule", "SwiGLUModule", "gated", "rms_norm"]
 
 
 class RMSNormModule(ComponentModule):
@@ -80,3 +80,77 @@ class _RMSNorm(torch.autograd.Function):
         shared = torch.linalg.vecdot(to_x, normed).div_(x.shape[-1]).unsqueeze(-1)
         to_x = to_x.addcmul_(normed, shared, value=-1).mul_(scale)
         return to_x.to(x.dtype), to_weight.to(weight.dtype), None
+
+
+class LinearModule(ComponentModule):
+    """``F.linear``."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, config: Linear, width: int) -> None:
+        super().__init__(config, width)
+        if not config.bias:
+            self.bias = None
+
+    def forward(self, x: Tensor, frame: Frame) -> Tensor:
+        """``[B, T, D] -> [B, T, d_out]``."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class SwiGLUModule(ComponentModule):
+    """Three ``F.linear`` and a gate."""
+
+    gate_proj: nn.Parameter
+    up_proj: nn.Parameter
+    down_proj: nn.Parameter
+    gate_bias: nn.Parameter | None
+    up_bias: nn.Parameter | None
+    down_bias: nn.Parameter | None
+
+    def __init__(self, config: SwiGLU, width: int) -> None:
+        super().__init__(config, width)
+        if not config.bias:
+            self.gate_bias = self.up_bias = self.down_bias = None
+
+    def forward(self, x: Tensor, frame: Frame) -> Tensor:
+        """``[B, T, D] -> [B, T, D]``."""
+        return F.linear(self.mix(x, frame), self.down_proj, self.down_bias)
+
+    def mix(self, x: Tensor, frame: Frame) -> Tensor:
+        """What the output projection reads: ``[B, T, D] -> [B, T, F]``."""
+        return gated(F.linear(x, self.gate_proj, self.gate_bias), F.linear(x, self.up_proj, self.up_bias))
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """``silu(gate) * up``."""
+    if torch.compiler.is_compiling():  # the compiler makes one kernel of it, and chooses what to keep
+        return F.silu(gate) * up
+    product: Tensor = _Gated.apply(gate, up)  # type: ignore[no-untyped-call]
+    return product
+
+
+class _Gated(torch.autograd.Function):
+    """Without a copy of the activated gate, which is computed again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient * up, gate), F.silu(gate).mul_(gradient)
+
+
+class DropoutModule(ComponentModule):
+    """``F.dropout`` in training mode, nothing in evaluation mode."""
+
+    def __init__(self, config: Dropout, width: int) -> None:
+        super().__init__(config, width)
+        self.p = config.p
+
+    def forward(self, x: Tensor, frame: Frame) -> Tensor:
+        """``[B, T, D] -> [B, T, D]``."""
+        return F.dropout(x, self.p, self.training)
