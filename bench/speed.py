@@ -22,9 +22,8 @@ from types import SimpleNamespace
 
 import torch
 import transformers
-from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
-from caramba_plugins_standard.layers import RMSNorm, SwiGLU
+from caramba_plugins_standard.layers import LinearHead, RMSNorm, SwiGLU, TokenEmbedder
 from caramba_plugins_standard.optimizers import AdamW
 from caramba_plugins_standard.pretrain import Pretrain
 from caramba_plugins_standard.pretrain_runner import PretrainRunner

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from caramba_plugins_standard.fans import Branching, Parallel
+from caramba_plugins_standard.fans import Branching, Parallel, TopKRouter
 from caramba_plugins_standard.layers import RMSNorm
 from caramba_plugins_standard.rope import Rope
-from caramba_plugins_standard.routers import TopKRouter
 from caramba_plugins_standard.topologies import Cyclic, Nested, Recurrent, Residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,8 +76,8 @@ _models: dict[int | None, LanguageModel] = {}
 
 
 def _build(window: int | None) -> LanguageModel:
-    from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
     from caramba_plugins_standard.gqa import GroupedQueryAttention
+    from caramba_plugins_standard.layers import LinearHead, TokenEmbedder
 
     from caramba_core.lowering import lower
     from caramba_core.model import Model

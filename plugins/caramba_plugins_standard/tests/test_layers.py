@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.layer_modules import gated, rms_norm
-from caramba_plugins_standard.layers import Dropout, LayerNorm, Linear, RMSNorm, SwiGLU
+from caramba_plugins_standard.layers import Dropout, LayerNorm, Linear, LinearHead, RMSNorm, SwiGLU, TokenEmbedder
 from caramba_plugins_testing import Case
 from torch import Tensor, nn
 from torch.nn import functional as F

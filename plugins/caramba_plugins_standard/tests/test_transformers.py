@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
-from caramba_plugins_standard.layers import RMSNorm, SwiGLU
+from caramba_plugins_standard.layers import LinearHead, RMSNorm, SwiGLU, TokenEmbedder
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 from torch import Tensor, nn

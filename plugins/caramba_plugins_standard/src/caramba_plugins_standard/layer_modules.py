@@ -12,7 +12,35 @@ from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
 from caramba_plugins_standard.layers import Dropout, LayerNorm, Linear, RMSNorm, SwiGLU
 
-__all__ = ["DropoutModule", "LayerNormModule", "LinearModule", "RMSNormModule", "SwiGLUModule", "gated", "rms_norm"]
+__all__ = [
+    "DropoutModule",
+    "LayerNormModule",
+    "LinearHeadModule",
+    "LinearModule",
+    "RMSNormModule",
+    "SwiGLUModule",
+    "TokenEmbedderModule",
+    "gated",
+    "rms_norm",
+]
+
+
+class TokenEmbedderModule(ComponentModule):
+    """``F.embedding``."""
+
+    weight: nn.Parameter
+
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        """int64 ``[B, T] -> [B, T, D]``."""
+        return F.embedding(tokens, self.weight)
+
+
+class LinearHeadModule(ComponentModule):
+    """``F.linear`` with the matrix that it is given: its own, or the embedder's where they are tied."""
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        """``[..., D]``, ``[V, D] -> [..., V]``."""
+        return F.linear(x, weight)
 
 
 class RMSNormModule(ComponentModule):
