@@ -1,4 +1,4 @@
-"""Drawing in SVG: the shapes and colours of a picture, written by hand."""
+"""Drawing in SVG: shapes, colours and lettering of a picture, written by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 from xml.sax.saxutils import escape, quoteattr
 
-__all__ = ["Canvas"]
+__all__ = ["Canvas", "fit", "text_width", "wrap"]
 
 _FONT: Final = "'Helvetica Neue', Helvetica, Arial, 'DejaVu Sans', sans-serif"
 _COLOURS: Final = {
@@ -21,6 +21,15 @@ _COLOURS: Final = {
     "cache": "#5f3dc4",
     "paper": "#ffffff",
 }
+_ADVANCES: Final = {
+    **dict.fromkeys("iIjl'|", 0.31),
+    **dict.fromkeys("ft.,:; ()[]-r!\u00b7", 0.39),
+    **dict.fromkeys("mMW@", 0.95),
+    **dict.fromkeys("w\u00d7+<>=~", 0.83),
+    **dict.fromkeys("ABCDGHKNOPQRSUVXYZ", 0.70),
+}
+_OTHERS: Final = 0.63
+"""Widths of characters over the size of a wide sans-serif (DejaVu Sans), so that narrower fonts fit as well."""
 _LINE: Final = "#868e96"
 _TIP: Final = "url(#tip)"
 
@@ -143,3 +152,32 @@ def _element(tag: str, **attributes: float | str) -> str:
     written = {name: value if isinstance(value, str) else f"{value:.1f}" for name, value in attributes.items()}
     looks = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in written.items() if value)
     return f"<{tag}{looks}/>"
+
+
+def text_width(text: str, size: float, *, bold: bool = False) -> float:
+    """Width of a line in pixels, rather too large than too small."""
+    em = sum(_ADVANCES.get(character, _OTHERS) for character in text)
+    return em * size * (1.09 if bold else 1.0)
+
+
+def wrap(parts: Sequence[str], separator: str, size: float, width: float, *, most: int = 3) -> list[str]:
+    """Parts joined into lines of at most ``width`` pixels; what does not fit into ``most`` lines is cut."""
+    lines: list[str] = []
+    for part in parts:
+        longer = f"{lines[-1]}{separator}{part}" if lines else part
+        if lines and text_width(longer, size) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], separator.join(lines[most - 1 :])]
+    return [fit(line, size, width) for line in lines]
+
+
+def fit(text: str, size: float, width: float) -> str:
+    """The text, its end left out where it is too long."""
+    if text_width(text, size) <= width:
+        return text
+    while text and text_width(f"{text}\u2026", size) > width:
+        text = text[:-1]
+    return f"{text.rstrip()}\u2026"

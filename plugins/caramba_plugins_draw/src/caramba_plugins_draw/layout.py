@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from caramba_plugins_draw.canvas import Canvas
-from caramba_plugins_draw.lettering import text_width, wrap
+from caramba_plugins_draw.canvas import Canvas, text_width, wrap
 from caramba_plugins_draw.sketch import Card, Chain, Fan, Frame, Shape
 
 __all__ = ["GAP", "Box", "arrange"]

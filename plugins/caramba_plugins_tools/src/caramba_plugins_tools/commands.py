@@ -70,7 +70,7 @@ def show(
 ) -> None:
     """Show one plugin: what it says of itself, and its components with their fields."""
     from caramba_core.plugins.registry import registry
-    from caramba_plugins_tools.showing import show_plugin
+    from caramba_plugins_tools.installed import show_plugin
 
     show_plugin(registry(), name)
 
@@ -83,7 +83,7 @@ def check(
     What can be built without settings is built.
     """
     from caramba_core.plugins.registry import registry
-    from caramba_plugins_tools.checking import check_plugins
+    from caramba_plugins_tools.installed import check_plugins
 
     if check_plugins(registry(), name):
         raise typer.Exit(2)

@@ -14,7 +14,7 @@ __all__ = ["Blockwise", "Global"]
 class Blockwise(Strategy):
     """Normalised squared error of each converted attention's output, after its output projection."""
 
-    builds: ClassVar[str] = "caramba_plugins_upcycle.blockwise_runner:BlockwiseRunner"
+    builds: ClassVar[str] = "caramba_plugins_upcycle.strategy_runners:BlockwiseRunner"
     needs_teacher: ClassVar[bool] = True
     whole_model: ClassVar[bool] = False
 
@@ -27,7 +27,7 @@ class Blockwise(Strategy):
 class Global(Strategy):
     """KL divergence from the teacher over the full vocabulary, optionally mixed with cross entropy."""
 
-    builds: ClassVar[str] = "caramba_plugins_upcycle.global_runner:GlobalRunner"
+    builds: ClassVar[str] = "caramba_plugins_upcycle.strategy_runners:GlobalRunner"
     needs_teacher: ClassVar[bool] = True
 
     temperature: float = option(default=1.0, help="divides both logits before the softmax", above=0.0)

@@ -9,9 +9,8 @@ import attrs
 
 from caramba_core.component import evolve
 from caramba_core.errors import InvalidValue
-from caramba_plugins_testing.case import Case, CheckFailed, require
+from caramba_plugins_testing.case import Case, CheckFailed, check, require
 from caramba_plugins_testing.interpreter import heavy_imports
-from caramba_plugins_testing.registered import check
 
 __all__ = ["bad_configs", "documented", "light"]
 

@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from caramba_core.component import Attention, Cost, Shape
 from caramba_core.graph import local_name
 from caramba_core.nn.build import build, load_object
-from caramba_plugins_testing.case import Case, CheckFailed, require
-from caramba_plugins_testing.registered import check
+from caramba_plugins_testing.case import Case, CheckFailed, check, require
 from caramba_plugins_testing.subject import Subject, graph_of, inputs, require_close
 
 __all__ = ["declared_cache", "declared_operations", "declared_shape", "declared_weights", "mixing", "probing"]

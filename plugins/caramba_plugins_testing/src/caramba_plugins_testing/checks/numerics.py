@@ -6,8 +6,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from caramba_plugins_testing.case import Case, CheckFailed, require
-from caramba_plugins_testing.registered import check
+from caramba_plugins_testing.case import Case, CheckFailed, check, require
 from caramba_plugins_testing.subject import Subject, inputs, require_close
 
 __all__ = ["bfloat16_drift", "compilation", "derivatives", "determinism", "gradients", "precision", "round_trip"]

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from caramba_plugins_testing.case import Case, CheckFailed
-from caramba_plugins_testing.registered import check
+from caramba_plugins_testing.case import Case, CheckFailed, check
 from caramba_plugins_testing.subject import Subject, inputs
 
 __all__ = ["recording"]

@@ -11,8 +11,7 @@ from torch import Tensor
 from caramba_core.component import Attention
 from caramba_core.nn.frame import Frame
 from caramba_core.storage import Storage
-from caramba_plugins_testing.case import Case, require
-from caramba_plugins_testing.registered import check
+from caramba_plugins_testing.case import Case, check, require
 from caramba_plugins_testing.subject import Subject, difference, inputs, require_close
 
 __all__ = [

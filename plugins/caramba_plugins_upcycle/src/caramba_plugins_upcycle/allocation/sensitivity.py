@@ -23,10 +23,10 @@ from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.sites import Site
 from caramba_plugins_upcycle.calibration import collectors_of, fill
-from caramba_plugins_upcycle.global_runner import divergence
 from caramba_plugins_upcycle.modes import Start
 from caramba_plugins_upcycle.refit import refit_output
 from caramba_plugins_upcycle.stages import Stage, input_of, stages
+from caramba_plugins_upcycle.strategy_runners import divergence
 from caramba_plugins_upcycle.transplant import SizeCurve, find_transplant
 
 __all__ = ["Sensitivity", "measure_sensitivities"]
