@@ -22,11 +22,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Case", "CheckFailed", "TinyAttention", "TinyChain", "TinyEmbedder", "TinyHead", "TinyLinear"]
+__all__ = ["Case", "CheckFailed", "TinyAttention", "TinyLinear"]
 
 if TYPE_CHECKING:
     from caramba_plugins_testing.case import Case, CheckFailed
-    from caramba_plugins_testing.components import TinyAttention, TinyChain, TinyEmbedder, TinyHead, TinyLinear
+    from caramba_plugins_testing.components import TinyAttention, TinyLinear
 
 
 def __getattr__(name: str) -> Any:

@@ -13,25 +13,7 @@ from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
 from caramba_plugins_testing.components import TinyAttention
 
-__all__ = ["TinyAttentionModule", "TinyEmbedderModule", "TinyHeadModule", "TinyLinearModule"]
-
-
-class TinyEmbedderModule(ComponentModule):
-    """``F.embedding``."""
-
-    weight: Tensor
-
-    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
-        """int64 ``[B, T] -> [B, T, D]``."""
-        return F.embedding(tokens, self.weight)
-
-
-class TinyHeadModule(ComponentModule):
-    """``F.linear`` with the matrix that it is given."""
-
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
-        """``[..., D]``, ``[V, D] -> [..., V]``."""
-        return F.linear(x, weight)
+__all__ = ["TinyAttentionModule", "TinyLinearModule"]
 
 
 class TinyLinearModule(ComponentModule):

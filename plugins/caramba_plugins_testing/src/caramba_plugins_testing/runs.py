@@ -9,6 +9,8 @@ from typing import cast
 
 import numpy as np
 import torch
+from caramba_plugins_standard.layers import LinearHead, TokenEmbedder
+from caramba_plugins_standard.topologies import Stacked
 from rich.console import Console
 
 from caramba_core.component import Layer, evolve
@@ -26,7 +28,7 @@ from caramba_core.run.directory import RunDirectory
 from caramba_core.run.modes import Train
 from caramba_core.run.reporter import Reporter
 from caramba_core.training import Dataset, Strategy, Tokens, Training
-from caramba_plugins_testing.components import TinyAttention, TinyChain, TinyEmbedder, TinyHead, TinyLinear
+from caramba_plugins_testing.components import TinyAttention, TinyLinear
 
 __all__ = ["small_run"]
 
@@ -55,9 +57,9 @@ class _Drawn(TeacherSource):
 
 def _model(attention: Layer) -> Model:
     return Model(
-        embedder=TinyEmbedder(vocab_size=_VOCABULARY, d_model=_WIDTH),
-        topology=TinyChain(layers=(attention, TinyLinear(), evolve(attention))),
-        head=TinyHead(),
+        embedder=TokenEmbedder(vocab_size=_VOCABULARY, d_model=_WIDTH),
+        topology=Stacked(layers=(attention, TinyLinear(), evolve(attention))),
+        head=LinearHead(),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from caramba_plugins_standard.layers import LinearHead, TokenEmbedder
+from caramba_plugins_standard.topologies import Stacked
 from torch import Tensor
 
 from caramba_core.graph import Graph, Node, local_name
@@ -16,7 +18,6 @@ from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.nn.sequence import LayerSequence
 from caramba_plugins_testing.case import Case, CheckFailed, require
-from caramba_plugins_testing.components import TinyChain, TinyEmbedder, TinyHead
 
 __all__ = ["Subject", "difference", "graph_of", "inputs", "require_close"]
 
@@ -24,11 +25,11 @@ _VOCABULARY = 17
 
 
 def graph_of(case: Case) -> Graph:
-    """The component between the kit's embedder and head."""
+    """The component between an embedder and a head."""
     model = Model(
-        embedder=TinyEmbedder(vocab_size=_VOCABULARY, d_model=case.width),
-        topology=TinyChain(layers=(case.config,)),
-        head=TinyHead(),
+        embedder=TokenEmbedder(vocab_size=_VOCABULARY, d_model=case.width),
+        topology=Stacked(layers=(case.config,)),
+        head=LinearHead(),
     )
     return lower(model)
 
