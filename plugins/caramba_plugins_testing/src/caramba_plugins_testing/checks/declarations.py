@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from caramba_core.component import Attention, Cost, Shape
@@ -121,18 +120,8 @@ def declared_cache(case: Case) -> None:
 
 def _tensors_of(module: nn.Module) -> int:
     """Number of values that a module holds in attributes of any kind."""
-    return sum(tensor.numel() for part in module.modules() for tensor in _walk(dict(vars(part))))
-
-
-def _walk(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _walk(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _walk(inner)
+    held = tree_leaves([dict(vars(part)) for part in module.modules()])
+    return sum(value.numel() for value in held if isinstance(value, Tensor))
 
 
 def _module_has(name: str, case: Case) -> bool:
