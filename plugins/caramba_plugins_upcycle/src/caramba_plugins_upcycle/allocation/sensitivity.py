@@ -27,7 +27,7 @@ from caramba_plugins_upcycle.modes import Start
 from caramba_plugins_upcycle.refit import refit_output
 from caramba_plugins_upcycle.stages import Stage, input_of, stages
 from caramba_plugins_upcycle.strategy_runners import divergence
-from caramba_plugins_upcycle.transplant import SizeCurve, find_transplant
+from caramba_plugins_upcycle.transplant import find_transplant
 
 __all__ = ["Sensitivity", "measure_sensitivities"]
 
@@ -121,18 +121,10 @@ class _Site:
         floor = _SMALLEST_SHARE * max(measured.values())
         for curve in curves:
             alone = measured[curve.field] - (measured[curve.after] if curve.after is not None else 0.0)
-            yield self._scaled(curve, max(alone, floor))
-
-    def _scaled(self, curve: SizeCurve, loss: float) -> Sensitivity:
-        own: int = getattr(self.target, curve.field)
-        slope = loss / max(curve.lost[curve.sizes.index(own)], torch.finfo(torch.float32).eps)
-        return Sensitivity(
-            site=self.site.name,
-            field=curve.field,
-            own=own,
-            sizes=curve.sizes,
-            losses=tuple(slope * lost for lost in curve.lost),
-        )
+            own: int = getattr(self.target, curve.field)
+            slope = max(alone, floor) / max(curve.lost[curve.sizes.index(own)], torch.finfo(torch.float32).eps)
+            losses = tuple(slope * lost for lost in curve.lost)
+            yield Sensitivity(site=self.site.name, field=curve.field, own=own, sizes=curve.sizes, losses=losses)
 
     def _divergence(self, config: Attention) -> float:
         """Mean KL in nats behind the model with this site converted to ``config``, its output refitted."""
