@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from caramba_plugins_testing import Case, CheckFailed, TinyAttention, TinyLinear
+from caramba_plugins_testing import Case, CheckFailed
 from caramba_plugins_testing.checks import CHECKS
 
 from tests.plugins.broken_components import (
@@ -14,6 +14,7 @@ from tests.plugins.broken_components import (
     Trusting,
     Undocumented,
 )
+from tests.plugins.tiny import TinyAttention, TinyLinear
 
 FOUND = [
     ("causality", "looks ahead", "is not causal: with other tokens from position 1 on"),

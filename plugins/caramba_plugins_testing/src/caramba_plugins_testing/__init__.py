@@ -22,15 +22,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Case", "CheckFailed", "TinyAttention", "TinyLinear"]
+__all__ = ["Case", "CheckFailed"]
 
 if TYPE_CHECKING:
     from caramba_plugins_testing.case import Case, CheckFailed
-    from caramba_plugins_testing.components import TinyAttention, TinyLinear
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'caramba_plugins_testing' has no attribute {name!r}")
-    home = "components" if name.startswith("Tiny") else "case"
-    return getattr(import_module(f"caramba_plugins_testing.{home}"), name)
+    return getattr(import_module("caramba_plugins_testing.case"), name)

@@ -9,11 +9,11 @@ from typing import cast
 
 import numpy as np
 import torch
-from caramba_plugins_standard.layers import LinearHead, TokenEmbedder
+from caramba_plugins_standard.gqa import MultiHeadAttention
+from caramba_plugins_standard.layers import Linear, LinearHead, TokenEmbedder
 from caramba_plugins_standard.topologies import Stacked
 from rich.console import Console
 
-from caramba_core.component import Layer, evolve
 from caramba_core.loading import Checkpoint, Tokenizer
 from caramba_core.lowering import lower
 from caramba_core.manifest import Loaded
@@ -28,7 +28,6 @@ from caramba_core.run.directory import RunDirectory
 from caramba_core.run.modes import Train
 from caramba_core.run.reporter import Reporter
 from caramba_core.training import Dataset, Strategy, Tokens, Training
-from caramba_plugins_testing.components import TinyAttention, TinyLinear
 
 __all__ = ["small_run"]
 
@@ -55,10 +54,12 @@ class _Drawn(TeacherSource):
         return model
 
 
-def _model(attention: Layer) -> Model:
+def _model(n_heads: int) -> Model:
+    """Attention, a projection, attention."""
+    first, second = (MultiHeadAttention(n_heads=n_heads, head_dim=_WIDTH // n_heads) for _ in range(2))
     return Model(
         embedder=TokenEmbedder(vocab_size=_VOCABULARY, d_model=_WIDTH),
-        topology=Stacked(layers=(attention, TinyLinear(), evolve(attention))),
+        topology=Stacked(layers=(first, Linear(), second)),
         head=LinearHead(),
     )
 
@@ -70,7 +71,7 @@ def small_run(
 
     Its folder is inside of ``folder``; what it would print is dropped.
     """
-    model, teacher = _model(TinyAttention(n_heads=2)), _model(TinyAttention(n_heads=1))
+    model, teacher = _model(n_heads=2), _model(n_heads=1)
     run = Run(id="small", mode="train", seed=3, device="cpu")
     if strategy is not None:
         settings = Training(strategy=strategy, trains=trains, device="cpu", lr=1e-2)

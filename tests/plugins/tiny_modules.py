@@ -1,4 +1,4 @@
-"""The torch side of the kit's small components.
+"""The torch side of the small components.
 
 Axes: B batch, T tokens of this pass, S tokens seen, D model, H heads, d head width.
 """
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
-from caramba_plugins_testing.components import TinyAttention
+from tests.plugins.tiny import TinyAttention
 
 __all__ = ["TinyAttentionModule", "TinyLinearModule"]
 

@@ -10,7 +10,7 @@ from caramba_core.errors import InvalidValue
 
 __all__ = ["TinyAttention", "TinyLinear"]
 
-_MODULES = "caramba_plugins_testing.modules"
+_MODULES = "tests.plugins.tiny_modules"
 
 
 @component
