@@ -19,7 +19,6 @@ Each case is run through every check that applies to its kind; ``pytest -k causa
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["Case", "CheckFailed"]
@@ -31,4 +30,6 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'caramba_plugins_testing' has no attribute {name!r}")
-    return getattr(import_module("caramba_plugins_testing.case"), name)
+    from caramba_plugins_testing import case
+
+    return getattr(case, name)

@@ -22,7 +22,7 @@ from caramba_plugins_tools.fields import Field, doc_text, fields_of, is_config, 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Explanation", "explain", "explain_entry", "listed", "render", "render_list", "terminal"]
+__all__ = ["Explanation", "explain", "explain_entry", "listed", "render", "render_list"]
 
 _COLUMNS: Final = ("field", "type", "default", "range", "meaning")
 
@@ -87,7 +87,7 @@ def _unknown(registry: Registry, name: str) -> InputError:
 # ------------------------------------------------------------------------------------------------ on a terminal
 
 
-def terminal() -> Console:
+def _terminal() -> Console:
     """The console that tables go to: 120 columns wide where nobody looks."""
     from rich.console import Console
 
@@ -101,7 +101,7 @@ def render(explanations: Iterable[Explanation]) -> None:
 
     from caramba_core.sections import section_table
 
-    console = terminal()
+    console = _terminal()
     for explanation in explanations:
         title = Text(explanation.name, style="bold")
         title.append(f"  {explanation.kind}", style="cyan")
@@ -127,7 +127,7 @@ def render_list(registry: Registry) -> None:
     table = Table.grid(padding=(0, 2))
     for kind, members in listed(registry).items():
         table.add_row(Text(kind, style="cyan"), ", ".join(members))
-    terminal().print(table)
+    _terminal().print(table)
 
 
 def _part(field: Field) -> str:

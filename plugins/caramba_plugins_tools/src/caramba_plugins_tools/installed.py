@@ -32,60 +32,6 @@ _COLOURS: Final = {"ok": "green", "broken": "red", "skipped": None}
 # ------------------------------------------------------------------------------------------------ showing
 
 
-def _named(registry: Registry, name: str) -> Plugin:
-    """The plugin that a user means by a distribution's name or by its short one."""
-    wanted = normalized(name)
-    for plugin in registry.plugins.values():
-        if wanted in (plugin.name, normalized(plugin.short_name)):
-            return plugin
-    near = nearest(wanted, registry.plugins)
-    raise PluginError(
-        f"no plugin {name!r} is installed",
-        expected=listing(registry.plugins),
-        hint=f"did you mean {near[0]!r}?" if near else f"pip install {name}",
-    )
-
-
-def _info(registry: Registry, plugin: Plugin) -> PluginInfo:
-    """What a plugin says of itself by its hook, or else by the summary in its metadata.
-
-    Raises :class:`PluginError` where it is broken.
-    """
-    for entry in plugin.hooks:
-        tell = getattr(registry.load(entry), "caramba_plugin_info", None)
-        if tell is None:
-            continue
-        with _reported_as_broken(entry, "caramba_plugin_info fails"):
-            info = tell()
-        if not isinstance(info, PluginInfo):
-            raise PluginError(
-                f"{entry} {entry.version} is broken: caramba_plugin_info gives a {type(info).__name__}",
-                expected="a caramba_core.hookspecs.PluginInfo",
-            )
-        return info
-    return PluginInfo(summary=metadata(plugin.name)["Summary"] or "")
-
-
-@contextmanager
-def _reported_as_broken(entry: ComponentEntry, what: str) -> Iterator[None]:
-    """Whatever a plugin's own code raises, as a :class:`PluginError` that says ``what`` failed."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise PluginError(f"{entry} {entry.version} is broken: {what}: {said}") from error
-
-
-def _hook_names(registry: Registry, entry: ComponentEntry) -> tuple[str, ...]:
-    """The hooks that a hook module takes part in, beside the one that says what the plugin is."""
-    marked = (
-        options.get("specname") or name
-        for name, function in vars(registry.load(entry)).items()
-        if isinstance(options := getattr(function, f"{hookimpl.project_name}_impl", None), dict)
-    )
-    return tuple(name for name in marked if name != "caramba_plugin_info")
-
-
 def show_plugin(registry: Registry, name: str) -> None:
     """Print what ``plugins show NAME`` tells."""
     plugin = _named(registry, name)
@@ -202,3 +148,60 @@ def _build(entry: ComponentEntry, config: Any) -> str:
         except InvalidValue:  # the defaults do not fit this width, which is the component's right
             return f": {name} imports"
     return f": {name} imports and builds"
+
+
+# ------------------------------------------------------------------------------------------------ both
+
+
+def _named(registry: Registry, name: str) -> Plugin:
+    """The plugin that a user means by a distribution's name or by its short one."""
+    wanted = normalized(name)
+    for plugin in registry.plugins.values():
+        if wanted in (plugin.name, normalized(plugin.short_name)):
+            return plugin
+    near = nearest(wanted, registry.plugins)
+    raise PluginError(
+        f"no plugin {name!r} is installed",
+        expected=listing(registry.plugins),
+        hint=f"did you mean {near[0]!r}?" if near else f"pip install {name}",
+    )
+
+
+def _info(registry: Registry, plugin: Plugin) -> PluginInfo:
+    """What a plugin says of itself by its hook, or else by the summary in its metadata.
+
+    Raises :class:`PluginError` where it is broken.
+    """
+    for entry in plugin.hooks:
+        tell = getattr(registry.load(entry), "caramba_plugin_info", None)
+        if tell is None:
+            continue
+        with _reported_as_broken(entry, "caramba_plugin_info fails"):
+            info = tell()
+        if not isinstance(info, PluginInfo):
+            raise PluginError(
+                f"{entry} {entry.version} is broken: caramba_plugin_info gives a {type(info).__name__}",
+                expected="a caramba_core.hookspecs.PluginInfo",
+            )
+        return info
+    return PluginInfo(summary=metadata(plugin.name)["Summary"] or "")
+
+
+@contextmanager
+def _reported_as_broken(entry: ComponentEntry, what: str) -> Iterator[None]:
+    """Whatever a plugin's own code raises, as a :class:`PluginError` that says ``what`` failed."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise PluginError(f"{entry} {entry.version} is broken: {what}: {said}") from error
+
+
+def _hook_names(registry: Registry, entry: ComponentEntry) -> tuple[str, ...]:
+    """The hooks that a hook module takes part in, beside the one that says what the plugin is."""
+    marked = (
+        options.get("specname") or name
+        for name, function in vars(registry.load(entry)).items()
+        if isinstance(options := getattr(function, f"{hookimpl.project_name}_impl", None), dict)
+    )
+    return tuple(name for name in marked if name != "caramba_plugin_info")
