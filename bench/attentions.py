@@ -20,13 +20,13 @@ import time
 from pathlib import Path
 
 import torch
+from caramba_plugins_standard.perplexity import Measurement, measure
 from recipe import evaluation, facts, ratios, say, texts
 
+from caramba_core.manifest.load import load_manifest
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.evaluation import Measurement, measure
-from caramba_core.run.experiment import Choice, Experiment, Request
-from caramba_core.run.reporter import Reporter
+from caramba_core.run.experiment import Experiment
 
 MANIFEST = Path(__file__).with_suffix(".yml").resolve()
 GROUPS = ("dba", "mla", "sliding_window", "linear_attention")
@@ -72,11 +72,12 @@ def main() -> None:
         if minutes is not None and minutes <= 0:
             say(event="stopped", group=group)
             break
-        choice = Choice(group=group, run=arguments.run, output=output, resume=True, minutes=minutes)
-        experiment = Experiment(Request.read(str(MANIFEST), overrides, choice), Reporter())
-        left = experiment.unfinished()
+        loaded = load_manifest(str(MANIFEST), overrides=overrides, fetch=True)
+        experiment = Experiment(loaded, group=group, run=arguments.run, output=output)
+        left = experiment.unfinished(resume=True)
         experiment.check(left)
-        finished = experiment.run(left)
+        experiment.open(left)
+        finished = experiment.run(left, minutes=minutes)
         for run in experiment.groups[0].runs:
             context = experiment.finished_context(experiment.groups[0], run)
             if context is None:

@@ -31,7 +31,7 @@ from caramba_core.component import Attention
 from caramba_core.graph import Graph, Node
 from caramba_core.loading import open_source
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import TeacherSource
 from caramba_core.run.student import assemble

@@ -68,7 +68,7 @@ def measure(which: str, folder: Path) -> None:
 
         from caramba_core.loading import find_loader
         from caramba_core.lowering import lower
-        from caramba_core.manifest import structure_model
+        from caramba_core.manifest.structure import structure_model
         from caramba_core.nn.build import build
         from caramba_core.nn.filling import load_weights
 

@@ -16,23 +16,24 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from caramba_plugins_standard.perplexity import Measurement, measure
+from caramba_plugins_standard.quantized import Int4, Int8
 from ruamel.yaml import YAML
 
+from caramba_core.datasets import Tokens
+from caramba_core.manifest.load import load_manifest
 from caramba_core.modes import Evaluation
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
-from caramba_core.run.evaluation import Measurement, measure
-from caramba_core.run.experiment import Choice, Experiment, Request
-from caramba_core.run.reporter import Reporter
+from caramba_core.run.experiment import Experiment
 from caramba_core.storage import Storage
-from caramba_core.training import Tokens
 
-Kept = Literal["full", "int8", "int4"]
+STORAGES = {"full": None, "int8": Int8(), "int4": Int4()}
 """How a cache keeps keys and values."""
 
 TEXTS = ("heldout", "heldout_moby")
@@ -55,9 +56,10 @@ def naming_data(manifest: str, folder: Path, overrides: list[str]) -> list[str]:
     return [f"vars.data={folder}", *overrides] if {"vars", "extends"} & document.keys() else overrides
 
 
-def evaluation(context: int = 1024, windows: int = 32, cache: Kept = "full") -> Evaluation:
+def evaluation(context: int = 1024, windows: int = 32, cache: str = "full") -> Evaluation:
     """How the texts are measured."""
-    return Evaluation(windows=windows, context=context, batch_size=max(1, 8192 // context), cache=cache)
+    batch_size = max(1, 8192 // context)
+    return Evaluation(windows=windows, context=context, batch_size=batch_size, cache=STORAGES[cache])
 
 
 def ratios(
@@ -79,7 +81,7 @@ def main() -> None:
     parser.add_argument("--run")
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=32)
-    parser.add_argument("--cache", action="append", choices=("full", "int8", "int4"))
+    parser.add_argument("--cache", action="append", choices=STORAGES)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--output", type=Path, default=Path("runs"))
@@ -90,18 +92,18 @@ def main() -> None:
     began = time.monotonic()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     say(event="start", device=device, torch=torch.__version__, overrides=arguments.overrides)
-    kept: list[Kept] = arguments.cache or ["full"]
+    kept: list[str] = arguments.cache or ["full"]
     settings = {cache: evaluation(arguments.context, arguments.windows, cache) for cache in ("full", *kept)}
     data = texts(arguments.data)
     teacher: dict[str, Measurement] = {}
-    reporter = Reporter()
     for group in arguments.group or ["v192", "v336", "v96"]:
         minutes = None if arguments.minutes is None else arguments.minutes - (time.monotonic() - began) / 60
-        choice = Choice(group=group, run=arguments.run, output=output, resume=True, minutes=minutes)
-        experiment = Experiment(Request.read(manifest, overrides, choice), reporter)
-        left = experiment.unfinished()
+        loaded = load_manifest(manifest, overrides=overrides, fetch=True)
+        experiment = Experiment(loaded, group=group, run=arguments.run, output=output)
+        left = experiment.unfinished(resume=True)
         experiment.check(left)
-        finished = experiment.run(left)
+        experiment.open(left)
+        finished = experiment.run(left, minutes=minutes)
         for run in experiment.groups[0].runs:
             context = experiment.finished_context(experiment.groups[0], run)
             if context is None or not context.directory.checkpoints():
@@ -126,9 +128,9 @@ def report(
     say(
         event="run",
         context=settings.context,
-        cache=settings.cache,
+        cache=next(name for name, storage in STORAGES.items() if storage == settings.cache),
         ratio=ratios(model, teacher, data, settings),
-        cache_bytes=bytes_a_token(model, settings.storage),
+        cache_bytes=bytes_a_token(model, settings.cache),
         **record,
     )
 

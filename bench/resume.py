@@ -23,7 +23,8 @@ import torch
 from recipe import naming_data, say
 from safetensors.torch import load_file
 
-from caramba_core.run.experiment import Choice, Request
+from caramba_core.manifest.load import load_manifest
+from caramba_core.run.experiment import Experiment
 
 
 class Job:
@@ -32,13 +33,13 @@ class Job:
     def __init__(self, manifest: str, overrides: list[str], group: str, run: str) -> None:
         self.command = [sys.executable, "-m", "caramba_core", "run", manifest, "--group", group]
         self.command += [part for override in overrides for part in ("--set", override)]
-        request = Request.read(manifest, overrides, Choice(group=group, output=Path("runs")))
-        runs = [known.id for known in request.groups[0].runs]
+        experiment = Experiment(load_manifest(manifest, overrides=overrides, fetch=True), group=group)
+        runs = [known.id for known in experiment.groups[0].runs]
         self.before = runs[: runs.index(run)]
-        chosen: Any = request.groups[0].runs[runs.index(run)]
+        chosen: Any = experiment.groups[0].runs[runs.index(run)]
         self.steps: int = chosen.steps
         self.run = run
-        self.place = Path(request.loaded.manifest.name) / group / run
+        self.place = Path(experiment.loaded.manifest.name) / group / run
 
     def go(self, output: Path, *more: str) -> None:
         """To the end, or to the time limit."""

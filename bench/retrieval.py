@@ -23,9 +23,9 @@ from recipe import naming_data
 from torch import Tensor
 
 from caramba_core.loading import Tokenizer
+from caramba_core.manifest.load import load_manifest
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.experiment import Choice, Experiment, Request
-from caramba_core.run.reporter import Reporter
+from caramba_core.run.experiment import Experiment
 
 INTRODUCTION = (
     "There is an important piece of information hidden inside a lot of irrelevant text. Find it and memorize it. "
@@ -153,8 +153,8 @@ def main() -> None:
     arguments = parser.parse_args()
     manifest, output = str(Path(arguments.manifest).resolve()), arguments.output.resolve()
     overrides = naming_data(manifest, arguments.data.resolve(), arguments.overrides)
-    choice = Choice(group=arguments.group, output=output, resume=True)
-    experiment = Experiment(Request.read(manifest, overrides, choice), Reporter())
+    loaded = load_manifest(manifest, overrides=overrides, fetch=True)
+    experiment = Experiment(loaded, group=arguments.group, output=output)
     group = experiment.groups[0]
     for run in group.runs:
         if arguments.run and run.id not in arguments.run:

@@ -18,26 +18,11 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Final,
-    Literal,
-    TypedDict,
-    TypeVar,
-    Unpack,
-    cast,
-    dataclass_transform,
-)
+from typing import Any, ClassVar, Final, Literal, TypedDict, TypeVar, Unpack, cast, dataclass_transform
 
 import attrs
 
 from caramba_core.errors import InvalidValue
-
-if TYPE_CHECKING:
-    from caramba_core.document.problem import Path
-    from caramba_core.document.tree import Map
 
 __all__ = [
     "Attention",
@@ -50,8 +35,8 @@ __all__ = [
     "Given",
     "Head",
     "Layer",
+    "Model",
     "Normal",
-    "Router",
     "Shape",
     "Topology",
     "Weight",
@@ -150,14 +135,6 @@ class Cost:
             operations=self.operations + other.operations,
             causal_operations=self.causal_operations + other.causal_operations,
             saved=self.saved + other.saved,
-        )
-
-    def times(self, count: int) -> Cost:
-        """The cost of ``count`` applications."""
-        return Cost(
-            operations=self.operations * count,
-            causal_operations=self.causal_operations * count,
-            saved=self.saved * count,
         )
 
     @classmethod
@@ -349,28 +326,6 @@ class Head(Layer):
     tied: bool = option(default=False, help="read the embedder's matrix instead of owning one")
 
 
-@component
-class Router(Component):
-    """Weighs the branches of a topology for each token.
-
-    ``builds`` is a function ``(config, x, weights) -> y`` from ``x`` ``[B, T, D]`` and the declared weights to ``y``
-    ``[B, T, branches]``.
-    """
-
-    kind: ClassVar[str] = "router"
-
-    def check(self, branches: int) -> None:
-        """Raise :class:`InvalidValue` where the config cannot weigh so many branches."""
-
-    def weights(self, width: int, branches: int) -> Mapping[str, Weight]:
-        """The tensors that the router needs; the node owns them as ``router_<name>``."""
-        return {}
-
-    def cost(self, width: int, branches: int, shape: Shape) -> Cost:
-        """What one pass takes."""
-        return Cost()
-
-
 @attrs.frozen(kw_only=True)
 class Body:
     """A chain of layers inside a topology.
@@ -403,23 +358,9 @@ class Topology(Layer):
     adds_input: ClassVar[bool] = False
     """Whether the output is the input plus what the bodies give; pictures show it."""
 
-    repeats: ClassVar[bool] = False
-    """Whether a manifest writes layers once that several bodies have, each with weights of its own."""
-
     def bodies(self) -> Sequence[Body]:
         """The chains that this node runs, in order."""
         raise NotImplementedError
-
-    def with_repetitions(
-        self, written: Map, nodes: Sequence[Mapping[str, Path]], change: Callable[[int, Map], Map]
-    ) -> Map:
-        """How a manifest writes this topology with layers of single bodies changed; for one that ``repeats``.
-
-        ``written`` is the mapping that this config was made of.  ``change(index, written)`` returns it with the changes
-        of one body made in the layers that this body has so far.  ``nodes[index]`` has the path in ``written``, by
-        name, of every node that changes in some body.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not define with_repetitions")
 
     def output_widths(self, width: int) -> tuple[int, ...]:
         """Output width of each body, for an input of ``width``."""
@@ -438,3 +379,16 @@ class Topology(Layer):
     def join(self, width: int, outputs: Sequence[int]) -> int:
         """Output width, given the input's and that of each body; raise :class:`InvalidValue` where they do not meet."""
         return outputs[-1]
+
+
+@component
+class Model:
+    """A transformer as a manifest describes it; :func:`caramba_core.lowering.lower` makes its graph."""
+
+    type: Literal["transformer"] = option(default="transformer", help="the only shape there is so far")
+    tied_embeddings: bool = option(default=False, help="the head reads the embedder's matrix")
+    embedder: Embedder = option(help="what turns token ids into vectors")
+    topology: Topology = option(help="the layers")
+    head: Head | None = option(
+        default=None, implied=True, help="what turns vectors into logits; the default head if not given"
+    )

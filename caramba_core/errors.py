@@ -2,6 +2,7 @@
 
     CarambaError                 2   anything the user can repair
     ├── ManifestError            2   the manifest: every problem found, each with its place
+    ├── Faults                   2   values or a model that cannot be, by path
     ├── InputError               2   a file, checkpoint, token array or device that cannot be used
     ├── PluginError              2   a plugin that is missing, broken or incompatible
     ├── VerificationFailed       3   a ``verify:`` threshold was not met
@@ -13,13 +14,15 @@ Broken internal invariants are ``assert`` statements and end with exit code 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-if TYPE_CHECKING:
-    from caramba_core.document.problem import ManifestProblem
+if TYPE_CHECKING:  # import caramba, which names errors, imports nothing but them
+    from caramba_core.document.problem import Fault, ManifestProblem
 
 __all__ = [
     "CarambaError",
+    "Faults",
     "InputError",
     "InvalidValue",
     "ManifestError",
@@ -60,6 +63,21 @@ class ManifestError(CarambaError):
         assert problems, "a ManifestError needs at least one problem"
         self.problems = problems
         super().__init__("\n\n".join(problem.render() for problem in problems))
+
+
+class Faults(CarambaError):
+    """What is wrong with values or with a model, by path; places in a manifest's text are found later.
+
+    Without any fault, a value could not be made because of a problem that is reported already.
+    """
+
+    def __init__(self, *faults: Fault) -> None:
+        self.faults = faults
+        super().__init__("\n".join(map(str, faults)))
+
+    def below(self, *parts: str | int) -> Sequence[Fault]:
+        """The same faults, seen from a value that holds the faulty one under ``parts``."""
+        return [fault.below(*parts) for fault in self.faults]
 
 
 class InputError(CarambaError):

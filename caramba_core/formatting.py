@@ -1,10 +1,10 @@
-"""Numbers as people read them: counts, bytes, durations, ranges of indexes."""
+"""Numbers as people read them: counts, bytes, ranges of indexes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["format_bytes", "format_count", "format_duration", "format_indexes"]
+__all__ = ["format_bytes", "format_count", "format_indexes"]
 
 _COUNTS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _BYTES = ((2**40, " TiB"), (2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB"))
@@ -24,14 +24,6 @@ def _scaled(count: float, units: Iterable[tuple[float, str]]) -> str:
     size, unit = next((size, unit) for size, unit in units if count >= size)
     scaled = count / size
     return f"{scaled:.3g}{unit}" if scaled < 999.5 else f"{scaled:,.0f}{unit}"
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds up to ten minutes, then hours and minutes: ``142 s``, ``12 min``, ``3 h 05 min``."""
-    if seconds < 600:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
 
 
 def format_indexes(names: Sequence[str]) -> str:

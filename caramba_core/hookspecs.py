@@ -37,38 +37,16 @@ if TYPE_CHECKING:
     from caramba_core.plan import Plan
     from caramba_core.run.context import RunContext
 
-__all__ = [
-    "OBSERVERS",
-    "SECTIONS",
-    "PluginInfo",
-    "Section",
-    "checked_sections",
-    "hookimpl",
-    "hookspec",
-    "implementations",
-]
+__all__ = ["OBSERVERS", "SECTIONS", "Section", "checked_sections", "hookimpl", "hookspec", "implementations"]
 
 hookspec = pluggy.HookspecMarker("caramba")
 hookimpl = pluggy.HookimplMarker("caramba")
 
+_REPORTS: Final = ("report_sections", "group_sections")
 OBSERVERS: Final = frozenset(
-    {"step_finished", "evaluated", "checkpoint_saved", "run_finished", "report_sections", "run_failed"}
+    ("step_finished", "evaluated", "checkpoint_saved", "run_finished", *_REPORTS, "run_failed")
 )
-SECTIONS: Final = frozenset({"plan_sections", "report_sections"})
-
-
-@attrs.frozen(kw_only=True)
-class PluginInfo:
-    """What a plugin says of itself.
-
-    ``summary`` is one line; ``documentation`` an address; ``extras`` names, for each optional extra of the
-    distribution, the modules that it brings (``{"fast": ("fancylib",)}``); ``caramba plugins show`` says which are
-    there.
-    """
-
-    summary: str
-    documentation: str | None = None
-    extras: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
+SECTIONS: Final = frozenset(("plan_sections", *_REPORTS))
 
 
 @attrs.frozen(kw_only=True)
@@ -102,7 +80,7 @@ def implementations(module: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]
 
 
 def checked_sections(result: Any) -> Sequence[Section]:
-    """What an implementation of ``plan_sections`` or ``report_sections`` gave, if it is a list of sections or nothing.
+    """What an implementation of one of the :data:`SECTIONS` hooks gave, if it is a list of sections or nothing.
 
     Raises :class:`TypeError` otherwise.
     """
@@ -114,18 +92,6 @@ def checked_sections(result: Any) -> Sequence[Section]:
         if not isinstance(section, Section):
             raise TypeError(f"a section is a {type(section).__name__}, not a caramba_core.hookspecs.Section")
     return result
-
-
-# ------------------------------------------------------------------------------------------------ about the plugin
-
-
-@hookspec
-def caramba_plugin_info() -> PluginInfo:
-    """Say what the plugin is; one without this hook has the summary of its distribution's metadata.
-
-    Runs for ``caramba plugins show`` and ``plugins check``.  Changes nothing.  An exception marks the plugin as broken.
-    """
-    raise NotImplementedError
 
 
 # ------------------------------------------------------------------------------------------------ graphs and plans
@@ -151,11 +117,29 @@ def plan_sections(plan: Plan) -> Sequence[Section]:
 
 
 @hookspec
-def report_sections(summary: Mapping[str, Any]) -> Sequence[Section]:
-    """Add tables to the report of a finished run, after the core's own.
+def show_plans(plans: Sequence[Plan], full: bool) -> None:
+    """Show the plans of a manifest's groups on the terminal.
 
-    Runs when a run has finished, for its ``report.json``, and for each finished run of the table that closes
-    ``caramba run``.  ``summary`` is the content of the run's ``summary.json``; changes to it have no effect.
+    Runs for ``caramba compile --print-plan``; ``full`` asks for repeated blocks to be spelled out.  Must not import
+    torch.
+    """
+
+
+@hookspec
+def report_sections(summary: Mapping[str, Any]) -> Sequence[Section]:
+    """Add tables to the report of a finished run.
+
+    Runs when a run has finished, for its ``report.json``, and for each finished run of what closes ``caramba run``.
+    ``summary`` is the content of the run's ``summary.json``; changes to it have no effect.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def group_sections(summaries: Sequence[Mapping[str, Any]]) -> Sequence[Section]:
+    """Add tables about the finished runs of a group to what closes ``caramba run``, before those of each run.
+
+    ``summaries`` are the contents of their ``summary.json``, in the order of the manifest.  Must not import torch.
     """
     raise NotImplementedError
 

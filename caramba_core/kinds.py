@@ -9,14 +9,10 @@ from typing import Final
 
 import attrs
 
-__all__ = ["HOOKS_GROUP", "KINDS", "KINDS_GROUP", "LAYER_KINDS", "Kind"]
+__all__ = ["HOOKS_GROUP", "KINDS", "LAYER_KINDS", "Kind"]
 
 HOOKS_GROUP: Final = "caramba"
 """Entry-point group of the pluggy modules that hold a distribution's hook implementations."""
-
-
-KINDS_GROUP: Final = f"{HOOKS_GROUP}.kind"
-"""Entry-point group of the kinds that a distribution declares."""
 
 
 @attrs.frozen
@@ -44,15 +40,13 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("embedder", "a config of what turns token ids into vectors", "caramba_core.component:Embedder"),
         Kind("head", "a config of what turns vectors into logits", "caramba_core.component:Head"),
         Kind("topology", "a config of a layer made of layers", "caramba_core.component:Topology"),
-        Kind("router", "a config of what weighs branches", "caramba_core.component:Router"),
         Kind("origin", "what a model is taken from, by its from: key", "caramba_core.manifest.origins:Origin"),
         Kind("loader", "a reader of checkpoints", "caramba_core.loading:Loader"),
         Kind("source", "what fetches checkpoints, named by the scheme of its addresses", "caramba_core.loading:Source"),
-        Kind("dataset", "a source of tokens", "caramba_core.training:Dataset"),
+        Kind("dataset", "a source of tokens", "caramba_core.datasets:Dataset"),
         Kind("mode", "a config of what a run does, named by its mode: key", "caramba_core.modes:Run"),
-        Kind("strategy", "what a training step is", "caramba_core.training:Strategy"),
-        Kind("optimizer", "how parameters move", "caramba_core.training:Optimizer"),
-        Kind("schedule", "how the learning rate moves", "caramba_core.training:Schedule"),
+        Kind("storage", "how a cache stores keys and values in fewer bytes", "caramba_core.storage:Storage"),
+        Kind("evaluator", "what is measured before and after a run", "caramba_core.modes:Evaluator"),
         Kind("preset", "a manifest that a plugin carries"),
         Kind("command", "a subcommand of caramba"),
     )

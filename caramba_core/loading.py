@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +29,7 @@ __all__ = [
     "Source",
     "Stored",
     "Tokenizer",
+    "begin_of_text",
     "cached_source",
     "fetch_source",
     "find_loader",
@@ -84,11 +85,38 @@ class Tokenizer(Protocol):
     def end_of_text(self) -> int | None:
         """The id that separates documents, where there is one."""
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens added."""
+    @property
+    def bos(self) -> int | None:
+        """The id that begins a text (BOS), where there is one."""
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the checkpoint's tokenizer puts BOS before every text."""
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """The ids that end a generated text: end of sequence, end of a turn."""
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """Token ids of a text, nothing added; what spells a special token is one only with ``special_tokens``."""
+
+    def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> list[list[int]]:
+        """The same of each of several texts, on all cores."""
 
     def decode(self, tokens: list[int]) -> str:
         """The text of token ids."""
+
+
+def begin_of_text(tokenizer: Tokenizer, add_bos: bool | None, what: str) -> list[int]:
+    """The ids before a text: BOS or nothing, as the checkpoint's tokenizer does where ``add_bos`` is not given.
+
+    ``what`` names the text where there is no BOS to add (:class:`InputError`).
+    """
+    if not (tokenizer.adds_bos if add_bos is None else add_bos):
+        return []
+    if tokenizer.bos is None:
+        raise InputError(f"{what} is to begin with BOS, and the tokenizer has none", hint="leave add_bos out")
+    return [tokenizer.bos]
 
 
 class Checkpoint(Protocol):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from caramba_core.document.faults import Fault
-from caramba_core.document.problem import ManifestProblem, Path
-from caramba_core.errors import InputError, ManifestError
+from caramba_core.document.problem import Fault, ManifestProblem, Path, in_order
+from caramba_core.document.tree import problem_at
+from caramba_core.errors import Faults, InputError, ManifestError
 from caramba_core.graph import Graph
-from caramba_core.lowering import LoweringError, lower
-from caramba_core.manifest.model import structure_model
+from caramba_core.lowering import lower
+from caramba_core.manifest.structure import structure_model
 
 if TYPE_CHECKING:
     from caramba_core.loading import Checkpoint
@@ -39,7 +39,7 @@ def lower_checkpoint(checkpoint: Checkpoint) -> Graph:
     """The graph of the model inside of a checkpoint; raises :class:`InputError` for one that cannot be."""
     try:
         return lower(structure_model(checkpoint.model(), origin=str(checkpoint.path)))
-    except LoweringError as error:
+    except Faults as error:
         raise InputError(f"{checkpoint.path} describes a model that cannot be:\n{error}") from None
 
 
@@ -51,7 +51,7 @@ def _lowered(loaded: Loaded, groups: Iterable[Group | None]) -> list[Graph]:
         place = () if group is None else group_path(loaded, group)
         try:
             graphs.append(lower((group or loaded.manifest).model, (*place, "model")))
-        except LoweringError as error:
+        except Faults as error:
             faults.extend(error.faults)
     if faults:
         raise ManifestError(located(loaded, faults))
@@ -65,9 +65,4 @@ def group_path(loaded: Loaded, group: Group) -> Path:
 
 def located(loaded: Loaded, faults: Sequence[Fault]) -> tuple[ManifestProblem, ...]:
     """Faults where the user wrote what is at fault, each place and message once, in the order of the file."""
-    once: dict[tuple[str, int | None, int | None, str], ManifestProblem] = {}
-    for fault in faults:
-        problem = loaded.problem_at(fault.path, fault.message, expected=fault.expected, hint=fault.hint)
-        once.setdefault((problem.file, problem.line, problem.column, problem.message), problem)
-    order = {problem.file: index for index, problem in reversed(list(enumerate(once.values())))}
-    return tuple(sorted(once.values(), key=lambda p: (order[p.file], p.line or 0, p.column or 0)))
+    return tuple(in_order(problem_at(loaded.tree, fault) for fault in faults))

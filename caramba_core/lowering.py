@@ -12,43 +12,19 @@ from typing import Any, cast
 
 import attrs
 
-from caramba_core.component import Body, Embedder, Layer, Topology, evolve
-from caramba_core.document.faults import Fault
-from caramba_core.document.problem import Path
-from caramba_core.errors import CarambaError, InvalidValue
-from caramba_core.graph import MAX_NODES, ROOT, Graph, Node, Scope
-from caramba_core.model import Model
-from caramba_core.naming import Names, name_fault
+from caramba_core.component import Body, Embedder, Layer, Model, Topology, evolve
+from caramba_core.document.problem import Fault, Path
+from caramba_core.errors import Faults, InvalidValue
+from caramba_core.graph import MAX_NODES, ROOT, Graph, Names, Node, Scope, name_fault
 
-__all__ = ["LoweringError", "lower"]
-
-
-class LoweringError(CarambaError):
-    """Everything that is wrong with a model.
-
-    :func:`caramba_core.lowered.lower_group` turns it into a :class:`~caramba_core.errors.ManifestError` with places.
-    """
-
-    def __init__(self, faults: Sequence[Fault]) -> None:
-        assert faults, "a LoweringError needs at least one fault"
-        self.faults = tuple(faults)
-        lines = []
-        for fault in faults:
-            lines.append(f"{'.'.join(map(str, fault.path))}: {fault.message}")
-            more = (("expected", fault.expected), ("hint", fault.hint))
-            lines += [f"  {label}: {text}" for label, text in more if text is not None]
-        super().__init__("\n".join(lines))
+__all__ = ["lower"]
 
 
 def lower(model: Model, path: Path = ("model",)) -> Graph:
     """The graph of a model; ``path`` is where the model stands in the resolved manifest.
 
-    Raises :class:`LoweringError` with every fault: widths that do not meet, names that cannot be, too many nodes.
+    Raises :class:`Faults` with every fault: widths that do not meet, names that cannot be, too many nodes.
     """
-    if model.head is None:  # a manifest that names none has the default one
-        raise LoweringError(
-            [Fault(path=path, message="the model has no head", expected="a component of the kind head")]
-        )
     return _Lowering().model(model, path)
 
 
@@ -80,7 +56,7 @@ class _Lowering:
             topology, flow = self._layer(model.topology, (*path, "topology"), ROOT, names, flow, 1)
             head = self._head(model, path, embedder, flow)
         if self._faults:
-            raise LoweringError(tuple(self._faults.values()))
+            raise Faults(*self._faults.values())
         return Graph(embedder=embedder, topology=topology, head=head, tied_embeddings=model.tied_embeddings)
 
     # ------------------------------------------------------------------------------------------------ the two ends
@@ -93,7 +69,7 @@ class _Lowering:
     def _head(self, model: Model, path: Path, embedder: Node, flow: _Flow) -> Node:
         vocabulary, tied = model.embedder.vocab_size, model.tied_embeddings
         given, place = model.head, (*path, "head")
-        assert given is not None
+        assert given is not None, "a manifest that names no head has the default one"
         self._fixed_name(given, place)
         if given.tied and not tied:
             hint = "set model.tied_embeddings: true"
@@ -212,14 +188,8 @@ class _Lowering:
         except InvalidValue as error:
             first = ends[0] if config.flow == "fan" else flow
             second = next((end for end in ends if end.width != first.width), ends[0])
-            self._fault(
-                second.path,
-                error.message,
-                expected=error.expected,
-                hint=error.hint,
-                widths={first.source: first.width, second.source: second.width},
-                once=(path, "join"),
-            )
+            message = f"{error.message} {_widths(first, second)}"
+            self._faults.setdefault((path, "join"), attrs.evolve(Fault.of(error), path=second.path, message=message))
             return flow
         if config.flow == "chain" and ends[-1].width == width:
             return ends[-1]  # the node inside that made the width is what later messages name
@@ -242,31 +212,17 @@ class _Lowering:
         try:
             yield
         except InvalidValue as error:
-            place = path if error.field is None else (*path, error.field, *error.within)
-            self._fault(
-                place,
-                f"{name} cannot take its input: {error.message}",
-                expected=error.expected,
-                hint=error.hint,
-                widths={flow.source: flow.width},
-                once=(place, error.message),
-            )
+            fault = Fault.of(error, *path)
+            message = f"{name} cannot take its input: {error.message} {_widths(flow)}"
+            self._faults.setdefault((fault.path, error.message), attrs.evolve(fault, message=message))
 
-    def _fault(
-        self,
-        path: Path,
-        message: str,
-        *,
-        expected: str | None = None,
-        hint: str | None = None,
-        widths: dict[str, int] | None = None,
-        once: tuple[Path, str] | None = None,
-    ) -> None:
+    def _fault(self, path: Path, message: str, *, expected: str | None = None, hint: str | None = None) -> None:
         """Note a fault; the same one in every repetition is one fault."""
-        if widths:
-            message += f" ({', '.join(f'{width} from {source}' for source, width in widths.items())})"
-        fault = Fault(path=path, message=message, expected=expected, hint=hint)
-        self._faults.setdefault(once or (path, message), fault)
+        self._faults.setdefault((path, message), Fault(path=path, message=message, expected=expected, hint=hint))
+
+
+def _widths(*flows: _Flow) -> str:
+    return f"({', '.join(f'{flow.width} from {flow.source}' for flow in flows)})"
 
 
 # ------------------------------------------------------------------------------------------- where layers were written

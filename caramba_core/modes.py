@@ -19,20 +19,37 @@ returns :class:`Results`.  Reading, planning and checking a manifest import no t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
 
 import attrs
 
 from caramba_core.component import Component, component, option
+from caramba_core.datasets import Dataset
 from caramba_core.storage import Storage
-from caramba_core.training import Dataset, Device, DType, Optimizer, Training
 
 if TYPE_CHECKING:
+    from caramba_core.datasets import Tokens
     from caramba_core.graph import Graph
     from caramba_core.sites import Site
 
-__all__ = ["Data", "Evaluation", "ModeRunner", "Need", "Results", "Run", "Teacher", "Verify", "Workload"]
+__all__ = [
+    "DType",
+    "Data",
+    "Device",
+    "Evaluation",
+    "Evaluator",
+    "ModeRunner",
+    "Need",
+    "Results",
+    "Run",
+    "Teacher",
+    "Verify",
+    "Workload",
+]
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DType = Literal["float32", "bfloat16", "float16", "float64"]
 
 NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
 NAME_FORM: Final = "a folder name: letters, digits, . _ - (no . or - in front), at most 100"
@@ -67,19 +84,11 @@ class Evaluation:
     context: int = option(default=1024, help="tokens per window", unit="tokens", minimum=2)
     windows: int = option(default=32, help="windows measured", minimum=1)
     batch_size: int = option(default=1, help="windows per pass", minimum=1)
-    cache: Literal["full", "int8", "int4"] = option(
-        default="full",
-        help="how keys and values are kept: as computed, or quantized; the student is measured, and generates, reading "
-        "all of them back from such a cache",
+    cache: Storage | None = option(
+        default=None,
+        help="how keys and values are stored, as they were computed if not given: the student is measured, and "
+        "generates, reading all of them back from such a cache",
     )
-    cache_block: int = option(
-        default=32, help="values that share a step and an offset in a quantized cache", unit="values", minimum=1
-    )
-
-    @property
-    def storage(self) -> Storage | None:
-        """How the cache is quantized; ``None`` where it keeps what was computed."""
-        return Storage.named(self.cache, self.cache_block)
 
 
 @component
@@ -99,9 +108,10 @@ class Workload:
     """What a run computes, for its plan: passes over batches of ``batch_size`` sequences of ``context`` tokens.
 
     ``sequences`` is how many sequences the whole run trains on, forward and backward; ``uses_teacher`` adds a pass of
-    the teacher over each.  ``whole_model`` is false where backward runs through one node at a time.  ``optimizer`` has
-    state beside the weights that train; ``logit_values`` float32 values of logits are held at once.  ``caches`` counts
-    a cache of ``context`` tokens for each sequence.
+    the teacher over each.  ``whole_model`` is false where backward runs through one node at a time.  An optimizer keeps
+    ``state_values`` values for each parameter that trains, of its type, and ``state_scalars`` float32 numbers for each
+    tensor; ``logit_values`` float32 values of logits are held at once.  ``caches`` counts a cache of ``context`` tokens
+    for each sequence.
     """
 
     batch_size: int
@@ -110,7 +120,8 @@ class Workload:
     sequences: int = 0
     uses_teacher: bool = False
     whole_model: bool = True
-    optimizer: Optimizer | None = None
+    state_values: int = 0
+    state_scalars: int = 0
     logit_values: int = 0
     caches: bool = False
 
@@ -131,6 +142,29 @@ class ModeRunner(Protocol):
         ...
 
 
+class Evaluator(Protocol):
+    """What is measured before and after the work of a run: perplexities, say.  Made as ``cls(context)``.
+
+    Every installed one is asked, for runs whose mode :attr:`~Run.measures`; it keeps what it measures in the run's
+    folder, so that a run that goes on does not measure again.
+    """
+
+    def __init__(self, context: Any) -> None: ...  # a caramba_core.run.context.RunContext
+
+    @classmethod
+    def check(cls, tokens: Tokens, settings: Evaluation) -> None:
+        """Raise :class:`~caramba_core.errors.InputError` where the held-out tokens do not do for these settings."""
+
+    def before(self) -> Iterator[tuple[str, float]]:
+        """Measure where the run starts from; gives the name and value of each figure that was not known yet."""
+
+    def after(self) -> Iterator[tuple[str, float]]:
+        """The same of the run's end, which is its start where its mode changes no weights."""
+
+    def entries(self) -> dict[str, Any]:
+        """What ``summary.json`` says of all of it."""
+
+
 @component
 class Run(Component):
     """One stage of a group; ``builds`` is a class ``(run, context: RunContext) -> ModeRunner``."""
@@ -140,7 +174,7 @@ class Run(Component):
     needs: ClassVar[frozenset[Need]] = frozenset()
     """What its group must have; checked before anything is computed."""
     measures: ClassVar[bool] = True
-    """Whether perplexities of teacher, start and end are measured, where the group has held-out tokens."""
+    """Whether teacher, start and end are measured, where the group has held-out tokens."""
     changes_weights: ClassVar[bool] = False
     """Whether the student has other weights at the end: the run saves a checkpoint, and its end is measured."""
     starts_from_teacher: ClassVar[bool] = False
@@ -149,6 +183,8 @@ class Run(Component):
     """Whether a run that stopped goes on from its last checkpoint (``context.resume_from``); others start over."""
     without_effect: ClassVar[frozenset[str]] = frozenset({"device", "verify"})
     """Keys, dotted where they are nested, that do not shape the result: a run may be resumed with other values."""
+    may_change: ClassVar[frozenset[str]] = frozenset()
+    """Keys, dotted where they are nested, that may change when a run goes on: they shape what is left of it."""
     trains_key: ClassVar[tuple[str, ...]] = ("trains",)
     """Where the patterns of :attr:`trains` stand in the run."""
 
@@ -164,20 +200,27 @@ class Run(Component):
     dtype: DType = option(default="float32", help="type of the computation")
 
     @property
-    def training(self) -> Training | None:
-        """The settings of a run that trains; they then say device and number type, too."""
-        return None
-
-    @property
     def trains(self) -> tuple[str, ...]:
         """Patterns of node names whose parameters train: float32, and the run's own; each must match a node."""
-        return () if self.training is None else self.training.trains
+        return ()
+
+    @property
+    def computation(self) -> tuple[Device, DType]:
+        """The device and the number type that the run computes with."""
+        return self.device, self.dtype
+
+    @property
+    def compiles(self) -> bool:
+        """Whether torch.compile is wanted."""
+        return False
 
     def check(self, teacher: Teacher | None, data: Data) -> None:
         """Raise :class:`~caramba_core.errors.InvalidValue` for settings that do not go with the run's group."""
 
     def check_before(self, device: str, sites: Sequence[Site]) -> None:
         """Raise :class:`~caramba_core.errors.CarambaError` for what would stop the run later; nothing is built yet.
+
+        A mode that needs settings of the process (environment variables that libraries read once) makes them here.
 
         ``device`` is ``cpu``, ``cuda`` or ``mps``; ``sites`` are the nodes that differ from the teacher's.
         """

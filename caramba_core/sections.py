@@ -21,9 +21,9 @@ def section_data(section: Section) -> dict[str, Any]:
 
 def section_table(section: Section, *, of: str | None = None) -> Table:
     """A plugin's table; ``of`` names what it is about."""
-    numeric = [all(isinstance(cell, int | float) for cell in column) for column in zip(*section.rows, strict=True)]
     rows = [[_shown(cell) for cell in row] for row in section.rows]
-    table = plain_table(section.columns, rows, right=[index for index, right in enumerate(numeric) if right])
+    numbers = [all(not cell or cell.lstrip("-")[:1].isdigit() for cell in column) for column in zip(*rows, strict=True)]
+    table = plain_table(section.columns, rows, right=[index for index, right in enumerate(numbers) if right])
     table.title = Text(section.title if of is None else f"{of}: {section.title}")
     table.title_justify = "left"
     return table

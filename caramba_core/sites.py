@@ -10,7 +10,7 @@ from caramba_core.component import Attention
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph, Node
 
-__all__ = ["Site", "find_sites", "same"]
+__all__ = ["Site", "find_sites", "own_attentions", "same"]
 
 
 @attrs.frozen(kw_only=True)
@@ -50,6 +50,13 @@ def find_sites(teacher: Graph, student: Graph) -> tuple[Site, ...]:
             hint="compare with the teacher's own sizes: the checkpoint's config.json or GGUF header",
         )
     return tuple(sites)
+
+
+def own_attentions(student: Graph, teacher: Graph | None) -> frozenset[str]:
+    """Names of the student's attentions that the teacher has not, or has otherwise; none where there is no teacher."""
+    theirs = {} if teacher is None else teacher.attentions()
+    own = (name for name, node in student.attentions().items() if name not in theirs or not same(node, theirs[name]))
+    return frozenset() if teacher is None else frozenset(own)
 
 
 def same(a: Node, b: Node) -> bool:

@@ -1,51 +1,54 @@
-"""How per-token entries of a cache are quantized: in few bits, block by block.  Light: plans use it."""
+"""Storages: how a cache holds keys and values in fewer bytes than they were computed in (configs; light)."""
 
 from __future__ import annotations
 
-from typing import Final, Literal
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Final
 
-import attrs
+from caramba_core.component import CacheEntry, Component, component
 
-from caramba_core.component import CacheEntry
+if TYPE_CHECKING:
+    from torch import Tensor
 
-__all__ = ["Storage"]
+__all__ = ["ITEM_BYTES", "Storage"]
 
-_BITS: Final[dict[str, Literal[4, 8]]] = {"int8": 8, "int4": 4}
+ITEM_BYTES: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("float64", "int64"), 8),
+    **dict.fromkeys(("float32", "int32"), 4),
+    **dict.fromkeys(("bfloat16", "float16", "int16"), 2),
+    **dict.fromkeys(("float8_e4m3fn", "float8_e5m2", "int8", "uint8", "bool"), 1),
+}
+"""Bytes per value of each type, by torch's names."""
 
-_SCALE_BYTES: Final = 4
-"""A block's step and its least value, both in float16."""
 
+@component
+class Storage(Component):
+    """How a cache stores its per-token entries, in tensors that each hold a part of every token.
 
-@attrs.frozen
-class Storage:
-    """``bits`` per value, and a step and a least value in float16 for every ``block`` values of a token.
-
-    The blocks divide a token's values of one entry in their order; the last one may be shorter.  Each block spans its
-    least to its greatest value, as in arXiv 2303.06865.  Keys are quantized per token as values are, not per channel
-    (arXiv 2402.02750), so that no tokens wait in full precision and tokens can be taken back.  States, and entries that
-    pin a type, are not quantized.
+    ``builds`` is not used: the methods import torch themselves.  Every setting has a default, so that plans can say
+    what each installed storage takes.  States, and entries that pin a type, are stored as they are.
     """
 
-    bits: Literal[4, 8] = attrs.field(validator=attrs.validators.in_((4, 8)))
-    block: int = attrs.field(default=32, validator=attrs.validators.ge(1))
+    kind: ClassVar[str] = "storage"
+    builds: ClassVar[str] = ""
 
-    @classmethod
-    def named(cls, name: str, block: int = 32) -> Storage | None:
-        """The storage called ``int8`` or ``int4``; ``None`` for ``full``, a cache that is not quantized."""
-        return None if name == "full" else cls(_BITS[name], block)
+    def planes(self, values: int) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """The tensors for an entry of ``values`` values, by suffix of its name: shape per token, torch's type."""
+        raise NotImplementedError(f"{type(self).__name__} does not define planes")
+
+    def encode(self, values: Tensor) -> tuple[Tensor, ...]:
+        """What each tensor holds of tokens ``[B, T, values]``: ``[B, T, *shape]`` in its type."""
+        raise NotImplementedError(f"{type(self).__name__} does not define encode")
+
+    def decode(self, planes: tuple[Tensor, ...], values: int) -> Tensor:
+        """What reading these tokens gives: ``[B, T, values]``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define decode")
 
     def quantizes(self, entry: CacheEntry) -> bool:
-        """Whether this entry is quantized."""
+        """Whether this entry is stored this way."""
         return entry.per_token and entry.dtype is None
 
     def bytes(self, entry: CacheEntry) -> int:
-        """Bytes per token of an entry that is quantized."""
-        return self.code_bytes(entry) + self.blocks(entry) * _SCALE_BYTES
-
-    def code_bytes(self, entry: CacheEntry) -> int:
-        """Bytes of the codes: in 4 bits, two values share one."""
-        return -(-entry.values * self.bits // 8)
-
-    def blocks(self, entry: CacheEntry) -> int:
-        """Blocks of a token's values."""
-        return -(-entry.values // self.block)
+        """Bytes per token of an entry that is."""
+        return sum(math.prod(shape) * ITEM_BYTES[dtype] for shape, dtype in self.planes(entry.values).values())

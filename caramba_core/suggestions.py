@@ -1,11 +1,11 @@
-"""The nearest known name to one that is not known."""
+"""The nearest known name to one that is not known, and lists in words."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-__all__ = ["listing", "nearest", "suggestion"]
+__all__ = ["article", "listing", "nearest", "suggestion", "unknown"]
 
 _FAMILIAR: Final = {
     "hidden_size": ("d_model",),
@@ -62,6 +62,12 @@ def suggestion(names: Sequence[str]) -> str:
     return f", did you mean {' or '.join(repr(name) for name in names[:4])}?"
 
 
+def unknown(message: str, name: str, known: Collection[str], expected: str = "one of {}") -> tuple[str, str | None]:
+    """What to say of a name that is not known: the message with the nearest ones, else what would have been right."""
+    near = nearest(name, known)
+    return f"{message}{suggestion(near)}", None if near else expected.format(listing(known))
+
+
 def listing(names: Iterable[str], *, most: int = 16) -> str:
     """``a, b, c``, cut where it would no longer be read."""
     shown = list(names)
@@ -69,6 +75,11 @@ def listing(names: Iterable[str], *, most: int = 16) -> str:
         return "nothing"
     rest = len(shown) - most
     return ", ".join(shown) if rest <= 0 else f"{', '.join(shown[:most])} and {rest} more"
+
+
+def article(noun: str) -> str:
+    """``an attention``, ``a layer``."""
+    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
 
 
 def _plain(name: str) -> str:

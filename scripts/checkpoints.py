@@ -155,6 +155,22 @@ tokenizer that the model was trained with is followed: text of `qwen2` is compos
 `tokenizer.json` counts.  transformers 5.23.0 puts the normalizer and pre-tokenizer of its own class in their place
 where `tokenizer_config.json` says `tokenizer_class: LlamaTokenizer`; texts with leading or doubled blanks may get
 other ids there (`findings/llama_tokenizer_class_drops_normalizer.sh`).
+
+## Where a text begins and ends
+
+BOS stands before every text and prompt where the checkpoint's tokenizer puts it.  For a folder: where the
+post-processor of `tokenizer.json` does, or else `add_bos_token` is true, which {versions[0]} reads for tokenizers
+without `tokenizer.json` alone (`findings/add_bos_token_of_a_folder_is_not_read.sh`).
+For GGUF: where `tokenizer.ggml.add_bos_token` says so, or else where llama.cpp does by
+default, which is with SentencePiece and with the rules {code(name for name, words in RULES.items() if words.bos)}.
+`add_bos` of a text and of mode `generate`, and `--add-bos` or `--no-bos` of `caramba data prepare`, choose otherwise.
+
+A generated text ends at the ids of `eos_token_id` in `generation_config.json`, or else in `config.json`, or else at the
+tokenizer's end of sequence; of GGUF at the ids of `eos`, `eot` and `eom`, and at tokens that llama.cpp knows as ends by
+their names (`<|im_end|>`, `<|eot_id|>`, ...).  `ignore_eos: true` goes on behind them.
+
+What spells a special token in a text is text; `special_tokens: true` (`--special-tokens`) reads it as the token.  In
+prompts it is the token, unless `special_tokens: false` is set.
 """
 
 

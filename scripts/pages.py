@@ -51,7 +51,7 @@ def kinds() -> str:
             named = f"a class {'like' if methods else 'derived from'} `{module}.{name}`"
             named += f": {methods}" if methods else ""
             if kind.name not in KINDS:
-                words = re.split(r"[.;,] |\\.$", inspect.getdoc(base) or "")[0].rstrip(".").replace("``", "`")
+                words = re.split(r"[.;,]\s", inspect.getdoc(base) or "")[0].rstrip(".").replace("``", "`")
                 gives = f"{words[0].lower()}{words[1:]}; declared by `{module.partition('.')[0]}`"
         rows.append(f"| {kind.name} | `{kind.group}` | {gives} | {named} |")
     return "\n".join(rows)

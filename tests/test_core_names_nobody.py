@@ -32,20 +32,23 @@ READ = (tokenize.NAME, tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FST
 
 MEANS_MORE: Final = {
     "data": "groups[].data of a manifest",
+    "eval": "groups[].eval and runs[].eval of a manifest",
     "explain": "a function of manifest.syntax",
     "graph": "the module caramba_core.graph",
+    "int8": "a type of torch's",
     "key": "what a problem points at",
     "sliding_window": "a key of Hugging Face configurations, for which the nearest key is suggested",
     "teacher": "groups[].teacher of a manifest",
     "text": "a format of output",
     "tokens": "the unit of many fields",
+    "train": "data.train of a manifest",
 }
 """Names that a whole string of the core may be, with what they mean there."""
 
 WORDS: Final = frozenset(
     """
-    allocate constant convert cosine data distance explain export graph key linear nested parallel query
-    residual schema sequences softmax stacked standard teacher text token tokens
+    allocate constant convert cosine data distance eval explain export generate graph key linear nested parallel
+    perplexity query residual schema sequences softmax stacked standard teacher text token tokens train
     """.split()  # noqa: SIM905 - these are words
 )
 """Names that are words of English or of the field, which texts, comments and variables of the core may use."""

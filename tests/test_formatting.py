@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from caramba_core.formatting import format_bytes, format_count, format_duration, format_indexes
+from caramba_core.formatting import format_bytes, format_count, format_indexes
 
 
 @pytest.mark.parametrize(
@@ -30,14 +30,6 @@ def test_counts(count: float, words: str) -> None:
 )
 def test_bytes(count: float, words: str) -> None:
     assert format_bytes(count) == words
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.4, "0 s"), (142.3, "142 s"), (600, "10 min"), (3599, "1 h 00 min"), (11_100, "3 h 05 min")],
-)
-def test_durations(seconds: float, words: str) -> None:
-    assert format_duration(seconds) == words
 
 
 @pytest.mark.parametrize(

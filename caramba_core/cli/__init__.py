@@ -1,7 +1,7 @@
 """The command ``caramba``: a table of subcommands that are imported only when they run, and one place for failures.
 
 ``--help`` reads the table below, and of plugins their metadata: commands from the entry-point group ``caramba.command``
-(where ``presets.weigh`` is the subcommand ``weigh`` of ``presets``), lines of help from ``caramba.command_help``.
+(where ``box.open`` is the subcommand ``open`` of ``box``), lines of help from ``caramba.command_help``.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ class Command(NamedTuple):
 COMMANDS: Final[dict[str, Command]] = {
     "run": Command("caramba_core.cli.run:command", "Run a manifest: convert, train, evaluate, generate."),
     "compile": Command("caramba_core.cli.compile:command", "Check a manifest and plan it, without torch."),
-    "plugins": Command("caramba_core.cli.plugins:app", "List, show, check and scaffold plugins."),
-    "presets": Command("caramba_core.cli.presets:app", "List and show the manifests that plugins carry."),
+    "plugins.list": Command("caramba_core.cli.plugins:command", "List what is installed; imports no plugin."),
 }
 
 _PANEL = "Commands of plugins"
@@ -54,8 +53,7 @@ class _Root(TyperGroup):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        for name, command in COMMANDS.items():
-            self.add_command(_Stub(name, command.help, partial(_imported, name, command.target)))
+        _mount_own(self, "")
         self._mount_once = cache(partial(_mount, self, ""))
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -79,8 +77,8 @@ class _Root(TyperGroup):
             raise Stopped(141) from None
 
 
-def _imported(name: str, target: str) -> Any:
-    module, _, attribute = target.partition(":")
+def _imported(name: str) -> Any:
+    module, _, attribute = COMMANDS[name].target.partition(":")
     return _click_command(name, getattr(import_module(module), attribute))
 
 
@@ -94,8 +92,15 @@ def _registry() -> Any:
     return registry()
 
 
+def _mount_own(group: TyperGroup, path: str) -> None:
+    """Add the core's commands whose names begin with ``path``: ``plugins.list`` is ``list`` of ``plugins``."""
+    for name, command in COMMANDS.items():
+        if name.startswith(path) and "." not in name.removeprefix(path):
+            group.add_command(_Stub(name.removeprefix(path), command.help, partial(_imported, name)))
+
+
 def _mount(group: TyperGroup, path: str) -> None:
-    """Add the commands of plugins whose names begin with ``path``: ``presets.weigh`` is ``weigh`` of ``presets``.
+    """Add the commands of plugins whose names begin with ``path``.
 
     A command is called by the last part of its name where that is free, else by ``DISTRIBUTION:PART``.  A group that
     nobody supplies, but commands name, is made.
@@ -103,14 +108,17 @@ def _mount(group: TyperGroup, path: str) -> None:
     entries = _registry().entries("command")
     found = {entry: entry.name.removeprefix(path) for entry in entries if entry.name.startswith(path)}
     own, names = set(group.commands), list(found.values())
+    core = [name.removeprefix(path) for name in COMMANDS if name.startswith(path)]
     for entry, name in found.items():
         if "." not in name:
             line = _registry().command_help(entry)
             told = f"{line} ({entry.distribution})" if line else f"(supplied by {entry.distribution})"
             called = name if name not in own and names.count(name) == 1 else f"{entry.distribution}:{name}"
             group.add_command(_Stub(called, told, partial(_loaded, entry), panel=_PANEL))
-    for name in sorted({name.partition(".")[0] for name in names} - group.commands.keys()):
-        made = TyperGroup(name=name, no_args_is_help=True, rich_help_panel=_PANEL)
+    for name in sorted({name.partition(".")[0] for name in (*core, *names)} - group.commands.keys()):
+        shared = any(each.startswith(f"{name}.") for each in core)
+        made = TyperGroup(name=name, no_args_is_help=True, rich_help_panel=None if shared else _PANEL)
+        _mount_own(made, f"{path}{name}.")
         _mount(made, f"{path}{name}.")
         made.help = f"Commands: {', '.join(made.commands)}."
         group.add_command(made)
@@ -140,18 +148,15 @@ def _without_plugins(args: list[str]) -> list[str]:
     names: list[str] = []
     rest = iter(args)
     for argument in rest:
+        option, equals, name = argument.partition("=")
         if argument == "--":
             kept += [argument, *rest]
-        elif argument.startswith("--no-plugin="):
-            names.append(argument.partition("=")[2])
-        elif argument == "--no-plugin":
-            name = next(rest, None)
-            if name is None:
-                kept.append(argument)  # the parser says that the option needs a value
-            else:
-                names.append(name)
-        else:
+        elif option != "--no-plugin":
             kept.append(argument)
+        elif equals or (name := next(rest, "")):
+            names.append(name)
+        else:
+            kept.append(argument)  # the parser says that the option needs a value
     if names:
         from caramba_core.plugins.registry import switch_off
 
@@ -161,11 +166,10 @@ def _without_plugins(args: list[str]) -> list[str]:
 
 def _with_run(args: list[str]) -> list[str]:
     """``--manifest M`` is the original's spelling of ``run M``."""
-    if args and args[0].startswith("--manifest="):
-        return ["run", args[0].partition("=")[2], *args[1:]]
-    if len(args) > 1 and args[0] == "--manifest":
-        return ["run", *args[1:]]
-    return args
+    option, equals, manifest = args[0].partition("=") if args else ("", "", "")
+    if option != "--manifest" or (not equals and len(args) == 1):
+        return args
+    return ["run", manifest, *args[1:]] if equals else ["run", *args[1:]]
 
 
 def _show_version(value: bool) -> None:

@@ -23,8 +23,9 @@ def command(
     format: Annotated[str, typer.Option(help="text, or json for the plan and for errors as data")] = "text",
 ) -> None:
     """Check a manifest and plan it: parameters, operations, cache and memory, without torch."""
-    from caramba_core.errors import InputError
-    from caramba_core.manifest import dump, load_manifest
+    from caramba_core.errors import InputError, PluginError
+    from caramba_core.manifest.load import load_manifest
+    from caramba_core.manifest.writing import dump
     from caramba_core.plan import plan_manifest
 
     if format not in ("text", "json"):
@@ -44,9 +45,13 @@ def command(
 
         typer.echo(dumps([plan_document(plan) for plan in plans], indent=1))
     elif print_plan or full:
-        from caramba_core.plan.render import show
+        from caramba_core.plugins.registry import registry
 
-        show(plans, full=full)
+        show = registry().hooks.show_plans
+        if not show.get_hookimpls():
+            problem = "no installed plugin shows plans on the terminal"
+            raise PluginError(problem, hint="--json gives them as data; a plugin with the hook show_plans shows them")
+        show(plans=plans, full=full)
     else:
         for plan in plans:
             typer.echo(plan.line())

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from caramba_core import __version__
 from caramba_core.errors import CarambaError, InputError, ManifestError, ResourceExhausted
+from caramba_core.run.signals import Interrupted
 
 __all__ = ["Stopped", "guarded", "wants_json"]
 
@@ -46,6 +47,9 @@ def guarded(run: Callable[[], Any], arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
+    except Interrupted as error:
+        print(f"{error}; the same command with --resume goes on", file=sys.stderr)  # noqa: T201
+        code = 128 + error.number
     except BrokenPipeError:
         code = 141
     except BaseException as error:  # noqa: BLE001 - the last handler of the process

@@ -6,25 +6,10 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["app"]
-
-app = typer.Typer(
-    help="List, show, check and scaffold plugins.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+__all__ = ["command"]
 
 
-@app.callback()
-def _root() -> None:
-    """List, show, check and scaffold plugins."""
-
-
-@app.command("list")
-def list_plugins(
-    as_json: Annotated[bool, typer.Option("--json", help="as data")] = False,
-) -> None:
+def command(as_json: Annotated[bool, typer.Option("--json", help="as data")] = False) -> None:
     """List what is installed: versions, states and components; imports no plugin."""
     from caramba_core.plugins.listing import as_data, as_text
     from caramba_core.plugins.registry import registry

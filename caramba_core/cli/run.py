@@ -16,6 +16,10 @@ def command(
     run: Annotated[str | None, typer.Option(help="only this run of each group")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="path=value, such as vars.sem_dim=24")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with runs that stopped midway")] = False,
+    resume_from: Annotated[
+        int | None, typer.Option(min=0, metavar="STEP", help="with --resume: from the checkpoint of this step")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="do the runs anew; the folders they had stay hidden")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, compute nothing")] = False,
     output: Annotated[Path, typer.Option(help="folder that takes the runs")] = Path("runs"),
     minutes: Annotated[
@@ -23,27 +27,19 @@ def command(
     ] = None,
 ) -> None:
     """Run a manifest: convert, train and measure, group by group."""
-    from caramba_core.run.records import report
-    from caramba_core.run.reporter import Reporter
-    from caramba_core.run.request import Choice, Request
+    from caramba_core.errors import InputError
+    from caramba_core.manifest.load import load_manifest
+    from caramba_core.run.experiment import Experiment
 
-    choice = Choice(group=group, run=run, resume=resume, output=output, minutes=minutes)
-    request = Request.read(manifest, set_ or [], choice)
-    reporter = Reporter()
-    left = request.unfinished()
-    if not left:
-        reporter.line("done already: every run has its result")
-        report(request, reporter)
-        request.verify()
-        return
-    request.check(left)
-    from caramba_core.run.experiment import Experiment  # torch comes with it: nothing that can be wrong above waits
-
-    experiment = Experiment(request, reporter)
-    experiment.check(left)
-    if dry_run:
-        names = ", ".join(f"{group.name}/{run.id}" for group, run in left)
-        reporter.line(f"everything that can be checked before computing is in order: {names}")
-        return
-    experiment.run(left)
-    report(request, reporter)
+    if minutes is not None and not minutes >= 0:
+        raise InputError(f"--minutes is {minutes}", expected="a number from 0 on")
+    if again and (resume or resume_from is not None):
+        raise InputError("--again starts anew, and --resume goes on", expected="one of them")
+    if resume_from is not None and not resume:
+        raise InputError("--resume-from chooses a checkpoint to go on from", hint="add --resume")
+    loaded = load_manifest(manifest, overrides=set_ or [], fetch=True)
+    experiment = Experiment(loaded, group=group, run=run, output=output)
+    experiment.complete(resume=resume, resume_from=resume_from, again=again, minutes=minutes, dry_run=dry_run)
+    if not dry_run:
+        experiment.report()
+        experiment.verify()

@@ -8,13 +8,14 @@ m.yml:9:27: error: model.layers.1.n_heads: expected an integer, found the string
 
 from __future__ import annotations
 
+import keyword
 import unicodedata
 from collections.abc import Iterable
-from typing import Any, Final, TypeAlias, TypedDict
+from typing import Any, Final, Literal, TypeAlias, TypedDict
 
 import attrs
 
-__all__ = ["About", "ManifestProblem", "Path", "dotted", "in_order", "shown"]
+__all__ = ["About", "Fault", "ManifestProblem", "Path", "dotted", "in_order", "key_of", "shown"]
 
 Path: TypeAlias = "tuple[str | int, ...]"
 """Keys and indices that lead from the root of a manifest to a value."""
@@ -93,6 +94,37 @@ class ManifestProblem:
         return {**data, "path": dotted(self.path), "source": self.excerpt, "notes": list(self.notes)}
 
 
+@attrs.frozen(kw_only=True)
+class Fault:
+    """One thing wrong at a path, whose place is found later; ``at`` says whether to point at the value, or at its key.
+
+    A path that leads to something that is not there points at what lacks it.
+    """
+
+    path: Path = ()
+    message: str
+    at: Literal["value", "key"] = "value"
+    found: str | None = None
+    expected: str | None = None
+    hint: str | None = None
+
+    @classmethod
+    def of(cls, error: Any, *path: str | int) -> Fault:
+        """What a :class:`CarambaError` says of a value at a path, or an :class:`InvalidValue` of a field of it."""
+        if getattr(error, "field", None) is not None:
+            path = (*path, key_of(error.field), *error.within)
+        return cls(path=path, message=error.message, expected=error.expected, hint=error.hint)
+
+    def below(self, *parts: str | int) -> Fault:
+        """The same fault, seen from a value that holds the faulty one under ``parts``."""
+        return attrs.evolve(self, path=(*parts, *self.path))
+
+    def __str__(self) -> str:
+        more = (("expected", self.expected), ("hint", self.hint))
+        lines = [f"  {label}: {text}" for label, text in more if text is not None]
+        return "\n".join([f"{dotted(self.path)}: {self.message}", *lines])
+
+
 def in_order(problems: Iterable[ManifestProblem], files: Iterable[str] = ()) -> list[ManifestProblem]:
     """Each place and message once, in the order of ``files``, then of the first problem of each file, then of lines."""
     once: dict[tuple[str, int | None, int | None, str], ManifestProblem] = {}
@@ -106,6 +138,12 @@ def in_order(problems: Iterable[ManifestProblem], files: Iterable[str] = ()) -> 
 def dotted(path: Path) -> str:
     """``groups.0.runs.1.train.lr``; a key that holds a dot is quoted, as ``--set`` takes it."""
     return ".".join(f'"{part}"' if isinstance(part, str) and ("." in part or not part) else str(part) for part in path)
+
+
+def key_of(attribute: str) -> str:
+    """A field's key in a manifest: ``from_`` is written ``from``."""
+    bare = attribute.removesuffix("_")
+    return bare if keyword.iskeyword(bare) else attribute
 
 
 def shown(value: object) -> str:

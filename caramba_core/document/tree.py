@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import attrs
 
-from caramba_core.document.problem import Path
+from caramba_core.document.problem import Fault, ManifestProblem, Path
 from caramba_core.document.source import TextSpan
 
 __all__ = ["GAP", "MAX_DEPTH", "Gap", "List", "Map", "MapItem", "Node", "Scalar"]
-__all__ += ["find", "mapped", "merge", "noted", "plain", "replaced_at"]
+__all__ += ["find", "mapped", "merge", "noted", "plain", "problem_at", "replaced_at"]
 
 MAX_DEPTH: Final = 64
 """How deep lists and mappings may nest."""
@@ -61,10 +61,17 @@ class Node:
             return not self.literal and "$" in (self.text or "")
         return any(child.dynamic for child in self.children)
 
-    def get(self, key: str) -> Node | None:
-        """The value of a key, if this is a mapping that has it."""
-        item = self.entries.get(key) if isinstance(self, Map) else None
+    def get(self, part: str | int) -> Node | None:
+        """The value of a key or the item at an index, if this is a mapping or list that has it."""
+        if isinstance(self, List) and isinstance(part, int):
+            return self.items[part] if 0 <= part < len(self.items) else None
+        item = self.entries.get(part) if isinstance(self, Map) and isinstance(part, str) else None
         return None if item is None else item.value
+
+    def items_at(self, key: str) -> Sequence[Node]:
+        """The items of the list that the value of a key is; none if it is no list."""
+        value = self.get(key)
+        return value.items if isinstance(value, List) else ()
 
     def text_at(self, key: str) -> str | None:
         """The string that the value of a key is, if it is one."""
@@ -180,29 +187,31 @@ def plain(node: Node, memo: dict[int, Any] | None = None) -> Any:
     return memo[id(node)]
 
 
-@attrs.frozen
-class Found:
-    """Where a path leads: the node, its key if it has one, the notes on the way; ``missing`` is what was not there."""
-
-    node: Node
-    key: TextSpan | None
-    notes: tuple[str, ...]
-    missing: Path
+def find(root: Node, path: Path) -> Node | None:
+    """The node at a path, if it leads to one."""
+    node: Node | None = root
+    for part in path:
+        node = None if node is None else node.get(part)
+    return node
 
 
-def find(root: Node, path: Path) -> Found:
-    """The node at a path, or the nearest one above where the path leads nowhere."""
-    node, key = root, None
-    notes = dict.fromkeys(root.notes)
-    for depth, part in enumerate(path):
-        if isinstance(node, Map) and isinstance(part, str) and part in node.entries:
-            key, node = node.entries[part].key, node.entries[part].value
-        elif isinstance(node, List) and isinstance(part, int) and 0 <= part < len(node.items):
-            key, node = None, node.items[part]
-        else:
-            return Found(node, key, tuple(notes), path[depth:])
+def problem_at(root: Node, fault: Fault) -> ManifestProblem:
+    """A fault with the place of what it is about: of the nearest node above where its path leads to nothing."""
+    node, key, notes = root, None, dict.fromkeys(root.notes)
+    is_missing = fault.message.startswith("missing key")
+    for part in fault.path:
+        child = node.get(part)
+        if child is None:
+            is_missing, key = True, None
+            break
+        key = node.entries[str(part)].key if isinstance(node, Map) else None
+        node = child
         notes.update(dict.fromkeys(node.notes))
-    return Found(node, key, tuple(notes), ())
+    span = key if fault.at == "key" and key is not None else node.span
+    if is_missing and isinstance(node, Map | List):
+        span = node.head
+    about = attrs.asdict(fault, filter=attrs.filters.exclude("message", "at"))
+    return span.problem(fault.message, **about, notes=tuple(notes))
 
 
 def replaced_at(root: Node, path: Path, new: Node) -> Node:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path as FilePath
 from typing import Final
 
 import attrs
 
-from caramba_core.document.problem import ManifestProblem, shown
+from caramba_core.document.problem import Fault, ManifestProblem, shown
 from caramba_core.document.source import SUFFIXES, Broken, SourceText, TextSpan, read_source
-from caramba_core.document.tree import Gap, List, Map, Node, Scalar, mapped, merge, plain
+from caramba_core.document.tree import Gap, List, Map, Node, Scalar, mapped, merge, plain, problem_at
 from caramba_core.errors import PluginError
 from caramba_core.manifest.reading import Reading, check_depth
 from caramba_core.manifest.texts import read_text
-from caramba_core.plugins.registry import registry
-from caramba_core.suggestions import nearest, suggestion
+from caramba_core.plugins.registry import Registry
+from caramba_core.suggestions import nearest
 
 __all__ = ["Composer", "check_requires", "find_source", "is_file_name"]
 
@@ -36,68 +35,49 @@ def is_file_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) or "/" in name or "\\" in name
 
 
-def find_source(name: str, folder: FilePath, asked: TextSpan | None = None) -> SourceText:
+def find_source(name: str, folder: FilePath, plugins: Registry, asked: TextSpan | None = None) -> SourceText:
     """The text of a file (relative to ``folder``) or preset; raises :class:`Broken` where there is none.
 
     ``asked`` is where a manifest names it, for the report; without it the name came from the command line.
     """
     place = asked or TextSpan(SourceText(name=name, text="", placeless=True), 0, 0)
     if not is_file_name(name):
-        return read_source(_preset(name, folder, place), name)
+        return read_source(_preset(name, folder, plugins, place), name)
     if not name.lower().endswith(SUFFIXES):
         raise place.broken("this is not a manifest's file name", expected=", ".join(SUFFIXES))
     try:
         return read_source(folder / name, name)
     except Broken as broken:
         problem = broken.problem
-        if asked is None or problem.line is not None:
+        if problem.line is not None:
             raise
-        raise asked.broken(f"{name}: {problem.message}", expected=problem.expected, hint=problem.hint) from None
+        if asked is not None:
+            problem = asked.problem(f"{name}: {problem.message}", expected=problem.expected, hint=problem.hint)
+        elif near := nearest(FilePath(name).stem, [entry.name for entry in plugins.entries("preset")]):
+            problem = attrs.evolve(problem, hint=problem.hint or f"a preset is named without a suffix: {near[0]}")
+        raise Broken(problem) from None
 
 
-def _preset(name: str, folder: FilePath, asked: TextSpan) -> FilePath:
+def _preset(name: str, folder: FilePath, plugins: Registry, asked: TextSpan) -> FilePath:
     """The file that a plugin carries under a preset's name."""
     try:
-        entry = registry().find(("preset",), name)
+        file: FilePath = plugins.load(plugins.find(("preset",), name))
     except PluginError as error:
         beside = [f"{name}{suffix}" for suffix in SUFFIXES if (folder / f"{name}{suffix}").is_file()]
-        near = (
-            ()
-            if registry().supplier(("preset",), name)
-            else nearest(name, [e.name for e in registry().entries("preset")])
-        )
-        hint = error.hint
-        if beside:
-            hint = f"for the file beside it, write {beside[0]}"
-        elif near and hint is not None and hint.startswith("did you mean"):
-            hint = None
-        expected = None if near else error.expected
-        raise asked.broken(f"there is no preset {name!r}{suggestion(near)}", expected=expected, hint=hint) from None
-    package, _, stem = entry.value.partition(":")
-    try:
-        spec = find_spec(package)
-    except Exception as error:  # noqa: BLE001 - a plugin's package may raise anything while it is imported
-        raise asked.broken(f"the preset {entry.qualified} cannot be read: {error}") from None
-    for place in (spec and spec.submodule_search_locations) or ():
-        file = FilePath(place, f"{stem}.yml")
-        if file.is_file():
-            return file
-    raise asked.broken(
-        f"{entry.distribution} {entry.version} lists the preset {entry.name} but does not carry {stem}.yml",
-        hint=f"pip install --force-reinstall {entry.distribution}",
-    )
+        hint = f"for the file beside it, write {beside[0]}" if beside else error.hint
+        raise asked.broken(error.message, expected=error.expected, hint=hint) from None
+    return file
 
 
-def check_requires(node: Node | None) -> list[ManifestProblem]:
+def check_requires(node: Node | None, plugins: Registry) -> list[ManifestProblem]:
     """A problem for each entry of ``requires:`` that is not met; its form is the structure's business."""
     problems = []
-    for item in node.items if isinstance(node, List) else ():
+    for item in node.children if isinstance(node, List) else ():
         try:
             if item.text is not None:
-                registry().require(item.text)
+                plugins.require(item.text)
         except PluginError as error:
-            about = item.span.problem(error.message, path=("requires",), expected=error.expected, hint=error.hint)
-            problems.append(about)
+            problems.append(problem_at(item, Fault.of(error, "requires")))
     return problems
 
 
@@ -106,6 +86,7 @@ class Composer:
     """Reads a manifest and everything that it is made of."""
 
     reading: Reading
+    plugins: Registry
     sources: list[SourceText] = attrs.field(factory=list)
     inherited: dict[str, Node] = attrs.field(factory=dict)
     """Groups by name of the manifests that are extended: a group may extend them."""
@@ -120,7 +101,7 @@ class Composer:
         chain = (*chain, source)
         self.sources.append(source)
         written = self._mapping(read_text(source, self.reading), source)
-        unmet = check_requires(written.get("requires"))
+        unmet = check_requires(written.get("requires"), self.plugins)
         if unmet:
             self.reading.report(*unmet[1:])
             raise Broken(unmet[0])
@@ -128,10 +109,8 @@ class Composer:
         base: Map | None = None
         for text in self._named(root, "extends", chain):
             base = _laid(base, self.compose(text, chain))
-        groups = None if base is None else base.get("groups")
-        for group in groups.items if isinstance(groups, List) else ():
-            name = group.text_at("name")
-            if name is not None:
+        for group in () if base is None else base.items_at("groups"):
+            if (name := group.text_at("name")) is not None:
                 self.inherited[name] = group
         return _laid(base, root.without("extends"))
 
@@ -166,24 +145,22 @@ class Composer:
             self.reading.gap(node.entries["include"].key, message)
         return merge(base, own)
 
-    # ------------------------------------------------------------------------------------------------ both
-
     def _named(self, node: Map, key: str, chain: tuple[SourceText, ...]) -> Iterator[SourceText]:
         """The texts that an ``extends:`` or ``include:`` names, each to be laid on the ones before it."""
         names = node.get(key)
         for item in names.items if isinstance(names, List) else (names,) if names is not None else ():
             if item.text is None:
                 self.reading.mismatch(item, "a file name or a preset's name", (key,))
-            text = None if item.text is None else self._open(item.text, item.span, chain, _VERBS[key])
-            if text is None:
-                self.complete = False
-            else:
+            elif (text := self._open(item.text, item.span, chain, _VERBS[key])) is not None:
                 yield text
+                continue
+            self.complete = False
 
     def _open(self, name: str, span: TextSpan, chain: tuple[SourceText, ...], verb: str) -> SourceText | None:
         asking = span.source
         try:
-            text = find_source(name, asking.file.parent if asking.file is not None else FilePath.cwd(), span)
+            folder = asking.file.parent if asking.file is not None else FilePath.cwd()
+            text = find_source(name, folder, self.plugins, span)
         except Broken as broken:
             self.reading.report(broken.problem)
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -14,7 +14,7 @@ from caramba_core.document.problem import Path
 from caramba_core.document.tree import Gap, List, Map, MapItem, Node, Scalar, merge, noted, plain
 from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.variables import Variables, declared
-from caramba_core.suggestions import listing, nearest, suggestion
+from caramba_core.suggestions import unknown
 
 __all__ = ["expand_groups"]
 
@@ -29,12 +29,12 @@ def expand_groups(root: Map, inherited: Mapping[str, Node], reading: Reading) ->
     own = root.get("groups")
     if not isinstance(own, List):
         return root
-    expansion = _Expansion(own, inherited, reading)
+    expansion = _Expansion(own.items, inherited, reading)
     variables = declared(root.get("vars"), Reading(), ())  # which reports nothing here
     groups: list[Node] = []
     for index, item in enumerate(own.items):
         path = ("groups", index)
-        group = expansion.extended(item, path, ())
+        group = expansion.extended(item, (*path, "extends"), ())
         if isinstance(group, Map) and "matrix" in group.entries:
             groups.extend(_matrix(group, (*path, "matrix"), variables, reading))
         else:
@@ -47,7 +47,7 @@ def expand_groups(root: Map, inherited: Mapping[str, Node], reading: Reading) ->
 
 @attrs.define
 class _Expansion:
-    own: List
+    own: Sequence[Node]
     inherited: Mapping[str, Node]
     reading: Reading
     circles: list[Node] = attrs.field(factory=list)
@@ -58,7 +58,6 @@ class _Expansion:
         reference = item.get("extends")
         if reference is None or not isinstance(item, Map):
             return item
-        path = (*path[:2], "extends")
         name = reference.text
         if name is None:
             return self.reading.mismatch(reference, "a group's name", path)
@@ -68,7 +67,9 @@ class _Expansion:
             self.circles.extend(chain)
             names = " -> ".join(str(other.text_at("name")) for other in (*chain[chain.index(item) :], item))
             return self.reading.gap(reference.span, f"the groups {names} go round in a circle", path=path)
-        base = self._named(name, item)
+        # One of this manifest, else one of those that it extends.
+        named = [other for other in (*self.own, *self.inherited.values()) if other.text_at("name") == name]
+        base = next((other for other in named if other is not item), None)
         if base is None:
             return self._unknown(name, item, reference, path)
         below = self.extended(base, path, (*chain, item))
@@ -76,22 +77,17 @@ class _Expansion:
             return Gap(reference.span)
         note = f"taken over from the group {name} at {reference.span.place}"
         taken = {key: MapItem(entry.key, noted(entry.value, note)) for key, entry in below.entries.items()}
-        return merge(below.with_entries(taken).without("name"), item.without("extends"))
-
-    def _named(self, name: str, asking: Node) -> Node | None:
-        """The group of a name: one of this manifest, else one of those that it extends."""
-        own = (item for item in self.own.items if item is not asking and item.text_at("name") == name)
-        inherited = self.inherited.get(name)
-        return next(own, None if inherited is asking else inherited)
+        if "name" not in item.entries:
+            del taken["name"]
+        return merge(below.with_entries(taken), item.without("extends"))
 
     def _unknown(self, name: str, item: Node, reference: Node, path: Path) -> Gap:
-        if not all(other.text_at("name") for other in self.own.items):
+        names = [other.text_at("name") for other in (*self.own, *self.inherited.values())]
+        if not all(names):
             return Gap(reference.span)  # it may be the one whose name cannot be read, which is reported
-        known = dict.fromkeys(str(node.text_at("name")) for node in (*self.own.items, *self.inherited.values()))
-        known.pop(item.text_at("name") or "", None)
-        near = nearest(name, known)
-        message, expected = f"there is no group {name!r}{suggestion(near)}", f"one of {listing(known)}"
-        return self.reading.gap(reference.span, message, path=path, expected=None if near else expected)
+        known = [other for other in dict.fromkeys(map(str, names)) if other != item.text_at("name")]
+        message, expected = unknown(f"there is no group {name!r}", name, known)
+        return self.reading.gap(reference.span, message, path=path, expected=expected)
 
 
 def _matrix(group: Map, path: Path, variables: Mapping[str, MapItem], reading: Reading) -> list[Map]:
@@ -118,11 +114,11 @@ def _matrix(group: Map, path: Path, variables: Mapping[str, MapItem], reading: R
 def _suffixed(group: Map, chosen: Mapping[str, MapItem]) -> Map:
     """A name of its own for each combination, unless the user's name is made from variables."""
     name = group.get("name")
-    if not isinstance(name, Scalar) or not isinstance(name.value, str) or name.dynamic:
+    if name is None or name.text is None or name.dynamic:
         return group
-    parts = [name.value]
+    parts = [name.text]
     for variable, item in chosen.items():
         value = plain(item.value)
         short = _NOT_IN_NAMES.sub("-", str(value).lower() if isinstance(value, bool) else str(value)).strip("-")
         parts.append(f"{variable}_{short}")
-    return group.set("name", attrs.evolve(name, value="-".join(parts)))
+    return group.set("name", Scalar("-".join(parts), name.span, notes=name.notes))

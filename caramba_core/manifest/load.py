@@ -13,14 +13,12 @@ from typing import Any
 
 import attrs
 
-from caramba_core.document.faults import Fault, Faults
 from caramba_core.document.problem import ManifestProblem, Path, in_order
 from caramba_core.document.source import Broken, SourceText
-from caramba_core.document.tree import Gap, List, Map, Node, find, merge, plain
-from caramba_core.errors import ManifestError
+from caramba_core.document.tree import Gap, List, Map, Node, merge, plain, problem_at
+from caramba_core.errors import Faults, ManifestError
 from caramba_core.manifest.compose import Composer, check_requires, find_source, is_file_name
 from caramba_core.manifest.groups import expand_groups
-from caramba_core.manifest.model import structure_model
 from caramba_core.manifest.origins import spell_out_models
 from caramba_core.manifest.overrides import apply, override_name, parse
 from caramba_core.manifest.reading import Reading, check_depth
@@ -28,10 +26,10 @@ from caramba_core.manifest.rules import group_faults, rule_faults
 from caramba_core.manifest.schema import Manifest
 from caramba_core.manifest.structure import Structurer
 from caramba_core.manifest.variables import Variables, declared, misspelt
-from caramba_core.plugins.registry import registry
+from caramba_core.plugins.registry import Registry, registry
 from caramba_core.suggestions import nearest
 
-__all__ = ["Loaded", "load_manifest", "structure_model"]
+__all__ = ["Loaded", "load_manifest"]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -58,36 +56,29 @@ class Loaded:
     def resolved_group(self, name: str) -> dict[str, Any]:
         """A resolved manifest with one group of this one, and that group's model, alone."""
         document: dict[str, Any] = _escaped(plain(self.tree))
-        group = next(group for group in document["groups"] if group["name"] == name)
-        model = group.pop("model")
-        return {**document, "model": model, "groups": [group]}
+        group = document["groups"][self._index(name)]
+        return {**document, "model": group.pop("model"), "groups": [group]}
 
     def teacher_keys(self, name: str | None = None) -> dict[Path, str]:
         """The key of the teacher's configuration of each value of :attr:`document` that was taken from there.
 
         With ``name``, the values of :meth:`resolved_group`.
         """
-        found = dict(_keys(self.tree, ()))
         if name is None:
-            return found
-        names = [group["name"] for group in plain(self.tree)["groups"]]
-        start: Path = ("groups", names.index(name), "model")
-        return {("model", *path[3:]): key for path, key in found.items() if path[:3] == start}
+            return dict(_keys(self.tree, ()))
+        return dict(_keys(self.tree.items_at("groups")[self._index(name)].get("model"), ("model",)))
 
-    def problem_at(
-        self, path: Path, message: str, *, expected: str | None = None, hint: str | None = None
-    ) -> ManifestProblem:
-        """A problem with the value at a path of the resolved manifest, where its user wrote it."""
-        return _located(self.tree, Fault(path=path, message=message, expected=expected, hint=hint))
+    def _index(self, name: str) -> int:
+        return [group.name for group in self.manifest.groups].index(name)
 
 
-def _keys(node: Node, path: Path) -> Iterator[tuple[Path, str]]:
+def _keys(node: Node | None, path: Path) -> Iterator[tuple[Path, str]]:
     """Every value of a tree that came from a teacher's configuration, with its key there."""
     if isinstance(node, List | Map):
         parts: Iterable[str | int] = node.entries if isinstance(node, Map) else range(len(node.items))
         for part, child in zip(parts, node.children, strict=True):
             yield from _keys(child, (*path, part))
-    elif node.span.source.key is not None:
+    elif node is not None and node.span.source.key is not None:
         yield path, node.span.source.key
 
 
@@ -97,7 +88,7 @@ def load_manifest(source: str | FilePath, *, overrides: Sequence[str] = (), fetc
     ``overrides`` are texts ``path=value`` as ``--set`` takes them.  What a model is taken from (``model: {from: ...}``)
     must be on this machine, or is brought here with ``fetch``.  Raises :class:`ManifestError` with every problem.
     """
-    composer = Composer(Reading())
+    composer = Composer(Reading(), registry())
     reading = composer.reading
     try:
         loaded = _load(source, overrides, composer, fetch=fetch)
@@ -118,43 +109,36 @@ def load_manifest(source: str | FilePath, *, overrides: Sequence[str] = (), fetc
 
 def _load(source: str | FilePath, overrides: Sequence[str], composer: Composer, *, fetch: bool) -> Loaded | None:
     """The manifest; what is wrong with it is in the reading's problems."""
-    reading = composer.reading
-    text, folder = _main_source(source)
+    reading, plugins = composer.reading, composer.plugins
+    text, folder = _main_source(source, plugins)
     changes = parse(overrides, reading)
     root = composer.compose(text)
     if not composer.complete:
         return None
     root = apply(root, [change for change in changes if not change.of_groups], reading)
     if any(change.parts[0][0] == "requires" for change in changes):
-        reading.report(*check_requires(root.get("requires")))
+        reading.report(*check_requires(root.get("requires"), plugins))
     root = expand_groups(root, composer.inherited, reading)
     root = apply(root, [change for change in changes if change.of_groups], reading)
-    tree = spell_out_models(_resolved(root, reading), registry(), reading, folder, fetch=fetch)
+    tree = spell_out_models(_resolved(root, reading), plugins, reading, folder, fetch=fetch)
     check_depth(tree.depth, tree.head)
     data = plain(tree)
     manifest: Manifest | None = None
     try:
-        manifest = Structurer(registry()).structure(data, Manifest)
-        faults = [*rule_faults(data, (), registry()), *group_faults(manifest)]
+        manifest = Structurer(plugins).structure(data, Manifest)
+        faults = [*rule_faults(data, (), plugins), *group_faults(manifest)]
     except Faults as error:
-        faults = [*error.faults, *rule_faults(data, error.faults, registry())]
-    reading.report(*(_located(tree, fault) for fault in faults))
+        faults = [*error.faults, *rule_faults(data, error.faults, plugins)]
+    reading.report(*(problem_at(tree, fault) for fault in faults))
     return None if manifest is None else Loaded(manifest=manifest, folder=folder, tree=tree)
 
 
-def _main_source(source: str | FilePath) -> tuple[SourceText, FilePath]:
+def _main_source(source: str | FilePath, plugins: Registry) -> tuple[SourceText, FilePath]:
     """The text of a file or preset, and what its relative file names are relative to."""
     name, here = str(source), FilePath.cwd()
     if isinstance(source, FilePath) and not is_file_name(name):
         name = f"./{name}"
-    try:
-        return find_source(name, here), (here / name).parent if is_file_name(name) else here
-    except Broken as broken:
-        near = nearest(FilePath(name).stem, [entry.name for entry in registry().entries("preset")])
-        if broken.problem.message == "there is no such file" and near:
-            hint = f"a preset is named without a suffix: {near[0]}"
-            raise Broken(attrs.evolve(broken.problem, hint=hint)) from None
-        raise
+    return find_source(name, here, plugins), (here / name).parent if is_file_name(name) else here
 
 
 def _resolved(root: Map, reading: Reading) -> Map:
@@ -198,21 +182,7 @@ def _resolved_group(group: Node, index: int, root: Map, scope: Variables, readin
         group = group.set("model", model.value, model.key)
     elif own_model is None:  # the manifest's missing model is reported once, for the manifest
         group = group.set("model", Gap(group.head))
-    named = {key: group.entries[key] for key in ("name",) if key in group.entries}
-    return scope.resolve(group.with_entries({**named, **group.entries}).without("vars"))
-
-
-def _located(tree: Map, fault: Fault) -> ManifestProblem:
-    """A fault with the place of what it is about."""
-    found = find(tree, fault.path)
-    span = found.node.span
-    if fault.at == "key" and found.key is not None and not found.missing:
-        span = found.key
-    elif isinstance(found.node, Map | List) and (found.missing or fault.message.startswith("missing key")):
-        span = found.node.head
-    return span.problem(
-        fault.message, path=fault.path, found=fault.found, expected=fault.expected, hint=fault.hint, notes=found.notes
-    )
+    return scope.resolve(group.without("vars"))
 
 
 def _escaped(value: Any) -> Any:

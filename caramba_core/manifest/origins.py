@@ -6,10 +6,10 @@ They are spelled out before the manifest is structured, as data in which every v
 from __future__ import annotations
 
 from pathlib import Path as FilePath
-from typing import Protocol
+from typing import Any, Protocol
 
-from caramba_core.document.problem import Path, shown
-from caramba_core.document.tree import Gap, List, Map, Node, Scalar, find, plain, replaced_at
+from caramba_core.document.problem import Fault, Path, shown
+from caramba_core.document.tree import Gap, Map, Node, find, plain, problem_at, replaced_at
 from caramba_core.errors import PluginError
 from caramba_core.manifest.reading import Reading
 from caramba_core.plugins.registry import Registry
@@ -34,35 +34,32 @@ class Origin(Protocol):
         ...
 
 
-def spell_out_models(tree: Map, registry: Registry, reading: Reading, folder: FilePath, *, fetch: bool) -> Map:
+def spell_out_models(tree: Map, registry: Registry, reading: Reading, folder: FilePath, *, fetch: bool) -> Any:
     """The manifest with every model that has ``from:`` spelled out."""
-    listed = tree.get("groups")
-    groups = listed.children if isinstance(listed, List) else ()
-    origins: dict[str, Origin] = {}
-    for place, group in [((), next(iter(groups), None)), *((("groups", i), group) for i, group in enumerate(groups))]:
-        path: Path = (*place, "model")
-        asked = find(tree, path)
-        if asked.missing or not isinstance(asked.node, Map) or "from" not in asked.node.entries:
-            continue
-        name = asked.node.entries["from"].value
-        model: Node = Gap(name.span)
+    origins: dict[str, Origin] = {}  # one for each name
+
+    def model(asked: Map, group: Node | None, path: Path) -> Node:
+        name = asked.entries["from"].value
+        if isinstance(name, Gap):  # which is reported already
+            return name
         try:
-            if not isinstance(name, Gap):  # else it could not be read, which is reported already
-                origin = _origin(name, origins, registry, folder, fetch=fetch)
-                model = origin.model(asked.node, group if isinstance(group, Map) else None, path, reading)
+            if name.text is None:
+                names = ", ".join(entry.name for entry in registry.entries("origin"))
+                said = f"expected the name of an origin, found {shown(plain(name))}"
+                raise PluginError(said, expected=names or None)
+            if name.text not in origins:
+                origin = registry.load(registry.find(("origin",), name.text))
+                origins[name.text] = origin(registry, folder, fetch=fetch)
+            return origins[name.text].model(asked, group if isinstance(group, Map) else None, path, reading)
         except PluginError as error:
-            reading.gap(name.span, error.message, path=(*path, "from"), expected=error.expected, hint=error.hint)
-        changed = replaced_at(tree, path, model)
-        assert isinstance(changed, Map)
-        tree = changed
-    return tree
+            reading.report(problem_at(tree, Fault.of(error, *path, "from")))
+            return Gap(name.span)
 
-
-def _origin(name: Node, known: dict[str, Origin], registry: Registry, folder: FilePath, *, fetch: bool) -> Origin:
-    """The origin of a name, made once."""
-    if not isinstance(name, Scalar) or not isinstance(name.value, str):
-        names = ", ".join(entry.name for entry in registry.entries("origin"))
-        raise PluginError(f"expected the name of an origin, found {shown(plain(name))}", expected=names or None)
-    if name.value not in known:
-        known[name.value] = registry.load(registry.find(("origin",), name.value))(registry, folder, fetch=fetch)
-    return known[name.value]
+    spelled: Node = tree
+    groups = tree.items_at("groups")
+    places: list[tuple[Path, Node | None]] = [((), next(iter(groups), None))]
+    for place, group in [*places, *((("groups", index), group) for index, group in enumerate(groups))]:
+        asked = find(tree, (*place, "model"))
+        if isinstance(asked, Map) and "from" in asked.entries:
+            spelled = replaced_at(spelled, (*place, "model"), model(asked, group, (*place, "model")))
+    return spelled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -14,7 +14,7 @@ from caramba_core.document.tree import Gap, List, Map, Node, Scalar, plain
 from caramba_core.manifest.reading import Reading, check_depth
 from caramba_core.manifest.texts import read_text
 from caramba_core.manifest.variables import unknown_variable
-from caramba_core.suggestions import listing, nearest, suggestion
+from caramba_core.suggestions import unknown
 
 __all__ = ["Override", "apply", "override_name", "parse"]
 
@@ -74,16 +74,13 @@ def apply(root: Map, overrides: Sequence[Override], reading: Reading) -> Map:
     """The tree with the values of ``overrides`` in it, the last one winning."""
     for override in overrides:
         try:
-            changed = _set(root, override, ())
+            root = _set(root, override, ())
         except Broken as broken:
             reading.report(broken.problem)
-        else:
-            assert isinstance(changed, Map)
-            root = changed
     return root
 
 
-def _set(node: Node, override: Override, path: Path) -> Node:
+def _set(node: Node, override: Override, path: Path) -> Any:
     """``node``, which stands at ``path``, with the value set in it."""
     if len(path) == len(override.parts):
         return override.value
@@ -104,21 +101,18 @@ def _set(node: Node, override: Override, path: Path) -> Node:
 
 def _index(node: List, part: str, span: TextSpan, path: Path) -> int:
     """The item that a part means: by its index, or by its ``name:`` or ``id:``."""
+    size = len(node.items)
     if part.isdecimal() and len(part) < 7:
-        if int(part) < len(node.items):
+        if int(part) < size:
             return int(part)
-        size = len(node.items)
         raise span.broken(f"{dotted(path)} has {size} items", expected=f"an index below {size}")
     names: dict[str, int] = {}
     for index, item in enumerate(node.items):
-        for key in ("name", "id"):
-            name = item.get(key) if isinstance(item, Map) else None
+        for name in (item.get("name"), item.get("id")):
             if isinstance(name, Scalar):
                 names.setdefault(str(name.value), index)
     if part in names:
         return names[part]
-    near = nearest(part, names)
-    raise span.broken(
-        f"{dotted(path)} is a list without an item {part!r}{suggestion(near)}",
-        expected=None if near else f"an index{f', or one of {listing(names)}' if names else ''}",
-    )
+    right = "an index, or one of {}" if names else "an index"
+    message, expected = unknown(f"{dotted(path)} is a list without an item {part!r}", part, names, right)
+    raise span.broken(message, expected=expected)

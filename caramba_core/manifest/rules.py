@@ -8,16 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-import attrs
-
-from caramba_core.document.faults import Fault, Faults
-from caramba_core.document.problem import Path
+from caramba_core.document.problem import Fault, Path
 from caramba_core.errors import InvalidValue, PluginError
-from caramba_core.manifest.configs import of_invalid
 from caramba_core.manifest.schema import Manifest
 from caramba_core.modes import Data, Need
 from caramba_core.plugins.registry import Registry
-from caramba_core.suggestions import listing, nearest, suggestion
+from caramba_core.suggestions import listing, unknown
 
 __all__ = ["group_faults", "rule_faults"]
 
@@ -30,14 +26,25 @@ _PLACES: Final[dict[Need, tuple[str, ...]]] = {
 """The keys of a group that give what a mode needs; a tokenizer comes with the teacher."""
 
 
-def rule_faults(data: Mapping[str, Any], known: Sequence[Fault], registry: Registry) -> list[Fault]:
+def rule_faults(data: Mapping[str, Any], known: Sequence[Fault], registry: Registry) -> Iterator[Fault]:
     """What breaks a rule; ``known`` is what structuring found: a misspelt key is not reported as missing, too."""
     groups = data.get("groups")
     if not isinstance(groups, list):
-        return []
+        return
     misspelt = {fault.path[:-1] for fault in known if fault.at == "key"}
-    rules = _Rules(groups, misspelt, registry)
-    return [*rules.names(), *(fault for index in range(len(groups)) for fault in rules.group(index))]
+    yield from _twice(groups, "name", "group", ("groups",))  # even where capitals do not count: names are folders
+    before: list[str] = []
+    everywhere = [name for group in groups for name in _names(group, _runs(group), own=False)]
+    for i, group in enumerate(groups):
+        runs = _runs(group)
+        yield from _twice(runs, "id", "run", ("groups", i, "runs"))
+        everyone = [*everywhere, *_names(group, runs)]
+        for j, run in enumerate(runs):
+            path: Path = ("groups", i, "runs", j)
+            if isinstance(run, dict):
+                yield from _continued(run, path, [*before, *_names(group, runs[:j])], everyone)
+                yield from _needed(group, run, path, misspelt, registry)
+        before += _names(group, runs, own=False)
 
 
 def group_faults(manifest: Manifest) -> Iterator[Fault]:
@@ -47,82 +54,53 @@ def group_faults(manifest: Manifest) -> Iterator[Fault]:
             try:
                 run.check(group.teacher, group.data or Data())
             except InvalidValue as error:
-                yield from Faults((of_invalid(error),)).below("groups", i, "runs", j)
+                yield Fault.of(error, "groups", i, "runs", j)
 
 
-@attrs.frozen
-class _Rules:
-    groups: list[Any]
-    misspelt: Collection[Path]
-    registry: Registry
+def _runs(group: Any) -> list[Any]:
+    runs = group.get("runs") if isinstance(group, dict) else None
+    return runs if isinstance(runs, list) else []
 
-    def names(self) -> Iterator[Fault]:
-        """Groups share a folder of runs, so their names must differ even where capitals do not count."""
-        yield from _twice(self.groups, "name", "group", ("groups",))
 
-    def group(self, index: int) -> Iterator[Fault]:
-        """The rules of one group and its runs."""
-        group = self.groups[index]
-        runs = group.get("runs") if isinstance(group, dict) else None
-        if not isinstance(runs, list):
-            return
-        path: Path = ("groups", index)
-        yield from _twice(runs, "id", "run", (*path, "runs"))
-        for j, run in enumerate(runs):
-            if isinstance(run, dict):
-                yield from self._continued(index, j, run)
-                yield from self._needed(group, run, path, (*path, "runs", j))
+def _names(group: Any, runs: Sequence[Any], *, own: bool = True) -> Iterator[str]:
+    """What a run may call these runs of a group: ``GROUP/RUN``, and ``RUN`` if it is of the same group."""
+    for run in runs:
+        if isinstance(run, dict) and isinstance(run.get("id"), str):
+            if own:
+                yield run["id"]
+            if isinstance(group.get("name"), str):
+                yield f"{group['name']}/{run['id']}"
 
-    def _needed(self, group: dict[str, Any], run: dict[str, Any], path: Path, run_path: Path) -> Iterator[Fault]:
-        """What the run's mode needs of its group."""
-        mode = run.get("mode")
-        if not isinstance(mode, str):
-            return
-        try:
-            needs = self.registry.load(self.registry.find(("mode",), mode)).needs
-        except PluginError:  # which structuring reports
-            return
-        lacking = []
-        for key, *inner in dict.fromkeys(_PLACES[need] for need in sorted(needs)):
-            held = group.get(key)
-            if path in self.misspelt or (inner and (*path, key) in self.misspelt):
-                continue
-            if held is None or (inner and isinstance(held, dict) and held.get(inner[0]) is None):
-                lacking.append(".".join((key, *inner)))
-        if lacking:
-            message = f"mode {mode} needs {' and '.join(f'{key} in its group' for key in lacking)}"
-            yield Fault(path=(*run_path, "mode"), message=message)
 
-    def _continued(self, index: int, j: int, run: dict[str, Any]) -> Iterator[Fault]:
-        """``from:`` names a run that comes before this one."""
-        named = run.get("from")
-        if not isinstance(named, str):
-            return
-        before = [
-            name for i in range(index + 1) for name in self._runs(i, own=i == index, until=j if i == index else None)
-        ]
-        if named in before:
-            return
-        later = named in [name for i in range(len(self.groups)) for name in self._runs(i, own=i == index, until=None)]
-        near = () if later else nearest(named, before)
-        yield Fault(
-            path=("groups", index, "runs", j, "from"),
-            message=f"the run {named!r} does not come before this one"
-            if later
-            else f"there is no run {named!r}{suggestion(near)}",
-            expected=None if near else f"one of {listing(before)}" if before else "a run above this one; there is none",
-        )
+def _continued(run: dict[str, Any], path: Path, before: list[str], everyone: list[str]) -> Iterator[Fault]:
+    """``from:`` names a run that comes before this one."""
+    named = run.get("from")
+    if not isinstance(named, str) or named in before:
+        return
+    right = "one of {}" if before else "a run above this one; there is none"
+    message, expected = unknown(f"there is no run {named!r}", named, before, right)
+    if named in everyone:
+        message, expected = f"the run {named!r} does not come before this one", right.format(listing(before))
+    yield Fault(path=(*path, "from"), message=message, expected=expected)
 
-    def _runs(self, index: int, *, own: bool, until: int | None) -> Iterator[str]:
-        """Names of a group's runs, as a run may call them: ``GROUP/RUN``, in the same group also ``RUN``."""
-        group = self.groups[index]
-        runs = group.get("runs") if isinstance(group, dict) else None
-        for run in runs[:until] if isinstance(runs, list) else ():
-            if isinstance(run, dict) and isinstance(run.get("id"), str):
-                if own:
-                    yield run["id"]
-                if isinstance(group.get("name"), str):
-                    yield f"{group['name']}/{run['id']}"
+
+def _needed(
+    group: dict[str, Any], run: dict[str, Any], path: Path, misspelt: Collection[Path], registry: Registry
+) -> Iterator[Fault]:
+    """What the run's mode needs of its group."""
+    try:
+        needs = registry.load(registry.find(("mode",), str(run.get("mode")))).needs
+    except PluginError:  # which structuring reports
+        return
+    lacking = []
+    for key, *inner in dict.fromkeys(_PLACES[need] for need in sorted(needs)):
+        held = group.get(key)
+        if path[:2] in misspelt or (inner and (*path[:2], key) in misspelt):
+            continue
+        if held is None or (inner and isinstance(held, dict) and held.get(inner[0]) is None):
+            lacking.append(f"{'.'.join((key, *inner))} in its group")
+    if lacking:
+        yield Fault(path=(*path, "mode"), message=f"mode {run['mode']} needs {' and '.join(lacking)}")
 
 
 def _twice(items: Sequence[Any], key: str, what: str, path: Path) -> Iterator[Fault]:

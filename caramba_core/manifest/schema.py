@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from caramba_core.component import component, option
-from caramba_core.model import Model
+from caramba_core.component import Model, component, option
 from caramba_core.modes import NAME, NAME_FORM, Data, Evaluation, Run, Teacher
 
 __all__ = ["Group", "Manifest"]
@@ -22,6 +21,10 @@ class Group:
     model: Model = option(help="the manifest's model under this group's variables")
     runs: tuple[Run, ...] = option(help="the runs, in order")
 
+    def evaluation(self, run: Run) -> Evaluation:
+        """How a run of the group measures."""
+        return run.eval or self.eval or Evaluation()
+
 
 @component
 class Manifest:
@@ -32,3 +35,20 @@ class Manifest:
     requires: tuple[str, ...] = option(default=(), help="distributions that must be installed, with version ranges")
     model: Model = option(help="the model under the manifest's own variables")
     groups: tuple[Group, ...] = option(default=(), help="collections of runs")
+
+    def parent_of(self, group: Group, run: Run) -> tuple[Group, Run] | None:
+        """The run that this one continues, with its group: one it names (``RUN``, ``GROUP/RUN``), or the one before."""
+        if run.from_ is None:
+            place = [other.id for other in group.runs].index(run.id)
+            return (group, group.runs[place - 1]) if place else None
+        name, _, id_ = run.from_.rpartition("/")
+        owner = next((other for other in self.groups if other.name == name), group)
+        return owner, next(other for other in owner.runs if other.id == id_)
+
+    def chain(self, group: Group) -> list[Group]:
+        """A group, and those that its runs continue from."""
+        found = [group]
+        for one in found:  # it grows while it is gone through
+            parents = (self.parent_of(one, run) for run in one.runs)
+            found += [parent[0] for parent in parents if parent is not None and parent[0] not in found]
+        return found

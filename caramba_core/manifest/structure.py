@@ -1,42 +1,60 @@
-"""From plain data to typed configs, with cattrs as the dispatcher and strict hooks of our own.
+"""From plain data to typed configs, strictly: nothing is converted, and everything that is wrong is collected.
 
-A component's class is looked up by its ``type:`` (a run's by its ``mode:``) in the registry of plugins, so the unions
-are open.  Everything that
-is wrong is collected, with the path where it is.
+A component's class is looked up by its ``type:`` (a run's by its ``mode:``) in the registry of plugins.
 """
 
 from __future__ import annotations
 
-import operator
-from functools import partial
-from typing import Any, TypeVar, cast, get_args, get_origin
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, get_args, get_origin
 
 import attrs
-from cattrs import Converter
-from cattrs.errors import StructureHandlerNotFoundError
 
-from caramba_core.document.faults import Fault, Faults
-from caramba_core.document.tree import GAP
-from caramba_core.errors import InvalidValue, PluginError
-from caramba_core.manifest.configs import Shape, argument, article, kinds_of, of_invalid, shape_of
+from caramba_core.component import Model
+from caramba_core.document.problem import Fault, key_of
+from caramba_core.document.source import SourceText, TextSpan
+from caramba_core.document.tree import GAP, Gap, problem_at
+from caramba_core.errors import Faults, InvalidValue, ManifestError, PluginError
+from caramba_core.manifest.schema import Group, Manifest
 from caramba_core.manifest.values import (
     PLAIN,
-    Hook,
     is_list,
     is_literal,
     is_mapping,
-    is_union,
+    kinds_of,
     literal,
     members,
     misfit,
+    settings_of,
     words,
 )
-from caramba_core.plugins.registry import Registry
-from caramba_core.suggestions import listing, nearest, suggestion
+from caramba_core.plugins.registry import Registry, registry
+from caramba_core.suggestions import article, listing, nearest, suggestion
 
-__all__ = ["Structurer"]
+__all__ = ["Structurer", "structure_model"]
 
-_T = TypeVar("_T")
+_RESOLVED: Final[dict[type, tuple[str, ...]]] = {Manifest: ("vars", "extends"), Group: ("vars", "matrix", "extends")}
+"""Keys that are gone when structuring begins, but that a misspelt key may have meant."""
+
+_MOST_UNKNOWN: Final = 30
+"""Unknown keys of one mapping that are reported one by one."""
+
+
+def structure_model(model: Mapping[str, Any], *, origin: str = "model") -> Model:
+    """A typed model from plain data in the words of a manifest; ``origin`` names it in problems."""
+    try:
+        made: Model = Structurer(registry()).structure(_as_read(model), Model)
+    except Faults as error:
+        nowhere = Gap(TextSpan(SourceText(name=origin, text="", placeless=True), 0, 0))
+        raise ManifestError(tuple(problem_at(nowhere, fault) for fault in error.below("model"))) from None
+    return made
+
+
+def _as_read(value: Any) -> Any:
+    """Plain data with dictionaries and lists alone, as a manifest's text gives it."""
+    if isinstance(value, Mapping):
+        return {key: _as_read(item) for key, item in value.items()}
+    return [_as_read(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class Structurer:
@@ -44,154 +62,119 @@ class Structurer:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._converter = Converter(detailed_validation=False)
         self._made: dict[tuple[int, type], tuple[Any, Any]] = {}
-        self._classes: dict[tuple[tuple[str, ...], str], type] = {}
-        for type_, hook in PLAIN.items():
-            if isinstance(type_, type) and type_ not in (object, type(None)):
-                self._converter.register_structure_hook(type_, hook)
-            else:
-                self._converter.register_structure_hook_func(partial(operator.is_, type_), hook)
-        factory = self._converter.register_structure_hook_factory
-        factory(is_literal, literal)
-        factory(is_list, self._list)
-        factory(is_mapping, self._mapping)
-        factory(is_union, self._union)
-        factory(attrs.has, self._config)
-        factory(lambda type_: bool(kinds_of(type_)), self._component)
 
-    def structure(self, value: Any, type_: type[_T]) -> _T:
-        """The config of a type; raises :class:`~caramba_core.document.faults.Faults`."""
-        return cast(_T, self._hook(type_)(value, type_))
-
-    def _hook(self, type_: Any) -> Hook:
-        try:
-            return self._converter.get_structure_hook(type_)
-        except StructureHandlerNotFoundError:
-            raise PluginError(f"a config has a field of type {type_}, which a manifest cannot hold") from None
+    def structure(self, value: Any, type_: Any) -> Any:
+        """The object of a type; raises :class:`~caramba_core.errors.Faults`."""
+        if type_ in PLAIN:
+            return PLAIN[type_][1](value)
+        if is_literal(type_):
+            return literal(value, type_)
+        if is_list(type_):
+            return self._list(value, type_)
+        if is_mapping(type_):
+            return self._mapping(value, type_)
+        if len(members(type_)) > 1:
+            return self._union(value, type_)
+        if kinds_of(type_):
+            return self._component(value, type_)
+        if not attrs.has(type_):
+            raise PluginError(f"a config has a field of type {type_}, which a manifest cannot hold")
+        if not isinstance(value, dict):
+            raise misfit(value, "a mapping")
+        return self._made_once(type_, value, None)
 
     # ------------------------------------------------------------------------------------------------ collections
 
-    def _list(self, type_: Any) -> Hook:
-        arguments = get_args(type_) or (Any, ...)
-        fixed = None if type_ is list or len(arguments) == 1 or arguments[-1] is ... else arguments
-        item_type = arguments[0]
-        is_mutable = (get_origin(type_) or type_) is list
+    def _each(self, items: Iterable[tuple[str | int, Any, Any]]) -> dict[str | int, Any]:
+        """What values of types become, by key or index; the faults of all of them together."""
+        made, faults, failed = {}, list[Fault](), False
+        for part, value, type_ in items:
+            try:
+                made[part] = self.structure(value, type_)
+            except Faults as error:
+                failed = True
+                faults.extend(error.below(part))
+        if failed:
+            raise Faults(*faults)
+        return made
 
-        def structure(value: Any, _: Any) -> Any:
-            if not isinstance(value, list):
-                hint = (
-                    f"write [{value}]" if isinstance(value, str | int | float) and not isinstance(value, bool) else None
-                )
-                raise misfit(value, "a list", hint=hint)
-            if fixed is not None and len(value) != len(fixed):
-                raise misfit(value, f"a list of {len(fixed)} items")
-            types = fixed or (item_type,) * len(value)
-            items, faults, failed = [], list[Fault](), False
-            for index, (item, wanted) in enumerate(zip(value, types, strict=True)):
-                try:
-                    items.append(self._hook(wanted)(item, wanted))
-                except Faults as error:
-                    failed = True
-                    faults.extend(error.below(index))
-            if failed:
-                raise Faults(faults)
-            return items if is_mutable else tuple(items)
+    def _list(self, value: Any, type_: Any) -> Any:
+        if not isinstance(value, list):
+            is_one = isinstance(value, str | int | float) and not isinstance(value, bool)
+            raise misfit(value, "a list", hint=f"write [{value}]" if is_one else None)
+        kind, types = get_origin(type_) or type_, get_args(type_) or (Any, ...)
+        if kind is not tuple or types[-1] is ...:
+            types = types[:1] * len(value)
+        elif len(value) != len(types):
+            raise misfit(value, f"a list of {len(types)} items")
+        made = self._each(zip(range(len(value)), value, types, strict=True)).values()
+        return list(made) if kind is list else tuple(made)
 
-        return structure
+    def _mapping(self, value: Any, type_: Any) -> Any:
+        if not isinstance(value, dict):
+            raise misfit(value, "a mapping")
+        item_type = (*get_args(type_), Any, Any)[1]
+        return self._each((key, item, item_type) for key, item in value.items())
 
-    def _mapping(self, type_: Any) -> Hook:
-        value_type = (*get_args(type_), Any, Any)[1]
-
-        def structure(value: Any, _: Any) -> Any:
-            if not isinstance(value, dict):
-                raise misfit(value, "a mapping")
-            made, faults, failed = {}, list[Fault](), False
-            for key, item in value.items():
-                try:
-                    made[key] = self._hook(value_type)(item, value_type)
-                except Faults as error:
-                    failed = True
-                    faults.extend(error.below(key))
-            if failed:
-                raise Faults(faults)
-            return made
-
-        return structure
-
-    def _union(self, type_: Any) -> Hook:
-        options = members(type_)
-        optional = type(None) in options
-        others = [option for option in options if option is not type(None)]
-
-        def structure(value: Any, _: Any) -> Any:
-            if value is None and optional:
-                return None
-            if len(others) == 1:
-                return self._hook(others[0])(value, others[0])
-            failures: list[tuple[Any, Faults]] = []
-            for option in others:
-                try:
-                    return self._hook(option)(value, option)
-                except Faults as error:
-                    failures.append((option, error))
-            near = [error for option, error in failures if _same_shape(value, option)]
-            if len(near) == 1 or value is GAP:
-                raise (near or [failures[0][1]])[0]
-            raise misfit(value, words(type_))
-
-        return structure
+    def _union(self, value: Any, type_: Any) -> Any:
+        options = [option for option in members(type_) if option is not type(None)]
+        if value is None and len(options) < len(members(type_)):
+            return None
+        if len(options) == 1:
+            return self.structure(value, options[0])
+        faults = []
+        for option in options:
+            try:
+                return self.structure(value, option)
+            except Faults as error:
+                if value is GAP or _same_shape(value, option):
+                    faults.append(error)
+        raise faults[0] if len(faults) == 1 or value is GAP else misfit(value, words(type_))
 
     # ------------------------------------------------------------------------------------------------ configs
 
-    def _config(self, cls: Any) -> Hook:
-        shape = Shape(cls)
-
-        def structure(value: Any, _: Any) -> Any:
-            if not isinstance(value, dict):
-                raise misfit(value, "a mapping")
-            return self._make(shape, value, None)
-
-        return structure
-
-    def _make(self, shape: Shape, value: dict[str, Any], name: str | None) -> Any:
-        """A config from a mapping; ``name`` is what a component's tag says."""
-        known = self._made.get((id(value), shape.cls))
-        if known is not None:
-            if isinstance(known[1], Faults):
-                raise known[1]
-            return known[1]
-        try:
-            made = self._made_anew(shape, value, name)
-        except Faults as error:
-            self._made[id(value), shape.cls] = (value, error)
-            raise
-        self._made[id(value), shape.cls] = (value, made)
+    def _made_once(self, cls: Any, value: dict[str, Any], name: str | None) -> Any:
+        """The config of a mapping; ``name`` is what a component's tag says."""
+        key = id(value), cls
+        if key not in self._made:
+            try:
+                made = self._config(cls, value, name)
+            except Faults as error:
+                made = error
+            self._made[key] = value, made  # with the mapping, so that no other one gets its id
+        if isinstance(made := self._made[key][1], Faults):
+            raise made
         return made
 
-    def _made_anew(self, shape: Shape, value: dict[str, Any], name: str | None) -> Any:
-        faults = list(shape.key_faults(value, name))
-        failed = bool(faults)
-        fields: dict[str, Any] = {}
-        for key, (attribute, type_) in shape.fields.items():
+    def _config(self, cls: Any, value: dict[str, Any], name: str | None) -> Any:
+        faults = _key_faults(cls, value, name)
+        failed = False
+        arguments: dict[str, Any] = {}
+        for key, (attribute, type_) in settings_of(cls).items():
             given, is_implied = value.get(key), attribute.metadata.get("implied", False)
-            if key in value or is_implied:
-                try:
-                    made = self._implied(type_) if given is None and is_implied else self._hook(type_)(given, type_)
-                    fields[argument(attribute)] = made
-                except Faults as error:
-                    failed = True
-                    faults.extend(_with_default_hint(error.below(key), attribute, given))
-        broken = shape.rule_faults(fields)
-        if failed or broken:
-            raise Faults((*faults, *broken))
+            if key not in value and not is_implied:
+                continue
+            try:
+                made = self._implied(type_) if given is None and is_implied else self.structure(given, type_)
+            except Faults as error:
+                failed = True
+                found = error.below(key)
+                if given is None and attribute.default is not attrs.NOTHING:
+                    found = [attrs.evolve(one, hint=one.hint or "leave the key out for its default") for one in found]
+                faults.extend(found)
+            else:
+                faults.extend(_broken_rules(attribute, made))
+                arguments[str(attribute.alias)] = made
+        if failed or faults:
+            raise Faults(*faults)
         try:
-            return shape.cls(**fields)
+            return cls(**arguments)
         except InvalidValue as error:
-            raise Faults((of_invalid(error),)) from None
+            raise Faults(Fault.of(error)) from None
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            label = name or shape.cls.__name__
-            raise Faults((Fault(message=f"{label} cannot be made of these values: {error}"),)) from None
+            label = name or cls.__name__
+            raise Faults(Fault(message=f"{label} cannot be made of these values: {error}")) from None
 
     def _implied(self, type_: Any) -> Any:
         """The default component of the kind that a field holds."""
@@ -199,74 +182,39 @@ class Structurer:
         try:
             return self._registry.default(kind)
         except PluginError as error:
-            raise Faults((Fault(message=error.message, expected=error.expected, hint=error.hint),)) from None
+            raise Faults(Fault.of(error)) from None
 
-    def _component(self, base: Any) -> Hook:
-        kinds, tag = kinds_of(base), base.tag
-        what = article(" or ".join(kinds))
+    # ------------------------------------------------------------------------------------------------ components
 
-        def structure(value: Any, _: Any) -> Any:
-            if isinstance(value, str):
-                value = self._spelled_out(value, kinds, tag)
-            if not isinstance(value, dict):
-                raise misfit(value, f"{what} (a mapping with {tag}:)")
-            if tag not in value:
-                raise Faults((self._no_tag(value, tag, kinds),))
-            name = value[tag]
-            if not isinstance(name, str):
-                raise Faults(misfit(name, f"the name of {what}").below(tag))
-            return self._make(shape_of(self._class(name, base)), value, name)
-
-        return structure
+    def _component(self, value: Any, base: Any) -> Any:
+        tag, kinds, what = base.tag, kinds_of(base), words(base)
+        if isinstance(value, str):
+            value = self._spelled_out(value, kinds, tag)
+        if not isinstance(value, dict):
+            raise misfit(value, f"{what} (a mapping with {tag}:)")
+        if tag not in value:
+            raise Faults(self._no_tag(value, tag, kinds))
+        name = value[tag]
+        if not isinstance(name, str):
+            raise Faults(*misfit(name, f"the name of {what}").below(tag))
+        return self._made_once(self._class(name, base), value, name)
 
     def _spelled_out(self, value: str, kinds: tuple[str, ...], tag: str) -> dict[str, Any]:
         """The mapping that a bare string is short for: the name of a component, or of a file for one."""
         try:
             entries = [self._registry.for_suffix(kind, value) for kind in kinds]
         except PluginError as error:
-            raise Faults((Fault(message=error.message, expected=error.expected, hint=error.hint),)) from None
-        for entry in filter(None, entries):
-            return {tag: entry.qualified, "path": value}
-        return {tag: value}
+            raise Faults(Fault.of(error)) from None
+        return next(({tag: entry.qualified, "path": value} for entry in entries if entry), {tag: value})
 
     def _class(self, name: str, base: Any) -> type:
         """The config class that a component's name stands for."""
-        kinds = kinds_of(base)
-        known = self._classes.get((kinds, name))
-        if known is not None:
-            return known
         try:
-            entry = self._registry.find(kinds, name)
+            cls: type = self._registry.load(self._registry.find(kinds_of(base), name))
         except PluginError as error:
-            raise Faults((self._unknown(kinds, name, error, base.tag),)) from None
-        try:
-            cls = self._registry.load(entry)
-        except PluginError as error:
-            raise Faults((Fault(path=(base.tag,), message=error.message, hint=error.hint),)) from None
-        if not (isinstance(cls, type) and attrs.has(cls) and issubclass(cls, base)):
-            message = f"{entry.qualified} is no config of {article(entry.kind)}"
-            hint = f"this is a fault of {entry.distribution} {entry.version}"
-            raise Faults((Fault(path=(base.tag,), message=message, hint=hint),))
-        self._classes[kinds, name] = cls
+            raise Faults(Fault.of(error, base.tag)) from None
+        assert issubclass(cls, base), "loading has checked what an entry of its kind must be"
         return cls
-
-    def _unknown(self, kinds: tuple[str, ...], name: str, error: PluginError, tag: str) -> Fault:
-        """What to say of a name that no installed plugin gives these kinds."""
-        known = [entry.name for kind in kinds for entry in self._registry.entries(kind)]
-        missing = self._registry.supplier(kinds, name) is not None or name in known or ":" in name
-        near = () if missing else nearest(name, known)
-        hint = error.hint
-        if near and hint is not None and hint.startswith("did you mean"):
-            hint = None
-        elsewhere = [
-            kind
-            for kind in self._registry.kinds
-            if kind not in kinds and any(e.name == name for e in self._registry.entries(kind))
-        ]
-        if elsewhere and not near:
-            hint = f"{name} is {article(elsewhere[0])}, which cannot stand here"
-        expected = None if near else error.expected
-        return Fault(path=(tag,), message=f"{error.message}{suggestion(near)}", expected=expected, hint=hint)
 
     def _no_tag(self, value: dict[str, Any], tag: str, kinds: tuple[str, ...]) -> Fault:
         near = [key for key in value if nearest(key, [tag])]
@@ -277,17 +225,70 @@ class Structurer:
         return Fault(message=f"missing key {tag!r}", expected=expected)
 
 
-def _with_default_hint(faults: Any, attribute: attrs.Attribute[Any], value: Any) -> list[Fault]:
-    """Where a value is null, say how to get the default."""
-    if value is not None or attribute.default is attrs.NOTHING:
-        return list(faults)
-    return [attrs.evolve(fault, hint=fault.hint or "leave the key out for its default") for fault in faults]
+def _key_faults(cls: Any, value: dict[str, Any], name: str | None) -> list[Fault]:
+    """Unknown and missing keys; a misspelt key that is missing is one fault, not two.
+
+    ``name`` is what a component's tag says.
+    """
+    fields = settings_of(cls)
+    of = "" if name is None else f" of {name}"
+    known = fields if name is None else {*fields, cls.tag}
+    missing = [key for key, (a, _) in fields.items() if a.default is attrs.NOTHING and key not in value]
+    absent = [key for key in (*fields, *_RESOLVED.get(cls, ())) if key not in value]
+    faults = []
+    unknown = [key for key in value if key not in known]
+    for key in unknown[:_MOST_UNKNOWN]:
+        near = nearest(key, (*absent, "include"), preferred=missing)
+        meant = near[0] if near else None
+        if meant in ("extends", "include"):
+            missing.clear()  # it would have brought them
+        missing, absent = [[one for one in keys if one != meant] for keys in (missing, absent)]
+        faults.append(
+            Fault(
+                path=(key,),
+                at="key",
+                message=f"unknown key {key!r}{of}{suggestion(near)}",
+                expected=None if near or not absent else f"one of {listing(absent)}",
+                hint=None if near else _elsewhere(key, fields),
+            )
+        )
+    if len(unknown) > _MOST_UNKNOWN:
+        more = f"and {len(unknown) - _MOST_UNKNOWN} unknown keys more"
+        faults.append(Fault(path=(unknown[_MOST_UNKNOWN],), at="key", message=more))
+    faults.extend(Fault(message=f"missing key {key!r}{of}", expected=_help(*fields[key])) for key in missing)
+    return faults
+
+
+def _help(attribute: attrs.Attribute[Any], type_: Any) -> str:
+    meaning = attribute.metadata.get("help")
+    options = " or ".join(words(option) for option in members(type_) if option is not type(None))
+    return f"{key_of(attribute.name)}: {options}{f' ({meaning})' if meaning else ''}"
+
+
+def _elsewhere(key: str, fields: dict[str, tuple[attrs.Attribute[Any], Any]]) -> str | None:
+    """Where an unknown key would be known: one mapping further down."""
+    places = [
+        f"{outer}:"
+        for outer, (_, type_) in fields.items()
+        for option in members(type_)
+        if attrs.has(option) and not kinds_of(option) and key in settings_of(option)
+    ]
+    return f"{key} belongs under {' or '.join(places)}" if places else None
+
+
+def _broken_rules(attribute: attrs.Attribute[Any], value: Any) -> Iterator[Fault]:
+    """What a field's own rules (ranges, choices) have against its value; found before a config is made of all."""
+    try:
+        if attribute.validator is not None:
+            attribute.validator(None, attribute, value)
+    except InvalidValue as error:
+        yield Fault.of(error)
+    except ValueError as error:
+        yield Fault(path=(key_of(attribute.name),), message=str(error.args[0] if error.args else error))
 
 
 def _same_shape(value: Any, type_: Any) -> bool:
     """Whether a value looks like it is meant as this type, though something in it is wrong."""
     if isinstance(value, dict):
         return is_mapping(type_) or attrs.has(type_)
-    if isinstance(value, list):
-        return is_list(type_)
-    return False
+    return isinstance(value, list) and is_list(type_)

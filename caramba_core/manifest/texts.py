@@ -112,21 +112,18 @@ class _Builder:
         self.stream = stream
         self.end = 0
         """Offset behind the list or mapping that ended last."""
-        self.anchors: dict[str, Node | None] = {}
-        """``None`` for one whose list or mapping has not ended."""
+        self.anchors: dict[str | None, Node | None] = {}
+        """What each anchor stands for (``None`` collects all without): ``None`` until its list or mapping has ended."""
 
     def document(self) -> Node:
         """The value of the one document; null where there is none."""
-        root: Node = Scalar(None, TextSpan(self.source, 0, 0))
-        documents = 0
+        root: Node | None = None
         for event in self.stream:
-            if isinstance(event, events.DocumentStartEvent):
-                documents += 1
-                if documents > 1:
-                    raise self._span(event).broken("a second document starts here", expected="one document")
-            elif isinstance(event, events.NodeEvent):
+            if isinstance(event, events.DocumentStartEvent) and root is not None:
+                raise self._span(event).broken("a second document starts here", expected="one document")
+            if isinstance(event, events.NodeEvent):
                 root = self._node(event, 0)
-        return root
+        return root or Scalar(None, TextSpan(self.source, 0, 0))
 
     def _span(self, event: Any) -> TextSpan:
         start, end = event.start_mark.index, event.end_mark.index
@@ -142,18 +139,17 @@ class _Builder:
         if isinstance(event, events.AliasEvent):
             node = self._alias(event.anchor, depth, span)
         elif isinstance(event, events.ScalarEvent):
-            node = self._scalar(event, span)
+            node = self.anchors[event.anchor] = self._scalar(event, span)
         else:
-            node = self._collection(event, depth + 1, span, span if event.flow_style or key is None else key)
-        if event.anchor is not None and not isinstance(event, events.AliasEvent):
-            self.anchors[event.anchor] = node
+            head = span if event.flow_style or key is None else key
+            node = self.anchors[event.anchor] = self._collection(event, depth + 1, span, head)
         self.reading.write(1, node.span)
         return node
 
     def _alias(self, anchor: str, depth: int, span: TextSpan) -> Node:
         if anchor not in self.anchors:
-            near = suggestion([f"*{name}" for name in nearest(anchor, self.anchors)])
-            return self.reading.gap(span, f"no anchor &{anchor} comes before this{near}")
+            near = [f"*{name}" for name in nearest(anchor, filter(None, self.anchors))]
+            return self.reading.gap(span, f"no anchor &{anchor} comes before this{suggestion(near)}")
         target = self.anchors[anchor]
         if target is None:
             raise span.broken(f"*{anchor} stands inside &{anchor} itself, so it would never end")
@@ -189,8 +185,7 @@ class _Builder:
         is_map = isinstance(event, events.MappingStartEvent)
         tag = _tag(event)
         gap = None if tag in ("", "!!map" if is_map else "!!seq") else self._foreign(tag, span)
-        if event.anchor is not None:
-            self.anchors[event.anchor] = None
+        self.anchors[event.anchor] = None
         content = self._entries(depth) if is_map else tuple(self._node(inner, depth) for inner in self._inside())
         whole = TextSpan(self.source, span.start, self.end)
         if gap is not None:

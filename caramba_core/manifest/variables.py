@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from caramba_core.document.problem import ManifestProblem, Path
 from caramba_core.document.source import TextSpan
 from caramba_core.document.tree import Gap, Map, MapItem, Node, Scalar, mapped, noted
 from caramba_core.manifest.expressions import NAME, USE, ExpressionError, evaluate
 from caramba_core.manifest.reading import Reading, check_depth
-from caramba_core.suggestions import listing, nearest, suggestion
+from caramba_core.suggestions import nearest, unknown
 
 __all__ = ["Variables", "declared", "misspelt", "unknown_variable"]
 
@@ -74,12 +74,9 @@ def unknown_variable(
     name: str, span: TextSpan, variables: Mapping[str, MapItem], hint: str | None = None
 ) -> ManifestProblem:
     """The problem with a name that is none of these variables."""
-    near = nearest(name, variables)
-    known = (
-        f"one of the manifest's vars: {listing(variables)}" if variables else "a name that vars: declares; it has none"
-    )
-    expected = None if near else known
-    return span.problem(f"unknown variable {name!r}{suggestion(near)}", expected=expected, hint=hint)
+    known = "one of the manifest's vars: {}" if variables else "a name that vars: declares; it has none"
+    message, expected = unknown(f"unknown variable {name!r}", name, variables, known)
+    return span.problem(message, expected=expected, hint=hint)
 
 
 class _UnresolvedError(Exception):
@@ -155,20 +152,20 @@ class Variables:
         if use[1] is None:
             end = len(use.string)
             raise ExpressionError("the ${ is never closed", use.start(), end, hint="write $${ for a plain ${")
-        value = self._value(node, use)
-        if isinstance(value, Scalar) and type(value.value) in (str, int, float):
-            return str(value.value)
         note = f"used inside a text, as {use[0]} at {_name_span(node, use).place}"
-        self._reading.mismatch(value, "a string or a number", notes=(note,))
-        raise _UnresolvedError
+        return str(self._typed(self._value(node, use), (str, int, float), "a string or a number", note))
 
     def _operand(self, node: Scalar, use: str, name: str, start: int) -> int:
         """The integer that a variable is."""
         span = _inside(node, start, start + len(name))
-        value = self._variable(name, span)
-        if isinstance(value, Scalar) and type(value.value) is int:
+        note = f"{name} is used in {use} at {span.place}"
+        return int(self._typed(self._variable(name, span), (int,), "an integer", note))
+
+    def _typed(self, value: Node, types: tuple[type, ...], wanted: str, note: str) -> Any:
+        """The plain value of a scalar of these types; raises :class:`_UnresolvedError` for anything else."""
+        if isinstance(value, Scalar) and type(value.value) in types:
             return value.value
-        self._reading.mismatch(value, "an integer", notes=(f"{name} is used in {use} at {span.place}",))
+        self._reading.mismatch(value, wanted, notes=(note,))
         raise _UnresolvedError
 
     # ------------------------------------------------------------------------------------------------ one variable
@@ -181,15 +178,11 @@ class Variables:
                 self._reading.miss(name, span)
                 raise _UnresolvedError
             self._reading.used.add(name)
-            problem = None
             if name in self._active:
                 cycle = " -> ".join([*self._active[self._active.index(name) :], name])
-                problem = f"the variables {cycle} go round in a circle"
-            elif len(self._active) >= _DEEPEST:
-                problem = f"variables refer to one another more than {_DEEPEST} deep here"
-            if problem is not None:
-                self._reading.gap(span, problem)
-                raise _UnresolvedError
+                raise self._unresolved(span, f"the variables {cycle} go round in a circle")
+            if len(self._active) >= _DEEPEST:
+                raise self._unresolved(span, f"variables refer to one another more than {_DEEPEST} deep here")
             self._active.append(name)
             value = self.resolve(item.value)
             self._active.pop()
@@ -198,6 +191,10 @@ class Variables:
         if isinstance(self._values[name], Gap):
             raise _UnresolvedError
         return self._values[name]
+
+    def _unresolved(self, span: TextSpan, message: str) -> _UnresolvedError:
+        self._reading.gap(span, message)
+        return _UnresolvedError()
 
 
 def _name_span(node: Scalar, use: re.Match[str]) -> TextSpan:

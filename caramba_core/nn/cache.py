@@ -3,16 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from caramba_core.component import Attention, CacheEntry
 from caramba_core.graph import Graph
-from caramba_core.nn.storing import Tokens
 from caramba_core.storage import Storage
 
 __all__ = ["Cache", "LayerCache"]
+
+
+_SMALLEST_CAPACITY = 64
+"""Tokens allocated at first by a cache that grows."""
+
+
+class _Tokens:
+    """The cached tokens of one entry, in tensors ``[B, capacity, *]`` ("planes") that each hold a part of every token.
+
+    Axes: B batch, T tokens of this pass.
+    """
+
+    def __init__(
+        self, entry: CacheEntry, batch: int, dtype: torch.dtype, device: torch.device, storage: Storage | None
+    ) -> None:
+        self.entry = entry
+        self.storage = storage if storage is not None and storage.quantizes(entry) else None
+        self.dtype = dtype if entry.dtype is None else getattr(torch, entry.dtype)
+        layout: Mapping[str, tuple[tuple[int, ...], Any]] = {"": (entry.shape, self.dtype)}
+        if self.storage is not None:
+            planes = self.storage.planes(entry.values)
+            layout = {suffix: (shape, getattr(torch, name)) for suffix, (shape, name) in planes.items()}
+        self.planes = {
+            suffix: torch.zeros(batch, 0, *shape, dtype=plane_dtype, device=device)
+            for suffix, (shape, plane_dtype) in layout.items()
+        }
+
+    def encode(self, values: Tensor) -> tuple[Tensor, ...]:
+        """The parts of tokens ``[B, T, *shape]`` in each plane, ``[B, T, *]``."""
+        if self.storage is None:
+            return (values.to(self.dtype),)
+        return self.storage.encode(values.reshape(*values.shape[:2], self.entry.values))
+
+    def decode(self, *planes: Tensor) -> Tensor:
+        """What reading tokens returns, ``[B, T, *shape]`` in the type of the cache."""
+        if self.storage is None:
+            return planes[0]
+        values = self.storage.decode(planes, self.entry.values)
+        return values.to(self.dtype).view(*values.shape[:2], *self.entry.shape)
+
+    def reserve(self, capacity: int) -> None:
+        """Allocate room for ``capacity`` tokens of the text, or for the whole window."""
+        wanted = capacity if self.entry.window is None else min(capacity, self.entry.window)
+        for suffix, old in self.planes.items():
+            if old.shape[1] < wanted:
+                self.planes[suffix] = old.new_zeros(old.shape[0], wanted, *old.shape[2:])
+                self.planes[suffix][:, : old.shape[1]] = old
+
+    def append(self, values: Tensor, length: int) -> Tensor:
+        """Write tokens ``[B, T, *shape]`` after the ``length`` ones of the text; all that they see, in order."""
+        held = length if self.entry.window is None else min(length, self.entry.window)
+        room = next(iter(self.planes.values())).shape[1]
+        if room < held + values.shape[1]:
+            self.reserve(max(held + values.shape[1], 2 * room, _SMALLEST_CAPACITY))
+        new = zip(self.planes.values(), self.encode(values), strict=True)
+        return self.decode(*(self._push(plane, part, held) for plane, part in new))
+
+    def _push(self, plane: Tensor, new: Tensor, held: int) -> Tensor:
+        """Write tokens ``[B, T, *]`` after the ``held`` ones of a plane; the part of it that the new ones see."""
+        window, sinks, tokens = self.entry.window, self.entry.sinks, new.shape[1]
+        if window is None or held + tokens <= window:
+            plane[:, held : held + tokens] = new
+            return plane[:, : held + tokens]
+        first = min(held, sinks)
+        seen = torch.cat([plane[:, :first], plane[:, max(first, held - window + sinks + 1) : held], new], dim=1)
+        plane[:, first:sinks] = seen[:, first:sinks]
+        plane[:, sinks:] = seen[:, seen.shape[1] - window + sinks :]
+        return seen
 
 
 class LayerCache:
@@ -33,14 +101,14 @@ class LayerCache:
         self.spec = spec
         self.batch = batch
         self.length = 0
-        self._tokens: dict[str, Tokens] = {}
+        self._tokens: dict[str, _Tokens] = {}
         self._states: dict[str, Tensor] = {}
         for name, entry in spec.items():
             if not entry.per_token:
                 state_dtype = dtype if entry.dtype is None else getattr(torch, entry.dtype)
                 self._states[name] = torch.zeros(batch, *entry.shape, dtype=state_dtype, device=device)
             else:
-                self._tokens[name] = Tokens(entry, batch, dtype, device, storage)
+                self._tokens[name] = _Tokens(entry, batch, dtype, device, storage)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -77,7 +145,8 @@ class LayerCache:
 
     def read(self, name: str, first: int, last: int) -> Tensor:
         """An entry's cached tokens in the places ``first`` to ``last`` (exclusive): ``[B, last - first, *shape]``."""
-        return self._tokens[name].read(first, last)
+        tokens = self._tokens[name]
+        return tokens.decode(*(plane[:, first:last] for plane in tokens.planes.values()))
 
     def round_trip(self, name: str, values: Tensor) -> Tensor:
         """``[B, T, *shape]`` as the entry would return them, quantized and dequantized; nothing is appended."""

@@ -5,47 +5,41 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from caramba_core.errors import InputError
 from caramba_core.formatting import format_indexes
-from caramba_core.graph import ROOT
+from caramba_core.graph import ROOT, Graph, local_name
 from caramba_core.loading import Checkpoint, Stored
 from caramba_core.nn.finite import count_nonfinite, count_nonfinite_in_files
 from caramba_core.nn.language_model import LanguageModel
 
-__all__ = ["load_weights"]
+__all__ = ["load_weights", "require_fit"]
 
 _SHOWN = 40
 """Lines of an error: tensors that differ only in the index of their layer share one."""
 
 
-def load_weights(
-    model: LanguageModel,
-    checkpoint: Checkpoint,
-    *,
-    place: Callable[[tuple[str | int, ...]], str] | None = None,
-) -> tuple[Stored, ...]:
+def weight_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight of a graph, by its name without ``model.``."""
+    return {
+        local_name(f"{node.name}.{name}"): weight.shape
+        for node in graph.nodes().values()
+        for name, weight in node.config.weights(node.width_in).items()
+    }
+
+
+def load_weights(model: LanguageModel, checkpoint: Checkpoint) -> tuple[Stored, ...]:
     """Fill the model with every tensor of a checkpoint, converted to the model's device and dtype.
 
-    Names and shapes are compared from the headers before any value is read.  Returns the tensors that the loader knows
-    to be unneeded.  ``place`` turns a node's path in the manifest into ``file:line`` for messages.
-
-    Raises :class:`InputError` that lists every parameter left empty, every tensor without a parameter, every shape that
-    differs, and every tensor that holds NaN or infinity.
+    Returns the tensors that the loader knows to be unneeded.  Raises :class:`InputError` as :func:`require_fit` does,
+    and for every tensor that holds NaN or infinity.
     """
-    targets: dict[str, Tensor] = model.state_dict(keep_vars=True)
-    nodes = model.graph.nodes()
-
-    def parameter(name: str) -> str:
-        node = nodes.get(f"{ROOT}.{name.rpartition('.')[0]}")
-        return f"{ROOT}.{name}" + ("" if place is None or node is None else f" ({place(node.path)})")
-
-    stored = checkpoint.layout()
-    _refuse(checkpoint, list(_misfits(targets, stored, parameter)))
+    stored, targets = checkpoint.layout(), model.state_dict(keep_vars=True)
+    require_fit(model.graph, stored, checkpoint.path)
     used = {entry.name: entry for entry in stored if entry.name is not None}
     checked = count_nonfinite_in_files(entry for name, entry in used.items() if _is_mapped(entry, targets[name]))
     faults = [_nonfinite(entry, counts) for entry in used.values() if (counts := checked.get(entry.key))]
@@ -56,29 +50,37 @@ def load_weights(
                 faults += _faults(entry, values, target)
             if not faults:
                 _fill(target, values)
-    _refuse(checkpoint, faults)
+    _refuse(checkpoint.path, faults)
     assert not used, f"{checkpoint.path}: its layout and its tensors differ"
     return tuple(entry for entry in stored if entry.name is None)
 
 
-def _misfits(targets: Mapping[str, Tensor], stored: Iterable[Stored], parameter: Callable[[str], str]) -> Iterator[str]:
-    """One sentence for each tensor or parameter that does not fit; ``parameter`` describes one."""
+def require_fit(graph: Graph, stored: Iterable[Stored], origin: object) -> None:
+    """Raise :class:`InputError` unless the tensors ``stored`` in ``origin`` have names and shapes of a graph's weights.
+
+    It lists every weight left empty, every tensor without a weight, and every shape that differs.  Asked before a model
+    is built, it keeps sizes that a configuration only claims from being allocated.
+    """
+    _refuse(origin, list(_misfits(weight_shapes(graph), stored)))
+
+
+def _misfits(weights: Mapping[str, tuple[int, ...]], stored: Iterable[Stored]) -> Iterator[str]:
+    """One sentence for each tensor or weight that does not fit."""
     given: dict[str, str] = {}
     for entry in stored:
         if entry.name is None:
             continue
-        shape = list(entry.shape)
-        if entry.name not in targets:
+        shape, place = list(entry.shape), f"{ROOT}.{entry.name}"
+        if entry.name not in weights:
             yield f"{entry.key} {shape} is in the checkpoint, and the model has no place for it"
         elif entry.name in given:
-            yield f"{entry.key} and {given[entry.name]} both fill {parameter(entry.name)}"
-        elif shape != list(targets[entry.name].shape):
-            expected = list(targets[entry.name].shape)
-            yield f"{entry.key} has shape {shape}, and {parameter(entry.name)} expects {expected}"
+            yield f"{entry.key} and {given[entry.name]} both fill {place}"
+        elif shape != list(weights[entry.name]):
+            yield f"{entry.key} has shape {shape}, and {place} expects {list(weights[entry.name])}"
         given.setdefault(entry.name, entry.key)
-    for name, target in targets.items():
+    for name, shape_ in weights.items():
         if name not in given:
-            yield f"{parameter(name)} {list(target.shape)} is in the model, and the checkpoint does not hold it"
+            yield f"{ROOT}.{name} {list(shape_)} is in the model, and the checkpoint does not hold it"
 
 
 def _is_mapped(entry: Stored, target: Tensor) -> bool:
@@ -117,12 +119,12 @@ def _holds(entry: Stored, what: str) -> str:
     return f"{entry.key} holds {what} (fills {ROOT}.{entry.name})"
 
 
-def _refuse(checkpoint: Checkpoint, problems: Sequence[str]) -> None:
+def _refuse(origin: object, problems: Sequence[str]) -> None:
     if problems:
         lines = _grouped(problems)
         more = [] if len(lines) <= _SHOWN else [f"... and {len(lines) - _SHOWN} more of this kind"]
         raise InputError(
-            f"{checkpoint.path} does not fit the model ({len(problems)} of its tensors):\n    "
+            f"{origin} does not fit the model ({len(problems)} of its tensors):\n    "
             + "\n    ".join(lines[:_SHOWN] + more),
             hint="compare the model's sizes with the checkpoint's; a damaged file must be fetched again",
         )
@@ -135,9 +137,5 @@ def _grouped(problems: Iterable[str]) -> list[str]:
         index = re.search(r"(?<=\.)\d+(?=\.)", problem)
         pattern = problem if index is None else re.sub(rf"(?<=\.){index[0]}(?=\.)", "{}", problem)
         groups.setdefault(pattern, set()).update([] if index is None else [int(index[0])])
-    return [pattern.replace("{}", _indexes(sorted(indexes))) for pattern, indexes in groups.items()]
-
-
-def _indexes(indexes: Sequence[int]) -> str:
-    text = format_indexes([str(index) for index in indexes])
-    return text if len(indexes) < 2 else f"{{{text}}}"
+    shown = {pattern: format_indexes(list(map(str, sorted(indexes)))) for pattern, indexes in groups.items()}
+    return [pattern.replace("{}", text if text.isdigit() else f"{{{text}}}") for pattern, text in shown.items()]

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from caramba_core.component import Attention
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph, local_name
 from caramba_core.nn.cache import Cache
-from caramba_core.nn.compiling import plan_compilation
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.sequence import LayerSequence, Wiring, names_of
 from caramba_core.storage import Storage
@@ -82,47 +80,6 @@ class LanguageModel(LayerSequence):
                 module.tapped = frozenset(child for child in names_of(module.wiring) if prefix + child in wanted)
                 wanted -= {prefix + child for child in module.tapped}
         assert not wanted, f"no such nodes: {sorted(wanted)}"
-
-    def compile_blocks(self, *, backend: str = "inductor") -> tuple[str, ...]:
-        """Compile each block as a whole; equal blocks share one compiled graph.
-
-        Where too many blocks differ, layers are compiled instead (:mod:`caramba_core.nn.compiling`).  Returns the names
-        of the layers that stay uncompiled.
-        """
-        modules, left = plan_compilation(self)
-        # torch counts the graphs of all kinds of blocks as recompilations of one function
-        limits = torch._dynamo.config
-        limits.recompile_limit = max(limits.recompile_limit, 2 * len(modules))
-        for module in modules:
-            module.compile(fullgraph=True, backend=backend)
-        return tuple(left)
-
-    @torch.no_grad()
-    def generate(
-        self, tokens: Tensor, count: int, *, starts: Tensor | None = None, storage: Storage | None = None
-    ) -> Tensor:
-        """Greedy continuation of token ids, int64 ``[B, T]``, by ``count`` tokens: ``[B, T + count]``.
-
-        Prompts of unequal lengths are padded on the left; ``starts``, int64 ``[B]``, says where each begins.
-        """
-        cache = self.new_cache(tokens.shape[0], capacity=tokens.shape[1] + count, storage=storage)
-        new = tokens
-        for _ in range(count):
-            hidden = self.hidden(new, Frame.of(new, cache=cache, starts=starts))
-            new = self.logits(hidden[:, -1]).argmax(dim=-1, keepdim=True)
-            tokens = torch.cat([tokens, new], dim=1)
-        return tokens
-
-    def generate_each(
-        self, prompts: Sequence[Sequence[int]], count: int, *, storage: Storage | None = None
-    ) -> list[list[int]]:
-        """Greedy continuations of prompts of any lengths in one batch: each prompt with its ``count`` new tokens."""
-        assert prompts and all(prompts), "a prompt has at least one token"
-        longest, device = max(map(len, prompts)), self.head_weight.device
-        tokens = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        starts = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-        out = self.generate(tokens, count, starts=starts if bool(starts.any()) else None, storage=storage)
-        return [row[start:] for row, start in zip(out.tolist(), starts.tolist(), strict=True)]
 
     def _require_starts(self) -> None:
         for name, node in self.graph.attentions().items():

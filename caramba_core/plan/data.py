@@ -15,10 +15,12 @@ topology stand once in ``scopes``, with the ``names`` of all.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from caramba_core.errors import PluginError
 from caramba_core.hookspecs import Section
 from caramba_core.plan.nodes import ModelPlan, NodePlan
 from caramba_core.plan.runs import RunPlan, backward_operations
@@ -52,9 +54,9 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         and {
             "source": teacher.source,
             "dtype": teacher.dtype,
-            "local": teacher.graph is not None,
+            "local": teacher.model is not None,
             "reason": teacher.reason,
-            **({} if plan.teacher_model is None else _model(plan.teacher_model)),
+            **({} if teacher.model is None else _model(teacher.model)),
         },
         "runs": [_run(run) for run in plan.runs],
         "sections": [section_data(section) for section in plan_sections(plan)],
@@ -83,14 +85,15 @@ def operations_per_token(model: ModelPlan) -> dict[str, float]:
 
 
 def quantized_cache(model: ModelPlan) -> dict[str, dict[str, int]]:
-    """Bytes of the cache by the type that it is quantized to: per token, and of the whole context."""
+    """Bytes of the cache in each installed storage: per token, and of the whole context."""
     found = {}
-    for name in ("int8", "int4"):
-        storage = Storage.named(name)
-        found[name] = {
-            "bytes_per_token": model.cached_bytes(1, storage) - model.cached_bytes(0, storage),
-            "bytes_at_context": model.cached_bytes(model.context, storage),
-        }
+    for entry in registry().entries("storage"):
+        with suppress(PluginError):  # a broken one is no business of a model that does not use it
+            storage: Storage = registry().load(entry)()
+            found[entry.name] = {
+                "bytes_per_token": model.cached_bytes(1, storage) - model.cached_bytes(0, storage),
+                "bytes_at_context": model.cached_bytes(model.context, storage),
+            }
     return found
 
 

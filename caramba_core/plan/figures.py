@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 import attrs
 
 from caramba_core.component import CacheEntry, Weight
-from caramba_core.storage import Storage
+from caramba_core.storage import ITEM_BYTES, Storage
 
-__all__ = ["ITEM_BYTES", "Figures", "cached_bytes", "weight_bytes"]
-
-ITEM_BYTES: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("float64", "int64"), 8),
-    **dict.fromkeys(("float32", "int32"), 4),
-    **dict.fromkeys(("bfloat16", "float16", "int16"), 2),
-    **dict.fromkeys(("float8_e4m3fn", "float8_e5m2", "int8", "uint8", "bool"), 1),
-}
-"""Bytes per value of each type, by torch's names."""
+__all__ = ["Figures", "cached_bytes", "weight_bytes"]
 
 
 @attrs.frozen(kw_only=True)

@@ -9,7 +9,6 @@ import attrs
 
 from caramba_core.component import Attention, CacheEntry, Shape, Weight
 from caramba_core.graph import Graph, Node
-from caramba_core.kinds import LAYER_KINDS
 from caramba_core.plan.figures import Figures, cached_bytes, weight_bytes
 from caramba_core.plugins.registry import registry
 from caramba_core.storage import Storage
@@ -92,6 +91,10 @@ class ModelPlan:
         for root in self.roots:
             yield from root.walk()
 
+    def at(self, context: int) -> ModelPlan:
+        """The same model for sequences of this length."""
+        return self if context == self.context else plan_model(self.graph, context=context, dtype=self.dtype)
+
     def cached_bytes(self, tokens: int, storage: Storage | None = None) -> int:
         """Bytes that the model caches of one sequence of ``tokens`` tokens, states included."""
         return sum(
@@ -148,13 +151,4 @@ class _Planner:
             state_bytes=state,
             context_bytes=cached_bytes(cache, self._dtype, self._context),
         )
-        return NodePlan(node=node, type=_registered_name(type(config)), weights=weights, cache=cache, own=own)
-
-
-def _registered_name(config: type) -> str:
-    """The name under which a config's class is registered; of several, the one that is the class's own."""
-    value = f"{config.__module__}:{config.__qualname__}"
-    kinds = (*LAYER_KINDS, "embedder", "head")
-    names = [entry.name for kind in kinds for entry in registry().entries(kind) if entry.value == value]
-    alike = [name for name in names if name.replace("_", "") == config.__name__.lower()]
-    return (*alike, *names, config.__qualname__)[0]
+        return NodePlan(node=node, type=registry().name_of(type(config)), weights=weights, cache=cache, own=own)

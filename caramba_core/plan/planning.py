@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 
-from caramba_core.document.faults import Fault
-from caramba_core.errors import InputError, ManifestError
+from caramba_core.document.problem import Fault
+from caramba_core.errors import InputError, ManifestError, PluginError
 from caramba_core.formatting import format_bytes, format_count
-from caramba_core.graph import Graph
-from caramba_core.lowered import group_path, located, lower_all
+from caramba_core.graph import Graph, trained_nodes
+from caramba_core.loading import cached_source, find_loader
+from caramba_core.lowered import group_path, located, lower_all, lower_checkpoint
 from caramba_core.manifest.schema import Group
+from caramba_core.modes import Teacher
 from caramba_core.plan.nodes import ModelPlan, plan_model
-from caramba_core.plan.runs import RunPlan, Stage, plan_runs
-from caramba_core.plan.teacher import TeacherPlan, plan_teacher
+from caramba_core.plan.runs import RunPlan, TeacherPlan, plan_runs
 from caramba_core.plugins.registry import registry
-from caramba_core.trains import trained_nodes
 
 if TYPE_CHECKING:
     from caramba_core.manifest.load import Loaded
@@ -32,15 +33,13 @@ _CONTEXT = 1024
 class Plan:
     """What a group's model holds and takes, and what each of its runs needs.
 
-    ``group`` is ``None`` for a manifest without groups.  ``teacher_model`` is ``None`` without a teacher, and where its
-    checkpoint is not on this machine (``teacher.reason`` says why).
+    ``group`` is ``None`` for a manifest without groups.
     """
 
     name: str
     group: str | None = None
     model: ModelPlan
     teacher: TeacherPlan | None = None
-    teacher_model: ModelPlan | None = None
     runs: tuple[RunPlan, ...] = ()
 
     @property
@@ -52,15 +51,15 @@ class Plan:
         """How the model compares with its teacher, in words."""
         if self.teacher is None:
             return ()
-        if self.teacher_model is None:
+        if self.teacher.model is None:
             return (f"teacher {self.teacher.source} is not on this machine",)
-        ours, theirs = self.model.total.context_bytes, self.teacher_model.total.context_bytes
+        ours, theirs = self.model.total.context_bytes, self.teacher.model.total.context_bytes
         if not ours or not theirs:
             return ()
         if ours == theirs:
             return ("a cache as large as the teacher's",)
         compared = f"{theirs / ours:.2f} times smaller" if ours < theirs else f"{ours / theirs:.2f} times larger"
-        return (f"a cache {compared} than the teacher's {self.teacher_model.total.cache_bytes:,} bytes per token",)
+        return (f"a cache {compared} than the teacher's {self.teacher.model.total.cache_bytes:,} bytes per token",)
 
     def line(self) -> str:
         """The plan in one line."""
@@ -95,26 +94,37 @@ def plan_manifest(loaded: Loaded, *, group: str | None = None, context: int | No
 
 
 def _plan(loaded: Loaded, group: Group, graph: Graph, context: int) -> Plan:
-    teacher = None if group.teacher is None else plan_teacher(group.teacher, loaded.folder)
-    dtype = "float32" if teacher is None else teacher.dtype
-    model = plan_model(graph, context=context, dtype=dtype)
-    teacher_model = None
-    if teacher is not None and teacher.graph is not None:
-        teacher_model = plan_model(teacher.graph, context=context, dtype=dtype)
-    return Plan(
-        name=loaded.manifest.name,
-        group=group.name,
-        model=model,
-        teacher=teacher,
-        teacher_model=teacher_model,
-        runs=plan_runs(group, Stage(model=model, teacher=teacher, teacher_model=teacher_model)),
-    )
+    teacher = None if group.teacher is None else plan_teacher(group.teacher, loaded.folder, context)
+    model = plan_model(graph, context=context, dtype="float32" if teacher is None else teacher.dtype)
+    runs = plan_runs(group, model, teacher)
+    return Plan(name=loaded.manifest.name, group=group.name, model=model, teacher=teacher, runs=runs)
+
+
+def plan_teacher(teacher: Teacher, folder: Path, context: int) -> TeacherPlan:
+    """The teacher of a group, without the network; relative sources are relative to ``folder``.
+
+    Raises :class:`~caramba_core.errors.InputError` for a checkpoint that is there and cannot be read.
+    """
+    try:
+        path = cached_source(teacher.source, folder)
+        reason = "it has not been fetched yet" if path is None else f"{path} does not exist"
+    except PluginError as error:  # a plan does without what a run will need
+        path, reason = None, error.message
+    if path is None or not path.exists():
+        return TeacherPlan(source=teacher.source, dtype=teacher.dtype, reason=reason)
+    model = plan_model(lower_checkpoint(find_loader(path)), context=context, dtype=teacher.dtype)
+    return TeacherPlan(source=teacher.source, dtype=teacher.dtype, model=model)
 
 
 def _longest(group: Group) -> int:
     """The longest sequence that a run of the group trains or is measured on."""
-    lengths = [run.training.context for run in group.runs if run.training is not None]
-    lengths += [settings.context for run in group.runs if (settings := run.eval or group.eval) is not None]
+    lengths = []
+    for run in group.runs:
+        settings = group.evaluation(run)
+        if run.eval or group.eval:
+            lengths.append(settings.context)
+        if run.trains:
+            lengths.append(run.workload(settings, vocab_size=0).context)
     return max(lengths, default=_CONTEXT)
 
 

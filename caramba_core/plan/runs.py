@@ -6,18 +6,20 @@ pass holds at its peak; the allocator's own overhead comes on top.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import attrs
 
+from caramba_core.component import Weight
+from caramba_core.graph import trained_nodes
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Evaluation, Run, Workload
-from caramba_core.plan.figures import ITEM_BYTES, weight_bytes
-from caramba_core.plan.nodes import ModelPlan, NodePlan, plan_model
-from caramba_core.plan.teacher import TeacherPlan
-from caramba_core.trains import trained_nodes
+from caramba_core.plan.figures import weight_bytes
+from caramba_core.plan.nodes import ModelPlan, NodePlan
+from caramba_core.sites import own_attentions
+from caramba_core.storage import ITEM_BYTES
 
-__all__ = ["Memory", "RunPlan", "Stage", "backward_operations", "plan_runs", "saved_bytes"]
+__all__ = ["Memory", "RunPlan", "TeacherPlan", "backward_operations", "plan_runs", "saved_bytes"]
 
 
 @attrs.frozen(kw_only=True)
@@ -67,101 +69,90 @@ class RunPlan:
 
 
 @attrs.frozen(kw_only=True)
-class Stage:
-    """What the plans of a group's runs share: the student by context length, the teacher, and what converts."""
+class TeacherPlan:
+    """What is known of a teacher; ``model`` is ``None`` where its checkpoint is not on this machine, ``reason`` why."""
 
-    model: ModelPlan
-    teacher: TeacherPlan | None
-    teacher_model: ModelPlan | None
-    _models: dict[tuple[str, int], ModelPlan] = attrs.field(factory=dict)
-
-    def student(self, context: int) -> ModelPlan:
-        """The student's figures for sequences of this length."""
-        return self._at("student", self.model, context)
-
-    def teacher_at(self, context: int) -> ModelPlan | None:
-        """The teacher's figures for sequences of this length."""
-        return None if self.teacher_model is None else self._at("teacher", self.teacher_model, context)
-
-    def _at(self, which: str, model: ModelPlan, context: int) -> ModelPlan:
-        if model.context == context:
-            return model
-        if (which, context) not in self._models:
-            self._models[which, context] = plan_model(model.graph, context=context, dtype=model.dtype)
-        return self._models[which, context]
+    source: str
+    dtype: str
+    model: ModelPlan | None = None
+    reason: str | None = None
 
 
-def plan_runs(group: Group, stage: Stage) -> tuple[RunPlan, ...]:
+def plan_runs(group: Group, model: ModelPlan, teacher: TeacherPlan | None) -> tuple[RunPlan, ...]:
     """The plans of a group's runs, in order."""
+    taught = None if teacher is None else teacher.model
+    size = None if taught is None else taught.total.weight_bytes
+    known = Memory(weights=0, shared=0, teacher=0 if teacher is None else size)
+    converted = own_attentions(model.graph, None if taught is None else taught.graph)
     changed: dict[str, frozenset[str]] = {}
-    graph = stage.model.graph
-    converted = frozenset() if stage.teacher is None else stage.teacher.converted(graph)
     plans = []
     for index, run in enumerate(group.runs):
         parent = run.from_ or (group.runs[index - 1].id if index else None)
+        trained = trained_nodes(model.graph, run.trains)
         before = changed.get((parent or "").removeprefix(f"{group.name}/"), converted)
-        trained = trained_nodes(graph, run.trains)
-        own = changed[run.id] = before | trained | run.changes(graph, converted)
-        plans.append(_plan(run, run.eval or group.eval or Evaluation(), stage, parent, trained, own))
+        own = changed[run.id] = before | trained | run.changes(model.graph, converted)
+        weights, shared = _weights(model, taught, trained, own)
+        memory = attrs.evolve(known, weights=weights, shared=shared)
+        plans.append(_plan(run, group.evaluation(run), model, taught, parent, trained, memory))
     return tuple(plans)
 
 
 def _plan(
-    run: Run, evaluation: Evaluation, stage: Stage, parent: str | None, trained: frozenset[str], own: frozenset[str]
+    run: Run,
+    evaluation: Evaluation,
+    model: ModelPlan,
+    teacher: ModelPlan | None,
+    parent: str | None,
+    trained: frozenset[str],
+    memory: Memory,
 ) -> RunPlan:
-    load = run.workload(evaluation, stage.model.graph.vocab_size)
-    model, teacher = stage.student(load.context), stage.teacher_at(load.context)
+    load = run.workload(evaluation, model.graph.vocab_size)
+    model = model.at(load.context)
     passes = model.total.operations + backward_operations(model, trained)
     if load.uses_teacher and teacher is not None:
-        passes += teacher.total.operations
-    weights, shared = _weights(stage, trained, own)
-    taught = None if stage.teacher_model is None else stage.teacher_model.total.weight_bytes
-    known = Memory(weights=weights, shared=shared, teacher=0 if stage.teacher is None else taught)
+        passes += teacher.at(load.context).total.operations
     return RunPlan(
         id=run.id,
         mode=run.mode,
         continues=parent,
         trains=run.trains,
-        trained_parameters=sum(n.own.parameters for n in stage.model.walk() if n.node.name in trained),
+        trained_parameters=sum(n.own.parameters for n in model.walk() if n.node.name in trained),
         dtype=load.dtype,
         batch_size=load.batch_size,
         context=load.context,
         tokens=load.sequences * load.context,
         operations=load.sequences * passes,
-        memory=_training(known, model, load, trained) if trained else _forward(known, model, load, evaluation),
+        memory=_training(memory, model, load, trained) if trained else _forward(memory, model, load, evaluation),
     )
 
 
 # ------------------------------------------------------------------------------------------------ what is held
 
 
-def _weights(stage: Stage, trained: Collection[str], own: frozenset[str]) -> tuple[int, int]:
+def _weights(
+    model: ModelPlan, teacher: ModelPlan | None, trained: Collection[str], own: frozenset[str]
+) -> tuple[int, int]:
     """Bytes of the student's own weights, and of those whose storage is the teacher's; ``own`` names nodes or weights.
 
     A weight is shared where it does not train, has not changed since the start, does not belong to an attention that
     converts, and the teacher has one of the same name and shape; weights that train are held in float32 at least.
     """
-    theirs = {} if stage.teacher_model is None else _shapes(stage.teacher_model)
+    theirs = {} if teacher is None else {name: weight.shape for name, weight in _weights_by_name(teacher)}
     held = shared = 0
-    for node in stage.model.walk():
-        name = node.node.name
-        for weight_name, weight in node.weights.items():
-            size = weight_bytes(weight, _train_dtype(stage.model.dtype) if name in trained else stage.model.dtype)
-            kept = not own.intersection((name, f"{name}.{weight_name}"))
-            if weight.trainable and kept and theirs.get(f"{name}.{weight_name}") == weight.shape:
-                shared += size
-            else:
-                held += size
+    for name, weight in _weights_by_name(model):
+        node = name.rpartition(".")[0]
+        size = weight_bytes(weight, _train_dtype(model.dtype) if node in trained else model.dtype)
+        if weight.trainable and own.isdisjoint((node, name)) and theirs.get(name) == weight.shape:
+            shared += size
+        else:
+            held += size
     return held, shared
 
 
-def _shapes(model: ModelPlan) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{node.node.name}.{name}": weight.shape
-        for node in model.walk()
-        for name, weight in node.weights.items()
-        if weight.trainable
-    }
+def _weights_by_name(model: ModelPlan) -> Iterator[tuple[str, Weight]]:
+    for node in model.walk():
+        for name, weight in node.weights.items():
+            yield f"{node.node.name}.{name}", weight
 
 
 def _train_dtype(dtype: str) -> str:
@@ -170,26 +161,17 @@ def _train_dtype(dtype: str) -> str:
 
 
 def _training(known: Memory, model: ModelPlan, load: Workload, trained: Collection[str]) -> Memory:
-    gradients = state = cast = 0
-    for node in model.walk():
-        if node.node.name in trained:
-            for weight in node.weights.values():
-                if weight.trainable:
-                    size = weight_bytes(weight, _train_dtype(model.dtype))
-                    gradients += size
-                    if load.optimizer is not None:
-                        scalars = load.optimizer.state_scalars() * ITEM_BYTES["float32"]
-                        state += load.optimizer.state_values() * size + scalars
-                    if load.dtype != "float32" and len(weight.shape) > 1:
-                        cast += weight.numel * ITEM_BYTES[load.dtype]
+    weights = [w for name, w in _weights_by_name(model) if w.trainable and name.rpartition(".")[0] in trained]
+    gradients = sum(weight_bytes(weight, _train_dtype(model.dtype)) for weight in weights)
+    matrices = sum(weight.numel for weight in weights if len(weight.shape) > 1)
     saved = saved_bytes(model, trained, load.dtype)
     kept = sum(saved) if load.whole_model else max(saved, default=0)
     return attrs.evolve(
         known,
         gradients=gradients,
-        optimizer=state,
+        optimizer=load.state_values * gradients + load.state_scalars * ITEM_BYTES["float32"] * len(weights),
         activations=kept * load.batch_size,
-        cast=cast,
+        cast=0 if load.dtype == "float32" else matrices * ITEM_BYTES[load.dtype],
         logits=load.logit_values * ITEM_BYTES["float32"],
         working=max(saved, default=0) * load.batch_size,
     )
@@ -198,7 +180,7 @@ def _training(known: Memory, model: ModelPlan, load: Workload, trained: Collecti
 def _forward(known: Memory, model: ModelPlan, load: Workload, evaluation: Evaluation) -> Memory:
     """A run without gradients: the largest node's values, and the cache where tokens are generated."""
     largest = max((node.own.saved // node.node.applications for node in model.walk()), default=0)
-    cached = model.cached_bytes(load.context, evaluation.storage) if load.caches else 0
+    cached = model.cached_bytes(load.context, evaluation.cache) if load.caches else 0
     return attrs.evolve(
         known, working=largest * load.batch_size * ITEM_BYTES[load.dtype], cache=cached * load.batch_size
     )

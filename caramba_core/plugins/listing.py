@@ -22,7 +22,6 @@ def as_data(registry: Registry) -> dict[str, Any]:
         components = {kind: [one.name for one in plugin.components if one.kind == kind] for kind in registry.kinds}
         plugins.append(
             {
-                "name": plugin.short_name,
                 "distribution": plugin.name,
                 "version": plugin.version,
                 "api": plugin.api,
@@ -64,7 +63,7 @@ def as_text(registry: Registry, *, style: Any) -> str:
 
 def _plugin_lines(plugin: dict[str, Any], style: Any) -> Iterable[str]:
     colour = {"ok": "green", "disabled": "yellow"}.get(plugin["state"], "red")
-    about = f"{plugin['name']}; API {plugin['api'] or 'not stated'}"
+    about = f"API {plugin['api'] or 'not stated'}"
     if plugin["distribution"] != CORE:
         about += f", core {plugin['requires_core'] or 'any'}"
     name = style(f"{plugin['distribution']} {plugin['version']}", bold=True)

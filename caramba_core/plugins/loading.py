@@ -11,8 +11,8 @@ from typing import Any
 
 from caramba_core.errors import PluginError
 from caramba_core.kinds import Kind
-from caramba_core.plugins.metadata import CORE, ComponentEntry, Plugin, normalized, required
-from caramba_core.suggestions import nearest, suggestion
+from caramba_core.plugins.metadata import CORE, ComponentEntry, Plugin, extra_of, normalized, required
+from caramba_core.suggestions import article, nearest, suggestion
 
 __all__ = ["broken", "check_hooks", "import_entry", "required_methods"]
 
@@ -83,7 +83,7 @@ def _how_to_install(module: str, plugin: Plugin) -> str:
     """The pip command that brings a missing module: through the plugin's own requirements where they name it."""
     for requirement in plugin.requirements:
         if required(requirement)[0] == normalized(module):
-            extra = requirement.partition("extra ==")[2].strip(" '\"()")
+            extra = extra_of(requirement)
             return f"pip install '{f'{plugin.name}[{extra}]' if extra else requirement.partition(';')[0].strip()}'"
     return f"pip install {module}, or pip install --force-reinstall {plugin.name} with its dependencies"
 
@@ -97,7 +97,9 @@ def required_methods(base: type) -> tuple[str, ...]:
 
 def _check_kind(entry: ComponentEntry, found: Any, kind: Kind) -> None:
     """Raise where the object is not what entries of its kind must be."""
-    described = f"the class {found.__name__}" if isinstance(found, type) else f"{_with_article(found)}, not a class"
+    described = (
+        f"the class {found.__name__}" if isinstance(found, type) else f"{article(type(found).__name__)}, not a class"
+    )
     if kind.name == "preset" and not (isinstance(found, Path) and found.is_file()):
         expected = "a pathlib.Path of a manifest that the distribution carries"
         raise broken(entry, f"{entry.value} is not the path of a file", expected=expected)
@@ -151,8 +153,3 @@ def check_hooks(entry: ComponentEntry, module: Any) -> None:
                     expected=f"any of {', '.join(given)}" if given else "no arguments",
                     hint=f"docs/plugins.md lists what {hook} is given",
                 )
-
-
-def _with_article(found: object) -> str:
-    word = type(found).__name__
-    return f"an {word}" if word[0] in "aeiouAEIOU" else f"a {word}"

@@ -27,7 +27,7 @@ from caramba_core.kinds import HOOKS_GROUP, KINDS, LAYER_KINDS
 from caramba_core.plugins import API_VERSION
 from caramba_core.suggestions import nearest
 
-__all__ = ["CORE", "DEFAULT", "ComponentEntry", "Plugin", "State", "installed", "normalized", "required"]
+__all__ = ["CORE", "DEFAULT", "ComponentEntry", "Plugin", "State", "extra_of", "installed", "normalized", "required"]
 
 State = Literal["ok", "disabled", "incompatible", "broken"]
 
@@ -35,9 +35,6 @@ CORE = "caramba-core"
 DEFAULT = "default"
 
 _GROUPS = ("hooks", "api", "kind", "catalogue", "command_help")
-_CORE_HOOKS = "caramba_core.plugin"
-"""The hook module by which the core's own distribution is known."""
-
 _HEADER = re.compile(r"^(name|version|requires-dist):(.*)$", re.IGNORECASE | re.MULTILINE)
 _NAME = re.compile(r"\.?[A-Za-z0-9_](?:[A-Za-z0-9_.\-]*[A-Za-z0-9_])?")
 _OBJECT = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?::[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)?")
@@ -89,11 +86,6 @@ class Plugin:
     notes: tuple[PluginError, ...] = ()
 
     @property
-    def short_name(self) -> str:
-        """The name of its hook module, or else of the distribution without ``caramba-plugins-``."""
-        return self.hooks[0].name if self.hooks else re.sub(r"^caramba-plugins?-", "", self.name)
-
-    @property
     def hooks(self) -> tuple[ComponentEntry, ...]:
         """Its hook modules."""
         return tuple(entry for entry in self.entries if entry.kind == "hooks")
@@ -121,7 +113,7 @@ class Plugin:
     @property
     def core_range(self) -> str | None:
         """The version range of the core that it requires, as written."""
-        own = (required(one)[1] for one in self.requirements if required(one)[0] == CORE and "extra ==" not in one)
+        own = (required(one)[1] for one in self.requirements if required(one)[0] == CORE and extra_of(one) is None)
         return next(own, None) or None
 
 
@@ -134,6 +126,11 @@ def required(requirement: str) -> tuple[str, str]:
     """The normalized name and the version range, as written, of one of a distribution's requirements."""
     match = _REQUIREMENT.fullmatch(requirement)
     return ("", "") if match is None else (normalized(match[1]), match[2].replace(" ", ""))
+
+
+def extra_of(requirement: str) -> str | None:
+    """The extra that a distribution has a requirement for, if it is for one."""
+    return requirement.partition("extra ==")[2].strip(" '\"()") or None
 
 
 def installed() -> dict[str, Plugin]:
@@ -172,7 +169,9 @@ def _no_kind(distribution: str, kind: str, known: Mapping[str, str]) -> PluginEr
 
 def _first(copies: Sequence[Plugin]) -> Plugin | None:
     """Of the distributions with one name the first on ``sys.path``, as for ``import``, with what is wrong about it."""
-    real = [copy for copy in copies if copy.name != CORE or _CORE_HOOKS in {entry.value for entry in copy.hooks}]
+    # The core's own distribution is known by its components: another one may call itself so.
+    own = f"{__name__.partition('.')[0]}."
+    real = [copy for copy in copies if copy.name != CORE or any(one.value.startswith(own) for one in copy.components)]
     if not real:
         return None
     first, name = real[0], real[0].name

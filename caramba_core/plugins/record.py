@@ -16,7 +16,6 @@ import attrs
 
 from caramba_core.errors import PluginError
 from caramba_core.plugins.metadata import ComponentEntry
-from caramba_core.user_cache import user_cache
 
 __all__ = ["last_failures", "note"]
 
@@ -51,4 +50,5 @@ def note(entry: ComponentEntry, error: PluginError | None) -> None:
 
 def _file() -> Path:
     """The file of this Python environment; its name is a hash of the environment's place."""
-    return user_cache() / f"broken-plugins-{zlib.crc32(sys.prefix.encode()):08x}.json"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "caramba" / f"broken-plugins-{zlib.crc32(sys.prefix.encode()):08x}.json"

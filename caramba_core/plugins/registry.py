@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -20,7 +21,7 @@ from caramba_core.kinds import KINDS, Kind
 from caramba_core.plugins import record
 from caramba_core.plugins.loading import broken, import_entry
 from caramba_core.plugins.metadata import CORE, DEFAULT, ComponentEntry, Plugin, State, installed, normalized
-from caramba_core.suggestions import listing, nearest, suggestion
+from caramba_core.suggestions import article, listing, nearest, suggestion
 
 if TYPE_CHECKING:
     import pluggy
@@ -109,8 +110,12 @@ class Registry:
 
     def entries(self, kind: str) -> tuple[ComponentEntry, ...]:
         """Every usable component of a kind, by name, then distribution."""
-        found = (entry for plugin in self.usable() for entry in plugin.components if entry.kind == kind)
-        return tuple(sorted(found, key=lambda entry: (entry.name, entry.distribution)))
+        return self._usable_entries.get(kind, ())
+
+    @cached_property
+    def _usable_entries(self) -> Mapping[str, tuple[ComponentEntry, ...]]:
+        entries = sorted(entry for plugin in self.usable() for entry in plugin.components)
+        return {kind: tuple(found) for kind, found in groupby(entries, key=lambda entry: entry.kind)}
 
     def find(self, kinds: Sequence[str], name: str) -> ComponentEntry:
         """The component with a short or qualified name among these kinds; :class:`PluginError` unless there is one."""
@@ -164,10 +169,11 @@ class Registry:
                 raise _refused(what, plugin.unusable)
         return _only(usable, what, "write one of them in the manifest") if usable else None
 
-    def name_of(self, kind: str, component: type) -> str:
-        """The name under which a component's class is registered: the short one, where several share the class."""
-        value = f"{component.__module__}:{component.__qualname__}"
-        return min((entry.name for entry in self.entries(kind) if entry.value == value), default=component.__qualname__)
+    def name_of(self, component: type) -> str:
+        """The name under which a component's class is registered; of several, the one that is the class's own."""
+        value, own = f"{component.__module__}:{component.__qualname__}", component.__name__.lower()
+        found = (entry.name for plugin in self.usable() for entry in plugin.components if entry.value == value)
+        return min(found, key=lambda name: (name.replace("_", "") != own, name), default=component.__qualname__)
 
     def command_help(self, entry: ComponentEntry) -> str | None:
         """What ``--help`` says of a command, if its plugin says it."""
@@ -215,18 +221,20 @@ class Registry:
             supplies = any(entry.kind in kinds and entry.name == short for entry in plugin.components)
             if plugin.unusable is not None and supplies and distribution in ("", plugin.name):
                 return _refused(f"the {what}", plugin.unusable)
-        known = [entry.qualified if distribution else entry.name for entry in entries]
-        near = nearest(name, known) or [entry.qualified for entry in entries if distribution and entry.name == short]
+        known = sorted({entry.qualified if distribution else entry.name for entry in entries})
+        others = [kind for kind in self.kinds if any(entry.name == name for entry in self.entries(kind))]
         supplier = self.supplier(kinds, short)
         if supplier is not None and supplier not in self.plugins and distribution in ("", supplier):
             hint = f"it is supplied by {supplier}, which is not installed: pip install {supplier}"
-        elif near:
-            hint = f"did you mean {near[0]!r}?"
+        elif near := nearest(name, known) or [entry.qualified for entry in entries if entry.name == short]:
+            return PluginError(f"there is no {what}{suggestion(near)}")
+        elif others:
+            hint = f"{name} is {article(others[0])}, which cannot stand here"
         elif distribution and normalized(distribution) not in self.plugins:
             hint = f"{distribution} is not installed: pip install {distribution}"
         else:
             hint = "caramba plugins list shows what is installed; if a plugin supplies it, pip install that plugin"
-        expected = listing(sorted(set(known))) if known else "a distribution that supplies one; none is installed"
+        expected = listing(known) if known else "a distribution that supplies one; none is installed"
         return PluginError(f"there is no {what}", expected=expected, hint=hint)
 
 

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
-__all__ = ["publish_folder", "write_json", "write_text"]
+__all__ = ["publish_file", "publish_folder", "write_json", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` by ``text``; readers see the old content or the new, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with publish_file(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def publish_file(path: Path) -> Iterator[BufferedRandom]:
+    """A file to write, which replaces ``path`` only once the block ends well."""
+    temporary = _beside(path)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("x+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        _name(error, Path(temporary), path)
+        temporary.unlink(missing_ok=True)
+        _name(error, temporary, path)
         raise
     _sync_folder(path.parent)
 
@@ -44,7 +52,8 @@ def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     assert replace or not path.exists(), f"{path} is already published"
     replaced = path.with_name(f".{path.name}.old")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = _beside(path)
+    temporary.mkdir()
     try:
         yield temporary
         for file in sorted(temporary.rglob("*")):
@@ -62,6 +71,11 @@ def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     _sync_folder(path.parent)
     if replace:
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A hidden name beside ``path`` that no other process uses; what is made there has the user's usual permissions."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
 
 
 def _name(error: BaseException, temporary: Path, path: Path) -> None:

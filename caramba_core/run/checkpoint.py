@@ -2,13 +2,17 @@
 
 model.safetensors       every parameter and stored buffer, under the graph's names
 optimizer.safetensors   the optimizer's tensors, as <parameter>/<state>
-state.json              step, data position, optimizer scalars, identities (written last inside the folder)
 random.safetensors      generator states
+state.json              step, data position, optimizer scalars, identities; SHA-256 of the other files and of itself
+
+Every file is compared with its hash before it is used, and the step with the folder's name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from caramba_core.errors import InputError
 from caramba_core.graph import ROOT
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.atomic import publish_folder
+from caramba_core.run.directory import step_of
 
 __all__ = ["load_random", "load_tensors", "model_tensors", "read_state", "restore_optimizer", "save_checkpoint"]
 
@@ -44,68 +49,66 @@ def save_checkpoint(
             tensors, scalars = _optimizer_state(model, optimizer)
             save_file(tensors, folder / "optimizer.safetensors")
             state = {**state, "optimizer": scalars}
-        save_file(_random_state(), folder / "random.safetensors")
+        save_file({name: get() for name, (get, _) in _generators().items()}, folder / "random.safetensors")
+        state = {**state, "files": {file.name: _hash(file) for file in sorted(folder.iterdir())}}
+        state["sha256"] = _own_hash(state)
         (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """The model's tensors of a checkpoint folder, on the CPU."""
-    return _read(path / "model.safetensors")
+    return _read(path, "model.safetensors")
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The scalars of a checkpoint folder."""
-    file = path / "state.json"
+    """The scalars of a checkpoint folder, once they are known to be what was written, and there."""
     try:
-        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{file} cannot be read: {error}", hint="remove this checkpoint to go on from an older one"
-        ) from error
+        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        intact = isinstance(state, dict) and state.get("sha256") == _own_hash(state)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, f"state.json cannot be read: {error}") from error
+    if not intact:
+        raise _damaged(path, "state.json is not as it was written")
+    if path.name != f"step_{state['step']:06d}":
+        raise _damaged(path, f"it was made at step {state['step']}, and copied or renamed")
     return state
+
+
+def _own_hash(state: Mapping[str, Any]) -> str:
+    """SHA-256 of everything in a state but that hash itself."""
+    rest = {key: value for key, value in state.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _damaged(path: Path, problem: str) -> InputError:
+    """The error about a checkpoint that is not used, with the way on."""
+    steps = [step for other in path.parent.glob("step_*") if (step := step_of(other)) is not None and other != path]
+    steps = [step for step in steps if step < (step_of(path) or 0)]
+    hint = "start anew with --again"
+    if steps:
+        hint = f"go on from the checkpoint before it with --resume --resume-from {max(steps)}, or {hint}"
+    return InputError(f"the checkpoint {path} is damaged: {problem}", hint=hint)
 
 
 def restore_optimizer(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
     """Put the optimizer's state of a checkpoint back."""
-    tensors = _read(path / "optimizer.safetensors")
-    scalars = read_state(path)["optimizer"]
+    saved: dict[str, dict[str, Any]] = read_state(path)["optimizer"]
+    for key, tensor in _read(path, "optimizer.safetensors").items():
+        name, _, entry = key.rpartition("/")
+        saved.setdefault(name, {})[entry] = tensor
     names = _parameter_names(model)
     for group in optimizer.param_groups:
         # torch keeps its step counter on the CPU, unless kernels read it
         counts_on_device = bool(group.get("fused") or group.get("capturable"))
         for parameter in group["params"]:
-            name = names[id(parameter)]
-            state = dict(scalars.get(name, {}))
-            for key, tensor in tensors.items():
-                owner, _, entry = key.rpartition("/")
-                if owner == name:
-                    moves = entry != "step" or counts_on_device
-                    state[entry] = tensor.to(parameter.device) if moves else tensor
-            if state:
-                optimizer.state[parameter] = state
-
-
-def load_random(path: Path) -> None:
-    """Put the generators' states of a checkpoint back."""
-    states = _read(path / "random.safetensors")
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-    if "mps" in states and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(states["mps"])
-
-
-def _random_state() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    if torch.backends.mps.is_available():
-        states["mps"] = torch.mps.get_rng_state()
-    return states
-
-
-def _parameter_names(model: LanguageModel) -> dict[int, str]:
-    return {id(parameter): f"{ROOT}.{name}" for name, parameter in model.named_parameters()}
+            for entry, value in saved.get(names[id(parameter)], {}).items():
+                moves = isinstance(value, Tensor) and (entry != "step" or counts_on_device)
+                optimizer.state[parameter][entry] = value.to(parameter.device) if moves else value
 
 
 def _optimizer_state(
@@ -124,10 +127,35 @@ def _optimizer_state(
     return tensors, scalars
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def _parameter_names(model: LanguageModel) -> dict[int, str]:
+    return {id(parameter): f"{ROOT}.{name}" for name, parameter in model.named_parameters()}
+
+
+def load_random(path: Path) -> None:
+    """Put the states of the random generators of a checkpoint back, those of devices that are here."""
+    states = _read(path, "random.safetensors")
+    for name, (_, restore) in _generators().items():
+        if name in states:
+            restore(states[name])
+
+
+def _generators() -> dict[str, tuple[Any, Any]]:
+    """What gets and sets the state of each device's random generator."""
+    found: dict[str, tuple[Any, Any]] = {"cpu": (torch.get_rng_state, torch.set_rng_state)}
+    if torch.cuda.is_available():
+        found["cuda"] = (torch.cuda.get_rng_state, torch.cuda.set_rng_state)
+    if torch.backends.mps.is_available():
+        found["mps"] = (torch.mps.get_rng_state, torch.mps.set_rng_state)
+    return found
+
+
+def _read(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint, which must be as it was written."""
+    files = read_state(path)["files"]
     try:
-        return load_file(file)
+        if files.get(name) != _hash(path / name):
+            raise _damaged(path, f"{name} is not as it was written")
+        tensors: dict[str, Tensor] = load_file(path / name)
     except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{file} cannot be read: {error}", hint="remove this checkpoint to go on from an older one"
-        ) from error
+        raise _damaged(path, f"{name} cannot be read: {error}") from error
+    return tensors

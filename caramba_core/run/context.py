@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Mapping
@@ -10,38 +11,58 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import attrs
 import torch
 from torch import nn
 
-from caramba_core.errors import CarambaError, InputError
-from caramba_core.graph import ROOT, Graph
-from caramba_core.loading import Checkpoint, Tokenizer
-from caramba_core.manifest import Loaded
+from caramba_core.datasets import Tokens
+from caramba_core.errors import CarambaError, InputError, PluginError
+from caramba_core.graph import ROOT, Graph, trained_nodes
+from caramba_core.loading import Checkpoint, Tokenizer, fetch_source, find_loader
+from caramba_core.lowered import lower_checkpoint, lower_group
+from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
-from caramba_core.modes import Evaluation, Run
-from caramba_core.nn.filling import load_weights
+from caramba_core.modes import Evaluator, Run
+from caramba_core.nn.build import build
+from caramba_core.nn.filling import load_weights, require_fit
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.batches import Windows
+from caramba_core.plugins.registry import registry
 from caramba_core.run.checkpoint import load_random, load_tensors, read_state, restore_optimizer, save_checkpoint
-from caramba_core.run.device import autocast_dtype, pick_device, torch_dtype
-from caramba_core.run.directory import RunDirectory
-from caramba_core.run.evaluation import Measurement, measure, require_enough
+from caramba_core.run.device import autocast, pick_device, torch_dtype
+from caramba_core.run.directory import RunDirectory, step_of
+from caramba_core.run.overlap import share_found
 from caramba_core.run.reporter import Reporter
+from caramba_core.run.signals import Interrupted, Signals
 from caramba_core.run.student import assemble
 from caramba_core.sites import Site, find_sites
-from caramba_core.training import Tokens
-from caramba_core.trains import trained_nodes
 
 __all__ = ["GroupContext", "RunContext", "TeacherSource", "check_tokens"]
 
 _log = logging.getLogger("caramba.run")
+
+_SAMPLED = 64
+"""Values of each tensor by which a teacher is known again."""
 
 
 @cache
 def _warn(text: str) -> None:
     """Log a warning; the same text once, however many groups and runs it concerns."""
     _log.warning(text)
+
+
+class TeacherSource:
+    """A teacher's checkpoint and the graph that it implies; ``pinned`` names exactly this content."""
+
+    def __init__(self, checkpoint: Checkpoint, graph: Graph, pinned: str) -> None:
+        self.checkpoint = checkpoint
+        self.graph = graph
+        self.pinned = pinned
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+        """The model with the checkpoint's weights, frozen; every tensor is checked before it is used."""
+        require_fit(self.graph, self.checkpoint.layout(), self.checkpoint.path)
+        model = build(self.graph, device=device, dtype=dtype)
+        load_weights(model, self.checkpoint)
+        return model.requires_grad_(False).eval()
 
 
 class GroupContext:
@@ -54,6 +75,16 @@ class GroupContext:
         self.source = teacher
         self._teacher: tuple[torch.device, LanguageModel] | None = None
         self._tokens: dict[str, Tokens] = {}
+
+    @classmethod
+    def open(cls, loaded: Loaded, group: Group) -> GroupContext:
+        """A group's context: its graph is lowered, the teacher is fetched where needed, and its headers are read."""
+        graph, teacher = lower_group(loaded, group), None
+        if group.teacher is not None:
+            fetched = fetch_source(group.teacher.source, loaded.folder)
+            checkpoint = find_loader(fetched.path, sha256=group.teacher.sha256)
+            teacher = TeacherSource(checkpoint, lower_checkpoint(checkpoint), fetched.pinned)
+        return cls(loaded=loaded, group=group, graph=graph, teacher=teacher)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -79,9 +110,17 @@ class GroupContext:
                 raise InputError(f"group {self.group.name} has no data.{which}, which this run needs")
             found = check_tokens(dataset.open(self.loaded.folder, self.tokenizer), self.graph, self.tokenizer)
             for other in self._tokens.values():
-                _require_same_tokenizer(found.origin, found.tokenizer, other.origin, other.tokenizer)
+                owner = f"the tokenizer of {other.origin}"
+                _require_same_tokenizer(found.origin, found.tokenizer, owner, other.tokenizer)
             self._tokens[which] = found
         return self._tokens[which]
+
+    @cached_property
+    def heldout_in_train(self) -> float:
+        """The share of the held-out tokens, by sample, that are training tokens too; 0 where there is only one text."""
+        if self.group.data is None or self.group.data.train is None or self.group.data.heldout is None:
+            return 0.0
+        return share_found(self.tokens("train"), self.tokens("heldout"))
 
     @property
     def identity(self) -> str | None:
@@ -91,21 +130,53 @@ class GroupContext:
         return next((tokens.tokenizer for tokens in self._tokens.values() if tokens.tokenizer is not None), None)
 
     def check_checkpoint(self, path: Path) -> None:
-        """Raise where a run's checkpoint was made with another tokenizer than this group's."""
-        origin = "the teacher's" if self.tokenizer is not None else "the data's"
-        _require_same_tokenizer(str(path), read_state(path).get("tokenizer"), origin, self.identity)
+        """Raise where a checkpoint is damaged, of another run than its folder's, or made with another tokenizer."""
+        state, run = read_state(path), RunDirectory(path.parents[1]).state()
+        if run is not None and state["run"] != run.identity:
+            problem = f"the checkpoint {path} is of another run than {path.parents[1]}"
+            raise InputError(problem, hint="remove it, or start anew with --again")
+        owner = "the data's tokenizer" if self.tokenizer is None else "the teacher's tokenizer"
+        _require_same_tokenizer(str(path), state.get("tokenizer"), owner, self.identity)
+
+    def inputs(self, run: Run) -> dict[str, str]:
+        """Hashes of what a run reads: tokens, and the teacher's weights by a sample of each."""
+        found: dict[str, str] = {}
+        if "data.train" in run.needs:
+            found["train"] = self.tokens("train").hash
+        if self.group.data is not None and self.group.data.heldout is not None:
+            found["heldout"] = self.tokens("heldout").hash
+        if self._teacher is not None:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self._teacher[1].state_dict().items()):
+                sample = tensor.detach().flatten()[:: max(1, tensor.numel() // _SAMPLED)][:_SAMPLED]
+                digest.update(f"{name} {list(tensor.shape)} {sample.double().tolist()}".encode())
+            found["teacher"] = digest.hexdigest()
+        return found
 
     def check(self, run: Run) -> None:
         """Raise for anything that would stop this run later: data, device, patterns, differences from the teacher."""
-        device = device_of(run)
+        device = pick_device(run.computation[0])
+        if self.source is not None:
+            require_fit(self.source.graph, self.source.checkpoint.layout(), self.source.checkpoint.path)
         if "teacher" in run.needs and self.source is None:
             raise InputError(f"run {run.id}: mode {run.mode} needs a teacher, and group {self.group.name} has none")
         if "tokenizer" in run.needs and self.tokenizer is None:
             raise InputError(f"run {run.id} needs a tokenizer: the teacher's checkpoint carries none")
         if self.group.data is not None and self.group.data.heldout is not None:
-            require_enough(self.tokens("heldout"), run.eval or self.group.eval or Evaluation())
+            evaluators = evaluator_classes()
+            if run.measures and not evaluators:
+                problem = f"group {self.group.name} has data.heldout, and no installed plugin measures anything on it"
+                raise PluginError(problem, hint="install one with an evaluator, or leave data.heldout out")
+            for evaluator in evaluators:
+                evaluator.check(self.tokens("heldout"), self.group.evaluation(run))
         if "data.train" in run.needs:
             self.tokens("train")
+            if self.heldout_in_train:
+                share, heldout = f"{self.heldout_in_train:.0%}", self.tokens("heldout").origin
+                _warn(
+                    f"warning: group {self.group.name}: {share} of the held-out tokens are training tokens too"
+                    f" ({heldout}): its perplexities are of a text that was seen"
+                )
         trained_nodes(self.graph, run.trains)
         run.check_before(device.type, self.sites)
 
@@ -120,26 +191,10 @@ class GroupContext:
         return self._teacher[1]
 
 
-class TeacherSource:
-    """A teacher's checkpoint and the graph that it implies; ``pinned`` names exactly this content."""
-
-    def __init__(self, checkpoint: Checkpoint, graph: Graph, pinned: str) -> None:
-        self.checkpoint = checkpoint
-        self.graph = graph
-        self.pinned = pinned
-
-    def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-        """The model with the checkpoint's weights, frozen; every tensor is checked before it is used."""
-        from caramba_core.nn.build import build
-
-        model = build(self.graph, device=device, dtype=dtype)
-        load_weights(model, self.checkpoint)
-        return model.requires_grad_(False).eval()
-
-
 class RunContext:
     """One run.
 
+    ``group`` has the run's own variables resolved, ``graph`` is the student's, ``evaluation`` is how the run measures.
     ``student`` and ``teacher`` are built when first asked for.  ``parent`` is the checkpoint that the run continues
     from, ``resume_from`` its own last one where it goes on from there; ``step`` counts the steps of the last one saved.
     """
@@ -154,8 +209,11 @@ class RunContext:
         hooks: Any,
         parent: Path | None,
         deadline: float | None = None,
+        signals: Signals | None = None,
     ) -> None:
         self.shared = shared
+        self.group = shared.group
+        self.graph = shared.graph
         self.run = run
         self.directory = directory
         self.reporter = reporter
@@ -163,25 +221,17 @@ class RunContext:
         self.parent = parent
         self.deadline = deadline
         self.seed = run.seed
-        self.device = device_of(run)
-        self.dtype_name: str = (run.training or run).dtype
+        device, self.dtype_name = run.computation
+        self.device = pick_device(device)
+        self.evaluation = shared.group.evaluation(run)
         self.resume_from: Path | None = None
         self.step = 0
         self.stop_reason: str | None = None
         self.pause_reason: str | None = None
+        self.signals = signals or Signals()
         self._superseded = [] if run.resumes else directory.checkpoints()
 
     # ------------------------------------------------------------------------------------------------ what is there
-
-    @property
-    def group(self) -> Group:
-        """The run's group, with its own variables resolved."""
-        return self.shared.group
-
-    @property
-    def graph(self) -> Graph:
-        """The student's graph."""
-        return self.shared.graph
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -192,16 +242,6 @@ class RunContext:
     def tokenizer(self) -> Tokenizer | None:
         """The teacher's tokenizer, where it carries one."""
         return self.shared.tokenizer
-
-    @property
-    def evaluation(self) -> Evaluation:
-        """How this run measures."""
-        return self.run.eval or self.group.eval or Evaluation()
-
-    @property
-    def compiles(self) -> bool:
-        """Whether the run is to use torch.compile."""
-        return self.run.training is not None and self.run.training.compile
 
     @cached_property
     def teacher(self) -> LanguageModel:
@@ -242,37 +282,7 @@ class RunContext:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Computation in the run's number type; weights that train stay in float32."""
-        dtype = autocast_dtype(self.dtype_name)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
-
-    def windows(self, context: int, which: Literal["train", "heldout"] = "train") -> Windows:
-        """Windows of ``context`` tokens and the one after, in an order that depends on the run's seed alone."""
-        return Windows(self.shared.tokens(which), context=context, seed=self.seed)
-
-    def measure(
-        self,
-        model: LanguageModel | None = None,
-        *,
-        settings: Evaluation | None = None,
-        title: str = "perplexity",
-    ) -> Measurement:
-        """Likelihoods of the held-out tokens under the student, or another model, as ``eval:`` says or ``settings``."""
-        model, settings = model or self.student, settings or self.evaluation
-        was_training = model.training
-        model.eval()
-        try:
-            with self.reporter.bar(title, settings.windows * settings.context) as bar:
-                result = measure(
-                    model,
-                    self.shared.tokens("heldout"),
-                    settings,
-                    autocast=autocast_dtype(self.dtype_name),
-                    progress=bar.advance,
-                )
-                bar.note(f"{result.perplexity:.3f}")
-        finally:
-            model.train(was_training)
-        return result
+        return autocast(self.device, self.dtype_name)
 
     def save(
         self, step: int, *, optimizer: torch.optim.Optimizer | None = None, state: Mapping[str, Any] | None = None
@@ -285,16 +295,23 @@ class RunContext:
         self.step, path = step, self.directory.checkpoint(step)
         if path.exists() and path not in self._superseded:
             return path
-        kept = {"step": step, "tokenizer": self.shared.identity, "stop_reason": self.stop_reason, **(state or {})}
+        own = self.directory.state()
+        assert own is not None
+        kept = {"step": step, "run": own.identity, "tokenizer": self.shared.identity, "stop_reason": self.stop_reason}
+        kept |= state or {}
         save_checkpoint(path, model=self.student, optimizer=optimizer, state=kept)
         self.directory.drop_checkpoints(other for other in self._superseded if other != path)
         self._superseded = []
-        self.directory.drop_old_checkpoints()
-        before = self.directory.state()
-        if before is not None:
-            self.directory.set_state(attrs.evolve(before, step=step))
+        self.directory.drop_checkpoints(self.directory.checkpoints()[:-2])
+        self.directory.update(step=step)
         self.hooks.checkpoint_saved(context=self, path=path)
         return path
+
+    def resume_at(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint of the run's own; later ones stay until the next is saved."""
+        self.resume_from = checkpoint
+        later = [path for path in self.directory.checkpoints() if (step_of(path) or 0) > (step_of(checkpoint) or 0)]
+        self._superseded = later
 
     def restore(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
         """Put optimizer and random generators back where the run's last checkpoint left them, and give its scalars.
@@ -315,35 +332,32 @@ class RunContext:
 
     def should_stop(self) -> bool:
         """Whether to end behind the step that was just taken: something asked for it, or the time limit has passed."""
+        if self.signals.pending is not None:
+            self.pause_reason = f"{Interrupted(self.signals.pending)}"
         if self.deadline is not None and time.monotonic() >= self.deadline:
-            self.request_pause("the time limit of this call was reached")
+            self.pause_reason = "the time limit of this call was reached"  # which leaves a run to be resumed
         return self.stop_reason is not None or self.pause_reason is not None
 
     def request_stop(self, reason: str) -> None:
         """End the run for good behind the current step: its result is what it has learned so far (early stopping)."""
         self.stop_reason = self.stop_reason or reason
 
-    def request_pause(self, reason: str) -> None:
-        """Leave the run unfinished behind the current step, with a checkpoint to resume from (a time limit)."""
-        self.pause_reason = self.pause_reason or reason
 
-
-def device_of(run: Run) -> torch.device:
-    """The device that a run computes on."""
-    return pick_device((run.training or run).device)
+def evaluator_classes() -> list[type[Evaluator]]:
+    """What measures before and after runs."""
+    return [registry().load(entry) for entry in registry().entries("evaluator")]
 
 
 def check_tokens(tokens: Tokens, graph: Graph, tokenizer: Tokenizer | None) -> Tokens:
     """The same tokens, once they are known to fit the model's vocabulary and tokenizer."""
     if tokenizer is not None:
-        _require_same_tokenizer(tokens.origin, tokens.tokenizer, "the teacher's", tokenizer.identity)
+        _require_same_tokenizer(tokens.origin, tokens.tokenizer, "the teacher's tokenizer", tokenizer.identity)
     return tokens.checked(graph.vocab_size)
 
 
-def _require_same_tokenizer(origin: str, found: str | None, other: str, expected: str | None) -> None:
-    """Raise where both identities are known and differ; ``other`` names what has the ``expected`` one."""
+def _require_same_tokenizer(origin: str, found: str | None, owner: str, expected: str | None) -> None:
+    """Raise where both identities are known and differ; ``owner`` says whose tokenizer is expected."""
     if found is not None and expected is not None and found != expected:
-        owner = f"{other} tokenizer" if other.endswith("'s") else f"the tokenizer of {other}"
         raise InputError(
             f"{origin} was made with another tokenizer (identity {found[:12]})",
             expected=f"{owner} (identity {expected[:12]})",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
 
 from caramba_core.errors import InputError
 
-__all__ = ["autocast_dtype", "pick_device", "torch_dtype"]
+__all__ = ["autocast", "pick_device", "torch_dtype"]
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -31,6 +34,6 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def autocast_dtype(name: str) -> torch.dtype | None:
-    """The type to autocast to, or ``None`` where the computation is in full precision."""
-    return torch_dtype(name) if name in ("bfloat16", "float16") else None
+def autocast(device: torch.device, name: str) -> AbstractContextManager[Any]:
+    """Computation on a device in the type of a manifest's ``dtype``; weights stay in the type that they have."""
+    return torch.autocast(device.type, dtype=torch_dtype(name), enabled=name in ("bfloat16", "float16"))

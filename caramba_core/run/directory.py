@@ -14,9 +14,10 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Literal
 
 import attrs
@@ -24,20 +25,21 @@ import attrs
 from caramba_core.errors import InputError
 from caramba_core.run.atomic import write_json, write_text
 
-__all__ = ["RunDirectory", "State"]
-
-_KEPT_CHECKPOINTS = 2
-
-
-Status = Literal["running", "interrupted", "failed", "done"]
+__all__ = ["RunDirectory", "State", "step_of"]
 
 
 @attrs.frozen(kw_only=True)
 class State:
-    """Where a run stands.  ``fingerprint`` identifies everything in the manifest that shapes the run's result."""
+    """Where a run stands.
 
-    status: Status
-    fingerprint: str
+    ``document`` is everything in the manifest that shapes the run's result, ``inputs`` are hashes of what the run reads
+    (tokens, teacher), ``identity`` is drawn when it begins, and stands in its checkpoints.
+    """
+
+    status: Literal["running", "interrupted", "failed", "done"]
+    document: dict[str, Any]
+    inputs: dict[str, str] = attrs.Factory(dict)
+    identity: str = attrs.Factory(lambda: uuid.uuid4().hex)
     step: int = 0
     error: str | None = None
 
@@ -63,16 +65,14 @@ class RunDirectory:
                 hint="wait for it to end, or give this run another name",
             ) from None
         self._lock = lock
-        for leftover in self.path.glob("checkpoints/.step_*"):  # of a process that died while publishing
-            shutil.rmtree(leftover)
+        for place in (self.path, self.path / "checkpoints", self.path / "evaluation"):
+            for leftover in place.glob(".*"):  # of a process that died while publishing
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+    def __exit__(self, *error: object) -> None:
+        assert self._lock is not None
+        self._lock.close()
 
     # ------------------------------------------------------------------------------------------------ state
 
@@ -83,34 +83,45 @@ class RunDirectory:
             return None
         try:
             return State(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{path} is damaged: {error}", hint="remove the run's folder to start afresh") from error
 
     def set_state(self, state: State) -> None:
         """Record where the run stands."""
         write_json(self.path / "state.json", attrs.asdict(state))
 
-    @property
-    def status(self) -> Status | None:
-        """How the run stands, or ``None`` where it never began."""
-        state = self.state()
-        return None if state is None else state.status
-
-    def set_status(self, status: Status, error: str | None = None) -> None:
-        """Record how the run stands, and the error that ended it."""
+    def update(self, **changes: Any) -> None:
+        """Record changes of where the run stands."""
         state = self.state()
         assert state is not None
-        self.set_state(attrs.evolve(state, status=status, error=error))
+        self.set_state(attrs.evolve(state, **changes))
 
     def summary(self) -> dict[str, Any] | None:
         """The result of a finished run."""
         path = self.path / "summary.json"
         if not path.exists():
             return None
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            summary: Any = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path} is damaged: {error}", hint="--again does the run anew") from error
+        if not isinstance(summary, dict):
+            raise InputError(f"{path} is damaged: it holds no result", hint="--again does the run anew")
         return summary
 
     # ------------------------------------------------------------------------------------------------ records
+
+    def set_aside(self) -> None:
+        """Make room for another attempt: what is here stays beside this folder, hidden, in place of an earlier one."""
+        with self:  # nobody else is writing
+            kept = self.path.with_name(f".{self.path.name}.previous")
+            shutil.rmtree(kept, ignore_errors=True)
+            self.path.rename(kept)
+
+    def begin(self) -> None:
+        """Remove what an attempt left that had no checkpoint to go on from; its measurements are made again."""
+        (self.path / "metrics.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(self.path / "evaluation", ignore_errors=True)
 
     def write_json(self, name: str, data: Any) -> None:
         """Publish a JSON file of the run."""
@@ -130,13 +141,10 @@ class RunDirectory:
         path = self.path / "metrics.jsonl"
         if path.exists():
             kept = []
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:  # the process died while writing its last line
-                    continue
-                if record["step"] <= step:
-                    kept.append(line + "\n")
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                with suppress(ValueError, TypeError, KeyError):  # the process died while writing its last line
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line)
             write_text(path, "".join(kept))
 
     # ------------------------------------------------------------------------------------------------ checkpoints
@@ -147,11 +155,8 @@ class RunDirectory:
 
     def checkpoints(self) -> list[Path]:
         """Published checkpoints, oldest first."""
-        return sorted((self.path / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
-
-    def drop_old_checkpoints(self) -> None:
-        """Keep the newest two."""
-        self.drop_checkpoints(self.checkpoints()[:-_KEPT_CHECKPOINTS])
+        steps = ((step_of(path), path) for path in (self.path / "checkpoints").glob("step_*"))
+        return [path for _, path in sorted((step, path) for step, path in steps if step is not None)]
 
     def drop_checkpoints(self, checkpoints: Iterable[Path]) -> None:
         """Remove checkpoints; each is renamed first, so that one removed in part is never taken for one."""
@@ -159,3 +164,9 @@ class RunDirectory:
             hidden = path.with_name(f".{path.name}.old")
             path.rename(hidden)
             shutil.rmtree(hidden)
+
+
+def step_of(path: Path) -> int | None:
+    """The step that a checkpoint folder is named after; ``None`` for folders with other names."""
+    number = path.name.removeprefix("step_")
+    return int(number) if number.isdecimal() and number.isascii() else None

@@ -1,112 +1,334 @@
-"""Running a manifest: check everything first, then one run after the other."""
+"""The runs of a manifest: which are chosen, where they stand, what can be checked before they start, and doing them.
+
+Reading, choosing and :meth:`Experiment.check` import neither torch nor numpy.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from caramba_core.errors import PluginError
+import attrs
+
+from caramba_core.document.problem import Fault
+from caramba_core.document.tree import plain
+from caramba_core.errors import CarambaError, InputError, ManifestError, PluginError, VerificationFailed
+from caramba_core.loading import open_source
+from caramba_core.lowered import group_path, located
+from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import ModeRunner, Run
-from caramba_core.nn.build import load_object
+from caramba_core.plan import Plan, plan_manifest
 from caramba_core.plan.data import plan_document
 from caramba_core.plugins.registry import registry
-from caramba_core.run.context import GroupContext, RunContext, device_of
-from caramba_core.run.determinism import allow_determinism
-from caramba_core.run.directory import RunDirectory, State
-from caramba_core.run.measuring import Perplexities
-from caramba_core.run.opening import open_group
-from caramba_core.run.records import report_sections, written_manifest
+from caramba_core.run.directory import RunDirectory, State, step_of
 from caramba_core.run.reporter import Reporter
-from caramba_core.run.request import Choice, Request, parent_of, verify
+from caramba_core.run.signals import Signals, signals_held
+from caramba_core.run.written import written_manifest
+from caramba_core.sections import section_data, section_table
 
-__all__ = ["Choice", "Experiment", "Request"]
+if TYPE_CHECKING:
+    from caramba_core.run.context import GroupContext, RunContext
+
+__all__ = ["Experiment"]
+
+_Item = TypeVar("_Item")
 
 
 class Experiment:
-    """A manifest's groups and runs; :meth:`check` before :meth:`run`."""
+    """A manifest that was read, and the runs of it that were chosen: all of them without ``group`` and ``run``.
 
-    def __init__(self, request: Request, reporter: Reporter) -> None:
-        self.request = request
-        self.loaded = request.loaded
-        self.groups = request.groups
-        self.reporter = reporter
-        minutes = request.choice.minutes
-        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    :meth:`complete` does what is left of them; its parts are :meth:`unfinished`, :meth:`check`, :meth:`open` and
+    :meth:`run`, in this order.  ``output`` is the folder that takes the runs.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        group: str | None = None,
+        run: str | None = None,
+        output: Path = Path("runs"),
+        reporter: Reporter | None = None,
+    ) -> None:
+        manifest = loaded.manifest
+        if not manifest.groups:
+            raise InputError(
+                f"the manifest {manifest.name} has no groups: it describes a model, and no run of it",
+                hint="add groups: with runs:, or look at the model with caramba compile --print-plan",
+            )
+        self.loaded = loaded
+        self.manifest = manifest
+        self.reporter = reporter or Reporter()
+        self.root = output / manifest.name
+        self.groups = _named(manifest.groups, "group", group, lambda group: group.name)
+        self.chosen = [(one, each) for one in self.groups for each in _named(one.runs, "run", run, lambda run: run.id)]
+        self._deadline: float | None = None
+        self._resume_from: int | None = None
+        self._signals = Signals()
         self._opened: dict[str, GroupContext] = {}
 
-    # ----------------------------------------------------------------------------------------------------- before
+    def complete(
+        self,
+        *,
+        resume: bool = False,
+        resume_from: int | None = None,
+        again: bool = False,
+        minutes: float | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        """Check and do the chosen runs that have no result yet; ``dry_run`` checks alone.
 
-    def unfinished(self) -> list[tuple[Group, Run]]:
-        """The chosen runs that have no result yet; see :meth:`Request.unfinished`."""
-        return self.request.unfinished()
+        ``resume`` goes on with runs that stopped midway, from their last checkpoint or that of the step
+        ``resume_from``; ``again`` does every chosen run anew.
+        """
+        left = list(self.chosen) if again else self.unfinished(resume=resume)
+        if not left:
+            self.reporter.line("done already: every run has its result")
+            return
+        self.check(left)
+        self.open(left)
+        if dry_run:
+            names = ", ".join(f"{group.name}/{run.id}" for group, run in left)
+            self.reporter.line(f"everything that can be checked before computing is in order: {names}")
+            return
+        if again:
+            for directory in (self.directory(group, run) for group, run in left):
+                if directory.path.exists():
+                    directory.set_aside()
+        self.run(left, minutes=minutes, resume_from=resume_from)
+
+    # ---------------------------------------------------------------------------------------------- where runs stand
+
+    def directory(self, group: Group, run: Run) -> RunDirectory:
+        """The folder of a run."""
+        return RunDirectory(self.root / group.name / run.id)
+
+    def document(self, group: Group, run: Run) -> dict[str, Any]:
+        """Everything that shapes a run's result: model, teacher, data, the run and all it continues from.
+
+        It is made of what the user wrote, once it is resolved.  Defaults are not part of it, so that a run outlives new
+        options of its components.
+        """
+        found: dict[str, Any] = {}
+        current: tuple[Group, Run] | None = (group, run)
+        while current is not None:
+            owner, one = current
+            written = self._data["groups"][self.manifest.groups.index(owner)]
+            shared = {key: written.get(key) for key in ("model", "teacher", "data", "eval")}
+            of_group = found.setdefault(owner.name, {**shared, "runs": {}})
+            of_group["runs"][one.id] = _without(written["runs"][owner.runs.index(one)], one.without_effect)
+            current = self.manifest.parent_of(owner, one)
+        document: dict[str, Any] = json.loads(json.dumps(_normal({"groups": found})))
+        return document
+
+    @cached_property
+    def _data(self) -> Any:
+        return plain(self.loaded.tree)
+
+    def unfinished(self, *, resume: bool = False) -> list[tuple[Group, Run]]:
+        """The chosen runs that have no result yet.
+
+        Raises :class:`InputError` for a folder that holds a run of another manifest, or one that stopped midway unless
+        it may ``resume``.
+        """
+        for group, run in self.chosen:
+            self._require_same(group, run, resume)
+        return [(group, run) for group, run in self.chosen if not self._is_done(group, run)]
+
+    def _require_same(self, group: Group, run: Run, resume: bool) -> None:
+        directory = self.directory(group, run)
+        state = directory.state()
+        if state is None:
+            if directory.checkpoints():
+                problem = f"{directory.path} holds checkpoints, and no state.json that says of which run"
+                raise InputError(problem, hint="put state.json back, or start anew with --again")
+            return
+        changes = self._changes(group, run, state)
+        done = state.status == "done"
+        wrong = [each for each in changes if not _may_change(each, group, run, state)]
+        if wrong:
+            raise InputError(
+                f"{directory.path} holds a run of another version of this manifest:\n    " + _listed(wrong),
+                hint="do it anew with --again, give the manifest another name, or choose another folder with --output",
+            )
+        if not (run.resumes and directory.checkpoints()) or resume or (done and not changes):
+            return
+        stopped = f"{directory.path} holds a run that {'ended' if done else 'stopped'} at step {state.step}"
+        stopped += f": {state.error}" if state.error else ""
+        raise InputError(
+            stopped + (f"\n    {_listed(changes)}" if changes else ""),
+            hint="add --resume to go on from its last checkpoint, or --again to start anew",
+        )
+
+    def _changes(self, group: Group, run: Run, state: State) -> list[Change]:
+        """What differs in the manifest from when a run began."""
+        return list(_differences(state.document, self.document(group, run)))
+
+    def _is_done(self, group: Group, run: Run) -> bool:
+        """Whether a run has its result, and nothing of the manifest asks for more."""
+        state = self.directory(group, run).state()
+        return state is not None and state.status == "done" and not self._changes(group, run, state)
+
+    # ---------------------------------------------------------------------------------------------------- checking
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        """The plan of each chosen group; raises :class:`ManifestError` for models and patterns that cannot be."""
+        names = [group.name for group in self.groups]
+        plans = plan_manifest(self.loaded, group=names[0] if len(names) == 1 else None)
+        return dict(zip(names, plans, strict=True))
 
     def check(self, left: Sequence[tuple[Group, Run]]) -> None:
-        """Open and check what the runs need: teachers, data, plugins, devices.  Nothing is computed or written."""
-        self.request.check(left)
+        """Check what can be checked without computing: models, patterns, teachers' headers, files of data, parents."""
+        processes = os.environ.get("WORLD_SIZE", "1")
+        if processes not in ("", "1"):
+            raise InputError(
+                f"caramba runs in one process, and {processes} were started (WORLD_SIZE)", hint="leave torchrun out"
+            )
+        plans = self.plans
+        faults = [fault for group, run in left for fault in self._missing(group, run)]
+        if faults:
+            raise ManifestError(located(self.loaded, faults))
+        for group in self.groups:
+            teacher = plans[group.name].teacher
+            if teacher is not None and teacher.model is None and "://" not in teacher.source:
+                open_source(teacher.source, self.loaded.folder)  # says what is wrong with it
         for group, run in left:
-            self._open(group).check(run)
+            parent = self.manifest.parent_of(group, run)
+            if parent is not None and parent not in left and not self._is_done(*parent):
+                named = parent[1].id if parent[0] is group else f"{parent[0].name}/{parent[1].id}"
+                raise InputError(
+                    f"run {group.name}/{run.id} continues from {named}, which has no result yet",
+                    hint=f"run it first: --group {parent[0].name} --run {parent[1].id}",
+                )
 
-    # -------------------------------------------------------------------------------------------------------- run
+    def _missing(self, group: Group, run: Run) -> Iterator[Fault]:
+        """Files of data that a run needs and that are not there."""
+        for which in ("train", "heldout") if "data.train" in run.needs else ("heldout",):
+            dataset = getattr(group.data, which, None)
+            for file in () if dataset is None else dataset.files():
+                path = self.loaded.folder / file.expanduser()
+                if not path.exists():
+                    yield Fault(
+                        path=(*group_path(self.loaded, group), "data", which),
+                        message=f"{path} does not exist",
+                        hint="names are relative to the manifest's folder, those in a preset to the current one",
+                    )
 
-    def run(self, left: Sequence[tuple[Group, Run]]) -> bool:
-        """Do the runs; whether all of them came to their end (a time limit or a signal may stop one midway)."""
-        if any(run.training is not None and run.training.deterministic for _, run in left):
-            allow_determinism()
-        return all(self._one(group, run) for group, run in left)
+    def open(self, left: Sequence[tuple[Group, Run]]) -> None:
+        """Open and check what the runs need: teachers, data, plugins, devices.  Nothing is computed or written."""
+        told: GroupContext | None = None
+        for group, run in left:
+            shared = self._open(group)
+            shared.check(run)
+            if shared.tokenizer is not None and shared.tokenizer.adds_bos and shared is not told:
+                token = shared.tokenizer.decode([shared.tokenizer.bos or 0])
+                self.reporter.line(f"{group.name}: texts and prompts begin with {token}, as the tokenizer's BOS")
+            told = shared
+
+    # -------------------------------------------------------------------------------------------------------- doing
+
+    def run(
+        self, left: Sequence[tuple[Group, Run]], *, minutes: float | None = None, resume_from: int | None = None
+    ) -> bool:
+        """Do the runs; whether all of them came to their end, and none was stopped by the limit of ``minutes``.
+
+        The first of them goes on from the checkpoint of the step ``resume_from``, if given.  Raises
+        :class:`~caramba_core.run.signals.Interrupted` behind a run that a signal stopped, once it is saved.
+        """
+        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self._resume_from = resume_from
+        with signals_held() as self._signals:
+            return all(self._one(group, run) for group, run in left)
 
     def finished_context(self, group: Group, run: Run) -> RunContext | None:
         """A run's context with its result as the student, or ``None`` where it has none, or not yet."""
-        directory = self.request.directory(group.name, run.id)
-        if not self.request.is_done(group.name, run.id) or not directory.checkpoints():
+        checkpoints = self.directory(group, run).checkpoints()
+        if not checkpoints or not self._is_done(group, run):
             return None
-        context = self._context(group, run, directory)
-        context.resume_from = directory.checkpoints()[-1]
+        context = self._context(group, run)
+        context.resume_from = checkpoints[-1]
         return context
 
     def _one(self, group: Group, run: Run) -> bool:
-        shared, directory = self._open(group), self.request.directory(group.name, run.id)
+        shared, context = self._open(group), self._context(group, run)
         # whatever can still be wrong is, before the run's folder exists: damaged weights leave nothing behind
         if shared.source is not None:
-            shared.teacher(device_of(run))
-        context = self._context(group, run, directory)
-        if run.resumes and directory.checkpoints():
-            context.resume_from = directory.checkpoints()[-1]
-            self.reporter.line(f"{run.id}: going on from {context.resume_from}")
-        before = context.resume_from or context.parent
-        if before is not None:
+            shared.teacher(context.device)
+        if context.parent is not None:
             shared.check(run)  # its tokens are open from here on
-            shared.check_checkpoint(before)
-        plan = plan_document(self.request.plans[group.name])
+            shared.check_checkpoint(context.parent)
+        inputs, directory = shared.inputs(run), context.directory
+        parent = self.manifest.parent_of(group, run)
+        if parent is not None and parent[0] is group and (before := self.directory(*parent).state()):
+            _require_same_inputs(before.inputs, inputs, f"the run {parent[1].id} that it continues from")
+        plan = plan_document(self.plans[group.name])
         with directory:
-            step = 0 if (state := directory.state()) is None else state.step
-            identity = self.request.fingerprint(group, run)
+            state = directory.state()
+            if state is not None and self._is_done(group, run):
+                self.reporter.line(f"{run.id}: done by another process")
+                return True
+            changes = [] if state is None else self._changes(group, run, state)
+            if state is not None and run.resumes and (checkpoints := directory.checkpoints()):
+                _require_same_inputs(state.inputs, inputs, "it")
+                context.resume_at(self._checkpoint(checkpoints))
+                shared.check_checkpoint(checkpoints[checkpoints.index(context.resume_from or checkpoints[-1])])
+                self.reporter.line(f"{run.id}: going on from {context.resume_from}")
+                self.reporter.line(f"changed since it began: {_listed(changes)}") if changes else None
+            else:
+                directory.begin()
+            begun = state or State(status="running", document={})
+            document = self.document(group, run)
+            directory.set_state(attrs.evolve(begun, status="running", document=document, inputs=inputs, error=None))
             pinned = None if shared.source is None else shared.source.pinned
-            directory.set_state(State(status="running", fingerprint=identity, step=step))
             directory.write_text("manifest.yml", written_manifest(self.loaded, group, directory.path, pinned=pinned))
             directory.write_json("plan.json", plan)
             try:
-                done = self._compute(context)
+                done = self._compute(context, changes)
             except BaseException as error:
-                if directory.status != "done":  # a result that was published stays one, whatever is raised behind it
-                    directory.set_status("failed" if isinstance(error, Exception) else "interrupted", str(error))
+                if directory.path.exists() and not self._is_done(group, run):  # a published result stays one
+                    directory.update(
+                        status="failed" if isinstance(error, Exception) else "interrupted", error=str(error)
+                    )
                 if isinstance(error, Exception):
                     context.hooks.run_failed(context=context, error=error)
                 raise
             if not done:
-                directory.set_status("interrupted")
+                directory.update(status="interrupted")
                 self.reporter.line(f"{run.id} stopped at step {context.step}: {context.pause_reason}; --resume goes on")
-            return done
+        self._signals.raise_pending()
+        return done
 
-    def _compute(self, context: RunContext) -> bool:
+    def _checkpoint(self, checkpoints: Sequence[Path]) -> Path:
+        """The one to go on from: the newest, or once that of a step that was asked for."""
+        wanted, self._resume_from = self._resume_from, None
+        if wanted is None:
+            return checkpoints[-1]
+        steps = {step_of(path): path for path in checkpoints}
+        if wanted not in steps:
+            raise InputError(
+                f"there is no checkpoint of step {wanted} in {checkpoints[-1].parent}",
+                expected=", ".join(map(str, steps)),
+            )
+        return steps[wanted]
+
+    def _compute(self, context: RunContext, changes: Sequence[Change]) -> bool:
         """Do one run and publish its result; whether it came to its end."""
+        from caramba_core.nn.build import load_object
+        from caramba_core.run.context import evaluator_classes
+
         run, began = context.run, time.perf_counter()
         context.hooks.run_started(context=context)
-        perplexities = Perplexities(context) if run.measures else None
-        if perplexities is not None:
-            self._tell(context, perplexities.before())
+        evaluators = [evaluator(context) for evaluator in evaluator_classes()] if run.measures else []
+        for evaluator in evaluators:
+            _tell(context, evaluator.before())
         runner: ModeRunner = load_object(run.builds)(run, context)
         results = runner.run()
         if not results.done:
@@ -116,10 +338,10 @@ class Experiment:
                 f"run {run.id} ended without a checkpoint, and mode {run.mode} changes weights",
                 hint="its runner has to call context.save; this is a fault of the plugin that supplies the mode",
             )
-        if perplexities is not None:
-            self._tell(context, perplexities.after())
+        for evaluator in evaluators:
+            _tell(context, evaluator.after())
         summary = {
-            "name": self.loaded.manifest.name,
+            "name": self.manifest.name,
             "group": context.group.name,
             "run": run.id,
             "mode": run.mode,
@@ -127,48 +349,190 @@ class Experiment:
             "seconds": round(time.perf_counter() - began, 3),
             "device": context.device.type,
             "dtype": context.dtype_name,
+            **_marks(context),
+            **({"changed_on_the_way": [str(each) for each in changes]} if changes else {}),
             **results.entries,
-            **({} if perplexities is None else perplexities.entries()),
+            **{name: entry for evaluator in evaluators for name, entry in evaluator.entries().items()},
             "versions": _versions(),
         }
         context.directory.write_json("summary.json", summary)
-        context.directory.set_status("done")
-        verify(run, summary)
+        context.directory.update(status="done")
+        _verify(run, summary)
         context.hooks.run_finished(context=context, summary=summary)
-        context.directory.write_json("report.json", {"sections": report_sections(summary)})
+        sections = [section_data(one) for part in context.hooks.report_sections(summary=summary) for one in part]
+        context.directory.write_json("report.json", {"sections": sections})
         return True
 
-    def _tell(self, context: RunContext, measured: Iterable[tuple[str, float]]) -> None:
-        """Tell plugins of perplexities as they are measured."""
-        for name, perplexity in measured:
-            context.hooks.evaluated(context=context, step=context.step, results={f"perplexity_{name}": perplexity})
+    def _context(self, group: Group, run: Run) -> RunContext:
+        from caramba_core.run.context import RunContext
 
-    # ---------------------------------------------------------------------------------------------------- helpers
-
-    def _context(self, group: Group, run: Run, directory: RunDirectory) -> RunContext:
         return RunContext(
             shared=self._open(group),
             run=run,
-            directory=directory,
+            directory=self.directory(group, run),
             reporter=self.reporter,
             hooks=registry().hooks,
             parent=self._parent(group, run),
-            deadline=self.deadline,
+            deadline=self._deadline,
+            signals=self._signals,
         )
 
     def _parent(self, group: Group, run: Run) -> Path | None:
         """The checkpoint that a run continues from; a run that changes no weights hands on the one before it."""
-        parent = parent_of(self.loaded.manifest.groups, group, run)
+        parent = self.manifest.parent_of(group, run)
         if parent is None:
             return None
-        checkpoints = self.request.directory(parent[0].name, parent[1].id).checkpoints()
+        checkpoints = self.directory(*parent).checkpoints()
         return checkpoints[-1] if checkpoints else self._parent(*parent)
 
     def _open(self, group: Group) -> GroupContext:
+        from caramba_core.run.context import GroupContext  # torch comes with it: what is wrong was said before
+
         if group.name not in self._opened:
             self._opened.clear()  # one teacher in memory at a time
-            self._opened[group.name] = open_group(self.loaded, group)
+            self._opened[group.name] = GroupContext.open(self.loaded, group)
         return self._opened[group.name]
+
+    # ------------------------------------------------------------------------------------------------------ results
+
+    def report(self) -> None:
+        """Show the tables of plugins about each chosen group and its finished runs."""
+        hooks, show = registry().hooks, self.reporter.console.print
+        for group in self.groups:
+            summaries = [summary for run in group.runs if (summary := self.directory(group, run).summary())]
+            if summaries:
+                title = f"{self.manifest.name} / {group.name}"
+                for section in (one for part in hooks.group_sections(summaries=summaries) for one in part):
+                    show(section_table(section, of=title))
+                if any(summary.get("heldout_in_train") for summary in summaries):
+                    what = "held-out tokens are training tokens too (heldout_in_train in summary.json)"
+                    self.reporter.line(f"warning: {what}")
+                self.reporter.line(f"artifacts: {self.root / group.name}/")
+            for summary in summaries:
+                for section in (one for part in hooks.report_sections(summary=summary) for one in part):
+                    show(section_table(section, of=summary["run"]))
+
+    def verify(self) -> None:
+        """Hold the results of the chosen runs against their ``verify:``; raises :class:`VerificationFailed`."""
+        for group, run in self.chosen:
+            summary = self.directory(group, run).summary()
+            if summary is not None:
+                _verify(run, summary)
+
+
+def _tell(context: RunContext, measured: Iterable[tuple[str, float]]) -> None:
+    """Tell plugins of figures as they are measured."""
+    for name, figure in measured:
+        context.hooks.evaluated(context=context, step=context.step, results={name: figure})
+
+
+@attrs.frozen
+class Change:
+    """One difference between two documents, by its dotted path; ``None`` is what is not there."""
+
+    path: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        before, after = (_short(value) for value in (self.before, self.after))
+        return f"{self.path}: {before} -> {after}"
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _listed(changes: Sequence[Change]) -> str:
+    shown = [str(each) for each in changes[:12]]
+    return "\n    ".join(shown + ([f"and {len(changes) - 12} more"] if len(changes) > 12 else []))
+
+
+def _differences(before: Any, after: Any, path: str = "") -> Iterator[Change]:
+    """Where two documents differ, in the order of their keys."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in dict.fromkeys((*before, *after)):
+            yield from _differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for index, (one, other) in enumerate(zip(before, after, strict=True)):
+            yield from _differences(one, other, f"{path}.{index}")
+    elif before != after:
+        yield Change(path, before, after)
+
+
+def _may_change(change: Change, group: Group, run: Run, state: State) -> bool:
+    """Whether a run may go on with a change: of its own settings, for what is left of it, and never fewer steps."""
+    own = f"groups.{group.name}.runs.{run.id}."
+    key = change.path.removeprefix(own)
+    if not change.path.startswith(own):
+        return False
+    if key == "steps" and key in run.may_change:
+        more, least = change.after, change.before if state.status == "done" else state.step
+        return isinstance(more, int) and isinstance(least, int) and more >= least
+    return state.status != "done" and any(key == one or key.startswith(f"{one}.") for one in run.may_change)
+
+
+def _require_same_inputs(before: Mapping[str, str], now: Mapping[str, str], whose: str) -> None:
+    """Raise where what a run reads is not what it, or the run before it, has read."""
+    other = [name for name in before if name in now and now[name] != before[name]]
+    if other:
+        named = " and ".join({"train": "data.train", "heldout": "data.heldout"}.get(name, name) for name in other)
+        raise InputError(
+            f"{named}: not what {whose} has read: the content has changed",
+            hint="put the file back, or start anew with --again",
+        )
+
+
+def _without(data: Mapping[str, Any], keys: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """A mapping without some keys, dotted where they are nested."""
+    return {
+        key: _without(value, keys, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in data.items()
+        if f"{prefix}{key}" not in keys
+    }
+
+
+def _normal(value: Any) -> Any:
+    """One spelling for what a manifest may write in two: ``{type: cosine}`` and ``cosine``, ``1.0`` and ``1``."""
+    if isinstance(value, Mapping):
+        return value["type"] if value.keys() == {"type"} else {key: _normal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_normal(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _verify(run: Run, summary: Mapping[str, Any]) -> None:
+    wanted = None if run.verify is None else run.verify.perplexity_ratio_at_most
+    if wanted is None:
+        return
+    if "perplexity_ratio" not in summary:
+        raise CarambaError(f"run {run.id}: verify.perplexity_ratio_at_most needs a teacher and data.heldout")
+    found = summary["perplexity_ratio"]["end"]
+    if found > wanted:
+        raise VerificationFailed(
+            f"run {run.id}: the perplexity is {found:.4f} times the teacher's",
+            expected=f"at most {wanted}",
+            hint="the artifacts are kept; train longer, or give the cache more values",
+        )
+
+
+def _named(items: Sequence[_Item], what: str, wanted: str | None, name: Callable[[_Item], str]) -> list[_Item]:
+    """Those with the wanted name, all where none is wanted."""
+    found = [item for item in items if wanted in (None, name(item))]
+    if not found:
+        raise InputError(f"there is no {what} {wanted!r}", expected=", ".join(map(name, items)))
+    return found
+
+
+def _marks(context: RunContext) -> dict[str, Any]:
+    """What a reader of the results has to know of the texts."""
+    marks: dict[str, Any] = {}
+    if context.tokenizer is not None:
+        marks["tokenizer_adds_bos"] = context.tokenizer.adds_bos
+    if "data.train" in context.run.needs and context.shared.heldout_in_train:
+        marks["heldout_in_train"] = context.shared.heldout_in_train
+    return marks
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: stages, progress bars, the closing table."""
+"""What a person sees while a run goes on: stages, progress bars, lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import attrs
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 __all__ = ["Bar", "Reporter"]
@@ -66,12 +65,3 @@ class Reporter:
         with Progress(*columns, console=self.console, speed_estimate_period=60.0) as progress:
             task = progress.add_task(description, total=tokens, completed=done, note="")
             yield Bar(progress, task)
-
-    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """A table; the first column is text, the others numbers."""
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        self.console.print(table)

@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from caramba_core.errors import InputError
-from caramba_core.graph import ROOT, Graph
+from caramba_core.graph import ROOT, Graph, local_name
+from caramba_core.loading import Stored
 from caramba_core.nn.build import build, initialize
+from caramba_core.nn.filling import require_fit
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.sites import same
+from caramba_core.sites import own_attentions
 
 __all__ = ["assemble"]
 
@@ -33,28 +34,25 @@ def assemble(
     of attentions that differ from the teacher's: a conversion writes into them.
     """
     student = build(graph, device=device, dtype=dtype)
-    shared = {} if teacher is None else dict(teacher.state_dict(keep_vars=True))
-    old = {} if teacher is None else teacher.graph.nodes()
-    own = set(trained) | {name for name, new in graph.attentions().items() if name in old and not same(old[name], new)}
+    built = student.state_dict()
+    mine = {local_name(name): tensor for name, tensor in (tensors or {}).items()}
+    given = {} if teacher is None else teacher.state_dict(keep_vars=True)
+    theirs = {name: tensor for name, tensor in given.items() if name in built and tensor.shape == built[name].shape}
+    own = {*trained, *own_attentions(graph, None if teacher is None else teacher.graph)}
     if tensors is None:
         initialize(student, seed)
     else:
-        _require_same_names(student, tensors)
-    for path, module in student.named_modules():
+        stored = (Stored(key=name, name=name, shape=tuple(tensor.shape), dtype="") for name, tensor in mine.items())
+        require_fit(graph, stored, "the run's checkpoint")
+    for name, parameter in list(student.named_parameters()):
+        path, _, weight = name.rpartition(".")
         node = f"{ROOT}.{path}"
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            key = f"{path}.{name}"
-            mine = None if tensors is None else tensors[f"{ROOT}.{key}"]
-            theirs = shared.get(key)
-            if theirs is not None and theirs.shape != parameter.shape:
-                theirs = None
-            made = _parameter(parameter, mine, theirs, trains=node in trained, own=node in own)
-            module.register_parameter(name, made)
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if tensors is not None and f"{node}.{name}" in tensors:
-                buffer.copy_(tensors[f"{node}.{name}"])
-            elif f"{path}.{name}" in shared and shared[f"{path}.{name}"].shape == buffer.shape:
-                buffer.copy_(shared[f"{path}.{name}"])
+        made = _parameter(parameter, mine.get(name), theirs.get(name), trains=node in trained, own=node in own)
+        student.get_submodule(path).register_parameter(weight, made)
+    for name, buffer in student.named_buffers():
+        value = mine.get(name, theirs.get(name))
+        if value is not None:
+            buffer.copy_(value)
     return student
 
 
@@ -67,17 +65,3 @@ def _parameter(
     dtype = torch.float32 if trains and built.dtype in (torch.bfloat16, torch.float16) else built.dtype
     copied = values.detach().to(device=built.device, dtype=dtype, copy=True)
     return nn.Parameter(copied, requires_grad=trains)
-
-
-def _require_same_names(student: LanguageModel, tensors: Mapping[str, Tensor]) -> None:
-    expected = {f"{ROOT}.{name}": tuple(t.shape) for name, t in student.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    if expected != found:
-        wrong = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
-        shown = "\n    ".join(
-            f"{n}: manifest {expected.get(n, 'has none')}, checkpoint {found.get(n, 'has none')}" for n in wrong[:12]
-        )
-        raise InputError(
-            f"the checkpoint does not hold the manifest's model ({len(wrong)} tensors differ):\n    {shown}",
-            hint="continue from a run of the same model, or convert again",
-        )

@@ -6,6 +6,8 @@ and whole models are in ``test_real_teacher.py``, E5 (cached decoding) in ``test
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
@@ -149,6 +151,31 @@ def test_no_rotation_and_no_pairs_is_the_teacher(shape: str, k_layout: str, opti
     fresh = inputs(3, 41, WIDTH, seed=6)
     torch.testing.assert_close(converted(fresh, frame(fresh)), module(fresh, frame(fresh)), rtol=0, atol=1e-12)
     assert started.report["semantic_lost"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("rotary", [True, False])
+@pytest.mark.parametrize("given", [(), ("qkv_bias",), ("o_bias",), ("qkv_bias", "o_bias")])
+def test_biases_are_carried_or_refused(given: tuple[str, ...], rotary: bool) -> None:
+    """At full size either nothing is lost or nothing is started, whichever biases the student has."""
+    source = teacher("gqa", ROPES["default"] if rotary else None, **dict.fromkeys(given, True))
+    module = filled(source, WIDTH, seed=4)
+    x, fresh = inputs(2, 33, WIDTH, seed=5), inputs(3, 41, WIDTH, seed=6)
+    exact = 0
+    for chosen in product((False, True), repeat=4):
+        biases = dict(zip(("q_bias", "k_bias", "v_bias", "o_bias"), chosen, strict=True))
+        target = student(source, source.head_dim // 2 if rotary else 0, **biases)
+        lost = {bias for bias in source.weights(WIDTH) if bias.endswith("_bias") and not biases[bias]}
+        lost -= {"v_bias"} if biases["o_bias"] else set()
+        lost -= set() if rotary else {"k_bias"}
+        if lost:
+            with pytest.raises(InvalidValue, match=f"the source's ({'|'.join(lost)}) has no place"):
+                GQAToDBA().check(source, target, WIDTH)
+            continue
+        GQAToDBA().check(source, target, WIDTH)
+        converted, _ = convert(module, source, target, x)
+        torch.testing.assert_close(converted(fresh, frame(fresh)), module(fresh, frame(fresh)), rtol=0, atol=1e-12)
+        exact += 1
+    assert exact
 
 
 OPTIONS: dict[str, dict[str, object]] = {

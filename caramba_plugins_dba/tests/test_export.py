@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +13,21 @@ import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.export import exporter
 from caramba_plugins_llama.export import export
+from caramba_plugins_standard.generation import generate, generate_each
 from caramba_plugins_standard.gqa import GroupedQueryAttention
-from torch import Tensor
+from dba_exports import DBA, GQA, bytes_of, continued, make_run, model_of, random_tokens, theirs
 
 from caramba_core.errors import InputError
 from caramba_core.loading import find_loader
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
 from caramba_core.nn.filling import load_weights
 from caramba_core.nn.frame import Frame
-from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plan.nodes import plan_model
-from caramba_core.run.checkpoint import save_checkpoint
-from caramba_core.run.directory import RunDirectory
 
-VOCABULARY, WIDTH = 61, 24
-GQA: dict[str, Any] = {"type": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rope": {"theta": 500.0}}
-DBA: dict[str, Any] = {**GQA, "type": "dba", "sem_dim": 6, "geo_dim": 8, "v_dim": 10}
+pytestmark = pytest.mark.usefixtures("remote_code")
+
 LLAMA3 = {
     "theta": 100.0,
     "scaling": "llama3",
@@ -94,86 +89,6 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Remote code is copied into a folder of this test, and forgotten afterwards."""
-    dynamic = importlib.import_module("transformers.dynamic_module_utils")
-    logging = importlib.import_module("transformers.utils.logging")
-    logging.disable_progress_bar()
-    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        del sys.modules[name]
-
-
-def model_of(first: dict[str, Any], second: dict[str, Any] | None = None, *, tied: bool = True) -> dict[str, Any]:
-    """The ``model:`` of a decoder of three blocks; with ``second``, the middle one has that attention."""
-    norm = {"type": "rms_norm", "eps": 1e-5}
-    mlp = {"type": "residual", "layers": [norm, {"type": "swiglu", "d_ff": 40}]}
-
-    def block(attention: dict[str, Any]) -> list[dict[str, Any]]:
-        return [{"type": "residual", "layers": [norm, attention]}, mlp]
-
-    nested: dict[str, Any] = {"type": "nested", "name": "blocks", "repeat": 3, "layers": block(first)}
-    if second is not None:
-        nested |= {"variants": [block(second)], "order": [0, 1, 0]}
-    return {
-        "type": "transformer",
-        "tied_embeddings": tied,
-        "embedder": {"type": "token", "vocab_size": VOCABULARY, "d_model": WIDTH},
-        "topology": {"type": "stacked", "layers": [nested, norm]},
-    }
-
-
-def make_run(folder: Path, model: dict[str, Any]) -> LanguageModel:
-    """A run's folder as a finished run leaves it, with a random model; that model."""
-    built = build(lower(structure_model(model)), seed=7)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in built.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.mul_(8.0).add_(noise * 0.1) if "norm" not in name else parameter.add_(noise * 0.1)
-        for name, buffer in built.named_buffers():
-            if name.endswith(".pairs"):
-                buffer.copy_(torch.stack([torch.randperm(4, generator=generator)[: buffer.shape[1]] for _ in buffer]))
-    folder.mkdir(parents=True)
-    runs = [{"id": "r", "mode": "eval"}]
-    group = {"name": "g", "data": {"heldout": "heldout.npy"}, "runs": runs}
-    manifest = {"version": 1, "name": "n", "model": model, "groups": [group]}
-    (folder / "manifest.yml").write_text(json.dumps(manifest))
-    save_checkpoint(RunDirectory(folder).checkpoint(1), model=built, optimizer=None, state={})
-    return built.requires_grad_(False).eval()
-
-
-def theirs(folder: Path, **options: Any) -> Any:
-    transformers = importlib.import_module("transformers")
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options).eval()
-
-
-def random_tokens(count: int, *, batch: int = 2, seed: int = 1) -> Tensor:
-    return torch.randint(0, VOCABULARY, (batch, count), generator=torch.Generator().manual_seed(seed))
-
-
-def bytes_of(cache: Any) -> int:
-    return sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
-
-
-def continued(model: Any, prompt: Tensor, count: int, **options: Any) -> Any:
-    return model.generate(
-        prompt,
-        max_new_tokens=count,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-        return_dict_in_generate=True,
-        **options,
-    )
-
-
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_logits_continuation_and_cache(tmp_path: Path, name: str) -> None:
     mine = make_run(tmp_path / "run", model_of(ATTENTIONS[name], tied=name != "offsets"))
@@ -186,7 +101,7 @@ def test_logits_continuation_and_cache(tmp_path: Path, name: str) -> None:
         torch.testing.assert_close(other(tokens).logits, expected, rtol=0, atol=1e-5)
     prompt = tokens[:, :6]
     found = continued(other, prompt, 30)
-    assert torch.equal(found.sequences, mine.generate(prompt, 30))
+    assert torch.equal(found.sequences, generate(mine, prompt, 30))
 
     a_token = sum(ATTENTIONS[name][part] for part in ("sem_dim", "geo_dim", "v_dim"))
     held = min(35, ATTENTIONS[name].get("window") or 35)
@@ -220,7 +135,7 @@ def test_models_converted_in_part(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(other(tokens).logits, mine(tokens), rtol=0, atol=1e-5)
     found = continued(other, tokens[:, :4], 20)
-    assert torch.equal(found.sequences, mine.generate(tokens[:, :4], 20))
+    assert torch.equal(found.sequences, generate(mine, tokens[:, :4], 20))
     stored = sum(tensor.numel() for layer in found.past_key_values.layers for tensor in (layer.keys, layer.values))
     assert stored == 2 * 23 * (24 + 32 + 24)
     checkpoint = find_loader(tmp_path / "out")
@@ -241,7 +156,7 @@ def test_padding_on_the_left_changes_nothing(tmp_path: Path, name: str) -> None:
     both = continued(other, padded, 12, attention_mask=mask).sequences
     assert torch.equal(both[0, 9:], continued(other, short, 12).sequences[0, 5:])
     assert torch.equal(both[1, 9:], continued(other, long, 12).sequences[0, 9:])
-    assert [both[0, 4:].tolist(), both[1].tolist()] == mine.generate_each([short[0].tolist(), long[0].tolist()], 12)
+    assert [both[0, 4:].tolist(), both[1].tolist()] == generate_each(mine, [short[0].tolist(), long[0].tolist()], 12)
 
 
 @pytest.mark.parametrize("name", ["offsets", *OF_OPTIONS])
@@ -288,7 +203,7 @@ def test_rejected_guesses_are_taken_back(tmp_path: Path, name: str, guess: str) 
         assistant.model.norm.weight[::2] *= 0.2  # right now and then
         guesses = {"assistant_model": assistant}
     found = continued(other, prompt, 30, **guesses)
-    assert torch.equal(found.sequences, mine.generate(prompt, 30))
+    assert torch.equal(found.sequences, generate(mine, prompt, 30))
 
 
 def test_windows_differ_by_layer(tmp_path: Path) -> None:
@@ -300,7 +215,7 @@ def test_windows_differ_by_layer(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(other(tokens).logits, mine(tokens), rtol=0, atol=1e-5)
     found = continued(other, tokens[:, :6], 20, past_key_values=cache)
-    assert torch.equal(found.sequences, mine.generate(tokens[:, :6], 20))
+    assert torch.equal(found.sequences, generate(mine, tokens[:, :6], 20))
     assert bytes_of(cache) == 2 * plan_model(mine.graph, context=25).cached_bytes(25) == 2 * 4 * 24 * (4 + 25 + 4)
 
 

@@ -12,6 +12,7 @@ import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_llama.gguf_file import GgufFile
+from caramba_plugins_standard.generation import generate
 from caramba_plugins_upcycle.calibration import Calibration
 from caramba_plugins_upcycle.modes import Start
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 from caramba_core.component import Attention
 from caramba_core.graph import Graph, Node
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import TeacherSource
@@ -111,8 +112,8 @@ def test_e1_and_e5_greedy_tokens_through_the_cache_are_the_teachers(
     teacher: LanguageModel, all_rotary: LanguageModel, tokens: Tensor
 ) -> None:
     prompt = tokens[2:3, :100]
-    ours = all_rotary.generate(prompt, 40)
-    assert torch.equal(ours, teacher.generate(prompt, 40))
+    ours = generate(all_rotary, prompt, 40)
+    assert torch.equal(ours, generate(teacher, prompt, 40))
 
 
 def test_e5_cached_decoding_is_the_full_forward_of_a_compressed_model(teacher: LanguageModel, tokens: Tensor) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from caramba_core.graph import Graph
 from caramba_core.loading import Checkpoint, find_loader
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
 from caramba_core.nn.filling import load_weights
 from caramba_core.nn.language_model import LanguageModel

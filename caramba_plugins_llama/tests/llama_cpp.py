@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["INSTALLED", "logits_of", "token_ids_of"]
+__all__ = ["INSTALLED", "ends_of", "logits_of", "token_ids_of"]
 
 INSTALLED = importlib.util.find_spec("xllamacpp") is not None
 
@@ -52,6 +52,12 @@ def token_ids_of(path: Path, texts: list[str]) -> list[list[int]] | str:
     return _ask(path, texts)
 
 
+def ends_of(path: Path, text: str) -> tuple[list[int], list[int]] | str:
+    """The ids of a text with what is added around it, and all ids that end a generated text; or why there are none."""
+    found = _ask(path, [text, None])
+    return found if isinstance(found, str) else (found[0], found[1])
+
+
 def _ask(path: Path, wanted: list[Any]) -> Any:
     if not INSTALLED:
         pytest.skip("llama.cpp is not here: pip install xllamacpp")
@@ -86,11 +92,16 @@ def _main(path: str, wanted: list[Any]) -> Any:
         tokenize = function(
             "llama_tokenize", whole, pointer, ctypes.c_char_p, whole, pointer, whole, ctypes.c_bool, ctypes.c_bool
         )
+        added = wanted[-1] is None
         ids = []
-        for text in wanted:
+        for text in wanted[: len(wanted) - added]:
             data = text.encode()
             found = (whole * (2 * len(data) + 16))()
-            ids.append(found[: tokenize(vocabulary, data, len(data), found, len(found), False, True)])
+            ids.append(found[: tokenize(vocabulary, data, len(data), found, len(found), added, True)])
+        if added:
+            ends = function("llama_vocab_is_eog", ctypes.c_bool, pointer, whole)
+            size = function("llama_vocab_n_tokens", whole, pointer)(vocabulary)
+            ids.append([id_ for id_ in range(size) if ends(vocabulary, id_)])
         return ids
     settings = function("llama_context_default_params", _Parameters)()
     settings.sizes[:3] = [256, 256, 256]

@@ -11,7 +11,7 @@ import torch
 
 from caramba_core.graph import Graph
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.checkpoint import save_checkpoint
@@ -32,7 +32,12 @@ SUMMARY = {
 
 
 def decoder(
-    attention: Mapping[str, Any] | list[Mapping[str, Any]], *, tied: bool = False, mlp_bias: bool = False, **nested: Any
+    attention: Mapping[str, Any] | list[Mapping[str, Any]],
+    *,
+    tied: bool = False,
+    mlp_bias: bool = False,
+    vocabulary: int = 61,
+    **nested: Any,
 ) -> dict[str, Any]:
     """The ``model:`` of a small decoder with one attention for all of its two blocks, or one for each."""
     blocks = attention if isinstance(attention, list) else [attention]
@@ -47,7 +52,7 @@ def decoder(
     return {
         "type": "transformer",
         "tied_embeddings": tied,
-        "embedder": {"type": "token", "vocab_size": 61, "d_model": 24},
+        "embedder": {"type": "token", "vocab_size": vocabulary, "d_model": 24},
         "topology": {"type": "stacked", "layers": [nest, {"type": "rms_norm", "eps": 1e-5}]},
     }
 

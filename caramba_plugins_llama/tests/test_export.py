@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from caramba_plugins_llama.export import export
+from caramba_plugins_standard.generation import generate
 from safetensors import SafetensorError
 
 from caramba_core.cli import main
@@ -84,7 +85,7 @@ def test_transformers_loads_it_as_it_is(tmp_path: Path, name: str) -> None:
         torch.testing.assert_close(mine(tokens), other(tokens).logits, rtol=0, atol=1e-5)
     prompt = tokens[:, :5]
     expected = other.generate(prompt, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
-    assert torch.equal(mine.generate(prompt, 20), expected)
+    assert torch.equal(generate(mine, prompt, 20), expected)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -147,7 +148,7 @@ def test_tokenizers_go_with_it(tmp_path: Path) -> None:
     tokenizer.save(str(tmp_path / "hf" / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_start|>"}
     (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps(settings))
-    make_run(tmp_path / "run", decoder(GQA), teacher=str(tmp_path / "hf"))
+    make_run(tmp_path / "run", decoder(GQA, vocabulary=400), teacher=str(tmp_path / "hf"))
     export(tmp_path / "run", tmp_path / "out")
     auto = importlib.import_module("transformers").AutoTokenizer.from_pretrained(tmp_path / "out")
     expected = tokenizer.encode(TEXT, add_special_tokens=False).ids
@@ -173,7 +174,7 @@ def test_tokenizers_of_gguf_go_with_it(tmp_path: Path) -> None:
         "tokenizer.chat_template": "{{ messages }}",
     }
     write_gguf(tmp_path / "m.gguf", tmp_path / "hf", "llama", extra=extra)
-    make_run(tmp_path / "run", decoder(GQA), teacher=str(tmp_path / "m.gguf"))
+    make_run(tmp_path / "run", decoder(GQA, vocabulary=400), teacher=str(tmp_path / "m.gguf"))
     export(tmp_path / "run", tmp_path / "out")
     auto = importlib.import_module("transformers").AutoTokenizer.from_pretrained(tmp_path / "out")
     assert auto.encode(TEXT, add_special_tokens=False) == original.encode(TEXT, add_special_tokens=False).ids
@@ -187,7 +188,7 @@ def test_the_card_holds_the_measured_table(tmp_path: Path) -> None:
     export(tmp_path / "run", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| perplexity on held-out text | 12.500 ± 0.500 | 20.000 ± 0.750 | 13.750 ± 0.250 |" in card
-    assert "| cached bytes a token | 4,096 | 2,048 | 2,048 |" in card
+    assert "| cached bytes per token | 4,096 | 2,048 | 2,048 |" in card
     assert 'from_pretrained("out")' in card
     assert "Run `n/g/r`, seed 3" in card
 
@@ -264,7 +265,7 @@ def test_the_card_loads_what_is_there(tmp_path: Path, shipped: bool) -> None:
     write_oracle(tmp_path / "hf", "llama")
     if shipped:
         trained("smollm").save(str(tmp_path / "hf" / "tokenizer.json"))
-    make_run(tmp_path / "run", decoder(GQA), teacher=str(tmp_path / "hf"))
+    make_run(tmp_path / "run", decoder(GQA, vocabulary=400), teacher=str(tmp_path / "hf"))
     export(tmp_path / "run", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert ("AutoTokenizer" in card) is (tmp_path / "out" / "tokenizer.json").exists() is shipped

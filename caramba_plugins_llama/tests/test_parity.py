@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from caramba_plugins_standard.generation import generate
 
 from .conftest import all_in_64_bits, quiet, random_tokens, read_model, write_oracle
 
@@ -96,4 +97,4 @@ def test_greedy_continuations(name: str, tmp_path: Path) -> None:
     oracle = write_oracle(tmp_path, model_type, **config)
     tokens = random_tokens(12)
     expected = oracle.generate(tokens, max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0)
-    assert torch.equal(read_model(tmp_path).generate(tokens, 40), expected)
+    assert torch.equal(generate(read_model(tmp_path), tokens, 40), expected)

@@ -24,7 +24,7 @@ from caramba_core.errors import CarambaError, InputError
 from caramba_core.loading import find_loader
 
 from .conftest import random_tokens, read_model, write_oracle
-from .llama_cpp import INSTALLED, logits_of, token_ids_of
+from .llama_cpp import INSTALLED, ends_of, logits_of, token_ids_of
 from .test_gguf import LLAMA3, write_gguf
 
 VOCABULARY: dict[str, Any] = {
@@ -302,7 +302,7 @@ def test_words(tmp_path: Path, rule: str | None) -> None:
     texts = [*texts_of(draw, rule), "<think>a<|endoftext|>it's"]
     tokenizer = find_loader(tmp_path / "m.gguf").tokenizer()
     assert tokenizer is not None
-    assert [tokenizer.encode(text) for text in texts] == token_ids_of(tmp_path / "m.gguf", texts)
+    assert [tokenizer.encode(text, special_tokens=True) for text in texts] == token_ids_of(tmp_path / "m.gguf", texts)
 
 
 @pytest.mark.parametrize("prefix", [True, False])
@@ -325,4 +325,43 @@ def test_sentence_piece(tmp_path: Path, prefix: bool) -> None:
     texts = [*texts_of(draw), "a<think> <unk>it's<s>abc</s>", "<0x41>", "<think>"]
     tokenizer = find_loader(tmp_path / "m.gguf").tokenizer()
     assert tokenizer is not None
-    assert [tokenizer.encode(text) for text in texts] == token_ids_of(tmp_path / "m.gguf", texts)
+    assert [tokenizer.encode(text, special_tokens=True) for text in texts] == token_ids_of(tmp_path / "m.gguf", texts)
+
+
+@pytest.mark.parametrize("rule", [*RULES, None])
+@pytest.mark.parametrize("added", [None, True, False])
+def test_what_stands_around_a_text(tmp_path: Path, rule: str | None, added: bool | None) -> None:
+    """BOS in front of it, and the ids that end it: of a sequence, a turn, a message, and those known by their names."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    named = ["<bos>", "<eos>", "<eot>", "<eom>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<EOT>"]
+    data: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": [*letters, "ab", *named],
+        "tokenizer.ggml.token_type": [*[1] * len(letters), 1, *[3] * len(named)],
+        "tokenizer.ggml.merges": ["a b"],
+        **{f"tokenizer.ggml.{name[1:-1]}_token_id": len(letters) + 1 + index for index, name in enumerate(named[:4])},
+        **({} if rule is None else {"tokenizer.ggml.pre": rule}),
+        **({} if added is None else {"tokenizer.ggml.add_bos_token": added}),
+    }
+    check_around(tmp_path, data)
+
+
+@pytest.mark.parametrize("change", [{}, {"tokenizer.ggml.add_bos_token": False}, {"tokenizer.ggml.bos_token_id": 2}])
+def test_what_stands_around_a_text_of_sentence_piece(tmp_path: Path, change: dict[str, Any]) -> None:
+    named = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((f"<0x{byte:02X}>", 6) for byte in range(256)), ("▁", 1)]
+    data = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [token for token, _ in named],
+        "tokenizer.ggml.token_type": [kind for _, kind in named],
+        "tokenizer.ggml.scores": [0.0] * len(named),
+    }
+    check_around(tmp_path, {**data, **change})
+
+
+def check_around(folder: Path, data: dict[str, Any]) -> None:
+    write_oracle(folder / "hf", "llama", vocab_size=len(data["tokenizer.ggml.tokens"]), num_hidden_layers=1)
+    write_gguf(folder / "m.gguf", folder / "hf", "llama", extra=data)
+    tokenizer = find_loader(folder / "m.gguf").tokenizer()
+    assert tokenizer is not None
+    bos = [tokenizer.bos] if tokenizer.adds_bos else []
+    assert ([*bos, *tokenizer.encode("t1 a")], sorted(tokenizer.stops)) == ends_of(folder / "m.gguf", "t1 a")

@@ -12,10 +12,11 @@ import pytest
 import torch
 from caramba_plugins_llama.gguf_file import GgufFile
 from caramba_plugins_llama.standard_exporter import StandardExporter
+from caramba_plugins_standard.generation import generate
 
 from caramba_core.loading import find_loader
 from caramba_core.lowering import lower
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.nn.language_model import LanguageModel
 
 from .conftest import graph_of, quiet, read_model
@@ -114,4 +115,4 @@ def test_greedy_continuation(model: LanguageModel, oracle: Any, tokens: torch.Te
         prompt, max_new_tokens=200, min_new_tokens=200, do_sample=False, eos_token_id=None, pad_token_id=0
     )
     assert expected.shape == (1, 240)
-    assert torch.equal(model.generate(prompt, 200), expected)
+    assert torch.equal(generate(model, prompt, 200), expected)

@@ -29,7 +29,7 @@ import torch
 import caramba_plugins_llama.mapped_file, caramba_plugins_standard.gqa_module
 from caramba_core.loading import find_loader
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
 from caramba_core.nn.filling import load_weights
 

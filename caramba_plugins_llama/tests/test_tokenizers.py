@@ -272,7 +272,7 @@ def test_added_tokens_that_stand_beside(tmp_path: Path, files: dict[str, Any]) -
     found = HuggingFaceFolder(tmp_path, tmp_path, {}, {}).tokenizer()
     assert found is not None
     text = f"{TEXT} <a>it<b> th the<eos></s> <img> <s>x<z> <y>he"
-    assert found.encode(text) == oracle.encode(text, add_special_tokens=False)
+    assert found.encode(text, special_tokens=True) == oracle.encode(text, add_special_tokens=False)
     assert found.vocab_size == len(oracle)
 
 
@@ -287,7 +287,51 @@ def test_tokens_that_only_look_like_the_end(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
     found = HuggingFaceFolder(tmp_path, tmp_path, {}, {}).tokenizer()
     assert found is not None
-    assert found.end_of_text == found.encode("<eos>")[0]
+    assert found.end_of_text == found.encode("<eos>", special_tokens=True)[0]
+
+
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("add", [True, False, None])
+@pytest.mark.parametrize("cls", ["PreTrainedTokenizerFast", "LlamaTokenizerFast"])
+def test_bos_as_transformers_puts_it(tmp_path: Path, template: bool, add: bool | None, cls: str) -> None:
+    import transformers
+
+    backend = trained("gpt-2")
+    if not template:
+        backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": cls, "bos_token": "<|im_start|>", "eos_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**config, **({} if add is None else {"add_bos_token": add})})
+    )
+    found = HuggingFaceFolder(tmp_path, tmp_path, {"model_type": "llama"}, {}).tokenizer()
+    assert found is not None
+    assert found.bos == backend.token_to_id("<|im_start|>")
+    oracle = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    added = oracle.encode("th")[0] == found.bos
+    assert added == template
+    assert found.adds_bos == (template or add is True)
+
+
+def test_what_ends_a_generated_text(tmp_path: Path) -> None:
+    trained("gpt-2").save(str(tmp_path / "tokenizer.json"))
+    settings_, generation = tmp_path / "tokenizer_config.json", tmp_path / "generation_config.json"
+    settings_.write_text(json.dumps({"eos_token": "<|im_start|>"}))
+    assert HuggingFaceFolder(tmp_path, tmp_path, {}, {}).tokenizer().stops == {331}  # type: ignore[union-attr]
+    config = {"eos_token_id": [5, 6]}
+    assert HuggingFaceFolder(tmp_path, tmp_path, config, {}).tokenizer().stops == {5, 6}  # type: ignore[union-attr]
+    generation.write_text(json.dumps({"eos_token_id": 7}))
+    assert HuggingFaceFolder(tmp_path, tmp_path, config, {}).tokenizer().stops == {7}  # type: ignore[union-attr]
+
+
+def test_special_tokens_that_a_text_spells_are_text(pair: tuple[HuggingFaceTokenizer, HuggingFaceTokenizer]) -> None:
+    for tokenizer in pair:
+        special = {tokenizer.backend.token_to_id(token) for token in SPECIAL}
+        text = "a<|endoftext|>b <|im_start|>"
+        assert not special & set(tokenizer.encode(text))
+        assert special < set(tokenizer.encode(text, special_tokens=True))
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.encode_batch([text, "x"]) == [tokenizer.encode(text), tokenizer.encode("x")]
 
 
 def test_ids_beyond_the_size_of_the_vocabulary(tmp_path: Path) -> None:

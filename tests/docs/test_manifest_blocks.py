@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from caramba_core.manifest import dump, load_manifest
+from caramba_core.manifest.load import load_manifest
+from caramba_core.manifest.writing import dump
 from caramba_core.plan import plan_manifest
 from tests.docs.blocks import ROOT, Block, blocks
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from caramba_core.document.faults import Fault
+from caramba_core.document.problem import Fault
+from caramba_core.errors import Faults
 from caramba_core.graph import Graph
-from caramba_core.lowering import LoweringError, lower
-from caramba_core.manifest import structure_model
+from caramba_core.lowering import lower
+from caramba_core.manifest.structure import structure_model
 
 GQA = {"type": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 6}
 MLP = {"type": "swiglu", "d_ff": 32}
@@ -46,7 +47,7 @@ def graph_of(*layers: dict[str, Any], tied: bool = False, **more: Any) -> Graph:
 
 
 def faults_of(*layers: dict[str, Any], tied: bool = False, **more: Any) -> tuple[Fault, ...]:
-    with pytest.raises(LoweringError) as caught:
+    with pytest.raises(Faults) as caught:
         graph_of(*layers, tied=tied, **more)
     return caught.value.faults
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from caramba_core.component import Head, Layer
-from caramba_core.errors import ManifestError
+from caramba_core.errors import Faults, ManifestError
 from caramba_core.graph import MAX_NODES
-from caramba_core.lowering import LoweringError, lower
-from caramba_core.manifest import structure_model
+from caramba_core.lowering import lower
+from caramba_core.manifest.structure import structure_model
 
 from .models import GQA, MLP, NORM, faults_of, graph_of, linear, model_of, nested, residual, stacked
 
@@ -104,7 +104,7 @@ def test_all_faults_in_one_report() -> None:
     )
     assert [fault.path[2:4] for fault in faults[:4]] == [("layers", index) for index in range(4)]
     assert faults[4].path == ("model", "head", "vocab_size")
-    with pytest.raises(LoweringError) as caught:
+    with pytest.raises(Faults) as caught:
         graph_of(residual(linear(16)), residual(NORM, linear(12)))
     assert str(caught.value).count("model.topology.layers") == 2
     assert caught.value.exit_code == 2
@@ -117,7 +117,7 @@ def test_a_fault_in_every_repetition_is_one_fault() -> None:
 
 def test_faults_carry_the_path_that_was_asked_for() -> None:
     model = structure_model(model_of(residual(linear(16))))
-    with pytest.raises(LoweringError) as caught:
+    with pytest.raises(Faults) as caught:
         lower(model, ("groups", 3, "model"))
     assert caught.value.faults[0].path == ("groups", 3, "model", "topology", "layers", 0, "layers", 0)
 

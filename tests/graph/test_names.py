@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from caramba_core.graph import local_name, matches
-from caramba_core.naming import RESERVED, name_fault
+from caramba_core.graph import RESERVED, local_name, matches, name_fault
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.nn.module import TopologyModule

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from caramba_plugins_standard.modes import Evaluate, Generate, Train  # noqa: F401 - named by entries
+from caramba_plugins_standard.training import Optimizer, Strategy
+
 from caramba_core.component import Attention, Component, Embedder, Head, Layer, Topology, component, option
+from caramba_core.datasets import Dataset
 from caramba_core.errors import InvalidValue
 from caramba_core.modes import Need, Run
-from caramba_core.run.modes import Evaluate, Generate, Train  # noqa: F401 - named by entries
-from caramba_core.training import Dataset, Optimizer, Strategy
+
+SMALL = Path(__file__).parent / "presets" / "small.yml"
+LOST = SMALL.with_name("lost.yml")
 
 
 @component

@@ -43,8 +43,8 @@ def example_registry() -> Registry:
         version="1.2.0",
         entries=(
             *entries(EXAMPLE, COMPONENTS),
-            ComponentEntry("preset", "small", EXAMPLE, "1.2.0", f"{MODULE}_presets:small"),
-            ComponentEntry("preset", "lost", EXAMPLE, "1.2.0", f"{MODULE}_presets:lost"),
+            ComponentEntry("preset", "small", EXAMPLE, "1.2.0", f"{MODULE}:SMALL"),
+            ComponentEntry("preset", "lost", EXAMPLE, "1.2.0", f"{MODULE}:LOST"),
             ComponentEntry("catalogue", "example", EXAMPLE, "1.2.0", f"{MODULE}:CATALOGUE"),
         ),
     )
@@ -59,12 +59,9 @@ def example_plugins(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Te
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, MODULE, module)
     spec.loader.exec_module(module)
-    presets = importlib.util.spec_from_file_location(f"{MODULE}_presets", HERE / "presets" / "__init__.py")
-    assert presets is not None
-    monkeypatch.setitem(sys.modules, f"{MODULE}_presets", importlib.util.module_from_spec(presets))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     registry = example_registry()
-    for user in ("compose", "load", "model"):
+    for user in ("load", "structure"):
         monkeypatch.setattr(f"caramba_core.manifest.{user}.registry", lambda: registry)
     return registry
 

@@ -15,7 +15,7 @@ from caramba_core.plugins.registry import registry
 
 
 def preset_text(name: str) -> str:
-    return find_source(name, Path()).text
+    return find_source(name, Path(), registry()).text
 
 
 PRESETS = [entry.name for entry in registry().entries("preset") if preset_text(entry.name)]

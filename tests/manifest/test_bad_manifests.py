@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from caramba_core.errors import ManifestError
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.plugins.registry import Registry
 
 BAD = Path(__file__).parent / "bad"

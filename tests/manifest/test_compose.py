@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from caramba_core.errors import ManifestError
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.plugins.registry import Registry
 
 from .workspace import SMALL, Workspace, block, changed

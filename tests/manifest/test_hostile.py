@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from caramba_core.errors import ManifestError
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 
 SIZE = 1 << 20
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from caramba_core.document.problem import ManifestProblem, dotted
 from caramba_core.errors import ManifestError
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 
 from .mutants import each_preset, leaves, preset_text
 

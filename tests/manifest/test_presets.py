@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from caramba_core.manifest import dump, load_manifest
+from caramba_core.manifest.load import load_manifest
+from caramba_core.manifest.writing import dump
 from caramba_core.plugins.registry import registry
 
 NAMES = [entry.name for entry in registry().entries("preset")]
@@ -44,7 +45,7 @@ def test_one_group_alone_reads_as_that_group(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_reading_imports_neither_torch_nor_numpy(name: str) -> None:
     program = (
-        "import sys\nfrom caramba_core.manifest import load_manifest\n"
+        "import sys\nfrom caramba_core.manifest.load import load_manifest\n"
         f"load_manifest({name!r})\nprint(*sorted({{'torch', 'numpy', 'transformers'}} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

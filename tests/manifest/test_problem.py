@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from caramba_core import manifest
 from caramba_core.document.problem import ManifestProblem, dotted, shown
 from caramba_core.document.source import SourceText, TextSpan
 
@@ -87,11 +86,3 @@ def test_paths_read_as_set_takes_them() -> None:
 )
 def test_values_in_words(value: object, words: str) -> None:
     assert shown(value) == words
-
-
-def test_the_public_names() -> None:
-    assert manifest.__all__ == ["Loaded", "dump", "load_manifest", "structure_model"]
-    for name in manifest.__all__:
-        assert getattr(manifest, name) is not None
-    with pytest.raises(AttributeError):
-        _ = manifest.nothing

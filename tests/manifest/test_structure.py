@@ -9,12 +9,10 @@ from typing import Any, Literal
 import pytest
 
 from caramba_core.component import component, option
-from caramba_core.document.faults import Faults
-from caramba_core.errors import InvalidValue, ManifestError, PluginError
-from caramba_core.manifest import structure_model
-from caramba_core.manifest.structure import Structurer
+from caramba_core.datasets import Dataset
+from caramba_core.errors import Faults, InvalidValue, ManifestError, PluginError
+from caramba_core.manifest.structure import Structurer, structure_model
 from caramba_core.plugins.registry import Registry
-from caramba_core.training import Dataset
 
 
 @component
@@ -120,6 +118,7 @@ def test_everything_wrong_is_found_at_once(structurer: Structurer) -> None:
     assert faults(structurer, data) == [
         "unknown_key: unknown key 'unknown_key'",
         "integer: expected an integer, found the string 'x'",
+        "number: 5.0 is not below 2.0",
         "items.1: expected an integer, found the string 'a'",
         "items.2: expected an integer, found the number 2.5",
         "pair.0: expected an integer, found the string 'a'",
@@ -130,7 +129,6 @@ def test_everything_wrong_is_found_at_once(structurer: Structurer) -> None:
         "inners.0.size: 0 is below 1",
         "inners.1.sise: unknown key 'sise', did you mean 'size'?",
         "inners.2: expected a mapping, found the integer 3",
-        "number: 5.0 is not below 2.0",
     ]
 
 

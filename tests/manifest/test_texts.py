@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from caramba_core.document.source import MAX_BYTES, SourceText
 from caramba_core.document.tree import plain
 from caramba_core.errors import ManifestError
-from caramba_core.manifest import dump, load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.texts import read_text
+from caramba_core.manifest.writing import dump
 
 from .workspace import SMALL, Workspace
 

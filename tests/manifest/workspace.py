@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from caramba_core.errors import ManifestError
-from caramba_core.manifest import Loaded, load_manifest
+from caramba_core.manifest.load import Loaded, load_manifest
 
 SMALL = (Path(__file__).parent / "presets" / "small.yml").read_text(encoding="utf-8")
 """A sound manifest of the example components: one group ``main`` with runs ``convert`` and ``tune``."""

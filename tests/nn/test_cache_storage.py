@@ -6,21 +6,22 @@ import math
 
 import pytest
 import torch
+from caramba_plugins_standard.quantized import Blocks, Int4, Int8
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from caramba_core.component import CacheEntry
+from caramba_core.errors import InvalidValue
 from caramba_core.nn.cache import LayerCache
-from caramba_core.storage import Storage
 
 SHAPES = st.lists(st.integers(1, 9), max_size=3).map(tuple)
-STORAGES = st.builds(Storage, st.sampled_from((4, 8)), st.integers(1, 40))
+STORAGES = st.integers(1, 40).flatmap(lambda block: st.sampled_from((Int4(block=block), Int8(block=block))))
 PASSES = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 
 
 def layer_of(
-    entry: CacheEntry, storage: Storage | None, *, batch: int = 2, dtype: torch.dtype = torch.float32
+    entry: CacheEntry, storage: Blocks | None, *, batch: int = 2, dtype: torch.dtype = torch.float32
 ) -> LayerCache:
     return LayerCache({"token": entry}, batch, dtype, torch.device("cpu"), storage)
 
@@ -35,7 +36,7 @@ def values_of(seed: int, *shape: int, offset: float = 0.0) -> Tensor:
 @settings(max_examples=80, deadline=None)
 @given(shape=SHAPES, storage=STORAGES, seed=st.integers(0, 99), offset=st.sampled_from((0.0, 3.0, -200.0)))
 def test_a_value_is_off_by_half_a_step_at_most(
-    shape: tuple[int, ...], storage: Storage, seed: int, offset: float
+    shape: tuple[int, ...], storage: Blocks, seed: int, offset: float
 ) -> None:
     values = values_of(seed, 2, 3, *shape, offset=offset)
     read = layer_of(CacheEntry(shape=shape), storage).round_trip("token", values)
@@ -52,14 +53,14 @@ def test_a_value_is_off_by_half_a_step_at_most(
 def test_blocks_of_equal_values_come_back() -> None:
     for value in (0.0, 1.5, -3.0, 1e-9):
         values = torch.full((2, 3, 5), value)
-        read = layer_of(CacheEntry(shape=(5,)), Storage(4, 2)).round_trip("token", values)
+        read = layer_of(CacheEntry(shape=(5,)), Int4(block=2)).round_trip("token", values)
         torch.testing.assert_close(read, values, rtol=0, atol=1e-8)
 
 
 def test_codes_are_spent_on_the_range_that_is_there() -> None:
     """Sixteen levels between the least and the greatest value, both among them, wherever the block lies."""
     values = torch.linspace(7.0, 8.0, 16).view(1, 1, 16)
-    read = layer_of(CacheEntry(shape=(16,)), Storage(4, 16), batch=1).round_trip("token", values)
+    read = layer_of(CacheEntry(shape=(16,)), Int4(block=16), batch=1).round_trip("token", values)
     torch.testing.assert_close(read, values, rtol=0, atol=1e-2 / 15)
 
 
@@ -74,7 +75,7 @@ def test_codes_are_spent_on_the_range_that_is_there() -> None:
 )
 def test_any_split_reads_what_each_token_alone_reads(
     shape: tuple[int, ...],
-    storage: Storage | None,
+    storage: Blocks | None,
     capacity: int | None,
     passes: list[int],
     kept: float,
@@ -105,7 +106,7 @@ def test_any_split_reads_what_each_token_alone_reads(
     sinks=st.integers(0, 4), last=st.integers(1, 6), storage=STORAGES, passes=PASSES, capacity=st.none() | st.just(30)
 )
 def test_windows_hold_tokens_quantized_once(
-    sinks: int, last: int, storage: Storage, passes: list[int], capacity: int | None
+    sinks: int, last: int, storage: Blocks, passes: list[int], capacity: int | None
 ) -> None:
     entry = CacheEntry(shape=(7,), window=sinks + last, sinks=sinks)
     cache = layer_of(entry, storage)
@@ -125,7 +126,7 @@ def test_windows_hold_tokens_quantized_once(
 
 @settings(max_examples=60, deadline=None)
 @given(shape=SHAPES, storage=STORAGES, capacity=st.integers(0, 20), batch=st.integers(1, 3))
-def test_bytes_are_those_of_the_tensors(shape: tuple[int, ...], storage: Storage, capacity: int, batch: int) -> None:
+def test_bytes_are_those_of_the_tensors(shape: tuple[int, ...], storage: Blocks, capacity: int, batch: int) -> None:
     entry = CacheEntry(shape=shape)
     cache = layer_of(entry, storage, batch=batch)
     cache.reserve(capacity)
@@ -141,7 +142,7 @@ def test_what_pins_a_type_and_what_is_a_state_stays() -> None:
         "pinned": CacheEntry(shape=(3,), dtype="float64"),
         "state": CacheEntry(shape=(2, 2), per_token=False),
     }
-    cache = LayerCache(spec, 1, torch.bfloat16, torch.device("cpu"), Storage(4, 4))
+    cache = LayerCache(spec, 1, torch.bfloat16, torch.device("cpu"), Int4(block=4))
     cache.reserve(5)
     types = {name: (tuple(t.shape), t.dtype) for name, t in cache.tensors.items()}
     assert types == {
@@ -160,10 +161,10 @@ def test_what_pins_a_type_and_what_is_a_state_stays() -> None:
 def test_more_bits_and_smaller_blocks_lose_less(bits: int) -> None:
     values = values_of(5, 2, 64, 4, 32)
     lost = {
-        (b, block): float(
-            (layer_of(CacheEntry(shape=(4, 32)), Storage(b, block)).round_trip("token", values) - values).norm()
+        (storage.bits, block): float(
+            (layer_of(CacheEntry(shape=(4, 32)), storage(block=block)).round_trip("token", values) - values).norm()
         )
-        for b in (4, 8)
+        for storage in (Int4, Int8)
         for block in (8, 32, 128)
     }
     assert lost[bits, 8] < lost[bits, 32] < lost[bits, 128]
@@ -171,7 +172,5 @@ def test_more_bits_and_smaller_blocks_lose_less(bits: int) -> None:
 
 
 def test_settings_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="bits"):
-        Storage(5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="block"):
-        Storage(4, 0)
+    with pytest.raises(InvalidValue, match="block"):
+        Int4(block=0)

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from caramba_plugins_standard.fans import Branching, Parallel, TopKRouter
+from caramba_plugins_standard.generation import generate
 from caramba_plugins_standard.layers import RMSNorm
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Cyclic, Nested, Recurrent, Residual
+from caramba_plugins_standard.training.compiling import compile_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -79,8 +81,8 @@ def _build(window: int | None) -> LanguageModel:
     from caramba_plugins_standard.gqa import GroupedQueryAttention
     from caramba_plugins_standard.layers import LinearHead, TokenEmbedder
 
+    from caramba_core.component import Model
     from caramba_core.lowering import lower
-    from caramba_core.model import Model
     from caramba_core.nn.build import build
 
     attention = GroupedQueryAttention(n_heads=2, n_kv_heads=1, head_dim=4, rope=Rope(), window=window)
@@ -137,7 +139,7 @@ def test_generate_is_greedy(llama: Make) -> None:
     expected = tokens
     for _ in range(6):
         expected = torch.cat([expected, model(expected)[:, -1].argmax(-1, keepdim=True)], dim=1)
-    assert torch.equal(model.generate(tokens, 6), expected)
+    assert torch.equal(generate(model, tokens, 6), expected)
 
 
 @torch.no_grad()
@@ -176,7 +178,7 @@ def test_taps_see_what_the_nodes_read_and_give(llama: Make, compiled: bool) -> N
         handle.remove()
     if compiled:
         torch._dynamo.reset()
-        model.compile_blocks(backend="eager")
+        compile_blocks(model, backend="eager")
     seen = captured(model, tokens, names)
     assert [index for index, _, _ in seen] == [0, 1, 2]
     for (_, x, y), (x_wanted, y_wanted) in zip(seen, wanted, strict=True):
@@ -221,7 +223,7 @@ def test_blocks_compile_whole_and_share_one_graph(llama: Make, changes: dict[str
     expected = model(tokens)
     wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
     counter = CompileCounter()
-    model.compile_blocks(backend=counter)
+    compile_blocks(model, backend=counter)
     found = model(tokens)
     got = torch.autograd.grad(found.square().sum(), list(model.parameters()))
     assert counter.frame_count == 1, "every block compiled anew"
@@ -236,7 +238,7 @@ def test_more_kinds_of_blocks_than_torch_would_compile(model_of: Make, block: Ca
     tokens = torch.randint(97, (2, 9))
     expected = model(tokens)
     counter = CompileCounter()
-    assert model.compile_blocks(backend=counter) == ()
+    assert compile_blocks(model, backend=counter) == ()
     torch.testing.assert_close(model(tokens), expected)
     assert 1 < counter.frame_count <= 7
 
@@ -253,7 +255,7 @@ def test_of_many_sizes_by_layer_what_comes_again_is_compiled(
     expected = model(tokens)
     wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
     counter = CompileCounter()
-    assert model.compile_blocks(backend=counter) == tuple(f"blocks.{index}.mlp" for index in range(10))
+    assert compile_blocks(model, backend=counter) == tuple(f"blocks.{index}.mlp" for index in range(10))
     found = model(tokens)
     got = torch.autograd.grad(found.square().sum(), list(model.parameters()))
     assert counter.frame_count == 3, "the block of which there are three, the attention, and the norm"
@@ -265,7 +267,7 @@ def test_other_lengths_compile_once_more_only(llama: Make) -> None:
     torch._dynamo.reset()
     model = llama(repeat=3)
     counter = CompileCounter()
-    model.compile_blocks(backend=counter)
+    compile_blocks(model, backend=counter)
     for length in (9, 12, 5, 30):
         tokens = torch.randint(97, (2, length))
         model(tokens)
@@ -278,7 +280,7 @@ def test_repeated_applications_compile_once(model_of: Make, block: Callable[...,
     tokens = torch.randint(97, (2, 9))
     expected = model(tokens)
     counter = CompileCounter()
-    model.compile_blocks(backend=counter)
+    compile_blocks(model, backend=counter)
     torch.testing.assert_close(model(tokens), expected)
     assert counter.frame_count == 1
 
@@ -298,7 +300,7 @@ def test_topologies_inside_a_block_compile_with_it(
     expected = model(tokens)
     wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
     counter = CompileCounter()
-    model.compile_blocks(backend=counter)
+    compile_blocks(model, backend=counter)
     found = model(tokens)
     got = torch.autograd.grad(found.square().sum(), list(model.parameters()))
     assert counter.frame_count == 1

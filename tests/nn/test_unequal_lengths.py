@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from caramba_plugins_standard.generation import generate, generate_each
+from caramba_plugins_standard.quantized import Int4, Int8
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caramba_core.errors import InputError
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
@@ -51,14 +53,14 @@ MODELS = {name: model_of(attention) for name, attention in ATTENTIONS.items()}
 @given(
     name=st.sampled_from(sorted(MODELS)),
     prompts=st.lists(st.lists(st.integers(0, 22), min_size=1, max_size=9), min_size=1, max_size=4),
-    storage=st.sampled_from((None, Storage(8), Storage(4, 5))),
+    storage=st.sampled_from((None, Int8(), Int4(block=5))),
 )
 def test_together_as_alone(name: str, prompts: list[list[int]], storage: Storage | None) -> None:
     model = MODELS[name]
-    together = model.generate_each(prompts, 6, storage=storage)
+    together = generate_each(model, prompts, 6, storage=storage)
     assert [len(out) for out in together] == [len(prompt) + 6 for prompt in prompts]
     for prompt, out in zip(prompts, together, strict=True):
-        alone = model.generate(torch.tensor([prompt]), 6, storage=storage)[0].tolist()
+        alone = generate(model, torch.tensor([prompt]), 6, storage=storage)[0].tolist()
         assert out == alone
 
 
@@ -82,5 +84,5 @@ def test_positions_count_from_each_start() -> None:
 def test_attentions_that_cannot_say_so(attention: dict[str, Any], name: str) -> None:
     model = model_of(attention)
     with pytest.raises(InputError, match=rf"blocks\.0\.attention \({name}Attention\) takes no sequences of unequal"):
-        model.generate_each([[1, 2, 3], [4]], 2)
-    assert len(model.generate_each([[1, 2, 3], [4, 5, 6]], 2)[0]) == 5
+        generate_each(model, [[1, 2, 3], [4]], 2)
+    assert len(generate_each(model, [[1, 2, 3], [4, 5, 6]], 2)[0]) == 5

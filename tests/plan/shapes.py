@@ -7,7 +7,8 @@ from typing import Any
 from caramba_core.graph import Graph
 from caramba_core.lowered import lower_all
 from caramba_core.lowering import lower
-from caramba_core.manifest import load_manifest, structure_model
+from caramba_core.manifest.load import load_manifest
+from caramba_core.manifest.structure import structure_model
 from caramba_core.plugins.registry import registry
 
 ROPE = {"theta": 100.0}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from caramba_plugins_standard.quantized import Int4, Int8
 
 from caramba_core.graph import Graph
 from caramba_core.lowered import lower_all
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.nn.build import build
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.frame import Frame
@@ -16,7 +17,7 @@ from caramba_core.storage import Storage
 
 from .shapes import ATTENTIONS, chain, graph_of, preset_graphs, presets, residual
 
-STORAGES = {"full": None, "int8": Storage(8), "int4": Storage(4), "int4 in blocks of 7": Storage(4, 7)}
+STORAGES = {"full": None, "int8": Int8(), "int4": Int4(), "int4 in blocks of 7": Int4(block=7)}
 
 
 @pytest.mark.parametrize("storage", STORAGES)

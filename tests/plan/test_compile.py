@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pluggy
 import pytest
+from caramba_plugins_draw import plugin as draw
 
+from caramba_core import hookspecs
 from caramba_core.cli import main
 from caramba_core.errors import ManifestError
-from caramba_core.graph import Graph
-from caramba_core.hookspecs import Section
-from caramba_core.manifest import load_manifest
+from caramba_core.hookspecs import Section, hookimpl
+from caramba_core.manifest.load import load_manifest
 from caramba_core.plan import Plan, plan_manifest
 from caramba_core.plan.data import plan_document
 from caramba_core.plugins.registry import registry
@@ -184,16 +186,20 @@ def test_tables_of_plugins(manifest: Path, monkeypatch: pytest.MonkeyPatch, caps
     """What plugins add follows each plan, and only where a plan is shown."""
     asked: list[str] = []
 
-    class Relay:
-        def graph_lowered(self, graph: Graph) -> None:
-            """Nothing is refused."""
+    class Hooks:
+        """With the pictures' own: it shows the plan."""
 
-        def plan_sections(self, plan: Plan) -> list[list[Section]]:
+        @hookimpl
+        def plan_sections(self, plan: Plan) -> list[Section]:
             asked.append(plan.title)
             rows = (("norm", 1234, None), ("mlp", 5, 0.5))
-            return [[Section(title="Energy", columns=("node", "joules", "share"), rows=rows)]]
+            return [Section(title="Energy", columns=("node", "joules", "share"), rows=rows)]
 
-    monkeypatch.setitem(vars(registry()), "hooks", Relay())
+    manager = pluggy.PluginManager("caramba")
+    manager.add_hookspecs(hookspecs)
+    manager.register(Hooks())
+    manager.register(draw)
+    monkeypatch.setitem(vars(registry()), "hooks", manager.hook)
     assert caramba("compile", manifest) == 0
     assert asked == []
     capsys.readouterr()
@@ -202,6 +208,17 @@ def test_tables_of_plugins(manifest: Path, monkeypatch: pytest.MonkeyPatch, caps
     shown = capsys.readouterr().out
     assert shown.count("Energy") == 2
     assert "1,234" in shown
+
+
+def test_nobody_shows_plans(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manager = pluggy.PluginManager("caramba")
+    manager.add_hookspecs(hookspecs)
+    monkeypatch.setitem(vars(registry()), "hooks", manager.hook)
+    assert caramba("compile", manifest, "--json") == 0
+    assert caramba("compile", manifest, "--print-plan") == 2
+    assert "error: no installed plugin shows plans on the terminal\n  hint: --json gives" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ teachers

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from caramba_core.graph import Graph
+from caramba_core.graph import Graph, trained_nodes
 from caramba_core.nn.build import build
 from caramba_core.plan import plan_model
 from caramba_core.plan.runs import saved_bytes
-from caramba_core.trains import trained_nodes
 
 from .shapes import chain, graph_of, residual
 

@@ -10,18 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from caramba_core.graph import ROOT, local_name
+from caramba_core.graph import ROOT, local_name, trained_nodes
 from caramba_core.lowered import lower_group
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Teacher
 from caramba_core.nn.build import build
 from caramba_core.plan import plan_manifest
-from caramba_core.plan.nodes import plan_model
-from caramba_core.plan.runs import Memory, Stage, plan_runs
-from caramba_core.plan.teacher import TeacherPlan
+from caramba_core.plan.nodes import ModelPlan, plan_model
+from caramba_core.plan.runs import Memory, TeacherPlan, plan_runs
 from caramba_core.run.student import assemble
-from caramba_core.trains import trained_nodes
+from caramba_core.sites import own_attentions
 
 from .shapes import DBA, GQA, MLP, chain, graph_of, presets, residual
 
@@ -79,7 +78,9 @@ groups:
 """
 
 
-def group_of(tmp_path: Path, dtype: str, optimizer: str, refit_mlp: bool = False) -> tuple[Group, Stage]:
+def group_of(
+    tmp_path: Path, dtype: str, optimizer: str, refit_mlp: bool = False
+) -> tuple[Group, ModelPlan, TeacherPlan]:
     path = tmp_path / "memory.yml"
     text = MANIFEST.replace("dtype: float32", f"dtype: {dtype}").replace("OPTIMIZER", optimizer)
     path.write_text(text.replace("REFIT", str(refit_mlp).lower()))
@@ -87,12 +88,8 @@ def group_of(tmp_path: Path, dtype: str, optimizer: str, refit_mlp: bool = False
     group = loaded.manifest.groups[0]
     block = {"type": "nested", "repeat": 2, "layers": [residual(GQA), residual(MLP)]}
     teacher = graph_of(chain(block, {"type": "rms_norm"}))
-    stage = Stage(
-        model=plan_model(lower_group(loaded, group), context=9, dtype=dtype),
-        teacher=TeacherPlan(source="absent", dtype=dtype, graph=teacher),
-        teacher_model=plan_model(teacher, context=9, dtype=dtype),
-    )
-    return group, stage
+    taught = TeacherPlan(source="absent", dtype=dtype, model=plan_model(teacher, context=9, dtype=dtype))
+    return group, plan_model(lower_group(loaded, group), context=9, dtype=dtype), taught
 
 
 def held(tensors: list[Tensor]) -> int:
@@ -109,15 +106,14 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "{type: sgd, momentum: 0.0}"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_memory_of_a_group(tmp_path: Path, dtype: str, optimizer: str, refit_mlp: bool) -> None:
-    group, stage = group_of(tmp_path, dtype, optimizer, refit_mlp)
-    plans = {plan.id: plan for plan in plan_runs(group, stage)}
-    assert stage.teacher is not None
-    assert stage.teacher.graph is not None
-    teacher = build(stage.teacher.graph, dtype=getattr(torch, dtype), seed=1).requires_grad_(False)
+    group, model, taught = group_of(tmp_path, dtype, optimizer, refit_mlp)
+    plans = {plan.id: plan for plan in plan_runs(group, model, taught)}
+    assert taught.model is not None
+    teacher = build(taught.model.graph, dtype=getattr(torch, dtype), seed=1).requires_grad_(False)
     results: dict[str, dict[str, Tensor]] = {}
     for run in group.runs:
         plan = plans[run.id]
-        graph = stage.model.graph
+        graph = model.graph
         trained = trained_nodes(graph, run.trains)
         student = assemble(
             graph,
@@ -134,7 +130,7 @@ def test_memory_of_a_group(tmp_path: Path, dtype: str, optimizer: str, refit_mlp
                 block.mlp.down_proj = nn.Parameter(block.mlp.down_proj + 1, requires_grad=False)
         own = [t for t in tensors_of(student) if t.untyped_storage().data_ptr() not in theirs]
         shared = [t for t in tensors_of(student) if t.untyped_storage().data_ptr() in theirs]
-        gradients, state = trained_state(student, run.training, trained)
+        gradients, state = trained_state(student, getattr(run, "train", None), trained)
         found = attrs.evolve(
             plan.memory,
             weights=held(own),
@@ -145,7 +141,7 @@ def test_memory_of_a_group(tmp_path: Path, dtype: str, optimizer: str, refit_mlp
         )
         assert plan.memory == found, run.id
         assert plan.trained_parameters == sum(p.numel() for p in student.parameters() if p.requires_grad)
-        changed = trained | (stage.teacher.converted(graph) if run.mode == "convert" else frozenset())
+        changed = trained | (own_attentions(graph, taught.model.graph) if run.mode == "convert" else frozenset())
         results[run.id] = {
             f"{ROOT}.{name}": tensor.detach() + (1 if f"{ROOT}.{name}".rpartition(".")[0] in changed else 0)
             for name, tensor in student.state_dict().items()
@@ -157,7 +153,7 @@ def test_memory_of_a_group(tmp_path: Path, dtype: str, optimizer: str, refit_mlp
 def test_memory_of_presets(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At full size on the meta device, with a teacher that is not there: everything is the student's own."""
 
-    def absent(teacher: Teacher, folder: Path) -> TeacherPlan:
+    def absent(teacher: Teacher, folder: Path, context: int) -> TeacherPlan:
         return TeacherPlan(source=teacher.source, dtype=teacher.dtype, reason="this test says so")
 
     monkeypatch.setattr("caramba_core.plan.planning.plan_teacher", absent)
@@ -174,7 +170,7 @@ def test_memory_of_presets(preset: str, monkeypatch: pytest.MonkeyPatch) -> None
                 for key, parameter in list(module.named_parameters(recurse=False)):
                     wide = parameter.float() if dtype in (torch.bfloat16, torch.float16) else parameter
                     module.register_parameter(key, nn.Parameter(wide.detach()))
-            gradients, state = trained_state(student, run.training, trained)
+            gradients, state = trained_state(student, getattr(run, "train", None), trained)
             tensors = tensors_of(student)
             found = attrs.evolve(
                 plan.memory,
@@ -204,13 +200,11 @@ def trained_state(student: nn.Module, train: Any, trained: frozenset[str]) -> tu
 
 
 def test_a_teacher_elsewhere_is_not_counted(tmp_path: Path) -> None:
-    group, stage = group_of(tmp_path, "float32", "adamw")
-    assert stage.teacher is not None
-    unknown = attrs.evolve(stage, teacher=attrs.evolve(stage.teacher, graph=None, reason="gone"), teacher_model=None)
-    for plan in plan_runs(group, unknown):
+    group, model, taught = group_of(tmp_path, "float32", "adamw")
+    for plan in plan_runs(group, model, attrs.evolve(taught, model=None, reason="gone")):
         assert plan.memory.teacher is None
         assert plan.memory.shared == 0
-        assert plan.memory.weights >= stage.model.total.weight_bytes
+        assert plan.memory.weights >= model.total.weight_bytes
 
 
 def test_total_is_the_sum() -> None:
@@ -220,10 +214,11 @@ def test_total_is_the_sum() -> None:
 
 def test_windowed_dba_is_not_the_teachers() -> None:
     """A converted attention differs by any field but its name."""
-    teacher = TeacherPlan(source="t", dtype="float32", graph=graph_of(chain(residual(GQA), residual(GQA))))
+    teacher = graph_of(chain(residual(GQA), residual(GQA)))
     student = graph_of(chain(residual({**GQA, "name": "attention"}), residual({**GQA, "window": 4})))
-    assert teacher.converted(student) == {"model.attention_2"}
-    assert teacher.converted(graph_of(chain(residual(DBA), residual(DBA)))) == {"model.attention", "model.attention_2"}
+    assert own_attentions(student, teacher) == {"model.attention_2"}
+    student = graph_of(chain(residual(DBA), residual(DBA)))
+    assert own_attentions(student, teacher) == {"model.attention", "model.attention_2"}
 
 
 def test_a_conversion_cannot_write_into_its_teacher() -> None:

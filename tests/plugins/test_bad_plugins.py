@@ -15,7 +15,7 @@ from caramba_core.plugins.registry import registry
 from tests.plugins.site import ATTENTION, Site
 from tests.plugins.test_hooks_in_runs import MANIFEST
 
-HOOKS = "from caramba_core import hookimpl\n"
+HOOKS = "from caramba_core.hookspecs import hookimpl\n"
 
 
 def attention(module: str = "bad") -> dict[str, dict[str, str]]:
@@ -42,7 +42,7 @@ BROKEN_ON_LOAD = {
     "is no class": ("Attention = 3", "bad:Attention is an int, not a class", "report it to its author"),
     "is another class": ("class Attention: pass", "is the class Attention", "report it to its author"),
     "is no component": (
-        "from caramba_core import Attention as Base\nclass Attention(Base): pass",
+        "from caramba_core.component import Attention as Base\nclass Attention(Base): pass",
         "is not a component expected: the decorator @component",
         "report it to its author",
     ),
@@ -181,7 +181,7 @@ def test_hook_module_that_does_not_register(site: Site, text: str, message: str,
     (site.folder / "good.py").write_text(ATTENTION)
     program = (
         "from caramba_core.plugins.registry import registry\n"
-        "assert registry().hooks.caramba_plugin_info()\n"
+        "registry().hooks.run_finished(context=None, summary={})\n"
         "registry().load(registry().find(('attention',), 'bad'))\n"
     )
     ran = site.run("-c", program)
@@ -216,11 +216,11 @@ def test_two_distributions_claim_one_name(site: Site) -> None:
     assert data["clashes"] == {}
 
 
-def test_component_named_like_one_of_the_cores(site: Site) -> None:
+def test_component_and_command_named_like_others(site: Site) -> None:
     site.add(
         "caramba-plugin-mimic", entries={"caramba.mode": {"train": "mimic:X"}, "caramba.command": {"run": "mimic:f"}}
     )
-    with pytest.raises(PluginError, match="caramba-core:train or caramba-plugin-mimic:train"):
+    with pytest.raises(PluginError, match="caramba-plugin-mimic:train or caramba-plugins-standard:train"):
         registry().find(("mode",), "train")
     helped = site.caramba("--help")
     assert "caramba-plugin-mimic:run" in helped.out
@@ -229,9 +229,9 @@ def test_component_named_like_one_of_the_cores(site: Site) -> None:
     ran = site.caramba("compile", "m.yml")
     assert ran.code == 2
     assert "m.yml:19:15: error: groups.0.runs.0.mode: the mode 'train' is supplied by more than one" in ran.err
-    assert "caramba-core:train or caramba-plugin-mimic:train" in ran.err
-    assert "switch one off: --no-plugin caramba-plugin-mimic\n" in ran.err
-    (site.folder / "m.yml").write_text(MANIFEST.replace("mode: train", "mode: caramba-core:train"))
+    assert "caramba-plugin-mimic:train or caramba-plugins-standard:train" in ran.err
+    assert "switch one off: --no-plugin caramba-plugin-mimic or --no-plugin caramba-plugins-standard\n" in ran.err
+    (site.folder / "m.yml").write_text(MANIFEST.replace("mode: train", "mode: caramba-plugins-standard:train"))
     np.save(site.folder / "tokens.npy", (np.arange(600) % 50).astype("uint16"))
     ran = site.caramba("run", "m.yml")
     assert ran.code == 0, ran.err
@@ -244,11 +244,11 @@ def test_distribution_named_like_the_core(site: Site) -> None:
     data = json.loads(site.caramba("plugins", "list", "--json").out)
     (core,) = (plugin for plugin in data["plugins"] if plugin["distribution"] == "caramba-core")
     assert core["version"] == __version__
-    assert core["components"]["mode"] == ["eval", "generate", "train"]
+    assert core["components"] == {}
     (problem,) = core["problems"]
     assert f"{site.folder} holds another distribution that calls itself caramba-core, version 9.0" in problem["message"]
     assert "pip uninstall caramba-core" in problem["hint"]
-    assert registry().find(("mode",), "train").version == __version__
+    assert registry().plugins["caramba-core"].version == __version__
 
 
 @pytest.mark.parametrize(

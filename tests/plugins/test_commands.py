@@ -63,7 +63,7 @@ def test_a_dot_leads_into_a_group_of_the_core(site: Site) -> None:
     assert site.caramba("plugins", "look", "this").out == "shown this\n"
     assert "Show one thing." in site.caramba("plugins", "look", "--help").out
     assert "Usage: caramba plugins look" in site.caramba("plugins", "look", "--help").out
-    assert "look" not in site.caramba("--help").out
+    assert "Look at one." not in site.caramba("--help").out
     assert site.caramba("look", "this").code == 2
     assert "Did you mean 'look'" in site.caramba("plugins", "lok").said
     assert site.caramba("plugins", "list").code == 0

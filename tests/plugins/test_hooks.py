@@ -13,7 +13,7 @@ from caramba_core.errors import NumericalStop, PluginError
 from caramba_core.plugins.registry import registry
 from tests.plugins.site import Site
 
-HEAD = "from caramba_core.hookspecs import hookimpl, PluginInfo, Section\ncalls = []\n"
+HEAD = "from caramba_core.hookspecs import hookimpl, Section\ncalls = []\n"
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ groups:
         steps: 6
         train: {strategy: pretrain, device: cpu, lr: 1.0e-2, batch_size: 2, context: 16, evaluate_every: 3}
 """
-HEAD = "from caramba_core.hookspecs import PluginInfo, Section, hookimpl\nfrom caramba_core.errors import *\n"
+HEAD = "from caramba_core.hookspecs import Section, hookimpl\nfrom caramba_core.errors import *\n"
 FOLDER = Path("runs/tiny/main/first")
 
 Install = Callable[[str], None]
@@ -77,12 +77,12 @@ def status() -> str | None:
 
 def test_every_hook_is_called_in_its_place(install: Install) -> None:
     names = [name for name, function in vars(hookspecs).items() if hasattr(function, "caramba_spec")]
-    hooks = [name for name in names if name not in ("caramba_plugin_info", "plan_sections", "report_sections")]
+    hooks = [name for name in names if name not in hookspecs.SECTIONS]
     text = "calls = []\n"
     for name in hooks:
         extra = "step" if name in ("step_finished", "evaluated") else ""
         text += f"@hookimpl\ndef {name}({extra}): calls.append(('{name}', {extra or None}))\n"
-    for name, argument in (("plan_sections", "plan"), ("report_sections", "summary")):
+    for name, argument in (("plan_sections", "plan"), ("report_sections", "summary"), ("group_sections", "")):
         text += f"@hookimpl\ndef {name}({argument}): calls.append(('{name}', None)); return []\n"
     install(text)
     assert caramba("run", "tiny.yml") == 0
@@ -93,9 +93,9 @@ def test_every_hook_is_called_in_its_place(install: Install) -> None:
     expected += [("step_finished", step) for step in (1, 2, 3)] + [("evaluated", 3)]
     expected += [("step_finished", step) for step in (4, 5, 6)] + [("evaluated", 6)]
     expected += [("checkpoint_saved", None), ("evaluated", 6), ("run_finished", None)]
-    expected += [("report_sections", None), ("report_sections", None)]
+    expected += [("report_sections", None), ("group_sections", None), ("report_sections", None)]
     assert hooks_a.calls == expected
-    assert {name for name, _ in hooks_a.calls} == {*names} - {"caramba_plugin_info", "run_failed"}
+    assert {name for name, _ in hooks_a.calls} == {*names} - {"run_failed", "show_plans"}
 
 
 def test_several_processes_are_refused(

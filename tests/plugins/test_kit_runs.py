@@ -12,6 +12,7 @@ import attrs
 import pytest
 import torch
 from caramba_plugins_standard.pretrain import Pretrain
+from caramba_plugins_standard.training import StepResult, Strategy
 from caramba_plugins_testing import CheckFailed
 from caramba_plugins_testing.hooks import play_failure, play_run
 from caramba_plugins_testing.loaders import check_loader
@@ -24,7 +25,6 @@ from caramba_core.errors import InputError, PluginError
 from caramba_core.hookspecs import Section, hookimpl
 from caramba_core.loading import FileSpan, Stored
 from caramba_core.run.context import RunContext
-from caramba_core.training import StepResult, Strategy
 
 # ------------------------------------------------------------------------------------------------------ strategies
 
@@ -257,7 +257,7 @@ class Mistyped(Placed):
 )
 def test_fault_of_a_loader(loader: Any, message: str, tmp_path: Path) -> None:
     from caramba_core.lowering import lower
-    from caramba_core.manifest import structure_model
+    from caramba_core.manifest.structure import structure_model
     from caramba_core.nn.build import build
 
     path = tmp_path / "tiny.made"

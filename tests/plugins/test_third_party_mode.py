@@ -52,6 +52,7 @@ import torch
 from torch.nn import functional as F
 
 from caramba_core.modes import Results
+from caramba_plugins_standard.training.windows import windows_of
 
 
 class NudgeRunner:
@@ -64,7 +65,7 @@ class NudgeRunner:
         torch.manual_seed(context.seed)
         kept = context.restore(optimizer)
         step, drawn = kept.get("step", 0), kept.get("drawn", 0.0)
-        windows = context.windows(16)
+        windows = windows_of(context, 16)
         while step < self.settings.steps:
             tokens = windows.batch(2 * step, 2).to(context.device)
             with context.autocast():

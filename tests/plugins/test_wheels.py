@@ -257,7 +257,7 @@ def test_the_core_alone_lists_plans_and_says_what_is_missing(wheels: list[Path],
     for place, missing in (
         ("6:20", "embedder 'token'"),
         ("8:11", "topology 'stacked'"),
-        ("17:62", "strategy 'pretrain'"),
+        ("17:27", "mode 'train'"),
     ):
         assert f"tiny.yml:{place}: error:" in refused.err
         assert f"there is no {missing}" in refused.said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
 

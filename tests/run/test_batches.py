@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
+from caramba_plugins_standard.training.windows import Windows
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caramba_core.datasets import Tokens
 from caramba_core.errors import InputError
-from caramba_core.run.batches import Windows
-from caramba_core.training import Tokens
 
 
 def tokens(count: int) -> Tokens:

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from caramba_core.errors import InputError
-from caramba_core.run.checkpoint import load_random, load_tensors, read_state, restore_optimizer, save_checkpoint
+from caramba_core.run.checkpoint import (
+    load_random,
+    load_tensors,
+    model_tensors,
+    read_state,
+    restore_optimizer,
+    save_checkpoint,
+)
+from caramba_core.run.student import assemble
 
 from .models import tiny_model
 
@@ -50,6 +58,23 @@ def test_the_step_counter_lies_where_torch_reads_it(tmp_path: Path, fused: bool)
     for state in other.state.values():
         assert state["step"].device.type == ("meta" if fused else "cpu")
         assert state["exp_avg"].device.type == "meta"
+
+
+def test_a_checkpoint_of_another_model_is_refused() -> None:
+    tensors = model_tensors(tiny_model(seed=0))
+    del tensors["model.blocks.0.attention.q_proj"], tensors["model.blocks.1.attention.q_proj"]
+    with pytest.raises(
+        InputError, match=r"the run's checkpoint does not fit the model \(2 of its tensors\)(.|\n)*\{0-1\}"
+    ):
+        assemble(
+            tiny_model(seed=0).graph,
+            teacher=None,
+            tensors=tensors,
+            trained=frozenset(),
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            seed=0,
+        )
 
 
 def test_random_numbers_go_on(tmp_path: Path) -> None:

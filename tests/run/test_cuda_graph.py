@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from caramba_plugins_standard.training import StepResult
+from caramba_plugins_standard.training.cuda_graph import CapturedStep
 
 from caramba_core.cli import main
-from caramba_core.run.cuda_graph import CapturedStep
-from caramba_core.training import StepResult
 
 from .workspace import make_workspace
 

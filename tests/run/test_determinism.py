@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from caramba_plugins_standard.training.determinism import deterministic
 from safetensors.torch import load_file
 
 from caramba_core.cli import main
 from caramba_core.errors import InputError
-from caramba_core.run.determinism import deterministic
 
 from .workspace import make_workspace
 

@@ -1,8 +1,7 @@
 import math
 
 import numpy as np
-
-from caramba_core.run.evaluation import Measurement, paired_difference
+from caramba_plugins_standard.perplexity import Measurement, paired_difference
 
 
 def measurement(nll: np.ndarray) -> Measurement:

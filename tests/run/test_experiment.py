@@ -12,7 +12,9 @@ import torch
 from caramba_plugins_upcycle.strategy_runners import divergence
 from safetensors.torch import load_file, save_file
 
+from caramba import open as open_model
 from caramba_core.cli import main
+from caramba_core.manifest.load import load_manifest
 
 from .workspace import make_workspace
 
@@ -67,6 +69,21 @@ def test_the_whole_way(manifest: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert trained["log_perplexity_change"]["mean"] != 0
     assert "caramba-plugins-dba" in trained["versions"]
+
+
+def test_a_run_that_continues_from_another_group_can_be_opened(manifest: Path, tmp_path: Path) -> None:
+    text = manifest.read_text()
+    more = text.partition("      - id: finetune\n")[2].replace("mode: train", "mode: train\n        from: half/convert")
+    manifest.write_text(f"{text}  - name: other\n    extends: half\n    runs:\n      - id: more\n{more}")
+    assert run(manifest, "--group", "half", "--run", "convert") == 0
+    assert run(manifest, "--group", "other") == 0
+    folder = manifest.parent / "runs" / "small" / "other" / "more"
+    loaded = load_manifest(str(folder / "manifest.yml"))
+    assert [group.name for group in loaded.manifest.groups] == ["half", "other"]
+    assert {group.teacher.source for group in loaded.manifest.groups if group.teacher} == {"../../../../teacher"}
+    found = json.loads((folder / "summary.json").read_text())
+    assert open_model(folder).perplexity() == pytest.approx(found["perplexity"]["end"], rel=1e-5)
+    assert caramba("export", folder, "--output", tmp_path / "exported") == 0
 
 
 def test_training_lowers_the_divergence_from_the_teacher(manifest: Path) -> None:
@@ -135,7 +152,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(manifest: Path, tmp_path_factory
     [
         "caramba_plugins_upcycle.calibration.Calibration.run",
         "caramba_core.run.context.save_checkpoint",
-        "caramba_core.run.measuring.Perplexities.after",
+        "caramba_plugins_standard.measuring.Perplexities.after",
     ],
     ids=["calibrating", "publishing its result", "measuring it"],
 )

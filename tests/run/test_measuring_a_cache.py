@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from caramba_plugins_standard.perplexity import measure
+from caramba_plugins_standard.quantized import Blocks, Int4, Int8
+from caramba_plugins_standard.training.compiling import compile_blocks
 
 from caramba_core.cli import main
 from caramba_core.component import evolve
+from caramba_core.datasets import Tokens
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.modes import Evaluation
 from caramba_core.nn.build import build
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.evaluation import measure
-from caramba_core.training import Tokens
 
 from .models import TINY
 from .workspace import make_workspace
@@ -52,34 +54,34 @@ def model_of(attention: dict[str, Any]) -> LanguageModel:
 def decoded(model: LanguageModel, settings: Evaluation) -> torch.Tensor:
     """Likelihoods of decoding a token at a time."""
     windows = torch.from_numpy(IDS.reshape(3, 20))
-    cache = model.new_cache(3, storage=settings.storage)
+    cache = model.new_cache(3, storage=settings.cache)
     logits = [model(windows[:, i : i + 1], Frame.of(windows[:, i : i + 1], cache=cache)) for i in range(20)]
     scores = torch.cat(logits, dim=1)[:, :-1].flatten(0, 1)
     return F.cross_entropy(scores, windows[:, 1:].flatten(), reduction="none").view(3, -1)
 
 
-@pytest.mark.parametrize("storage", ["int8", "int4"])
+@pytest.mark.parametrize("storage", [Int8(block=4), Int4(block=4)], ids=["int8", "int4"])
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_one_pass_measures_what_decoding_gives(name: str, storage: str) -> None:
+def test_one_pass_measures_what_decoding_gives(name: str, storage: Blocks) -> None:
     model = model_of(ATTENTIONS[name])
-    settings = evolve(FULL, cache=storage, cache_block=4)
+    settings = evolve(FULL, cache=storage)
     found = measure(model, TOKENS, settings).nll
     np.testing.assert_allclose(found, decoded(model, settings).numpy(), rtol=0, atol=1e-5)
     plain = measure(model, TOKENS, FULL).nll
     lost = float(np.abs(found - plain).mean())
     assert lost > 1e-5
-    if storage == "int4":
-        finer = float(np.abs(measure(model, TOKENS, evolve(settings, cache="int8")).nll - plain).mean())
+    if storage.bits == 4:
+        finer = float(np.abs(measure(model, TOKENS, evolve(settings, cache=Int8(block=4))).nll - plain).mean())
         assert lost > 4 * finer
 
 
 def test_compiled_blocks_are_measured_as_they_are() -> None:
     model = model_of(GQA)
-    settings = evolve(FULL, cache="int8")
+    settings = evolve(FULL, cache=Int8())
     wanted = measure(model, TOKENS, settings).nll
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model.compile_blocks(backend="eager")
+    compile_blocks(model, backend="eager")
     np.testing.assert_allclose(measure(model, TOKENS, settings).nll, wanted, rtol=0, atol=1e-6)
     assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
     torch._dynamo.reset()
@@ -98,7 +100,7 @@ def test_a_run_with_a_rounded_cache(tmp_path: Path) -> None:
     """The student is measured through it, the teacher it is compared with is not; bytes are those that are held."""
     manifest = make_workspace(tmp_path)
     full = run(manifest)
-    rounding = "eval: {windows: 4, context: 32, cache: int4, cache_block: 8}"
+    rounding = "eval: {windows: 4, context: 32, cache: {type: int4, block: 8}}"
     manifest.write_text(manifest.read_text().replace("eval: {windows: 4, context: 32}", rounding))
     (tmp_path / "runs").rename(tmp_path / "before")
     rounded = run(manifest)

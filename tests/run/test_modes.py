@@ -32,8 +32,8 @@ def newest(folder: Path) -> Path:
     return max((folder / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("mode", ["generate", "caramba-core:generate"])
-@pytest.mark.parametrize(("cache", "per_token"), [("full", 3 * 22 * 4), ("int8", 3 * (22 + 3 * 4))])
+@pytest.mark.parametrize("mode", ["generate", "caramba-plugins-standard:generate"])
+@pytest.mark.parametrize(("cache", "per_token"), [("null", 3 * 22 * 4), ("int8", 3 * (22 + 3 * 4))])
 def test_a_plan_counts_the_cache_that_tokens_are_generated_through(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, cache: str, per_token: int
 ) -> None:
@@ -84,7 +84,7 @@ def test_starting_over_keeps_the_old_checkpoint_until_there_is_a_new_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("caramba_core.run.measuring.Perplexities.after", ended)
+        patch.setattr("caramba_plugins_standard.measuring.Perplexities.after", ended)
         assert caramba(*command) == 130
     first = newest(folder).stat().st_ino
     with monkeypatch.context() as patch:

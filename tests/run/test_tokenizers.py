@@ -11,6 +11,7 @@ import tokenizers
 
 from caramba_core.cli import main
 from caramba_core.loading import find_loader
+from caramba_core.run.checkpoint import _own_hash
 
 from .workspace import make_workspace
 
@@ -85,9 +86,16 @@ def test_a_prepared_array_and_its_note(tmp_path: Path, capsys: pytest.CaptureFix
         ("train.npy", "a.txt", "exists already"),
         ("x.bin", "a.txt", "does not end in .npy"),
         ("x.npy", "latin.txt", "not UTF-8 at byte 3"),
-        ("x.npy", "none.txt", "none.txt cannot be read"),
-        ("x.npy", "empty.txt", "holds no text"),
+        ("x.npy", "none.txt", "none.txt does not exist"),
+        ("x.npy", "empty.txt", "there is no text"),
         ("x.npy", "a.txt", "carries no tokenizer"),
+        ("x.npy", "folder", "folder is not a file"),
+        ("x.npy", "brace.jsonl", "brace.jsonl:2: not JSON"),
+        ("x.npy", "list.jsonl", "list.jsonl:1: not a JSON object"),
+        ("x.npy", "other.jsonl", "other.jsonl:1: there is no 'text'; its keys: 'body'"),
+        ("x.npy", "number.jsonl", "number.jsonl:1: 'text' is int, not text"),
+        ("x.npy", "latin.jsonl", "latin.jsonl:1: not UTF-8 at byte 13"),
+        ("x.npy", "half.jsonl", "half of a surrogate pair"),
     ],
 )
 def test_what_cannot_be_prepared(
@@ -99,10 +107,34 @@ def test_what_cannot_be_prepared(
     (tmp_path / "a.txt").write_text("w1 w2")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "brace.jsonl").write_text('{"text": "w1"}\n{"text": \n')
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    (tmp_path / "other.jsonl").write_text('{"body": "w1"}\n')
+    (tmp_path / "number.jsonl").write_text('{"text": 1}\n')
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
+    (tmp_path / "half.jsonl").write_text('{"text": "\\ud83d"}\n')
     before = {path.name for path in tmp_path.iterdir()}
     assert prepare(tmp_path, output, text) == 2
     assert words in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_json_lines_are_texts_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_workspace(tmp_path)
+    write_tokenizer(tmp_path / "teacher" / "tokenizer.json", WORDS)
+    lines = ['{"text": "w1 w2"}', "", '{"id": 3, "text": ""}', '{"text": "w3\\nw4 <|endoftext|>"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "b.ndjson").write_text('\ufeff{"text": "w5"}\n')
+    (tmp_path / "empty.txt").write_text("")
+    assert prepare(tmp_path, "ab.npy", "a.jsonl", "empty.txt", "b.ndjson") == 0
+    assert "empty.txt is empty, and left out" in capsys.readouterr().err
+    # the end of text that a text spells is a word like others, and not in this vocabulary
+    assert np.load(tmp_path / "ab.npy").tolist() == [1, 2, 62, 3, 4, 62, 62, 5]
+    for key in ("body", "text"):
+        (tmp_path / "c.json").write_text(f'{{"{key}": "w1"}}\n')
+    assert prepare(tmp_path, "c.npy", "c.json") == 0
+    assert "c.json looks like JSON lines" in capsys.readouterr().err
 
 
 def test_checkpoints_carry_the_identity(manifest: Path) -> None:
@@ -149,7 +181,8 @@ def test_checkpoints_of_another_tokenizer_are_refused(
         (manifest.parent / "teacher" / "tokenizer.json").unlink()
     assert run(manifest, "--run", "convert") == 0
     path, found = state(manifest, "convert")
-    path.write_text(json.dumps({**found, "tokenizer": "0" * 64}))
+    found["tokenizer"] = "0" * 64
+    path.write_text(json.dumps({**found, "sha256": _own_hash(found)}))
     assert run(manifest) == 2
     said = capsys.readouterr().err
     assert "step_000000 was made with another tokenizer (identity 000000000000)" in said

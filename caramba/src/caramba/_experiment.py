@@ -16,7 +16,7 @@ from caramba_core.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from caramba_core.manifest import Loaded
+    from caramba_core.manifest.load import Loaded
     from caramba_core.nn.language_model import LanguageModel
     from caramba_core.plan import Plan
 
@@ -125,25 +125,14 @@ class Experiment:
         Raises:
             CarambaError: of the kind that says what went wrong; see :mod:`caramba_core.errors`.
         """
+        from caramba_core.run.experiment import Experiment
         from caramba_core.run.reporter import Reporter
-        from caramba_core.run.request import Choice, Request
 
-        chosen = Choice(group=group, run=run, resume=resume, output=Path(output), minutes=minutes)
-        request, reporter = Request(self._loaded, chosen), Reporter(notebook_console())
-        left = request.unfinished()
-        if left:
-            request.check(left)
-            from caramba_core.run.experiment import Experiment
-
-            experiment = Experiment(request, reporter)
-            experiment.check(left)
-            experiment.run(left)
-        else:
-            reporter.line("done already: every run has its result")
-        request.verify()
-        folders = [
-            request.directory(one.name, each.id).path for one in request.groups for each in request.runs[one.name]
-        ]
+        reporter = Reporter(notebook_console())
+        experiment = Experiment(self._loaded, group=group, run=run, output=Path(output), reporter=reporter)
+        experiment.complete(resume=resume, minutes=minutes)
+        experiment.verify()
+        folders = (experiment.directory(one, each).path for one, each in experiment.chosen)
         return Runs(map(run_info, filter(is_run, folders)))
 
     # ------------------------------------------------------------------------------------------------ helpers
@@ -166,7 +155,7 @@ class Plans(Printed, tuple["Plan", ...]):
     """Plans of groups; printed, tables."""
 
     def _print(self, console: Console) -> None:
-        from caramba_core.plan.render import show
+        from caramba_plugins_draw.terminal import show
 
         show(self, console=console)
 
@@ -194,7 +183,7 @@ class Picture:
 
 def load_experiment(manifest: str | PathLike[str], overrides: Mapping[str, object] | Sequence[str]) -> Experiment:
     """The experiment of a manifest; see :func:`caramba.load`."""
-    from caramba_core.manifest import load_manifest
+    from caramba_core.manifest.load import load_manifest
 
     return Experiment(load_manifest(str(manifest), overrides=list(_texts(overrides)), fetch=True))
 

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
     import numpy as np
     import torch
+    from caramba_plugins_standard.perplexity import Measurement
     from torch import Tensor
 
+    from caramba_core.datasets import Tokens
     from caramba_core.loading import Checkpoint, Tokenizer
     from caramba_core.modes import Evaluation
     from caramba_core.nn.language_model import LanguageModel
-    from caramba_core.run.evaluation import Measurement
-    from caramba_core.training import Tokens
+    from caramba_core.storage import Storage
 
     TokenIds: TypeAlias = Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]] | Tensor
 
@@ -93,28 +94,37 @@ class Model:
     # ------------------------------------------------------------------------------------------------ using it
 
     @overload
-    def generate(self, prompt: str, max_new_tokens: int = 128, *, cache: str | None = None) -> str: ...
-    @overload
-    def generate(self, prompt: TokenIds, max_new_tokens: int = 128, *, cache: str | None = None) -> list[int]: ...
     def generate(
-        self, prompt: str | TokenIds, max_new_tokens: int = 128, *, cache: str | None = None
+        self, prompt: str, max_new_tokens: int = 128, *, ignore_eos: bool = False, cache: str | None = None
+    ) -> str: ...
+    @overload
+    def generate(
+        self, prompt: TokenIds, max_new_tokens: int = 128, *, ignore_eos: bool = False, cache: str | None = None
+    ) -> list[int]: ...
+    def generate(
+        self, prompt: str | TokenIds, max_new_tokens: int = 128, *, ignore_eos: bool = False, cache: str | None = None
     ) -> str | list[int]:
-        """Continue a prompt greedily, through the model's own cache.
+        """Continue a prompt greedily, through the model's own cache, to the token that ends a text or a turn.
 
         Args:
-            prompt: a text, or its token ids ``[T]``.
-            max_new_tokens: tokens to add.
+            prompt: a text, or its token ids ``[T]``.  A text begins with BOS where the checkpoint's tokenizer puts it;
+                what spells a special token in it is one.
+            max_new_tokens: most tokens to add.
+            ignore_eos: go on behind the tokens that end a text.
             cache: how keys and values are stored: ``full``, ``int8`` or ``int4``; as the run measures if not given.
 
         Returns:
             Prompt and continuation: a text for a text, token ids for token ids.
         """
+        from caramba_plugins_standard.generation import generate
+
         if max_new_tokens < 0:
             raise InputError(f"max_new_tokens is {max_new_tokens}", expected="0 or more")
-        storage = self._settings(cache=cache).storage
+        storage = self._settings(cache=cache).cache
         tokens = self._tensor(prompt, axes=(1,))[None]
+        stops = frozenset() if ignore_eos or self.tokenizer is None else self.tokenizer.stops
         with self._computing():
-            out: list[int] = self.model.generate(tokens, max_new_tokens, storage=storage)[0].tolist()
+            out: list[int] = generate(self.model, tokens, max_new_tokens, storage=storage, stops=stops)[0].tolist()
         return self._require_tokenizer().decode(out) if isinstance(prompt, str) else out
 
     def logits(self, text: str | TokenIds) -> Tensor:
@@ -162,8 +172,7 @@ class Model:
         cache: str | None = None,
     ) -> Measurement:
         """The same as :meth:`perplexity`, with ``standard_error``, and ``nll`` of each scored token in nats."""
-        from caramba_core.run.device import autocast_dtype
-        from caramba_core.run.evaluation import measure
+        from caramba_plugins_standard.perplexity import measure
 
         if text is not None:
             tokens = self._given_tokens(text)
@@ -174,7 +183,8 @@ class Model:
         else:
             raise InputError("a checkpoint has no held-out tokens of its own", expected="a text or token ids")
         settings = self._settings(context=context, windows=windows, batch_size=batch_size, cache=cache)
-        return measure(self.model, tokens, settings, autocast=autocast_dtype(self._dtype))
+        with self._computing():
+            return measure(self.model, tokens, settings)
 
     # ------------------------------------------------------------------------------------------------ helpers
 
@@ -185,8 +195,8 @@ class Model:
 
         own = Evaluation() if self._run is None else self._run.evaluation
         chosen = {name: value for name, value in changes.items() if value is not None}
-        if chosen.get("cache", "full") not in ("full", "int8", "int4"):
-            raise InputError(f"there is no cache {chosen['cache']!r}", expected="full, int8 or int4")
+        if "cache" in chosen:
+            chosen["cache"] = _storage(chosen["cache"])
         try:
             return evolve(own, **chosen)
         except InvalidValue as error:
@@ -197,10 +207,9 @@ class Model:
         """No gradients, in the run's type."""
         import torch
 
-        from caramba_core.run.device import autocast_dtype
+        from caramba_core.run.device import autocast
 
-        dtype = autocast_dtype(self._dtype)
-        with torch.no_grad(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        with torch.no_grad(), autocast(self.device, self._dtype):
             yield
 
     def _require_tokenizer(self) -> Tokenizer:
@@ -208,8 +217,15 @@ class Model:
             raise InputError(f"{self.path} has no tokenizer to read a text with", hint="give token ids instead")
         return self.tokenizer
 
+    def _encode(self, text: str) -> list[int]:
+        """BOS where the checkpoint's tokenizer puts it, and the text's tokens; special tokens are recognized."""
+        from caramba_core.loading import begin_of_text
+
+        tokenizer = self._require_tokenizer()
+        return [*begin_of_text(tokenizer, None, "the text"), *tokenizer.encode(text, special_tokens=True)]
+
     def _given_tokens(self, text: str | TokenIds) -> Tokens:
-        from caramba_core.training import Tokens
+        from caramba_core.datasets import Tokens
 
         return Tokens(ids=self._tensor(text, axes=(1,)).cpu().numpy(), tokenizer=None, origin="the given text")
 
@@ -217,7 +233,7 @@ class Model:
         """Token ids as int64 on the model's device, known to be in its vocabulary."""
         import torch
 
-        ids = torch.as_tensor(self._require_tokenizer().encode(text) if isinstance(text, str) else text)
+        ids = torch.as_tensor(self._encode(text) if isinstance(text, str) else text)
         if ids.numel() == 0:
             raise InputError("there are no tokens", expected="at least one")
         if ids.is_floating_point() or ids.dtype == torch.bool or ids.ndim not in axes:
@@ -280,3 +296,14 @@ def _of_checkpoint(checkpoint: Checkpoint, model: LanguageModel, dtype: str) -> 
         dtype=dtype,
         checkpoint=lambda: checkpoint,
     )
+
+
+def _storage(name: str) -> Storage | None:
+    """The storage with this name; ``full`` is a cache that keeps what was computed."""
+    from caramba_core.plugins.registry import registry
+
+    known = {entry.name: entry for entry in registry().entries("storage")}
+    if name != "full" and name not in known:
+        raise InputError(f"there is no cache {name!r}", expected=", ".join(("full", *known)))
+    storage: Storage | None = None if name == "full" else registry().load(known[name])()
+    return storage

@@ -10,13 +10,13 @@ import attrs
 from caramba_core.errors import InputError
 
 if TYPE_CHECKING:
+    from caramba_core.datasets import Tokens
     from caramba_core.graph import Graph
     from caramba_core.loading import Checkpoint, Tokenizer
-    from caramba_core.manifest import Loaded
+    from caramba_core.manifest.load import Loaded
     from caramba_core.manifest.schema import Group
     from caramba_core.modes import Evaluation, Run
     from caramba_core.nn.language_model import LanguageModel
-    from caramba_core.training import Tokens
 
 __all__ = ["OpenedRun", "find_runs", "is_run", "load_checkpoint", "open_run"]
 
@@ -30,7 +30,7 @@ def find_runs(folder: Path) -> list[Path]:
     found = (
         manifest.parent for depth in range(_DEEPEST + 1) for manifest in folder.glob("*/" * depth + "manifest.yml")
     )
-    return sorted(filter(is_run, found))
+    return sorted(path for path in found if is_run(path) and not path.name.startswith("."))
 
 
 def is_run(folder: Path) -> bool:
@@ -52,14 +52,12 @@ class OpenedRun:
     @property
     def evaluation(self) -> Evaluation:
         """How the run measured its perplexity."""
-        from caramba_core.modes import Evaluation
-
-        return self.run.eval or self.group.eval or Evaluation()
+        return self.group.evaluation(self.run)
 
     @property
     def dtype(self) -> str:
         """The type that the run computed in."""
-        return (self.run.training or self.run).dtype
+        return self.run.computation[1]
 
     def teacher(self) -> Checkpoint | None:
         """The teacher's checkpoint, if the run has one; raises :class:`InputError` where it is no longer there."""
@@ -73,11 +71,11 @@ class OpenedRun:
         """The model with the weights of the run's checkpoint, each in the type that the run held it in."""
         import torch
 
+        from caramba_core.graph import trained_nodes
         from caramba_core.lowered import lower_group
         from caramba_core.run.checkpoint import load_tensors
         from caramba_core.run.device import pick_device, torch_dtype
         from caramba_core.run.student import assemble
-        from caramba_core.trains import trained_nodes
 
         graph = lower_group(self.loaded, self.group)
         return assemble(
@@ -102,7 +100,7 @@ class OpenedRun:
 
 def open_run(path: Path, step: int | None) -> OpenedRun:
     """The run of a folder, with its last checkpoint or that of ``step``; no torch."""
-    from caramba_core.manifest import load_manifest
+    from caramba_core.manifest.load import load_manifest
     from caramba_core.run.directory import RunDirectory
 
     directory = RunDirectory(path)
@@ -138,7 +136,7 @@ def open_run(path: Path, step: int | None) -> OpenedRun:
 def load_checkpoint(checkpoint: Checkpoint, device: str, dtype: str) -> LanguageModel:
     """The model of a pretrained checkpoint, with its weights."""
     from caramba_core.lowering import lower
-    from caramba_core.manifest import structure_model
+    from caramba_core.manifest.structure import structure_model
     from caramba_core.run.context import TeacherSource
     from caramba_core.run.device import pick_device, torch_dtype
 

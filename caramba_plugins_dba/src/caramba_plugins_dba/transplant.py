@@ -99,6 +99,22 @@ class GQAToDBA(Transplant):
                 f"{target.v_dim} is more than the source's values",
                 expected=f"at most {target.n_kv_heads * target.head_dim}",
             )
+        self._check_biases(source, target, width)
+
+    def _check_biases(self, source: Attention, target: DecoupledBottleneckAttention, width: int) -> None:
+        """Every bias of the source has a place, but one on keys without position, which changes no softmax.
+
+        A bias of the values may go to the output: what attention mixes them with sums to one.
+        """
+        given = source.weights(width)
+        for bias, there in (
+            ("q_bias", target.q_bias),
+            ("k_bias", target.k_bias or not target.pairs),
+            ("v_bias", target.v_bias or target.o_bias),
+            ("o_bias", target.o_bias),
+        ):
+            if bias in given and not there:
+                raise InvalidValue(bias, f"the source's {bias} has no place", expected="true")
 
     def moments(self, source: Attention, target: Attention) -> Mapping[str, Moment]:
         """Second moments of queries and keys, attention by distance, and what attention makes of keys and values."""

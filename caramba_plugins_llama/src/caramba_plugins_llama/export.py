@@ -1,14 +1,15 @@
-"""Writing a run's model as a Hugging Face folder, and reading it back before it appears."""
+"""Writing a model as a Hugging Face folder, and reading it back before it appears."""
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import attrs
 import torch
@@ -17,14 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from caramba_core.errors import InputError
-from caramba_core.graph import Graph, local_name
-from caramba_core.loading import Checkpoint, find_loader, open_source
-from caramba_core.lowering import lower
-from caramba_core.manifest import load_manifest
+from caramba_core.loading import Checkpoint, find_loader
 from caramba_core.plugins.registry import registry
 from caramba_core.run.atomic import publish_folder
-from caramba_core.run.checkpoint import load_tensors
-from caramba_core.run.directory import RunDirectory
+from caramba_plugins_llama.export_source import ExportSource, open_export_source
 from caramba_plugins_llama.exporting import Exporter, ExportError, Folder
 from caramba_plugins_llama.model_card import model_card
 
@@ -32,6 +29,8 @@ __all__ = ["Exported", "export"]
 
 _SHARD_BYTES: Final = 5_000_000_000
 _INDEX: Final = "model.safetensors.index.json"
+_SHOWN: Final = 8
+"""Lines of an error."""
 
 
 @attrs.frozen(kw_only=True)
@@ -45,38 +44,31 @@ class Exported:
     files: tuple[str, ...]
 
 
-def export(run: Path, output: Path, *, dtype: str = "auto", origin: str | None = None) -> Exported:
-    """Write the model of a run's last checkpoint to the folder ``output``, which must not exist.
+def export(source: str | Path, output: Path, *, dtype: str = "auto", origin: str | None = None) -> Exported:
+    """Write a model as a Hugging Face folder to ``output``, which must not exist.
 
+    ``source`` is a run's folder, whose last checkpoint is written, or a checkpoint: a file, a folder or an address.
     ``dtype`` names the type of the weights; ``auto`` is the widest that the checkpoint holds, so that nothing is lost.
-    ``origin`` is the checkpoint whose tokenizer and settings go with the model: the run's teacher if not given.
-    Nothing is left behind where anything fails.
+    ``origin`` is the checkpoint whose tokenizer and settings go with the model: the run's teacher, or the checkpoint
+    itself, if not given.  Nothing is left behind where anything fails.
     """
     _require_room(output)
-    loaded, checkpoint = _opened(run)
-    (group,) = loaded.manifest.groups
-    graph = lower(group.model)
-    source = origin if origin is not None else (group.teacher.source if group.teacher is not None else None)
-    companions = _companions(source, Path() if origin is not None else loaded.folder)
-    settings = json.loads(companions.pop("config.json", "{}"))
-    model = loaded.resolved_group(group.name)["model"]
-    name, folder = _described(graph, model, settings)
-    tensors = load_tensors(checkpoint)
-    kind = _dtype(tensors, dtype)
-    summary = RunDirectory(run).summary() or {}
+    found = open_export_source(str(source), origin)
+    name, folder = _described(found)
+    kind = _dtype(found.tensors, dtype)
     with publish_folder(output) as scratch:
         config = {**folder.config, "torch_dtype": kind}
         _write(scratch / "config.json", json.dumps(config, indent=2) + "\n")
-        for file, content in {**companions, **folder.files}.items():
+        for file, content in {**found.companions, **folder.files}.items():
             _write(scratch / file, content)
-        keyed = ((folder.key(local_name(key)), value) for key, value in tensors.items())
-        _write_weights(scratch, keyed, getattr(torch, kind))
+        tensors = _converted(found.tensors, getattr(torch, kind))
+        _write_weights(scratch, {folder.key(name): values for name, values in tensors.items()})
         written = {path.name for path in scratch.iterdir()}
         tokenizer = not written.isdisjoint(("tokenizer.json", "tokenizer_config.json"))
-        _write(scratch / "README.md", model_card(output.name, folder.usage, summary, config, tokenizer=tokenizer))
-        _require_same(find_loader(scratch), tensors, getattr(torch, kind))
+        _write(scratch / "README.md", model_card(output.name, folder, found, config, tokenizer=tokenizer))
+        _require_same(find_loader(scratch), tensors)
         files = tuple(sorted(path.name for path in scratch.iterdir()))
-    count = sum(value.numel() for value in tensors.values() if value.is_floating_point())
+    count = sum(values.numel() for values in tensors.values() if values.is_floating_point())
     return Exported(path=output, exporter=name, dtype=kind, parameters=count, files=files)
 
 
@@ -91,40 +83,14 @@ def _require_room(output: Path) -> None:
         raise InputError(f"{output} cannot be made: {above} is not yours to write in", hint="name a folder elsewhere")
 
 
-def _opened(run: Path) -> tuple[Any, Path]:
-    """A run's manifest and its last checkpoint."""
-    if not (run / "manifest.yml").is_file():
-        raise InputError(f"{run} is not a run's folder", expected="a folder such as runs/NAME/GROUP/RUN")
-    checkpoints = RunDirectory(run).checkpoints()
-    if not checkpoints:
-        raise InputError(
-            f"{run} holds no checkpoint", hint="a run that evaluates or generates makes none: name the one before"
-        )
-    return load_manifest(run / "manifest.yml"), checkpoints[-1]
-
-
-def _companions(source: str | None, folder: Path) -> dict[str, str]:
-    """The files that go with a checkpoint's weights: its configuration, tokenizer, settings of generation."""
-    if source is None:
-        return {}
-    try:
-        checkpoint: Checkpoint = open_source(source, folder)
-    except InputError as error:
-        raise InputError(
-            f"the tokenizer and settings come from {source}, which cannot be opened:\n  {error}",
-            hint="name the checkpoint that the run started from: --origin FILE, FOLDER or hf://org/repo",
-        ) from error
-    return dict(checkpoint.companions())
-
-
-def _described(graph: Graph, model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, Folder]:
+def _described(source: ExportSource) -> tuple[str, Folder]:
     """The folder, by the first exporter that can express the model."""
     plugins = registry()
     reasons = []
     for entry in plugins.entries("exporter"):
         exporter: type[Exporter] = plugins.load(entry)
         try:
-            return entry.name, exporter.describe(graph, model, settings)
+            return entry.name, exporter.describe(source.graph, source.model, source.settings)
         except ExportError as error:
             reasons.append(f"{entry.name}: {error}")
     raise InputError(
@@ -147,18 +113,38 @@ def _write(path: Path, content: str) -> None:
     path.write_text(content, encoding="utf-8")
 
 
-def _write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> None:
+def _converted(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Floating-point tensors in ``dtype``; :class:`InputError` names every one whose values it cannot hold."""
+    converted = {name: values.to(dtype) if values.is_floating_point() else values for name, values in tensors.items()}
+    problems = []
+    for name, values in converted.items():
+        if values.is_floating_point() and not values.isfinite().all():
+            largest = tensors[name].abs().max().item()
+            finite = math.isfinite(largest)
+            problems.append(
+                f"{name}: {f'its largest value is {largest:,.6g}' if finite else 'it holds NaN or infinity'}"
+            )
+    if problems:
+        kind, most = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
+        shown = [*problems[:_SHOWN], *(["..."] if len(problems) > _SHOWN else [])]
+        raise InputError(
+            f"{len(problems)} of {len(tensors)} tensors do not fit in {kind}, which ends at {most:,.6g}:\n    "
+            + "\n    ".join(shown),
+            hint="export in another type: --dtype bfloat16 or float32" if dtype == torch.float16 else None,
+        )
+    return converted
+
+
+def _write_weights(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """One file, or shards and their index."""
     shards: list[dict[str, Tensor]] = [{}]
     size = total = 0
-    for key, value in tensors:
-        stored = value.to(dtype) if value.is_floating_point() else value
-        width = stored.numel() * stored.element_size()
-        if shards[-1] and size + width > _SHARD_BYTES:
+    for key, values in tensors.items():
+        if shards[-1] and size + values.nbytes > _SHARD_BYTES:
             shards.append({})
             size = 0
-        shards[-1][key] = stored.contiguous()
-        size, total = size + width, total + width
+        shards[-1][key] = values.contiguous()
+        size, total = size + values.nbytes, total + values.nbytes
     names = [_shard_name(index, len(shards)) for index in range(len(shards))]
     try:
         for name, shard in zip(names, shards, strict=True):
@@ -176,11 +162,10 @@ def _shard_name(index: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{index + 1:05}-of-{count:05}.safetensors"
 
 
-def _require_same(written: Checkpoint, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def _require_same(written: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
     """What was written is read by caramba's own loader as the same tensors, bit for bit."""
-    left = {local_name(name): value for name, value in tensors.items()}
-    for name, value in written.tensors():
+    left = dict(tensors)
+    for name, values in written.tensors():
         expected = left.pop(name)
-        expected = expected.to(dtype) if expected.is_floating_point() else expected
-        assert value.dtype == expected.dtype and torch.equal(value, expected), f"{name} came back otherwise"
+        assert values.dtype == expected.dtype and torch.equal(values, expected), f"{name} came back otherwise"
     assert not left, f"not written: {', '.join(left)}"

@@ -1,4 +1,4 @@
-"""``caramba export``: hand a run's model on to other programs."""
+"""``caramba export``: hand a model on to other programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ __all__ = ["command"]
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="a run's folder, such as runs/NAME/GROUP/RUN")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="a run's folder, such as runs/NAME/GROUP/RUN, or a checkpoint: FILE, FOLDER or hf://org/repo"
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="the folder to write; it must not exist")],
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
@@ -19,16 +24,19 @@ def command(
     ] = "auto",
     origin: Annotated[
         str | None,
-        typer.Option(help="checkpoint whose tokenizer and settings go with the model; the run's teacher if not given"),
+        typer.Option(
+            help="checkpoint whose tokenizer and settings go with the model; if not given, the run's teacher, or the "
+            "checkpoint itself"
+        ),
     ] = None,
 ) -> None:
-    """Write a run's model as a Hugging Face folder.
+    """Write a run's or a checkpoint's model as a Hugging Face folder.
 
     It holds weights, configuration, tokenizer and a model card.
     """
     from caramba_plugins_llama.export import export
 
-    done = export(run, output, dtype=dtype, origin=origin)
+    done = export(source, output, dtype=dtype, origin=origin)
     typer.echo(
         f"wrote {done.path}: {done.parameters:,} parameters in {done.dtype}, by the exporter {done.exporter}\n"
         f"  {', '.join(done.files)}",

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 import attrs
 
-from caramba_core.component import Layer, Topology
+from caramba_core.component import Topology
 from caramba_core.errors import CarambaError
 from caramba_core.graph import Graph, Node
 from caramba_core.plugins.registry import registry
@@ -154,9 +154,4 @@ def _part(node: Node) -> Part:
 
 def _type(node: Node) -> str:
     """The short name of a node's component."""
-    assert isinstance(node.config, Layer)
-    for kind in ("topology", "layer", "attention", "embedder", "head"):
-        name = registry().name_of(kind, type(node.config))
-        if name != type(node.config).__qualname__:
-            return name
-    return type(node.config).__qualname__
+    return registry().name_of(type(node.config))

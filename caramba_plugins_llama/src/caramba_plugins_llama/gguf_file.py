@@ -133,10 +133,12 @@ class GgufFile:
         """The tokenizer of the metadata, where there is one."""
         if "tokenizer.ggml.model" not in self.header.metadata:
             return None
-        from caramba_plugins_llama.gguf_tokenizer import rebuild
+        from caramba_plugins_llama.gguf_tokenizer import bos_of, rebuild, stops_of
 
         metadata = self.header.metadata
-        return HuggingFaceTokenizer(rebuild(metadata, self.path), metadata.get("tokenizer.ggml.eos_token_id"))
+        backend = rebuild(metadata, self.path)
+        end = metadata.get("tokenizer.ggml.eos_token_id")
+        return HuggingFaceTokenizer(backend, end, stops_of(metadata), bos_of(metadata))
 
     def companions(self) -> Mapping[str, str]:
         """The configuration and, from the metadata, the tokenizer and settings of generation."""

@@ -10,9 +10,9 @@ import attrs
 
 from caramba_core.errors import InputError
 from caramba_plugins_llama.known_keys import TOKENIZER
-from caramba_plugins_llama.tokenizer import library
+from caramba_plugins_llama.tokenizer import add_bos, library
 
-__all__ = ["RULES", "rebuild"]
+__all__ = ["RULES", "bos_of", "rebuild", "stops_of"]
 
 _UNKNOWN: Final = 2
 _CONTROL: Final = 3
@@ -35,16 +35,17 @@ class Words:
     """How text is split into words: by each pattern in turn, or (without any) as GPT-2 does.
 
     ``digits``: each digit is a word.  ``whole``: words that are tokens are taken without merging.  ``composed``: text
-    is normalized to NFC.
+    is normalized to NFC.  ``bos``: a text begins with BOS unless ``tokenizer.ggml.add_bos_token`` says otherwise.
     """
 
     patterns: tuple[str, ...] = ()
     digits: bool = False
     whole: bool = False
     composed: bool = False
+    bos: bool = False
 
 
-_LLAMA3: Final = Words(patterns=(rf"{_LETTERS}|\p{{N}}{{1,3}}|{_REST}",), whole=True)
+_LLAMA3: Final = Words(patterns=(rf"{_LETTERS}|\p{{N}}{{1,3}}|{_REST}",), whole=True, bos=True)
 _QWEN2: Final = Words(patterns=(rf"{_LETTERS}|\p{{N}}|{_REST}",), composed=True)
 _GPT4O: Final = Words(patterns=(_by_case(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"\p{N}{1,3}"),))
 _DEFAULT: Final = Words(
@@ -70,7 +71,7 @@ RULES: Final[dict[str, Words]] = {
     "pixtral": _LLAMA3,
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
-    "tekken": Words(patterns=(_by_case("", r"\p{N}"),), whole=True),
+    "tekken": Words(patterns=(_by_case("", r"\p{N}"),), whole=True, bos=True),
     "gpt-4o": _GPT4O,
     "llama4": _GPT4O,
     "deepseek-v3": Words(
@@ -83,6 +84,33 @@ RULES: Final[dict[str, Words]] = {
     ),
 }
 """The names of ``tokenizer.ggml.pre`` that are known; a file without one means ``default``, as in llama.cpp."""
+
+_ENDS: Final = frozenset(
+    {
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>"),
+        *("<|eom_id|>", "<EOT>", "_<EOT>"),
+    }
+)
+"""Tokens that llama.cpp knows as the end of a text or a turn, whatever the metadata says of them."""
+
+
+def bos_of(metadata: Mapping[str, Any]) -> int | None:
+    """The id that begins a text, where there is one."""
+    return next(iter(_ids(metadata, "bos")), None)
+
+
+def stops_of(metadata: Mapping[str, Any]) -> list[int]:
+    """The ids that end a generated text, as in llama.cpp: of a sequence, a turn or a message."""
+    tokens = metadata.get("tokenizer.ggml.tokens", ())
+    return [*_ids(metadata, "eos", "eot", "eom"), *(id_ for id_, token in enumerate(tokens) if token in _ENDS)]
+
+
+def _ids(metadata: Mapping[str, Any], *roles: str) -> list[int]:
+    """The ids of the tokens with these roles, as far as there are such tokens; SentencePiece has defaults."""
+    usual = {"bos": 1, "eos": 2} if metadata.get("tokenizer.ggml.model") == "llama" else {}
+    count = len(metadata.get("tokenizer.ggml.tokens", ()))
+    named = (metadata.get(f"tokenizer.ggml.{role}_token_id", usual.get(role)) for role in roles)
+    return [id_ for id_ in named if isinstance(id_, int) and 0 <= id_ < count]
 
 
 def rebuild(metadata: Mapping[str, Any], path: Path) -> Any:
@@ -113,11 +141,17 @@ def rebuild(metadata: Mapping[str, Any], path: Path) -> Any:
     for types_, special in (((_UNKNOWN, _CONTROL), True), ((_USER_DEFINED,), False)):
         listed = [token for token, type_ in zip(tokens, types, strict=True) if type_ in types_]
         tokenizer.add_tokens([added(token, special=special, normalized=False) for token in listed])
+    bos = bos_of(metadata)
+    usual = kind == "llama" or (bos is not None and _words(metadata, path).bos)
+    if metadata.get("tokenizer.ggml.add_bos_token", usual):
+        if bos is None:
+            raise InputError(f"{path}: its tokenizer puts BOS before every text, and does not say which token that is")
+        add_bos(tokenizer, bos)
     return tokenizer
 
 
-def _byte_level(metadata: Mapping[str, Any], vocabulary: Mapping[str, int], path: Path) -> Any:
-    lib = library()
+def _words(metadata: Mapping[str, Any], path: Path) -> Words:
+    """How a byte-level tokenizer splits words."""
     pre = metadata.get("tokenizer.ggml.pre") or "default"
     if pre not in RULES:
         raise InputError(
@@ -125,7 +159,11 @@ def _byte_level(metadata: Mapping[str, Any], vocabulary: Mapping[str, int], path
             expected=", ".join(RULES),
             hint="use the Hugging Face checkpoint, whose tokenizer.json holds the rule",
         )
-    words = RULES[pre]
+    return RULES[pre]
+
+
+def _byte_level(metadata: Mapping[str, Any], vocabulary: Mapping[str, int], path: Path) -> Any:
+    lib, words = library(), _words(metadata, path)
     merges = _merges(metadata.get("tokenizer.ggml.merges"), vocabulary, path)
     whole = {"ignore_merges": True} if words.whole else {}
     tokenizer = lib.Tokenizer(lib.models.BPE(vocab=vocabulary, merges=merges, **whole))
@@ -167,8 +205,8 @@ def _sentence_piece(
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise InputError(f"{path}: its tokenizer has no score for each token")
     ranked = []
-    for token, score in zip(tokens, scores, strict=True):
-        if token not in vocabulary:
+    for token, score, type_ in zip(tokens, scores, types, strict=True):
+        if token not in vocabulary or type_ in (_UNKNOWN, _CONTROL):  # no text becomes one by merging
             continue
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]

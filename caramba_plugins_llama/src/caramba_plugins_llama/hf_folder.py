@@ -144,12 +144,13 @@ class HuggingFaceFolder:
         beside = {
             name: read_object(inside(self.folder, name)) for name in _BESIDE_TOKENIZER if (self.folder / name).is_file()
         }
+        generation = inside(self.folder, _GENERATION)
+        stops = _ids((read_object(generation) if generation.is_file() else {}).get("eos_token_id"))
+        stops = stops or _ids(self.config.get("eos_token_id"))
         token = beside.get("tokenizer_config.json", {}).get("eos_token")
-        end: Any = token.get("content") if isinstance(token, Mapping) else token
-        end = self.config.get("eos_token_id") if end is None else end
-        end = end[0] if isinstance(end, list) and end else end
-        end = end if isinstance(end, (int, str)) else None
-        return read_tokenizer(inside(self.folder, "tokenizer.json"), end, beside)
+        token = token.get("content") if isinstance(token, Mapping) else token
+        ends = [token] if isinstance(token, str) else [*_ids(self.config.get("eos_token_id")), *stops, None]
+        return read_tokenizer(inside(self.folder, "tokenizer.json"), ends[0], beside, stops)
 
     def companions(self) -> Mapping[str, str]:
         """The configuration, tokenizer and settings of generation, as they are."""
@@ -215,6 +216,11 @@ class HuggingFaceFolder:
         missing = sorted(key for key in expected - found if self._name(key) not in (None, key))
         if missing:
             raise InputError(f"{path} is not the shard that the index describes: it lacks {', '.join(missing[:8])}")
+
+
+def _ids(value: Any) -> list[int]:
+    """A setting that is one token id or several."""
+    return [id_ for id_ in (value if isinstance(value, list) else [value]) if isinstance(id_, int)]
 
 
 def _number(key: str) -> str:

@@ -171,7 +171,8 @@ TOKENIZER: Final = KnownKeys(
     read=_words(
         """tokenizer.ggml.model tokenizer.ggml.pre tokenizer.ggml.tokens tokenizer.ggml.token_type
         tokenizer.ggml.scores tokenizer.ggml.merges tokenizer.ggml.add_space_prefix tokenizer.ggml.bos_token_id
-        tokenizer.ggml.eos_token_id tokenizer.ggml.unknown_token_id tokenizer.ggml.padding_token_id
+        tokenizer.ggml.eos_token_id tokenizer.ggml.eot_token_id tokenizer.ggml.eom_token_id
+        tokenizer.ggml.unknown_token_id tokenizer.ggml.padding_token_id tokenizer.ggml.add_bos_token
         tokenizer.chat_template"""
     ),
     ignored=(

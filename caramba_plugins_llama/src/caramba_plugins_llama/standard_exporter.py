@@ -24,7 +24,7 @@ _SPECIAL: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class StandardExporter:
-    """Writes a model as the first family that says the same."""
+    """Writes a model as the first family that says the same, its origin's before the others."""
 
     @classmethod
     def describe(cls, graph: Graph, model: Mapping[str, Any], origin: Mapping[str, Any]) -> Folder:
@@ -32,7 +32,7 @@ class StandardExporter:
         decoder = decoder_of(graph)
         _require_types(decoder)
         reasons = []
-        for family in FAMILIES.values():
+        for family in sorted(FAMILIES.values(), key=lambda one: one.model_type != origin.get("model_type")):
             config = _config(decoder, family, origin)
             reason = _difference(decoder, config)
             if reason is None:
@@ -135,7 +135,7 @@ def _rope(rope: Rope) -> dict[str, Any]:
 def _difference(decoder: Decoder, config: Mapping[str, Any]) -> str | None:
     """What a configuration, read again, says otherwise than the model; ``None`` if nothing."""
     from caramba_core.lowering import lower
-    from caramba_core.manifest import structure_model
+    from caramba_core.manifest.structure import structure_model
 
     again = decoder_of(lower(structure_model(model_of(config, "config.json"), origin="config.json")))
     for mine, theirs in zip(_parts(decoder), _parts(again), strict=True):

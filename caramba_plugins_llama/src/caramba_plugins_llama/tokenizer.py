@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +14,7 @@ from caramba_core.errors import InputError, PluginError
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["HuggingFaceTokenizer", "library", "read_tokenizer", "tokenizer_files"]
+__all__ = ["HuggingFaceTokenizer", "add_bos", "library", "read_tokenizer", "tokenizer_files"]
 
 _WITHOUT_EFFECT: Final = frozenset({"trim_offsets"})
 _DEFAULTS: Final[tuple[Any, ...]] = (None, False, "", [], 0.0)
@@ -26,11 +26,19 @@ _SEPARATORS: Final = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer; special tokens in a text are recognized, none are added."""
+    """A tokenizer; ``stops`` are the ids that end a generated text, the end of a sequence alone if none are given."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, end_of_sequence: int | None) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        end_of_sequence: int | None,
+        stops: Sequence[int] = (),
+        bos: int | None = None,
+    ) -> None:
         self.backend = backend
         self.end_of_sequence = end_of_sequence
+        self.stops = frozenset(stops or ([] if end_of_sequence is None else [end_of_sequence]))
+        self.bos = added_bos(backend) if bos is None else bos
 
     @cached_property
     def identity(self) -> str:
@@ -57,9 +65,20 @@ class HuggingFaceTokenizer:
         ends = [*map(special.get, _SEPARATORS), self.end_of_sequence, *map(self.backend.token_to_id, _SEPARATORS)]
         return next((id_ for id_ in ends if id_ is not None), None)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether its post-processor puts BOS before every text."""
+        return self.bos is not None and added_bos(self.backend) == self.bos
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """Token ids of a text, nothing added; what spells a special token is one only with ``special_tokens``."""
+        self.backend.encode_special_tokens = not special_tokens
         return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> list[list[int]]:
+        """The same of each of several texts, on all cores; offsets, which take most of the memory, are left out."""
+        self.backend.encode_special_tokens = not special_tokens
+        return [each.ids for each in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, tokens: list[int]) -> str:
         """The text of token ids, special tokens spelled out."""
@@ -79,12 +98,16 @@ def library() -> Any:
 
 
 def read_tokenizer(
-    path: Path, end_of_sequence: int | str | None, beside: Mapping[str, Mapping[str, Any]] | None = None
+    path: Path,
+    end_of_sequence: int | str | None,
+    beside: Mapping[str, Mapping[str, Any]] | None = None,
+    stops: Sequence[int] = (),
 ) -> HuggingFaceTokenizer:
-    """A ``tokenizer.json``; ``end_of_sequence`` is an id or a token.
+    """A ``tokenizer.json``; ``end_of_sequence`` is an id or a token, ``stops`` are the ids that end a generated text.
 
     ``beside`` are the files that older versions of transformers kept added tokens in, by name; as in transformers, what
-    is missing in ``tokenizer.json`` is added.
+    is missing in ``tokenizer.json`` is added.  Its post-processor says whether a text begins with BOS; where it adds
+    nothing, ``add_bos_token`` counts, which transformers 5 heeds for tokenizers without ``tokenizer.json`` alone.
     """
     tokenizers = library()
     try:
@@ -98,7 +121,25 @@ def read_tokenizer(
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: the added tokens beside it cannot be read: {error}") from error
     end = backend.token_to_id(end_of_sequence) if isinstance(end_of_sequence, str) else end_of_sequence
-    return HuggingFaceTokenizer(backend, end)
+    settings = (beside or {}).get("tokenizer_config.json", {})
+    bos = backend.token_to_id(str(_described(settings.get("bos_token")).get("content")))
+    if settings.get("add_bos_token") is True and bos is not None and added_bos(backend) is None:
+        add_bos(backend, bos)
+    return HuggingFaceTokenizer(backend, end, stops, bos)
+
+
+def added_bos(backend: tokenizers.Tokenizer) -> int | None:
+    """What a tokenizer puts before every text."""
+    alone, whole = backend.encode("a", add_special_tokens=False).ids, backend.encode("a").ids
+    return whole[0] if len(whole) > len(alone) and whole[1 : 1 + len(alone)] == alone else None
+
+
+def add_bos(backend: tokenizers.Tokenizer, bos: int) -> None:
+    """Let a tokenizer put the token ``bos`` before every text."""
+    token = backend.id_to_token(bos)
+    backend.post_processor = library().processors.TemplateProcessing(
+        single=f"{token} $A", pair=f"{token} $A {token} $B:1", special_tokens=[(token, bos)]
+    )
 
 
 _FLAGS: Final = ("content", "lstrip", "rstrip", "single_word", "normalized", "special")
@@ -138,7 +179,10 @@ def tokenizer_files(tokenizer: HuggingFaceTokenizer, metadata: Mapping[str, Any]
     }
     if "tokenizer.chat_template" in metadata:
         settings["chat_template"] = metadata["tokenizer.chat_template"]
-    special = {f"{role}_token_id": id_ for role, id_ in ids.items() if id_ is not None and role != "unk"}
+    del ids["unk"]
+    special: dict[str, Any] = {f"{role}_token_id": id_ for role, id_ in ids.items() if id_ is not None}
+    if len(tokenizer.stops) > 1:
+        special["eos_token_id"] = sorted(tokenizer.stops, key=lambda id_: (id_ != tokenizer.end_of_sequence, id_))
     return {
         "tokenizer.json": tokenizer.backend.to_str(pretty=True) + "\n",
         "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",

@@ -17,7 +17,7 @@ from caramba_plugins_draw.svg import svg
 
 from caramba_core.cli import main
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.plan import ModelPlan, plan_model
 
 

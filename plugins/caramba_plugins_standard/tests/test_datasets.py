@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,14 @@ class Letters:
     identity = "letters"
     vocab_size = 27
     end_of_text = None
+    bos = None
+    adds_bos = False
+    stops: frozenset[int] = frozenset()
 
-    def encode(self, text: str) -> list[int]:
+    def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         return [26 if letter == "\n" else ord(letter) - ord("a") for letter in text]
 
     def decode(self, tokens: list[int]) -> str:
@@ -216,3 +222,22 @@ def test_text_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
         TextFile(path="a.txt").open(tmp_path, Letters())
     with pytest.raises(InputError, match="does not exist"):
         TextFile(path="b.txt").open(tmp_path, Letters())
+
+
+@pytest.mark.parametrize("change", ["shrink", "grow", "write", "remove"])
+def test_an_array_that_changes_while_it_is_read(tmp_path: Path, change: str) -> None:
+    """A part of a file that is gone would end the process; another content would go unseen."""
+    path = tmp_path / "a.npy"
+    np.save(path, np.arange(100_000))
+    tokens = TokenArray(path="a.npy").open(tmp_path, None)
+    assert tokens.read(99_990, 99_995).tolist() == list(range(99_990, 99_995))
+    if change == "shrink":
+        os.truncate(path, 4096)
+    elif change == "remove":
+        path.unlink()
+    else:
+        with path.open("r+b" if change == "write" else "ab") as file:
+            file.write(b"other")
+        os.utime(path, ns=(0, 1))
+    with pytest.raises(InputError, match=r"a.npy has changed while its tokens were read"):
+        tokens.read(99_990, 99_995)

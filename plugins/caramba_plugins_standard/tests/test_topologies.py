@@ -15,10 +15,9 @@ from caramba_plugins_testing import Case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caramba_core.component import Layer, Shape, Topology
-from caramba_core.errors import InvalidValue
-from caramba_core.lowering import LoweringError, lower
-from caramba_core.model import Model
+from caramba_core.component import Layer, Model, Shape, Topology
+from caramba_core.errors import Faults, InvalidValue
+from caramba_core.lowering import lower
 from caramba_core.nn.build import build
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
@@ -227,7 +226,7 @@ def test_what_stays_for_the_backward_pass_is_declared(layer: Topology) -> None:
     ids=lambda layer: type(layer).__name__,
 )
 def test_widths_that_do_not_meet_are_refused(layer: Layer) -> None:
-    with pytest.raises(LoweringError, match="5"):
+    with pytest.raises(Faults, match="5"):
         model_of(layer)
 
 

@@ -10,11 +10,11 @@ from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.layers import LayerNorm, LinearHead, RMSNorm, SwiGLU, TokenEmbedder
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 
+from caramba_core.component import Model
 from caramba_core.document.source import SourceText, TextSpan
 from caramba_core.document.tree import List, Map, MapItem, Node, Scalar, plain, replaced_at
 from caramba_core.errors import InvalidValue
 from caramba_core.lowering import lower
-from caramba_core.model import Model
 from caramba_core.nn.build import build
 
 ATTENTION = (Residual(layers=(RMSNorm(), GroupedQueryAttention(n_heads=2, n_kv_heads=1, head_dim=4))),)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from caramba_plugins_standard.training import Training
 from caramba_plugins_tools.explain import explain
 from caramba_plugins_tools.fields import fields_of, sections
 
 from caramba_core.cli import main
 from caramba_core.errors import InputError
 from caramba_core.plugins.registry import registry
-from caramba_core.training import Training
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

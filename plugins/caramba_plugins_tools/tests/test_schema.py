@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from caramba_core.cli import main
 from caramba_core.errors import ManifestError
-from caramba_core.manifest import load_manifest
+from caramba_core.manifest.load import load_manifest
 from caramba_core.plugins.registry import Registry, registry
 
 SCHEMA = manifest_schema(registry())

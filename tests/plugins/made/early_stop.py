@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from caramba_core.hookspecs import PluginInfo, hookimpl
+from caramba_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from caramba_core.run.context import RunContext
@@ -15,12 +15,6 @@ PATIENCE = 3
 
 _lowest: dict[str, tuple[float, int]] = {}
 """The lowest loss of each run, and the step that had it."""
-
-
-@hookimpl
-def caramba_plugin_info() -> PluginInfo:
-    """What this plugin is."""
-    return PluginInfo(summary="ends runs whose loss has stopped falling")
 
 
 @hookimpl

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from caramba_plugins_standard.training import Schedule
+
 from caramba_core.component import component, option
-from caramba_core.hookspecs import PluginInfo, hookimpl
-from caramba_core.training import Schedule
+from caramba_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from caramba_core.run.context import RunContext
@@ -32,14 +33,8 @@ class Sweep(Schedule):
         return float(10 ** (-self.decades * (1 - step / max(1, steps - 1))))
 
 
-@hookimpl
-def caramba_plugin_info() -> PluginInfo:
-    """What this plugin is."""
-    return PluginInfo(summary="finds a learning rate: schedule {type: lr_sweep}")
-
-
 def _sweeps(context: RunContext) -> bool:
-    training = context.run.training
+    training = getattr(context.run, "train", None)
     return training is not None and isinstance(training.schedule, Sweep)
 
 

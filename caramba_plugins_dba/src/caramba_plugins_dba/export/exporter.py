@@ -42,7 +42,8 @@ _EXPRESSED: Final = {
 }
 """Fields that the modeling file knows; an attention that sets others is refused until the file has learned them."""
 
-_SPECIAL: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
+_FROM_ORIGIN: Final = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+"""What the graph does not know; left out where nobody does, as programs take a ``null`` for a number."""
 
 
 class DBAExporter:
@@ -65,6 +66,7 @@ class DBAExporter:
             "model_type": "caramba_dba",
             "auto_map": {
                 "AutoConfig": f"{_FILE.removesuffix('.py')}.CarambaDBAConfig",
+                "AutoModel": f"{_FILE.removesuffix('.py')}.CarambaDBAModel",
                 "AutoModelForCausalLM": f"{_FILE.removesuffix('.py')}.CarambaDBAForCausalLM",
             },
             "vocab_size": decoder.embedder.config.vocab_size,
@@ -77,8 +79,7 @@ class DBAExporter:
             "rms_norm_eps": block.norm.config.eps,
             "mlp_bias": block.mlp.config.bias,
             "tie_word_embeddings": decoder.tied,
-            "max_position_embeddings": origin.get("max_position_embeddings"),
-            **{key: origin.get(key) for key in _SPECIAL},
+            **{key: origin[key] for key in _FROM_ORIGIN if origin.get(key) is not None},
             "attentions": attentions,
             "attention_of_layer": [attentions.index(one) for one in settings],
             "caramba": {"model": dict(model), "keys": keys},

@@ -4,10 +4,13 @@
 
 A layer's attention is DBA or, in models that were converted in part, ordinary grouped-query attention.  What is cached
 of a token in a DBA layer is ``geo_dim + sem_dim + v_dim`` values: rotated geometric keys, semantic keys, value latents.
-They stand in the cache of transformers as keys ``[B, 1, S, geo_dim + sem_dim]`` and values ``[B, 1, S, v_dim]``, and
-are never expanded in decoding.  A layer with a window keeps its last tokens alone.
+They stand in the cache of transformers as keys ``[B, 1, S, geo_dim + sem_dim]`` and values ``[B, 1, S, v_dim]``.  Token
+by token they are never expanded.  A layer with a window keeps its last tokens alone.
 
     score_h(t, s) = scale * ( <q_sem_h(t), k_sem(s)> + <R q_geo_h(t), R k_geo_g(h)(s)> )
+
+Masks, losses, caches and outputs are those of transformers' own Llama.  Every weight matrix is used through the
+forward of its module, so that adapters and quantized modules take effect.  Attention runs as ``sdpa`` or ``eager``.
 
 Axes: B batch, T tokens of this pass, S tokens seen, D model, H query heads, G key/value heads, m = H/G, d head width.
 """
@@ -23,18 +26,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import can_return_tuple
+
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["caramba_dba"] = "CarambaDBAForCausalLM"
+"""Trainer shifts labels for label smoothing by this list alone, and not for models that are missing in it."""
 
 
 class CarambaDBAConfig(PretrainedConfig):
     """``attentions`` are the different attentions of the model, ``attention_of_layer`` the index of each layer's."""
 
     model_type = "caramba_dba"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, use_cache: bool = True, **kwargs: Any) -> None:
         sizes = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"), 0)
         others = {"rms_norm_eps": 1e-5, "mlp_bias": False, "attentions": [], "attention_of_layer": [], "caramba": {}}
-        super().__init__(**{**sizes, **others, "max_position_embeddings": None, **kwargs})
+        super().__init__(**{**sizes, **others, **kwargs})
+        self.use_cache = use_cache
 
 
 class MLP(nn.Module):
@@ -52,11 +63,73 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class Attention(nn.Module):
-    """What both attentions share: rotary positions, masks, the output."""
+class Visibility:
+    """Which of the tokens seen each new token attends to: causality, padding, windows, packed sequences."""
 
-    def __init__(self, settings: dict[str, Any], layer: int) -> None:
+    def __init__(
+        self, before: int, x: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> None:
+        axes = None if attention_mask is None else attention_mask.dim()
+        whole = axes == 4 and attention_mask.dtype != torch.bool and not attention_mask.is_floating_point()
+        if axes not in (None, 2, 4) or whole:
+            raise ValueError(
+                f"attention_mask has {axes} axes of {attention_mask.dtype}; expected [batch, seen], with zeros for "
+                "padding, or [batch, 1 or heads, tokens, seen], with True, or 0.0 as a term of scores, for what is seen"
+            )
+        self.before = before
+        self.tokens = x.shape[1]
+        self.given = attention_mask if axes == 4 else None
+        self.padding = None
+        if axes == 2:
+            reached = attention_mask[:, : before + self.tokens]
+            if reached.shape[1] < before + self.tokens or not bool(reached.all()):
+                self.padding = attention_mask
+        self.sequences = packed(position_ids) if attention_mask is None and before == 0 else None
+        self._masks: dict[tuple[int | None, int], Tensor | None] = {}
+
+    def mask(self, window: int | None, seen: int, device: torch.device) -> Tensor | None:
+        """``[1 or B, 1 or H, T, S]`` of the last ``seen`` tokens, bool or a term of the scores; ``None`` is causal."""
+        if (window, seen) not in self._masks:
+            self._masks[window, seen] = self._mask(window, seen, device)
+        mask = self._masks[window, seen]
+        return None if mask is None else mask.to(device)
+
+    def _mask(self, window: int | None, seen: int, device: torch.device) -> Tensor | None:
+        context = self.before + self.tokens
+        narrow = window is not None and window < context
+        plain = self.given is None and self.padding is None and self.sequences is None
+        if plain and not narrow and (self.before == 0 or self.tokens == 1):
+            return None
+        query = torch.arange(self.before, context, device=device)[:, None]
+        key = torch.arange(context - seen, context, device=device)
+        within = key > query - window if narrow else torch.ones_like(key, dtype=torch.bool)
+        if self.given is not None:
+            given = self._columns(self.given.to(device), seen)
+            hidden = False if given.dtype == torch.bool else torch.finfo(given.dtype).min
+            return given.masked_fill(~within, hidden) if narrow else given
+        mask = ((key <= query) & within)[None, None]
+        if self.sequences is not None:
+            sequences = self.sequences.to(device)
+            mask = mask & (sequences[:, None, :, None] == sequences[:, None, None, :])
+        if self.padding is not None:
+            padding = self._columns(self.padding.to(device).bool(), seen)
+            mask = mask & padding[:, None, None, :] | (key == query)  # padding sees itself: no row is empty
+        return mask
+
+    def _columns(self, mask: Tensor, seen: int) -> Tensor:
+        """The last ``seen`` of the columns that there are now; what a mask does not reach is hidden."""
+        context = self.before + self.tokens
+        hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        mask = F.pad(mask, (0, max(0, context - mask.shape[-1])), value=hidden)
+        return mask[..., context - seen : context]
+
+
+class Attention(nn.Module):
+    """What both attentions share: rotary positions, the cache, the fused call."""
+
+    def __init__(self, config: CarambaDBAConfig, settings: dict[str, Any], layer: int) -> None:
         super().__init__()
+        self.config = config
         self.settings = settings
         self.layer = layer
         self.heads: int = settings["n_heads"]
@@ -65,12 +138,12 @@ class Attention(nn.Module):
         self.scale: float = settings["scale"]
         self.window: int | None = settings.get("window")
 
-    def cos_sin(self, positions: Tensor, pairs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def cos_sin(self, x: Tensor, positions: Tensor, pairs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``[B, 1 or G, T, n]`` in float32 at least: positions in half precision would lose the order of tokens."""
-        wide = torch.float64 if self.o_proj.weight.dtype == torch.float64 else torch.float32
-        frequencies = torch.tensor(self.settings["frequencies"], dtype=wide, device=positions.device)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        frequencies = torch.tensor(self.settings["frequencies"], dtype=wide, device=x.device)
         frequencies = frequencies[None] if pairs is None else frequencies[pairs]
-        angles = positions[:, None, :, None].to(wide) * frequencies[None, :, None, :]
+        angles = positions.to(x.device)[:, None, :, None].to(wide) * frequencies[None, :, None, :]
         factor: float = self.settings["frequency_scaling"]
         return angles.cos() * factor, angles.sin() * factor
 
@@ -78,41 +151,93 @@ class Attention(nn.Module):
         """``[B, T, G w] -> [B, G, T, w]``."""
         return x.unflatten(-1, (self.groups, -1)).transpose(1, 2)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
+    def cached(self, key: Tensor, value: Tensor, past: Any, before: int) -> tuple[Tensor, Tensor]:
+        """New keys and values ``[B, *, T, w]`` into the cache; these and those that it holds, ``[B, *, S, w]``."""
+        if past is None:
+            return key, value
+        layer = past.layers[self.layer] if self.layer < len(past.layers) else None
+        widths = key.shape[-1], value.shape[-1]
+        group = getattr(layer, "q_group_size", 1)  # a quantized cache takes widths of whole groups
+        key, value = (F.pad(x, (0, -x.shape[-1] % group)) for x in (key, value))
+        held = getattr(layer, "keys", None)
+        if held is not None and held.dim() == 4 and (held.shape[1], held.shape[-1]) != (key.shape[1], key.shape[-1]):
+            if before:
+                raise ValueError(
+                    f"the cache of layer {self.layer} holds keys of {held.shape[1]} heads and width {held.shape[-1]}, "
+                    f"and this model's have {key.shape[1]} and {key.shape[-1]}: a cache, or a prefix (prefix tuning), "
+                    "that was made for another attention does not fit"
+                )
+            layer.is_initialized = False  # room that generate made by the configuration's head_dim
+        place = torch.arange(before, before + key.shape[-2], device=key.device)  # static caches of 5.0 read it
+        keys, values = past.update(key, value, self.layer, {"cache_position": place})
+        if before == 0:
+            keys, values = key, value
+        seen = min(before + key.shape[-2], keys.shape[-2])  # a static cache has room behind them
+        return keys[..., :seen, : widths[0]], values[..., :seen, : widths[1]]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """One fused call: queries ``[B, H, T, w]``, keys and values ``[B, G, S, w]``."""
         fixed = {"scale": self.scale, "enable_gqa": self.heads != self.groups}
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(query.dtype)
+        causal = mask is None and query.shape[2] == key.shape[2]
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, **fixed)
+
+    def masked(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """Scores ``[B, G, m, T, S]`` under a mask; causal where there is none."""
+        if mask is None:
+            tokens, seen = scores.shape[-2:]
+            mask = torch.ones(1, 1, tokens, seen, dtype=torch.bool, device=scores.device).tril(seen - tokens)
+        mask = mask[:, :, None] if mask.shape[1] == 1 else mask.unflatten(1, (self.groups, -1))
+        if mask.dtype == torch.bool:
+            return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return scores + mask.to(scores.dtype)
+
+    @property
+    def eager(self) -> bool:
+        """Whether scores are computed one by one even where a fused call would do."""
+        return self.config._attn_implementation == "eager"
 
 
 class GroupedQueryAttention(Attention):
     """Ordinary attention, for layers that were not converted."""
 
-    def __init__(self, settings: dict[str, Any], width: int, layer: int) -> None:
-        super().__init__(settings, layer)
-        bias, queries, keys = settings["qkv_bias"], self.heads * self.head_dim, self.groups * self.head_dim
+    def __init__(self, config: CarambaDBAConfig, settings: dict[str, Any], layer: int) -> None:
+        super().__init__(config, settings, layer)
+        width, bias = config.hidden_size, settings["qkv_bias"]
+        queries, keys = self.heads * self.head_dim, self.groups * self.head_dim
         self.q_proj = nn.Linear(width, queries, bias=bias)
         self.k_proj = nn.Linear(width, keys, bias=bias)
         self.v_proj = nn.Linear(width, keys, bias=bias)
         self.o_proj = nn.Linear(queries, width, bias=settings["o_bias"])
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, past: Any) -> Tensor:
-        """``[B, T, D] -> [B, T, D]``; ``positions`` ``[B, T]``, ``mask`` as of :func:`visible`, ``past`` a cache."""
+    def forward(
+        self, x: Tensor, positions: Tensor, visibility: Visibility, past: Any = None, output_attentions: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """``[B, T, D] -> [B, T, D]``, and probabilities ``[B, H, T, S]`` if asked for; ``positions`` ``[B, T]``."""
         query = self.q_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key, value = self.per_group(self.k_proj(x)), self.per_group(self.v_proj(x))
         if self.settings["frequencies"]:
-            cos, sin = self.cos_sin(positions)
+            cos, sin = self.cos_sin(x, positions)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        if past is not None:
-            key, value = past.update(key, value, self.layer)
-        y = self.attend(query, key, value, mask, causal=mask is None and x.shape[1] > 1)
-        return self.o_proj(y.transpose(1, 2).flatten(2))
+        key, value = self.cached(key, value, past, visibility.before)
+        mask = visibility.mask(self.window, key.shape[2], x.device)
+        if not (self.eager or output_attentions):
+            y = self.attend(query, key, value, mask)
+            return self.o_proj(y.transpose(1, 2).flatten(2)), None
+        scores = query.unflatten(1, (self.groups, -1)) @ key[:, :, None].transpose(-1, -2) * self.scale
+        scores = self.masked(scores.to(torch.promote_types(scores.dtype, torch.float32)), mask)
+        probabilities = scores.softmax(dim=-1).to(value.dtype)
+        y = (probabilities @ value[:, :, None]).permute(0, 3, 1, 2, 4).flatten(2)
+        return self.o_proj(y), probabilities.flatten(1, 2) if output_attentions else None
 
 
 class DecoupledBottleneckAttention(Attention):
-    """DBA: one fused call for the first pass, absorbed products with the compressed cache afterwards."""
+    """DBA: one fused call for many tokens, absorbed products with the compressed cache for few."""
 
-    def __init__(self, settings: dict[str, Any], width: int, layer: int) -> None:
-        super().__init__(settings, layer)
+    def __init__(self, config: CarambaDBAConfig, settings: dict[str, Any], layer: int) -> None:
+        super().__init__(config, settings, layer)
+        width = config.hidden_size
         self.geo_dim, self.sem_dim, self.v_dim = (settings[name] for name in ("geo_dim", "sem_dim", "v_dim"))
         self.shared_keys: bool = settings["k_layout"] == "shared"
         self.latent: bool = settings["v_layout"] == "latent"
@@ -126,7 +251,9 @@ class DecoupledBottleneckAttention(Attention):
         if self.geo_dim:
             self.q_geo_proj = nn.Linear(width, heads * self.geo_width, bias=settings["q_bias"])
             self.k_geo_proj = nn.Linear(width, self.geo_dim, bias=settings["k_bias"])
-            self.register_buffer("pairs", torch.zeros(self.groups, self.geo_width // 2, dtype=torch.int64))
+            kept, available = self.geo_width // 2, self.head_dim // 2
+            spread = torch.arange(kept) * available // kept
+            self.register_buffer("pairs", spread.repeat(self.groups, 1))
         if self.sem_dim:
             if not settings["tied_semantic"]:
                 self.q_sem_proj = nn.Linear(width, heads * self.sem_width, bias=settings["q_bias"])
@@ -148,23 +275,28 @@ class DecoupledBottleneckAttention(Attention):
             self.null_bias = nn.Parameter(torch.zeros(heads))
             self.null_value = nn.Parameter(torch.zeros(self.groups * self.v_width))
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, past: Any) -> Tensor:
-        """``[B, T, D] -> [B, T, D]``; ``positions`` ``[B, T]``, ``mask`` as of :func:`visible`, ``past`` a cache."""
+    def forward(
+        self, x: Tensor, positions: Tensor, visibility: Visibility, past: Any = None, output_attentions: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """``[B, T, D] -> [B, T, D]``, and probabilities ``[B, H, T, S]`` if asked for; ``positions`` ``[B, T]``."""
         queries, keys = self.queries_and_keys(x, positions)
-        value = self.v_proj(x)
-        if past is not None:
-            before = past.get_seq_length(self.layer)
-            key, value = past.update(torch.cat(keys, dim=-1)[:, None], value[:, None], self.layer)
-            keys, value = list(key[:, 0].split([part.shape[-1] for part in keys], dim=-1)), value[:, 0]
-            if before:
-                return self.o_proj(self.absorbed(queries, keys, value, mask))
-        return self.o_proj(self.fused(queries, keys, value, mask))
+        key, value = self.cached(torch.cat(keys, dim=-1)[:, None], self.v_proj(x)[:, None], past, visibility.before)
+        keys, value = list(key[:, 0].split([part.shape[-1] for part in keys], dim=-1)), value[:, 0]
+        mask = visibility.mask(self.window, value.shape[1], x.device)
+        if not (self.eager or output_attentions or self.few(x.shape[1], value.shape[1])):
+            return self.o_proj(self.fused(queries, keys, value, mask)), None
+        y, probabilities = self.explicit(queries, keys, value, mask)
+        return self.o_proj(y), probabilities if output_attentions else None
+
+    def few(self, tokens: int, seen: int) -> bool:
+        """Whether it takes less to expand the mixture of every query head than every value that is seen."""
+        return tokens * self.heads < seen
 
     def queries_and_keys(self, x: Tensor, positions: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Queries ``[B, G, m, T, w]`` and keys ``[B, T, geo_dim]``, ``[B, T, sem_dim]`` as they are cached."""
         queries, keys = [], []
         if self.geo_dim:
-            cos, sin = self.cos_sin(positions, self.pairs)
+            cos, sin = self.cos_sin(x, positions, self.pairs)
             queries.append(rotate(self.per_head(self.q_geo_proj(x)), cos[:, :, None], sin[:, :, None]))
             keys.append(rotate(self.per_group(self.k_geo_proj(x)), cos, sin).transpose(1, 2).flatten(2))
         if self.sem_dim:
@@ -211,9 +343,9 @@ class DecoupledBottleneckAttention(Attention):
         query, key, wide = torch.cat(queries, dim=-1), torch.cat(each, dim=-1), self.expanded(value)
         if self.null:
             query, key, wide = self.with_null(query, key, wide)
-            mask = None if mask is None else F.pad(mask, (1, 0, 1, 0), value=True)
+            mask = None if mask is None else F.pad(mask, (1, 0, 1, 0), value=mask.dtype == torch.bool)
         query, key, wide = (F.pad(part, (0, width - part.shape[-1])) for part in (query, key, wide))
-        y = self.attend(query.flatten(1, 2), key, wide, mask, causal=mask is None)
+        y = self.attend(query.flatten(1, 2), key, wide, mask)
         return y[:, :, int(self.null) :, : self.v_width].transpose(1, 2).flatten(2)
 
     def with_null(self, query: Tensor, key: Tensor, wide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -227,37 +359,42 @@ class DecoupledBottleneckAttention(Attention):
         first = self.null_value.view(self.groups, 1, -1).to(wide.dtype).expand(len(wide), -1, -1, -1)
         return query, torch.cat([null, F.pad(key, (0, 1))], dim=2), torch.cat([first, wide], dim=2)
 
-    def absorbed(self, queries: list[Tensor], keys: list[Tensor], value: Tensor, mask: Tensor | None) -> Tensor:
-        """Queries meet cached keys, probabilities mix cached values; only the mixture is expanded, once a head."""
+    def explicit(
+        self, queries: list[Tensor], keys: list[Tensor], value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mixed values ``[B, T, H v_width]`` and probabilities ``[B, H, T, S]``, of which the null takes a part.
+
+        Queries meet the keys as they are cached.  Where queries are few, probabilities mix values as they are cached,
+        and only the mixtures are expanded.
+        """
         scores: Any = 0
         for query, key in zip(queries, self.grouped(keys), strict=True):
             product = query.reshape(*key.shape[:2], -1, key.shape[-1]) @ key.transpose(-1, -2)  # copies no key
             scores = scores + product.view(*query.shape[:-1], -1)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * self.scale
-        if mask is not None:
-            scores = scores.masked_fill(~mask[:, :, None, :, -scores.shape[-1] :], float("-inf"))
-        share: Any = 0.0  # of the null
+        scores = self.masked(scores, mask)
+        shares = scores.softmax(dim=-1)
+        mixed = shares.to(value.dtype)
+        if self.latent and self.few(mixed.shape[-2], mixed.shape[-1]):
+            y = (mixed.flatten(1, 3) @ value).view(*mixed.shape[:-1], -1)
+            y = self.v_up_proj(y).unflatten(-1, (self.groups, -1))  # of each head, for every group: its own counts
+            y = y.diagonal(dim1=1, dim2=-2).movedim(-1, 1)
+        else:
+            wide = self.per_group(self.v_up_proj(value) if self.latent else value)
+            y = (mixed.flatten(2, 3) @ wide).view(*mixed.shape[:-1], -1)
+        if self.settings["v_bias"]:
+            y = y + self.v_bias.view(self.groups, 1, 1, -1)
         if self.null:
-            null = self.a_head(self.null_bias).to(scores.dtype).expand(*scores.shape[:-1], 1)
+            null = self.a_head(self.null_bias).to(scores.dtype)
             if self.sem_dim:
                 null = null + (queries[-1] @ self.null_key.view(self.groups, 1, -1, 1)).to(scores.dtype) * self.scale
-            scores = torch.cat([null, scores], dim=-1)
-        probabilities = scores.softmax(dim=-1).to(value.dtype)
-        if self.null:
-            share, probabilities = probabilities[..., :1], probabilities[..., 1:]
-        values = value[:, None] if self.latent else self.per_group(value)
-        y = probabilities.reshape(*values.shape[:2], -1, values.shape[2]) @ values
-        y = y.view(*probabilities.shape[:-1], -1)
-        if self.latent:
-            y = y @ self.v_up_proj.weight.view(self.groups, 1, self.head_dim, -1).transpose(-1, -2)
-        if self.settings["v_bias"]:
-            y = y + (1 - share) * self.v_bias.view(self.groups, 1, 1, -1)
-        if self.null:
-            y = y + share * self.null_value.view(self.groups, 1, 1, -1)
-        return y.permute(0, 3, 1, 2, 4).flatten(2)
+            kept = (scores.logsumexp(dim=-1, keepdim=True) - null).sigmoid()  # by the tokens, the rest by the null
+            shares = shares * kept
+            y = kept.to(y.dtype) * y + (1 - kept).to(y.dtype) * self.null_value.view(self.groups, 1, 1, -1)
+        return y.permute(0, 3, 1, 2, 4).flatten(2), shares.to(value.dtype).flatten(1, 2)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(GradientCheckpointingLayer):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
 
     def __init__(self, config: CarambaDBAConfig, layer: int) -> None:
@@ -265,35 +402,108 @@ class DecoderLayer(nn.Module):
         settings = config.attentions[config.attention_of_layer[layer]]
         kind = DecoupledBottleneckAttention if settings["type"] == "dba" else GroupedQueryAttention
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = kind(settings, config.hidden_size, layer)
+        self.self_attn = kind(config, settings, layer)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, past: Any) -> Tensor:
-        """``[B, T, D] -> [B, T, D]``; ``positions`` ``[B, T]``, ``mask`` as of :func:`visible`, ``past`` a cache."""
-        x = x + self.self_attn(self.input_layernorm(x), positions, mask, past)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        visibility: Visibility,
+        past_key_values: Any = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """``[B, T, D] -> [B, T, D]``, and probabilities ``[B, H, T, S]`` if asked for; ``positions`` ``[B, T]``."""
+        y, probabilities = self.self_attn(
+            self.input_layernorm(x), positions, visibility, past_key_values, output_attentions
+        )
+        x = x + y
+        return x + self.mlp(self.post_attention_layernorm(x)), probabilities
 
 
-class CarambaDBAModel(nn.Module):
-    """Embeddings, layers, norm."""
-
-    def __init__(self, config: CarambaDBAConfig) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-
-class CarambaDBAForCausalLM(PreTrainedModel, GenerationMixin):
-    """The model with its head."""
+class CarambaDBAPreTrainedModel(PreTrainedModel):
+    """What transformers knows of these models."""
 
     config_class = CarambaDBAConfig
     base_model_prefix = "model"
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    supports_gradient_checkpointing = True
     _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True
+
+
+class CarambaDBAModel(CarambaDBAPreTrainedModel):
+    """Embeddings, layers, norm."""
+
+    def __init__(self, config: CarambaDBAConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @property
+    def windows(self) -> list[int | None]:
+        """Of each layer: the tokens that a token sees, itself included."""
+        return [layer.self_attn.window for layer in self.layers]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """As of :class:`CarambaDBAForCausalLM`, without the head."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if use_cache is None:
+            use_cache = self.config.use_cache
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache and past_key_values is None and not (self.gradient_checkpointing and self.training):
+            past_key_values = DynamicCache()
+        before = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        if past_key_values is not None and before == 0:
+            trim(past_key_values, self.windows)
+        visibility = Visibility(before, x, attention_mask, position_ids)
+        if position_ids is None:
+            position_ids = torch.arange(before, before + x.shape[1], device=x.device)[None]
+        hidden, attentions = [x], []
+        for layer in self.layers:
+            x, probabilities = layer(
+                x, position_ids, visibility, past_key_values=past_key_values, output_attentions=output_attentions
+            )
+            hidden.append(x)
+            attentions.append(probabilities)
+        x = self.norm(x)
+        return BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=past_key_values,
+            hidden_states=selected([*hidden[:-1], x], output_hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+
+class CarambaDBAForCausalLM(CarambaDBAPreTrainedModel, GenerationMixin):
+    """The model with its head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: CarambaDBAConfig) -> None:
         super().__init__(config)
@@ -301,21 +511,30 @@ class CarambaDBAForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @staticmethod
+    def create_masks_for_generate(*, attention_mask: Tensor | None, **others: Any) -> Tensor | None:
+        """The mask as it is: the model makes those that static caches need, as windows differ by layer."""
+        return attention_mask
+
     def _prepare_cache_for_generation(self, settings: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Trimmed before its first pass: assisted generation asks earlier which layers can take tokens back."""
         done = super()._prepare_cache_for_generation(settings, inputs, *args, **kwargs)
         past = inputs.get("past_key_values")
         if past is not None and past.get_seq_length() == 0:
-            trim(past, self.windows)
+            trim(past, self.model.windows)
             if settings.is_assistant and hasattr(past, "activate_past_recording"):
                 past.activate_past_recording()
         return done
 
-    @property
-    def windows(self) -> list[int | None]:
-        """Of each layer: the tokens that a token sees, itself included."""
-        return [layer.self_attn.window for layer in self.model.layers]
+    def _valid_auto_compile_criteria(self, *args: Any, **kwargs: Any) -> bool:
+        """Static caches run uncompiled: how a token is computed depends on how many there are."""
+        return False
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: paged caches are read by kernels for keys and values of ordinary attention."""
+        raise NotImplementedError("DBA does not support continuous batching (generate_batch): its cache is not paged")
+
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -325,39 +544,40 @@ class CarambaDBAForCausalLM(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As every causal model of transformers; ``attention_mask`` ``[B, S]`` marks padding with zeros."""
-        x = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        before = 0 if past_key_values is None else past_key_values.get_seq_length()
-        place = torch.arange(before, before + x.shape[1], device=x.device)
-        if position_ids is None:
-            position_ids = place[None]
-            if attention_mask is not None:
-                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, before:]
-        past = past_key_values if use_cache is not False else None
-        masks = {window: visible(place, before, attention_mask, window) for window in set(self.windows)}
-        if past is not None and before == 0:
-            trim(past, self.windows)
-        hidden = [x]
-        for layer, window in zip(self.model.layers, self.windows, strict=True):
-            x = layer(x, position_ids, masks[window], past)
-            hidden.append(x)
-        x = self.model.norm(x)
+        """As every causal model of transformers.
+
+        ``attention_mask`` is ``[B, S]`` with zeros for padding, or ``[B, 1 or H, T, S]``, bool or a term of the scores,
+        in the place of causality.  ``position_ids`` ``[B, T]`` that do not run on start another sequence, which sees
+        nothing of those before it, where there is no mask and no earlier token.  Further arguments, such as
+        ``num_items_in_batch``, go to the loss function.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(x[:, kept])
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=past_key_values,
-            hidden_states=(*hidden[:-1], x) if output_hidden_states else None,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 
@@ -365,23 +585,28 @@ def trim(past: Any, windows: list[int | None]) -> None:
     """Let an empty cache hold a window's last tokens alone: transformers' own layer holds one less than its size."""
     for index, window in enumerate(windows):
         if index == len(past.layers):
+            if past.layer_class_to_replicate is None:
+                return
             past.layers.append(past.layer_class_to_replicate())
         if window is not None and type(past.layers[index]) is DynamicLayer:
             past.layers[index] = DynamicSlidingWindowLayer(sliding_window=window + 1)
 
 
-def visible(place: Tensor, before: int, attention_mask: Tensor | None, window: int | None) -> Tensor | None:
-    """Bool ``[1 or B, 1, T, S]``: what the new tokens, at ``place``, see; ``None`` where plain causality says it."""
-    tokens, context = len(place), before + len(place)
-    padded = attention_mask is not None and not bool(attention_mask.all())
-    window = context if window is None else window
-    if not padded and window >= context and (before == 0 or tokens == 1):
+def selected(states: list[Tensor], which: bool | int | list[int]) -> tuple[Tensor | None, ...]:
+    """All hidden states, or those of some indices, and ``None`` for the others."""
+    if isinstance(which, bool):
+        return tuple(states)
+    count, indices = len(states), [which] if isinstance(which, int) else which
+    wanted = {index % count for index in indices if -count <= index < count}
+    return tuple(state if index in wanted else None for index, state in enumerate(states))
+
+
+def packed(position_ids: Tensor | None) -> Tensor | None:
+    """The sequence that each token is of, ``[1 or B, T]``; ``None`` where every row is one, whose positions run on."""
+    if position_ids is None:
         return None
-    query, key = place[:, None], torch.arange(context, device=place.device)
-    mask = ((key <= query) & (key > query - window))[None, None]
-    if padded:
-        mask = mask & attention_mask[:, None, None, :context].bool() | (key == query)
-    return mask
+    sequences = (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(dim=-1)
+    return sequences if bool(sequences.any()) else None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def command(
     Repeated blocks are drawn once, with widths, parameters and cache.
     """
     from caramba_core.errors import InputError
-    from caramba_core.manifest import load_manifest
+    from caramba_core.manifest.load import load_manifest
     from caramba_core.plan import plan_manifest
     from caramba_plugins_draw import write
 

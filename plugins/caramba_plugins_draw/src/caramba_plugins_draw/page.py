@@ -5,9 +5,9 @@ from __future__ import annotations
 from html import escape
 
 from caramba_core.plan import ModelPlan
-from caramba_core.plan.render import model_rows
 from caramba_plugins_draw.sketch import Sketch
 from caramba_plugins_draw.svg import svg
+from caramba_plugins_draw.terminal import model_rows
 
 __all__ = ["page"]
 

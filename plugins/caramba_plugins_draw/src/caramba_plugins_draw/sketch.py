@@ -15,8 +15,8 @@ import attrs
 from caramba_core.component import Attention, Component, Embedder, Head, Layer, Topology
 from caramba_core.formatting import format_bytes, format_count, format_indexes
 from caramba_core.plan import ModelPlan, NodePlan, ScopePlan
-from caramba_core.plan.render import drawn
 from caramba_core.plugins.registry import registry
+from caramba_plugins_draw.terminal import drawn
 
 __all__ = ["Card", "Chain", "Fan", "Frame", "Role", "Shape", "Sketch", "sketch"]
 
@@ -320,8 +320,7 @@ def _topology_settings(config: Topology) -> Iterator[str]:
         if isinstance(value, str) or (isinstance(value, bool) and value != attribute.default):
             yield value if isinstance(value, str) else attribute.name
         elif isinstance(value, Component) and not isinstance(value, Layer):
-            names = {registry().name_of(kind, type(value)) for kind in registry().kinds} - {type(value).__qualname__}
-            yield f"{attribute.name} {min(names, default=type(value).__qualname__)}"
+            yield f"{attribute.name} {registry().name_of(type(value))}"
 
 
 def _cache(nodes: Sequence[NodePlan]) -> Iterator[str]:

@@ -18,6 +18,9 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "topology": ("branching", "cyclic", "nested", "parallel", "recurrent", "residual", "sequential", "stacked"),
         "router": ("softmax", "top_k"),
         "dataset": ("text", "tokens"),
+        "mode": ("eval", "generate", "train"),
+        "storage": ("int4", "int8"),
+        "evaluator": ("perplexity",),
         "strategy": ("pretrain",),
         "optimizer": ("adamw", "muon", "sgd"),
         "schedule": ("constant", "cosine", "linear"),
@@ -63,7 +66,15 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "preset": ("smollm2_135m_sliding_window",),
     },
     "caramba-plugins-tools": {
-        "command": ("explain", "plugins.check", "plugins.new", "plugins.show", "schema"),
+        "command": (
+            "explain",
+            "plugins.check",
+            "plugins.new",
+            "plugins.show",
+            "presets.list",
+            "presets.show",
+            "schema",
+        ),
     },
 }
 """The components of each kind, by distribution."""

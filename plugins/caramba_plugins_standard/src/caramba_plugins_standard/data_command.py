@@ -21,14 +21,40 @@ def _root() -> None:
 
 @app.command("prepare")
 def prepare_texts(
-    texts: Annotated[list[Path], typer.Argument(metavar="TEXT...", help="UTF-8 text files, in this order")],
+    texts: Annotated[
+        list[Path], typer.Argument(metavar="TEXT...", help="UTF-8 texts, or .jsonl files of one text a line, in order")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.npy", help="the array; it must not exist")],
     tokenizer: Annotated[
         str, typer.Option(help="checkpoint that carries the tokenizer: FILE, FOLDER or hf://org/repo, as for a teacher")
     ],
+    column: Annotated[str, typer.Option(help="key of the text in each line of a .jsonl file")] = "text",
+    special_tokens: Annotated[
+        bool, typer.Option("--special-tokens", help="read what spells a special token as one; it is text otherwise")
+    ] = False,
+    add_bos: Annotated[
+        bool | None,
+        typer.Option("--add-bos/--no-bos", help="begin each text with BOS; as the tokenizer if left out"),
+    ] = None,
 ) -> None:
     """Encode texts; FILE.npy.json beside the array records the tokenizer, which runs compare with their teacher's."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from caramba_plugins_standard.encoding import Encoding
     from caramba_plugins_standard.tokenizing import prepare
 
-    done = prepare(texts, output, tokenizer)
+    encoding = Encoding(add_bos=add_bos, special_tokens=special_tokens)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("encoding", total=sum(path.stat().st_size for path in texts if path.is_file()))
+        done = prepare(
+            texts,
+            output,
+            tokenizer,
+            encoding=encoding,
+            column=column,
+            progress=lambda size: bar.advance(task, size),
+        )
+    for warning in done.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"wrote {done.path}: {done.tokens:,} tokens of the tokenizer {done.tokenizer[:12]}", err=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from tokenize import TokenError
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from caramba_core.component import component, option
+from caramba_core.datasets import Dataset, Tokens, stamp_of
 from caramba_core.errors import InputError, InvalidValue
-from caramba_core.training import Dataset, Tokens
+from caramba_core.loading import begin_of_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,12 +20,14 @@ if TYPE_CHECKING:
 
     Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
-__all__ = ["TextFile", "TokenArray", "id_type", "read_text"]
+__all__ = ["TextFile", "TokenArray"]
 
 _MAGIC = b"\x93NUMPY"
 _WHOLE = (0.0, 1.0)
 _HASHED_BYTES = 256 << 20
 """Files of up to this size are hashed when they are opened: it takes less than half a second."""
+_CACHED_CHARACTERS = 1 << 20
+"""Texts of so many characters are kept encoded: a second of work."""
 _BROKEN_HEADER = (ValueError, OSError, EOFError, TypeError, SyntaxError, OverflowError, TokenError)
 """What numpy raises for headers that are damaged in one way or another."""
 
@@ -69,6 +73,7 @@ class TokenArray(_File):
     def open(self, folder: Path, tokenizer: Tokenizer | None) -> Tokens:
         """The ids, memory-mapped."""
         path = self._find(folder)
+        stamp = stamp_of(path)
         ids = _read_array(path)
         note = _read_note(path)
         if not len(ids):
@@ -80,47 +85,59 @@ class TokenArray(_File):
         first, last = (int(len(ids) * fraction) for fraction in self.part)
         if first == last:
             raise InputError(f"{self._origin(path)} holds no token of {len(ids)}")
-        tokens = Tokens(ids=ids[first:last], tokenizer=note.get("tokenizer"), origin=self._origin(path), offset=first)
+        tokens = Tokens(
+            ids=ids[first:last],
+            tokenizer=note.get("tokenizer"),
+            origin=self._origin(path),
+            offset=first,
+            part=(path, *self.part),
+            stamp=stamp,
+        )
         return tokens.checked(note.get("vocab_size"))
 
 
 @component
 class TextFile(_File):
-    """A UTF-8 text, encoded with the teacher's tokenizer.  Parts begin and end at line breaks."""
+    """A UTF-8 text, encoded with the teacher's tokenizer.  Parts begin and end at line breaks.
+
+    The ids of a longer text are kept in the user's cache folder for the next time.
+    """
+
+    add_bos: bool | None = option(default=None, help="begin with BOS; as the checkpoint's tokenizer does if not given")
+    special_tokens: bool = option(default=False, help="read what spells a special token as one; it is text otherwise")
 
     def open(self, folder: Path, tokenizer: Tokenizer | None) -> Tokens:
         """The ids of the text."""
-        import numpy as np
+        from caramba_plugins_standard.encoding import Encoding, encode, id_type
+        from caramba_plugins_standard.texts import is_json_lines, read_text
+        from caramba_plugins_standard.token_cache import cached_ids
 
         path = self._find(folder)
+        if is_json_lines(path):
+            raise InputError(
+                f"{path} holds JSON lines, not one text",
+                hint=f"make an array of their texts: caramba data prepare {path.name} -o FILE.npy --tokenizer ...",
+            )
         if tokenizer is None:
             raise InputError(
                 f"{path} is a text, and there is no tokenizer to encode it with",
                 expected="a teacher whose checkpoint carries a tokenizer",
                 hint="encode the text beforehand and give the .npy array instead",
             )
-        text = read_text(path)
+        text, origin = read_text(path), self._origin(path)
         first, last = (_line_start(text, fraction) for fraction in self.part)
-        ids = tokenizer.encode(text[first:last])
-        if not ids:
-            raise InputError(f"{self._origin(path)} holds no text")
-        dtype = id_type(tokenizer, max(ids))
-        return Tokens(ids=np.array(ids, dtype=dtype), tokenizer=tokenizer.identity, origin=self._origin(path))
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text; :class:`InputError` where a file is none."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 at byte {error.start}", hint="save the text as UTF-8") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def id_type(tokenizer: Tokenizer, largest: int) -> Literal["uint16", "uint32"]:
-    """The type of an array with ids up to ``largest``: of the whole vocabulary, whose size may leave ids out."""
-    return "uint16" if max(tokenizer.vocab_size - 1, largest) < 2**16 else "uint32"
+        part = text[first:last]
+        if not part:
+            raise InputError(f"{origin} holds no text")
+        bos = begin_of_text(tokenizer, self.add_bos, origin)
+        facts = (1, hashlib.sha256(part.encode()).hexdigest(), tokenizer.identity, self.special_tokens, bos)
+        encoding = Encoding(add_bos=self.add_bos, special_tokens=self.special_tokens)
+        ids = cached_ids(
+            facts if len(part) >= _CACHED_CHARACTERS else None,
+            lambda: encode([[part]], tokenizer, encoding, origin),
+            id_type(tokenizer),
+        )
+        return Tokens(ids=ids, tokenizer=tokenizer.identity, origin=origin, part=(path, *self.part))
 
 
 def _line_start(text: str, fraction: float) -> int:
@@ -174,8 +191,6 @@ def _read_note(path: Path) -> dict[str, Any]:
 
 
 def _check_hash(path: Path, expected: str) -> None:
-    import hashlib
-
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected.lower():

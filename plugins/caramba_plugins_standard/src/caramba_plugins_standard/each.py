@@ -11,9 +11,8 @@ import attrs
 
 from caramba_core.component import Layer, Topology
 from caramba_core.errors import InvalidValue
-from caramba_core.manifest.configs import shape_of
-from caramba_core.manifest.values import is_literal, members, words
-from caramba_core.naming import Names
+from caramba_core.graph import Names
+from caramba_core.manifest.values import is_literal, members, settings_of, words
 
 __all__ = ["spread"]
 
@@ -83,7 +82,7 @@ def _set(config: Any, parts: Sequence[str], value: Any, path: str) -> Any:
             raise InvalidValue("each", f"{path}: {field!r} has no fields of its own here")
         value = _set(inner, parts[1:], value, path)
     else:
-        _, type_ = shape_of(type(config)).fields[field]
+        _, type_ = settings_of(cast(Any, type(config)))[field]
         if not _fits(value, type_):
             raise InvalidValue("each", f"{path}: {value!r} does not fit", expected=words(type_))
     try:

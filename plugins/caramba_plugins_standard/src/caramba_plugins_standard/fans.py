@@ -1,14 +1,36 @@
-"""Topologies whose branches all read the same input, and the routers that weigh branches."""
+"""Topologies whose branches all read the same input, and the routers that weigh branches: the kind ``router``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-from caramba_core.component import Body, Cost, Layer, Normal, Router, Shape, Topology, Weight, component, option
+from caramba_core.component import Body, Component, Cost, Layer, Normal, Shape, Topology, Weight, component, option
 from caramba_core.errors import InvalidValue
 
-__all__ = ["Branching", "Parallel", "SoftmaxRouter", "TopKRouter"]
+__all__ = ["Branching", "Parallel", "Router", "SoftmaxRouter", "TopKRouter"]
+
+
+@component
+class Router(Component):
+    """Weighs the branches of a topology for each token.
+
+    ``builds`` is a function ``(config, x, weights) -> y`` from ``x`` ``[B, T, D]`` and the declared weights to ``y``
+    ``[B, T, branches]``.
+    """
+
+    kind: ClassVar[str] = "router"
+
+    def check(self, branches: int) -> None:
+        """Raise :class:`InvalidValue` where the config cannot weigh so many branches."""
+
+    def weights(self, width: int, branches: int) -> Mapping[str, Weight]:
+        """The tensors that the router needs; the node owns them as ``router_<name>``."""
+        return {}
+
+    def cost(self, width: int, branches: int, shape: Shape) -> Cost:
+        """What one pass takes."""
+        return Cost()
 
 
 @component

@@ -73,7 +73,7 @@ def orthogonalized(x: Tensor) -> Tensor:
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon moves the matrices, ``torch.optim.AdamW`` the rest; groups and state are shared with both.
+    """Muon moves the matrices of groups with ``matrices``, ``torch.optim.AdamW`` the rest; both share groups and state.
 
     Muon takes steps of AdamW's size, so that one learning rate serves both.
     """
@@ -95,7 +95,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             chosen = [
                 {**group, "params": kept}
                 for group in whole
-                if (kept := [parameter for parameter in group["params"] if (parameter.ndim == 2) is matrices])
+                if (kept := [p for p in group["params"] if (p.ndim == 2 and group["matrices"]) is matrices])
             ]
             if not chosen:
                 continue

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from caramba_core.component import component, option
 from caramba_core.errors import InvalidValue
-from caramba_core.training import Optimizer
+from caramba_plugins_standard.training import Optimizer
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +54,12 @@ class AdamW(_Moments):
 
 @component
 class Muon(_Moments):
-    """Momentum of each matrix, orthogonalized (Jordan et al. 2024), in steps of AdamW's size; AdamW for vectors."""
+    """Momentum of each matrix, orthogonalized (Jordan et al. 2024), in steps of AdamW's size; AdamW for the rest.
 
+    Embedder and head, which hold a row a token, are of the rest, as in the papers.
+    """
+
+    tables: Literal["adamw", "muon"] = option(default="adamw", help="what moves the matrices of embedder and head")
     momentum: float = option(default=0.95, help="share of the previous step that goes on", minimum=0.0, below=1.0)
 
     def create(self, parameters: Iterable[Mapping[str, Any]], lr: float) -> torch.optim.Optimizer:
@@ -63,10 +67,12 @@ class Muon(_Moments):
         from caramba_plugins_standard.muon_optimizer import MuonWithAdamW
 
         groups = _decaying(parameters, self.weight_decay)
+        for group in groups:
+            group["matrices"] = self.tables == "muon" or not group.get("tables")
         return MuonWithAdamW(groups, lr, momentum=self.momentum, betas=self.betas, eps=self.eps)
 
     def state_values(self) -> int:
-        """One momentum a matrix; vectors, which have two, are few."""
+        """One momentum a matrix; vectors, embedder and head, which have two moments, seldom train along."""
         return 1
 
 

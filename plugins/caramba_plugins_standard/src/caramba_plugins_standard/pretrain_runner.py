@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from caramba_core.nn.chunked_head import backward_in_chunks
-from caramba_core.training import StepResult, TrainingContext
 from caramba_plugins_standard.pretrain import Pretrain
+from caramba_plugins_standard.training import StepResult, TrainingContext
+from caramba_plugins_standard.training.chunked_head import backward_in_chunks
 
 __all__ = ["PretrainRunner"]
 

@@ -9,7 +9,7 @@ import math
 
 from caramba_core.component import component, option
 from caramba_core.errors import InvalidValue
-from caramba_core.training import Schedule
+from caramba_plugins_standard.training import Schedule
 
 __all__ = ["Constant", "Cosine", "Linear"]
 

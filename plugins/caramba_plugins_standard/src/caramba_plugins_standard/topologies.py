@@ -66,7 +66,6 @@ class Nested(Topology):
     role: ClassVar[str] = "blocks"
     builds: ClassVar[str] = "caramba_plugins_standard.topology_modules:NestedModule"
     separable: ClassVar[bool] = True
-    repeats: ClassVar[bool] = True
 
     layers: tuple[Layer, ...] = option(help="the layers of one repetition, in order")
     repeat: int = option(default=1, help="how many repetitions follow one another", minimum=1, maximum=MAX_NODES)
@@ -98,7 +97,10 @@ class Nested(Topology):
     def with_repetitions(
         self, written: Map, nodes: Sequence[Mapping[str, Path]], change: Callable[[int, Map], Map]
     ) -> Map:
-        """The layers of different repetitions as ``variants``; values of ``each`` that belong to ``nodes`` go there."""
+        """As ``caramba_plugins_upcycle.teacher_model.Repeated`` says: other layers become ``variants``.
+
+        Values of ``each`` that belong to ``nodes`` go there.
+        """
         each = written.get("each")
         fields = dict(each.entries) if isinstance(each, Map) else {}
         moved = {key: fields.pop(key) for key in list(fields) for name in nodes[0] if key.startswith(f"{name}.")}
@@ -114,7 +116,8 @@ class Nested(Topology):
                 body = replaced_at(body, (*nodes[index][name], *field), values.value.items[index])
             assert isinstance(body, Map)
             variant = self.order[index] if self.order else 0
-            layers = find(change(index, body), ("variants", variant - 1) if variant else ("layers",)).node
+            layers = find(change(index, body), ("variants", variant - 1) if variant else ("layers",))
+            assert layers is not None
             if plain(layers) not in seen:
                 seen.append(plain(layers))
                 distinct.append(layers)

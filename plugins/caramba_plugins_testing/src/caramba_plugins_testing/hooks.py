@@ -37,11 +37,16 @@ def play_run(module: ModuleType, folder: Path, *, losses: Iterable[float] = (3.0
     hook.checkpoint_saved(context=context, path=checkpoint)
     summary = {"name": "kit", "group": "kit", "run": "small", "perplexity": {"start": 4.0, "end": 2.0}, "seconds": 1.0}
     hook.run_finished(context=context, summary=summary)
-    for sections in hook.report_sections(summary=summary):
-        try:
-            checked_sections(sections)
-        except TypeError as error:
-            raise CheckFailed(f"report_sections: {error}") from error
+    given = {
+        "report_sections": hook.report_sections(summary=summary),
+        "group_sections": hook.group_sections(summaries=[summary]),
+    }
+    for name, parts in given.items():
+        for sections in parts:
+            try:
+                checked_sections(sections)
+            except TypeError as error:
+                raise CheckFailed(f"{name}: {error}") from error
     return context
 
 

@@ -12,7 +12,7 @@ import torch
 from caramba_core.errors import InputError
 from caramba_core.loading import Checkpoint, Loader, Stored
 from caramba_core.lowering import lower
-from caramba_core.manifest import structure_model
+from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
 from caramba_core.nn.filling import load_weights
 from caramba_plugins_testing.case import CheckFailed, about, require

@@ -11,23 +11,24 @@ import numpy as np
 import torch
 from caramba_plugins_standard.gqa import MultiHeadAttention
 from caramba_plugins_standard.layers import Linear, LinearHead, TokenEmbedder
+from caramba_plugins_standard.modes import Train
 from caramba_plugins_standard.topologies import Stacked
+from caramba_plugins_standard.training import Strategy, Training
 from rich.console import Console
 
+from caramba_core.component import Model
+from caramba_core.datasets import Dataset, Tokens
 from caramba_core.loading import Checkpoint, Tokenizer
 from caramba_core.lowering import lower
-from caramba_core.manifest import Loaded
+from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
-from caramba_core.model import Model
 from caramba_core.modes import Data, Evaluation, Run, Teacher
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plugins.registry import registry
 from caramba_core.run.context import GroupContext, RunContext, TeacherSource
-from caramba_core.run.directory import RunDirectory
-from caramba_core.run.modes import Train
+from caramba_core.run.directory import RunDirectory, State
 from caramba_core.run.reporter import Reporter
-from caramba_core.training import Dataset, Strategy, Tokens, Training
 
 __all__ = ["small_run"]
 
@@ -87,6 +88,7 @@ def small_run(
     )
     directory = RunDirectory(folder / "runs" / "kit" / "small")
     directory.path.mkdir(parents=True, exist_ok=True)
+    directory.set_state(State(status="running", document={}))
     reporter = Reporter(Console(file=StringIO()))
     return RunContext(
         shared=shared, run=run, directory=directory, reporter=reporter, hooks=registry().hooks, parent=None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from caramba_plugins_standard.training import StepResult, Strategy, StrategyRunner
 from torch import Tensor
 
 from caramba_core.run.context import RunContext
-from caramba_core.training import StepResult, Strategy, StrategyRunner
 from caramba_plugins_testing.case import CheckFailed, about, require
 from caramba_plugins_testing.runs import small_run
 

@@ -12,11 +12,10 @@ from typing import Any, Final, get_args
 import attrs
 
 from caramba_core import modes
+from caramba_core.component import Model
 from caramba_core.errors import PluginError
 from caramba_core.manifest import schema
-from caramba_core.manifest.configs import kinds_of, shape_of
-from caramba_core.manifest.values import is_list, is_literal, is_mapping, members
-from caramba_core.model import Model
+from caramba_core.manifest.values import is_list, is_literal, is_mapping, kinds_of, members, settings_of
 from caramba_core.plugins.registry import Registry
 
 __all__ = ["COMPOSITION", "INCLUDE", "Field", "doc_text", "fields_of", "is_config", "sections"]
@@ -92,7 +91,7 @@ def sections(registry: Registry) -> dict[str, type]:
     found = dict(_SECTIONS)
     for entry in registry.entries("mode"):
         with suppress(PluginError):
-            for key, (_, type_) in shape_of(registry.load(entry)).fields.items():
+            for key, (_, type_) in settings_of(registry.load(entry)).items():
                 parts = [part for part in members(type_) if attrs.has(part) and not kinds_of(part)]
                 if parts:
                     found.setdefault(key, parts[0])
@@ -107,7 +106,7 @@ def is_config(target: Any) -> bool:
 def fields_of(cls: Any, prefix: str = "") -> Iterator[Field]:
     """The fields of a config class, those of its parts behind each part."""
     composed = {field.name: field for field in COMPOSITION.get(cls, ())}
-    for key, (attribute, type_) in shape_of(cls).fields.items():
+    for key, (attribute, type_) in settings_of(cls).items():
         if key in composed:
             continue
         rules = attribute.metadata

@@ -6,17 +6,16 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import metadata
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, metadata, version
 from typing import Any, Final
 
 import attrs
 import typer
 
 from caramba_core.errors import InvalidValue, PluginError
-from caramba_core.hookspecs import PluginInfo, hookimpl
+from caramba_core.hookspecs import implementations
 from caramba_core.kinds import LAYER_KINDS
-from caramba_core.plugins.metadata import ComponentEntry, Plugin, normalized
+from caramba_core.plugins.metadata import ComponentEntry, Plugin, extra_of, normalized, required
 from caramba_core.plugins.registry import Registry
 from caramba_core.suggestions import listing, nearest
 from caramba_plugins_tools.explain import explain_entry, render
@@ -41,11 +40,8 @@ def show_plugin(registry: Registry, name: str) -> None:
         typer.echo(f"  problem: {problem.message}\n    hint: {problem.hint}")
     if plugin.unusable is not None:
         return
-    try:
-        for line in _about(registry, plugin, _info(registry, plugin)):
-            typer.echo(f"  {line}")
-    except PluginError as error:
-        typer.echo(f"  problem: {error}")
+    for line in _about(registry, plugin):
+        typer.echo(f"  {line}")
     for entry in plugin.components:
         typer.echo()
         try:
@@ -54,18 +50,32 @@ def show_plugin(registry: Registry, name: str) -> None:
             typer.echo(f"{entry.kind} {entry.name}\n  problem: {error}")
 
 
-def _about(registry: Registry, plugin: Plugin, info: PluginInfo) -> Iterable[str]:
-    if info.summary:
-        yield info.summary
-    if info.documentation:
-        yield f"documentation: {info.documentation}"
-    for extra, modules in info.extras.items():
-        missing = [module for module in modules if find_spec(module) is None]
+def _about(registry: Registry, plugin: Plugin) -> Iterable[str]:
+    """What the distribution's metadata says: what it is, where it is documented, and which of its extras are there."""
+    about = metadata(plugin.name)
+    if about["Summary"]:
+        yield about["Summary"]
+    for address in about.get_all("Project-URL", ()):
+        yield address.replace(", ", ": ", 1)
+    for extra in about.get_all("Provides-Extra", ()):
+        wanted = [required(one)[0] for one in plugin.requirements if extra_of(one) == extra]
+        if plugin.name in wanted:  # made of others, which speak for themselves
+            continue
+        missing = [name for name in wanted if not _is_installed(name)]
         told = f"missing {', '.join(missing)}: pip install '{plugin.name}[{extra}]'" if missing else "installed"
         yield f"extra {extra}: {told}"
-    hooks = [name for entry in plugin.hooks for name in _hook_names(registry, entry)]
-    if hooks:
-        yield f"hooks: {', '.join(hooks)}"
+    for entry in plugin.hooks:
+        try:
+            yield f"hooks: {', '.join(_hook_names(registry, entry))}"
+        except PluginError as error:
+            yield f"problem: {error}"
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        return bool(version(distribution))
+    except PackageNotFoundError:
+        return False
 
 
 # ------------------------------------------------------------------------------------------------ checking
@@ -115,7 +125,7 @@ def _findings(registry: Registry, plugin: Plugin, remarks: Mapping[ComponentEntr
     for entry in _entries(plugin):
         try:
             target = registry.load(entry)
-            done = _hooks(registry, plugin, entry) if entry.kind == "hooks" else _build(entry, target)
+            done = _hooks(registry, entry) if entry.kind == "hooks" else _build(entry, target)
         except PluginError as error:
             registry.note_failure(entry, error)
             yield "broken", f"  {error}"
@@ -123,8 +133,7 @@ def _findings(registry: Registry, plugin: Plugin, remarks: Mapping[ComponentEntr
             yield "ok", f"      {entry.kind} {entry.name}{done}{remarks[entry]}"
 
 
-def _hooks(registry: Registry, plugin: Plugin, entry: ComponentEntry) -> str:
-    _info(registry, plugin)  # which may be broken
+def _hooks(registry: Registry, entry: ComponentEntry) -> str:
     names = _hook_names(registry, entry)
     return f": {', '.join(names)}" if names else ""
 
@@ -154,37 +163,17 @@ def _build(entry: ComponentEntry, config: Any) -> str:
 
 
 def _named(registry: Registry, name: str) -> Plugin:
-    """The plugin that a user means by a distribution's name or by its short one."""
+    """The plugin that a user means by a distribution's name, or by the end of it: ``dba``."""
     wanted = normalized(name)
-    for plugin in registry.plugins.values():
-        if wanted in (plugin.name, normalized(plugin.short_name)):
-            return plugin
+    found = [plugin for known, plugin in registry.plugins.items() if known == wanted or known.endswith(f"-{wanted}")]
+    if found:
+        return registry.plugins.get(wanted, found[0])
     near = nearest(wanted, registry.plugins)
     raise PluginError(
         f"no plugin {name!r} is installed",
         expected=listing(registry.plugins),
         hint=f"did you mean {near[0]!r}?" if near else f"pip install {name}",
     )
-
-
-def _info(registry: Registry, plugin: Plugin) -> PluginInfo:
-    """What a plugin says of itself by its hook, or else by the summary in its metadata.
-
-    Raises :class:`PluginError` where it is broken.
-    """
-    for entry in plugin.hooks:
-        tell = getattr(registry.load(entry), "caramba_plugin_info", None)
-        if tell is None:
-            continue
-        with _reported_as_broken(entry, "caramba_plugin_info fails"):
-            info = tell()
-        if not isinstance(info, PluginInfo):
-            raise PluginError(
-                f"{entry} {entry.version} is broken: caramba_plugin_info gives a {type(info).__name__}",
-                expected="a caramba_core.hookspecs.PluginInfo",
-            )
-        return info
-    return PluginInfo(summary=metadata(plugin.name)["Summary"] or "")
 
 
 @contextmanager
@@ -198,10 +187,5 @@ def _reported_as_broken(entry: ComponentEntry, what: str) -> Iterator[None]:
 
 
 def _hook_names(registry: Registry, entry: ComponentEntry) -> tuple[str, ...]:
-    """The hooks that a hook module takes part in, beside the one that says what the plugin is."""
-    marked = (
-        options.get("specname") or name
-        for name, function in vars(registry.load(entry)).items()
-        if isinstance(options := getattr(function, f"{hookimpl.project_name}_impl", None), dict)
-    )
-    return tuple(name for name in marked if name != "caramba_plugin_info")
+    """The hooks that a hook module takes part in."""
+    return tuple(hook for _, hook, _ in implementations(registry.load(entry)))

@@ -19,12 +19,10 @@ from typing import Any, Final, get_args, get_origin
 import attrs
 
 from caramba_core import __version__
-from caramba_core.component import Layer
+from caramba_core.component import Layer, Model
 from caramba_core.errors import PluginError
-from caramba_core.manifest.configs import kinds_of, shape_of
 from caramba_core.manifest.schema import Group, Manifest
-from caramba_core.manifest.values import is_list, is_literal, is_mapping, members
-from caramba_core.model import Model
+from caramba_core.manifest.values import is_list, is_literal, is_mapping, kinds_of, members, settings_of
 from caramba_core.plugins.metadata import ComponentEntry
 from caramba_core.plugins.registry import Registry
 from caramba_plugins_tools.fields import COMPOSITION, INCLUDE, doc_text, fields_of, is_config
@@ -125,7 +123,7 @@ class _Writer:
         composed = COMPOSITION[cls] if given else ()
         properties: dict[str, Schema] = {} if tag is None else {tag: {}}
         required: list[str] = []
-        for key, (attribute, type_) in shape_of(cls).fields.items():
+        for key, (attribute, type_) in settings_of(cls).items():
             if key == tag or any(field.name == key for field in composed):
                 continue
             default = attribute.default

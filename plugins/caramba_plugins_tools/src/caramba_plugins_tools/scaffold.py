@@ -14,6 +14,7 @@ from caramba_core import __version__
 from caramba_core.errors import InputError, PluginError
 from caramba_core.kinds import LAYER_KINDS
 from caramba_core.plugins import API_VERSION
+from caramba_core.plugins.metadata import CORE
 from caramba_core.plugins.registry import registry
 from caramba_core.suggestions import nearest
 
@@ -25,15 +26,19 @@ _SUFFIX: Final = ".template"
 
 @attrs.frozen
 class _Scaffold:
-    """A kind of plugin that can be started: one line about it, how a manifest uses it, and its entry point."""
+    """A kind of plugin that can be started: one line about it, how a manifest uses it, its entry point if any.
+
+    ``needs`` are the distributions that it imports.
+    """
 
     summary: str
     usage: str = (
         "`example.yml` is a small model with it, which needs caramba-plugins-standard for the rest; `caramba compile "
         "example.yml --print-plan` plans it. In the list of layers of any manifest: `- {{type: {name}{example}}}`."
     )
-    entry: str = "config:{title}"
+    entry: str = '[project.entry-points."caramba.{kind}"]\n{name} = "{package}.config:{title}"\n'
     example: str = ""
+    needs: tuple[str, ...] = (CORE,)
 
 
 SCAFFOLDS: Final[Mapping[str, _Scaffold]] = {
@@ -41,17 +46,19 @@ SCAFFOLDS: Final[Mapping[str, _Scaffold]] = {
     "layer": _Scaffold("The layer {name} for caramba.", example=", d_ff: 512"),
     "topology": _Scaffold("The topology {name} for caramba.", example=", layers: [{{type: rms_norm}}]"),
     "strategy": _Scaffold(
-        "The training strategy {name} for caramba.", "In a run of a manifest: `train: {{strategy: {name}, ...}}`."
+        "The training strategy {name} for caramba.",
+        "In a run of a manifest: `train: {{strategy: {name}, ...}}`.",
+        needs=(CORE, "caramba-plugins-standard"),
     ),
     "loader": _Scaffold(
         "A reader of {name} checkpoints for caramba.",
         "A teacher whose `source` is such a folder is read by this plugin.",
-        entry="loader:{title}",
+        entry='[project.entry-points."caramba.loader"]\n{name} = "{package}.loader:{title}"\n',
     ),
     "tracker": _Scaffold(
         "Writes the numbers of each caramba run to {name}.csv.",
         "Once installed, every run has the file in its folder; `--no-plugin {distribution}` leaves it out.",
-        entry="plugin",
+        entry='[project.entry-points.caramba]\n{name} = "{package}.plugin"\n',
     ),
 }
 
@@ -102,20 +109,20 @@ def _words(name: str, kind: str) -> dict[str, str]:
     scaffold = SCAFFOLDS[kind]
     words = {
         "name": name,
+        "kind": kind,
         "title": "".join(part.capitalize() for part in name.split("_")),
         "distribution": f"caramba-plugin-{name.replace('_', '-')}",
         "package": f"caramba_plugin_{name}",
         "api": API_VERSION,
-        "core_range": _core_range(),
+        "dependencies": ", ".join(f'"{needed}{_minor_range()}"' for needed in scaffold.needs),
     }
-    for part in ("example", "summary", "usage"):
+    for part in ("example", "summary", "usage", "entry"):
         words[part] = getattr(scaffold, part).format(**words)
-    group = "caramba" if kind == "tracker" else f'"caramba.{kind}"'  # a tracker has hooks, and no component
-    return {**words, "group": group, "entry": f"{words['package']}.{scaffold.entry.format(**words)}"}
+    return words
 
 
-def _core_range() -> str:
-    """This minor version of the core: the plugin API may grow in the next."""
+def _minor_range() -> str:
+    """This minor version, which all distributions share: the plugin API may grow in the next."""
     major, minor = __version__.split(".")[:2]
     return f">={major}.{minor},<{major}.{int(minor) + 1}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from caramba_plugins_standard.training.windows import windows_of
 from torch import Tensor
 
 from caramba_core.errors import InputError
@@ -62,7 +63,7 @@ def calibration_batches(context: RunContext, settings: Start, *, skip: int = 0) 
     ``skip`` leaves out so many windows at first: those that something else has seen.
     """
     length = min(settings.max_context, settings.tokens)
-    windows = context.windows(length)
+    windows = windows_of(context, length)
     count = max(1, settings.tokens // length)
     if skip + count > windows.count:
         raise InputError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from caramba_plugins_standard.training import Strategy
+
 from caramba_core.component import component, option
-from caramba_core.training import Strategy
 
 __all__ = ["Blockwise", "Global"]
 

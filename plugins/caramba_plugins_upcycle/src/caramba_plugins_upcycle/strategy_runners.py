@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from caramba_plugins_standard.training import StepResult, TrainingContext
+from caramba_plugins_standard.training.chunked_head import backward_in_chunks
 from torch import Tensor, nn
 
 from caramba_core.errors import InputError
-from caramba_core.nn.chunked_head import backward_in_chunks
 from caramba_core.nn.frame import Frame, Taps
-from caramba_core.training import StepResult, TrainingContext
 from caramba_plugins_upcycle.strategies import Blockwise, Global
 
 __all__ = ["BlockwiseRunner", "GlobalRunner", "divergence", "normalised_error"]
@@ -102,7 +102,7 @@ class GlobalRunner:
         self.student = self.context.student.train()
         self.teacher = self.context.teacher
         # One fused pass over the vocabulary instead of ten: worth it where memory bandwidth is the limit.
-        self.divergence = torch.compile(divergence) if self.context.compiles else divergence
+        self.divergence = torch.compile(divergence) if self.context.run.compiles else divergence
 
     def step(self, tokens: Tensor) -> StepResult:
         """int64 ``[B, T + 1]``; the last token is only a target."""

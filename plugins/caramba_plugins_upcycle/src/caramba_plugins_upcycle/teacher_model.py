@@ -7,13 +7,13 @@ takes over the fields that the layer in its place hands on, as far as it has suc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 import attrs
 
-from caramba_core.component import Layer, Topology
+from caramba_core.component import Layer
 from caramba_core.document.problem import Path, dotted
 from caramba_core.document.source import SourceText, TextSpan
 from caramba_core.document.tree import Gap, List, Map, MapItem, Node, Scalar, find, merge, plain, replaced_at
@@ -27,9 +27,25 @@ from caramba_core.manifest.reading import Reading
 from caramba_core.plugins.registry import Registry
 from caramba_core.suggestions import nearest, suggestion
 
-__all__ = ["TeacherModel"]
+__all__ = ["Repeated", "TeacherModel"]
 
 _KEYS: Final = ("from", "replace")
+
+
+@runtime_checkable
+class Repeated(Protocol):
+    """A topology for which a manifest writes layers once that several bodies have, each with weights of its own."""
+
+    def with_repetitions(
+        self, written: Map, nodes: Sequence[Mapping[str, Path]], change: Callable[[int, Map], Map]
+    ) -> Map:
+        """How a manifest writes this topology with layers of single bodies changed.
+
+        ``written`` is the mapping that this config was made of.  ``change(index, written)`` returns it with the changes
+        of one body made in the layers that this body has so far.  ``nodes[index]`` has the path in ``written``, by
+        name, of every node that changes in some body.
+        """
+        ...
 
 
 class TeacherModel:
@@ -190,16 +206,16 @@ class _Replacing:
                 written = self._replaced(written, node.path[start:], node, value)
             return written
 
-        written = find(self.tree, topology.path[1:]).node
+        written = find(self.tree, topology.path[1:])
         assert isinstance(written, Map)
-        assert isinstance(topology.config, Topology)
+        assert isinstance(topology.config, Repeated)
         return topology.config.with_repetitions(written, nodes, change)
 
     def _replaced(self, tree: Node, path: Path, node: GraphNode, value: Node) -> Any:
         """A tree with the layer of ``node``, at ``path``, replaced."""
-        return replaced_at(tree, path, self._replacement(value, find(tree, path).node, node.config))
+        return replaced_at(tree, path, self._replacement(value, find(tree, path), node.config))
 
-    def _replacement(self, value: Node, here: Node, config: Layer) -> Node:
+    def _replacement(self, value: Node, here: Node | None, config: Layer) -> Node:
         """The layer that takes the place of ``here``, of which ``config`` was made."""
         if isinstance(value, Scalar) and isinstance(value.value, str):
             value = Map({"type": MapItem(value.span, value)}, value.span)
@@ -242,7 +258,7 @@ class _Replacing:
 def _sites(node: GraphNode, repeated: tuple[tuple[GraphNode, int], ...]) -> Iterator[_Site]:
     """A node and everything below it, each with the repetitions that it stands in."""
     yield _Site(node, repeated)
-    repeats = isinstance(node.config, Topology) and node.config.repeats
+    repeats = isinstance(node.config, Repeated)
     for index, scope in enumerate(node.scopes):
         for child in scope.nodes:
             yield from _sites(child, (*repeated, (node, index)) if repeats else repeated)

@@ -204,7 +204,7 @@ def find_transplant(site: Site, wanted: Transplant | None) -> Transplant:
     assert isinstance(site.student.config, Attention)
     transplant = wanted
     if transplant is None:
-        source, target = (plugins.name_of("attention", type(node.config)) for node in (site.teacher, site.student))
+        source, target = (plugins.name_of(type(node.config)) for node in (site.teacher, site.student))
         transplant = plugins.load(plugins.find(["transplant"], f"{source}_to_{target}"))()
     assert isinstance(transplant, Transplant)
     if not isinstance(site.student.config, transplant.target):

@@ -70,7 +70,7 @@ def declared_operations(case: Case) -> None:
 def _compare_operations(case: Case, subject: Subject, x: Tensor, shape: Shape, *, cached: int) -> None:
     declared = Cost()
     for node in subject.graph.topology.walk():
-        declared += node.config.cost(node.width_in, shape).times(node.applications)
+        declared = sum([node.config.cost(node.width_in, shape)] * node.applications, declared)
     cache = None
     if cached:
         cache = subject.model.new_cache(x.shape[0])

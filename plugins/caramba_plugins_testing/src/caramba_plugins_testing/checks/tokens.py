@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from caramba_plugins_standard.quantized import Int4
 from torch import Tensor
 
 from caramba_core.component import Attention
 from caramba_core.nn.frame import Frame
-from caramba_core.storage import Storage
 from caramba_plugins_testing.case import Case, check, require
 from caramba_plugins_testing.subject import Subject, difference, inputs, require_close
 
@@ -29,7 +29,7 @@ __all__ = [
 _EXACT = 1e-10
 """Relative difference of float64 results that were computed along different ways."""
 
-_ROUNDED = Storage(4, block=4)
+_ROUNDED = Int4(block=4)
 
 
 @check("no later token changes an earlier output", applies=lambda case: case.is_attention or case.is_topology)

@@ -10,7 +10,7 @@ import attrs
 
 from caramba_core.component import Attention, evolve
 from caramba_core.errors import InputError
-from caramba_core.manifest import dump
+from caramba_core.manifest.writing import dump
 from caramba_core.modes import Results
 from caramba_core.run.context import RunContext
 from caramba_plugins_upcycle.allocation.budget import allocate, part_of_the_way

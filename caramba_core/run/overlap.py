@@ -1,0 +1,53 @@
+"""Whether the held-out tokens are among those that a run learns from."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from caramba_core.datasets import Tokens
+
+__all__ = ["share_found"]
+
+_SPANS: Final = 16
+_SPAN: Final = 64
+"""Tokens of a span that is looked for: long enough that texts of different content do not share it."""
+
+_SEARCHED: Final = 1 << 25
+"""Training tokens in which spans are looked for anywhere; in longer arrays, at their own place as well."""
+
+_PIECE: Final = 1 << 20
+_CANDIDATES: Final = 1 << 12
+"""Places in a piece at which a span is compared: more have its rarest id only in texts without variety."""
+
+
+def share_found(train: Tokens, heldout: Tokens) -> float:
+    """The share of the held-out tokens that a run learns from as well.
+
+    Of two parts of one file it is known; else it is the share of held-out spans, sampled evenly, that stand among the
+    training tokens.
+    """
+    if train.part is not None and heldout.part is not None and train.part[0].samefile(heldout.part[0]):
+        (_, *one), (_, *two) = train.part, heldout.part
+        return max(0.0, min(one[1], two[1]) - max(one[0], two[0])) / (two[1] - two[0])
+    size = min(_SPAN, len(heldout.ids))
+    starts = np.linspace(0, len(heldout.ids) - size, _SPANS).astype(int)
+    spans = [(start, np.asarray(heldout.ids[start : start + size])) for start in starts]
+    found = [
+        _holds(train.ids[start : start + size], span) or _holds(train.ids[:_SEARCHED], span) for start, span in spans
+    ]
+    return sum(found) / _SPANS
+
+
+def _holds(ids: np.ndarray[Any, np.dtype[np.integer[Any]]], span: np.ndarray[Any, np.dtype[np.integer[Any]]]) -> bool:
+    """Whether the ids of a span follow each other somewhere among ``ids``."""
+    size, rarest = len(span), int(span.argmax())  # large ids are rare
+    for first in range(0, len(ids) - size + 1, _PIECE):
+        piece = ids[first : first + _PIECE + size - 1]
+        places = np.flatnonzero(piece[rarest : len(piece) - size + 1 + rarest] == span[rarest])[:_CANDIDATES]
+        for offset, id_ in enumerate(span):
+            places = places[piece[places + offset] == id_]
+        if len(places):
+            return True
+    return False

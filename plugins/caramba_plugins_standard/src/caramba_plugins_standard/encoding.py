@@ -1,0 +1,130 @@
+"""Texts of any length to token ids, piece by piece: the ids of the whole text, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import attrs
+
+from caramba_core.errors import InputError
+from caramba_core.loading import begin_of_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from caramba_core.loading import Tokenizer
+
+    Ids = np.ndarray[tuple[int], np.dtype[np.unsignedinteger[Any]]]
+
+__all__ = ["Encoding", "encode", "id_type", "pieces"]
+
+_PIECE: Final = 1 << 14
+"""Characters of a piece: enough that looking for its end costs little."""
+
+_AROUND: Final = 128
+"""Characters on either side of a cut that are encoded with and without it."""
+
+_TRIES: Final = 16
+"""Places that are tried for a cut before more text is taken into the piece."""
+
+_BATCH: Final = 1 << 20
+"""Characters that are encoded at once: their ids and what the tokenizer keeps of them take some 100 MB."""
+
+_CUTS: Final = (re.compile(r"(?<=\S)\n(?=\S)"), re.compile(r"(?<=\S) (?=\S)"))
+"""Behind a line break, or in place of a space: SentencePiece puts one before every text, and so before a piece."""
+
+
+@attrs.frozen(kw_only=True)
+class Encoding:
+    """How texts become token ids.
+
+    Each begins with BOS where ``add_bos`` says so, or, if it is not given, where the checkpoint's tokenizer adds it.
+    What spells a special token in a text is one only with ``special_tokens``.
+    """
+
+    add_bos: bool | None = None
+    special_tokens: bool = False
+
+
+def encode(texts: Iterable[Iterable[str]], tokenizer: Tokenizer, encoding: Encoding, origin: str) -> Iterator[Ids]:
+    """The token ids of texts, in order, with the tokenizer's end of text between them.
+
+    Each text comes as parts that follow each other.  ``origin`` names the texts in messages.
+    """
+    import numpy as np
+
+    end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    bos = begin_of_text(tokenizer, encoding.add_bos, origin)
+    for id_ in (*end, *bos):
+        if id_ >= tokenizer.vocab_size:
+            raise InputError(
+                f"{origin}: the tokenizer begins or ends a text with token {id_}, which its vocabulary does not have",
+                expected=f"an id below {tokenizer.vocab_size}",
+                hint="correct the checkpoint's bos_token_id or eos_token_id",
+            )
+    before, between = bos, [*end, *bos]
+    held: list[tuple[list[int], str]] = []
+    characters = 0
+
+    def batch() -> Ids:
+        found = tokenizer.encode_batch([piece for _, piece in held], special_tokens=encoding.special_tokens)
+        rows = [np.array([*first, *ids], np.int64) for (first, _), ids in zip(held, found, strict=True)]
+        ids = np.concatenate(rows)
+        return ids.astype(id_type(tokenizer, int(ids.max(initial=0))))
+
+    for text in texts:
+        for number, piece in enumerate(pieces(text, tokenizer, special_tokens=encoding.special_tokens)):
+            held.append(([] if number else before, piece))
+            before, characters = between, characters + len(piece)
+            if characters >= _BATCH:
+                yield batch()
+                held, characters = [], 0
+    if held:
+        yield batch()
+
+
+def id_type(tokenizer: Tokenizer, largest: int = 0) -> Literal["uint16", "uint32"]:
+    """The type of an array with ids up to ``largest``: of the whole vocabulary, whose size may leave ids out."""
+    return "uint16" if max(tokenizer.vocab_size - 1, largest) < 2**16 else "uint32"
+
+
+def pieces(parts: Iterable[str], tokenizer: Tokenizer, *, special_tokens: bool = False) -> Iterator[str]:
+    """A text, given as parts, in pieces whose token ids follow each other as those of the whole text.
+
+    A cut is made where encoding the characters around it with and without the cut gives the same ids.
+    """
+    text, start, cuts = "", 0, list(_CUTS)
+    for part in parts:
+        text, start = text[start:] + part, 0
+        wanted = _PIECE
+        while len(text) - start >= wanted + _PIECE:
+            found = _cut(text, start + wanted, cuts, tokenizer, special_tokens)
+            if found is None:
+                wanted += _PIECE
+                continue
+            end, following = found
+            yield text[start:end]
+            start, wanted = following, _PIECE
+    if start < len(text):
+        yield text[start:]
+
+
+def _cut(
+    text: str, first: int, cuts: list[re.Pattern[str]], tokenizer: Tokenizer, special_tokens: bool
+) -> tuple[int, int] | None:
+    """Where a piece ends and the next begins, at ``first`` or later; the kind of cut that held is tried first next."""
+    for cut in tuple(cuts):
+        for match in islice(cut.finditer(text, first, first + _PIECE - _AROUND), _TRIES):
+            end, following = (match.end(), match.end()) if match[0] == "\n" else match.span()
+            left, right = text[max(0, end - _AROUND) : end], text[following : following + _AROUND]
+            whole, before, after = tokenizer.encode_batch(
+                [text[max(0, end - _AROUND) : following + _AROUND], left, right], special_tokens=special_tokens
+            )
+            if whole == before + after:
+                cuts.remove(cut)
+                cuts.insert(0, cut)
+                return end, following
+    return None

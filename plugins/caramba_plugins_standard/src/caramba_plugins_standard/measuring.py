@@ -1,0 +1,172 @@
+"""Perplexity of teacher, start and end of a run, measured once and handed on along a group."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from caramba_core.component import evolve
+from caramba_core.datasets import Tokens
+from caramba_core.errors import InputError
+from caramba_core.modes import Evaluation, Results
+from caramba_core.nn.language_model import LanguageModel
+from caramba_core.run.atomic import write_text
+from caramba_core.run.context import RunContext
+from caramba_core.storage import Storage
+from caramba_plugins_standard.modes import Evaluate
+from caramba_plugins_standard.perplexity import Measurement, measure, paired_difference, require_enough
+
+__all__ = ["EvaluateRunner", "Perplexities", "cache_bytes_per_token", "measure_run"]
+
+_PROBE_TOKENS = 256
+"""Cached tokens by which bytes a token are measured: the difference between this many and twice as many."""
+
+
+class Perplexities:
+    """The evaluator ``perplexity``: of the teacher, and of the student at its start and its end.
+
+    Teacher and start are taken from the run's own folder on resuming, or from the run that it continues where that one
+    measured the very same tokens in the same way.
+    """
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.folder = context.directory.path / "evaluation"
+        self.measured: dict[str, Measurement] = {}
+
+    @classmethod
+    def check(cls, tokens: Tokens, settings: Evaluation) -> None:
+        """There must be enough held-out tokens."""
+        require_enough(tokens, settings)
+
+    def before(self) -> Iterator[tuple[str, float]]:
+        """Measure teacher and start; gives each perplexity that was not known yet."""
+        context = self.context
+        if context.group.data is None or context.group.data.heldout is None:
+            return
+        self._take_over()
+        if context.shared.source is not None:
+            yield from self._measure("teacher", lambda: context.teacher)
+        if not context.run.starts_from_teacher:
+            if context.resume_from is not None and not (self.folder / "start.npy").exists():
+                problem = f"{self.folder} lacks start.npy, what was measured before the first step"
+                raise InputError(problem, hint="put it back, or start the run anew with --again")
+            yield from self._measure("start", lambda: context.student)
+        elif context.evaluation.cache is None:
+            self._keep("start", self.measured["teacher"])
+        else:
+            yield from self._measure("start", lambda: context.teacher)
+
+    def after(self) -> Iterator[tuple[str, float]]:
+        """Measure the end, which is the start where the run's mode changes no weights."""
+        if self.measured and self.context.run.changes_weights:
+            (self.folder / "end.npy").unlink(missing_ok=True)  # of an attempt that ended before its result was known
+            yield from self._measure("end", lambda: self.context.student)
+        elif self.measured:
+            self.measured["end"] = self.measured["start"]
+
+    def entries(self) -> dict[str, Any]:
+        """What the summary says of all of them."""
+        entries: dict[str, Any] = {"cache_bytes_per_token": self._cache_bytes()}
+        if not self.measured:
+            return entries
+        entries["perplexity"] = {name: m.perplexity for name, m in self.measured.items()}
+        entries["perplexity_standard_error"] = {name: m.standard_error for name, m in self.measured.items()}
+        entries["scored_tokens"] = self.measured["end"].tokens
+        if "teacher" in self.measured:
+            entries["perplexity_ratio"] = {
+                name: self.measured[name].perplexity / self.measured["teacher"].perplexity for name in ("start", "end")
+            }
+        change, error = paired_difference(self.measured["end"], self.measured["start"])
+        entries["log_perplexity_change"] = {"mean": change, "paired_standard_error": error}
+        return entries
+
+    def _measure(self, name: str, model: Callable[[], LanguageModel]) -> Iterator[tuple[str, float]]:
+        path = self.folder / f"{name}.npy"
+        if path.exists():
+            self.measured[name] = Measurement.load(path)
+            return
+        settings = self.context.evaluation
+        if name == "teacher":  # what students are compared with: its cache keeps what was computed
+            settings = evolve(settings, cache=None)
+        result = measure_run(self.context, model(), settings=settings, title=f"perplexity of {name}")
+        self._keep(name, result)
+        yield f"perplexity_{name}", result.perplexity
+
+    def _keep(self, name: str, result: Measurement) -> None:
+        self.folder.mkdir(exist_ok=True)
+        result.save(self.folder / f"{name}.npy")
+        write_text(self.folder / "settings.json", self._settings() + "\n")
+        self.measured[name] = result
+
+    def _settings(self) -> str:
+        """What must be equal for two measurements to be of the same tokens in the same way."""
+        context = self.context
+        settings = context.evaluation
+        ids = context.shared.tokens("heldout").read(0, settings.windows * settings.context)
+        digest = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
+        described: dict[str, Any] = {"tokens": digest, "windows": settings.windows, "context": settings.context}
+        if settings.cache is not None:
+            described["cache"] = repr(settings.cache)
+        return json.dumps({**described, "dtype": context.dtype_name, "device": context.device.type})
+
+    def _take_over(self) -> None:
+        """Copy the previous run's teacher and end (this run's start) where they measured the same."""
+        parent = self.context.parent
+        if parent is None:
+            return
+        theirs = parent.parent.parent / "evaluation"
+        settings = theirs / "settings.json"
+        if not settings.exists() or settings.read_text(encoding="utf-8").strip() != self._settings():
+            return
+        self.folder.mkdir(exist_ok=True)
+        for source, target in (("teacher", "teacher"), ("end", "start")):
+            if (theirs / f"{source}.npy").exists() and not (self.folder / f"{target}.npy").exists():
+                Measurement.load(theirs / f"{source}.npy").save(self.folder / f"{target}.npy")
+
+    def _cache_bytes(self) -> dict[str, float]:
+        context = self.context
+        found = {"student": cache_bytes_per_token(context.student, context.evaluation.cache)}
+        if context.shared.source is not None:
+            found = {"teacher": cache_bytes_per_token(context.teacher), **found}
+        return found
+
+
+class EvaluateRunner:
+    """Mode ``eval``: nothing beside what is measured before every run."""
+
+    def __init__(self, run: Evaluate, context: RunContext) -> None:
+        pass
+
+    def run(self) -> Results:
+        """Nothing to add."""
+        return Results()
+
+
+def measure_run(
+    context: RunContext,
+    model: LanguageModel | None = None,
+    *,
+    settings: Evaluation | None = None,
+    title: str = "perplexity",
+) -> Measurement:
+    """Likelihoods of a run's held-out tokens under its student, or another model, as ``eval:`` says or ``settings``."""
+    model, settings = model or context.student, settings or context.evaluation
+    was_training = model.training
+    model.eval()
+    try:
+        with context.autocast(), context.reporter.bar(title, settings.windows * settings.context) as bar:
+            result = measure(model, context.shared.tokens("heldout"), settings, progress=bar.advance)
+            bar.note(f"{result.perplexity:.3f}")
+    finally:
+        model.train(was_training)
+    return result
+
+
+def cache_bytes_per_token(model: LanguageModel, storage: Storage | None = None) -> float:
+    """Bytes that decoding keeps for one more token, counted from allocated tensors."""
+    small = model.new_cache(1, capacity=_PROBE_TOKENS, storage=storage).bytes
+    large = model.new_cache(1, capacity=2 * _PROBE_TOKENS, storage=storage).bytes
+    return (large - small) / _PROBE_TOKENS

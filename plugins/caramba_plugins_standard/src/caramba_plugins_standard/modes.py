@@ -1,0 +1,122 @@
+"""The modes ``train``, ``eval`` and ``generate`` (configs; light)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from caramba_core.component import component, option
+from caramba_core.errors import InputError, InvalidValue
+from caramba_core.modes import Data, Device, DType, Evaluation, Need, Run, Teacher, Workload
+from caramba_plugins_standard.training import Training
+
+if TYPE_CHECKING:
+    from caramba_core.sites import Site
+
+__all__ = ["CUBLAS_WORKSPACE", "Evaluate", "Generate", "Train"]
+
+CUBLAS_WORKSPACE: Final = "CUBLAS_WORKSPACE_CONFIG"
+"""The environment variable that gives cuBLAS workspaces of fixed sizes, without which its results vary."""
+
+
+@component
+class Train(Run):
+    """Train the student with a strategy; measured before and after."""
+
+    builds: ClassVar[str] = "caramba_plugins_standard.training.loop:TrainRunner"
+    needs: ClassVar[frozenset[Need]] = frozenset({"data.train"})
+    changes_weights: ClassVar[bool] = True
+    resumes: ClassVar[bool] = True
+    without_effect: ClassVar[frozenset[str]] = Run.without_effect | {
+        *("train.device", "train.checkpoint_every", "train.evaluate_every")
+    }
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        {"steps", "train.lr", "train.clip", "train.schedule", "train.dtype"}
+    )
+    trains_key: ClassVar[tuple[str, ...]] = ("train", "trains")
+
+    steps: int = option(help="training steps", unit="steps", minimum=0)
+    train: Training = option(help="how it trains")
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """Those under ``train.trains``."""
+        return self.train.trains
+
+    @property
+    def computation(self) -> tuple[Device, DType]:
+        """As ``train:`` says."""
+        return self.train.device, self.train.dtype
+
+    @property
+    def compiles(self) -> bool:
+        """As ``train:`` says."""
+        return self.train.compile
+
+    def check(self, teacher: Teacher | None, data: Data) -> None:
+        """A strategy may need a teacher, evaluations need held-out tokens."""
+        if self.train.strategy.needs_teacher and teacher is None:
+            raise InvalidValue(
+                "train",
+                "this strategy learns from a teacher, and the group has none",
+                hint="add teacher: {source: ...} to the group",
+                within=("strategy",),
+            )
+        if self.train.evaluate_every is not None and data.heldout is None:
+            raise InvalidValue(
+                "train", "there is nothing to measure on: the group has no data.heldout", within=("evaluate_every",)
+            )
+
+    def check_before(self, device: str, sites: Sequence[Site]) -> None:
+        """CUDA graphs need CUDA; the same bits need workspaces of fixed sizes."""
+        if self.train.cuda_graph and device != "cuda":
+            raise InputError(
+                f"run {self.id}: train.cuda_graph needs a CUDA device, and this one is {device}",
+                hint="leave cuda_graph out, or run where CUDA is",
+            )
+        if self.train.deterministic:  # cuBLAS reads this once, before its first product of a process
+            os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
+
+    def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:
+        """Every step's sequences, forward and backward."""
+        train = self.train.complete()
+        assert train.optimizer is not None
+        return Workload(
+            batch_size=train.batch_size,
+            context=train.context,
+            dtype=train.dtype,
+            sequences=self.steps * train.accumulate * train.batch_size,
+            uses_teacher=train.strategy.needs_teacher,
+            whole_model=train.strategy.whole_model,
+            state_values=train.optimizer.state_values(),
+            state_scalars=train.optimizer.state_scalars(),
+            logit_values=train.strategy.logit_values(train.batch_size * train.context, vocab_size),
+        )
+
+
+@component
+class Evaluate(Run):
+    """Measure a run's result, or the teacher where there is none, on the held-out tokens."""
+
+    builds: ClassVar[str] = "caramba_plugins_standard.measuring:EvaluateRunner"
+    needs: ClassVar[frozenset[Need]] = frozenset({"data.heldout"})
+
+
+@component
+class Generate(Run):
+    """Continue a prompt greedily, through the model's own cache, to the token that ends a text."""
+
+    builds: ClassVar[str] = "caramba_plugins_standard.generation:GenerateRunner"
+    needs: ClassVar[frozenset[Need]] = frozenset({"tokenizer"})
+    measures: ClassVar[bool] = False
+
+    prompt: str = option(help="text to continue")
+    max_new_tokens: int = option(default=128, help="most tokens to add", unit="tokens", minimum=1)
+    add_bos: bool | None = option(default=None, help="begin with BOS; as the checkpoint's tokenizer does if not given")
+    special_tokens: bool = option(default=True, help="read what spells a special token in the prompt as one")
+    ignore_eos: bool = option(default=False, help="go on behind the tokens that end a text or a turn")
+
+    def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:
+        """One sequence, through a cache of its new tokens; the prompt's come on top."""
+        return Workload(batch_size=1, context=self.max_new_tokens, dtype=self.dtype, caches=True)

@@ -1,0 +1,157 @@
+"""Perplexity on held-out tokens, with an honest standard error."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caramba_core.datasets import Tokens
+from caramba_core.errors import InputError, NumericalStop
+from caramba_core.modes import Evaluation
+from caramba_core.nn.frame import Frame
+from caramba_core.nn.language_model import LanguageModel
+from caramba_core.run.atomic import publish_file, write_text
+from caramba_core.storage import Storage
+
+__all__ = ["Measurement", "measure", "paired_difference", "require_enough"]
+
+_BLOCK = 128
+"""Neighbouring tokens share their context, so errors are estimated from means over blocks of this many tokens."""
+
+_LOGIT_ROWS = 256
+"""Tokens whose logits are held at once."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Measurement:
+    """Negative log-likelihoods in nats of every scored token, float32 ``[windows, context - 1]``."""
+
+    nll: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-likelihood."""
+        return math.exp(float(self.nll.astype(np.float64).mean()))
+
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of the perplexity (delta method, over blocks of tokens); none where there is one block."""
+        error = _error_of_mean(self.nll)
+        return None if error is None else self.perplexity * error
+
+    @property
+    def tokens(self) -> int:
+        """Scored tokens."""
+        return int(self.nll.size)
+
+    def save(self, path: Path) -> None:
+        """Keep the likelihoods of every token, and a hash of the file beside it."""
+        with publish_file(path) as file:
+            np.save(file, self.nll, allow_pickle=False)
+        write_text(path.with_suffix(".sha256"), f"{_hash(path)}\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Measurement:
+        """Read what :meth:`save` kept; :class:`InputError` where it is not that any more."""
+        try:
+            intact = path.with_suffix(".sha256").read_text(encoding="utf-8").strip() == _hash(path)
+            if intact:
+                return cls(nll=np.load(path, allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {error}", hint="start the run anew with --again") from error
+        raise InputError(f"{path} is not as it was written", hint="start the run anew with --again")
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def paired_difference(a: Measurement, b: Measurement) -> tuple[float, float | None]:
+    """Mean of ``log perplexity(a) - log perplexity(b)`` over the same tokens, and its standard error, if any."""
+    difference = a.nll.astype(np.float64) - b.nll.astype(np.float64)
+    return float(difference.mean()), _error_of_mean(difference)
+
+
+def measure(
+    model: LanguageModel,
+    tokens: Tokens,
+    settings: Evaluation,
+    *,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> Measurement:
+    """Score consecutive windows of ``settings.context`` tokens; each token but a window's first counts once.
+
+    With a rounded ``settings.cache`` every key and value, a token's own too, is read back from such a cache: the
+    likelihoods are those of decoding token by token through it, in one pass a window.
+
+    Raises :class:`InputError` where there are too few tokens, :class:`NumericalStop` where a likelihood is not finite.
+    """
+    needed = require_enough(tokens, settings)
+    device = model.head_weight.device
+    windows = tokens.read(0, needed).reshape(settings.windows, settings.context)
+    rows = []
+    with torch.inference_mode():
+        for first in range(0, settings.windows, settings.batch_size):
+            batch = torch.from_numpy(windows[first : first + settings.batch_size]).to(device)
+            rows.append(_nll(model, batch, settings.cache).float().cpu())
+            progress(batch.numel())
+    nll = torch.cat(rows).numpy()
+    if not np.isfinite(nll).all():
+        raise NumericalStop(
+            f"{int((~np.isfinite(nll)).sum())} of {nll.size} likelihoods on {tokens.origin} are not finite",
+            hint="look for infinite or NaN weights, or a float16 overflow",
+        )
+    return Measurement(nll=nll)
+
+
+def require_enough(tokens: Tokens, settings: Evaluation) -> int:
+    """Tokens that the measurement reads; :class:`InputError` where there are fewer."""
+    needed = settings.windows * settings.context
+    if len(tokens.ids) < needed:
+        raise InputError(
+            f"{tokens.origin} has {len(tokens.ids):,} tokens, too few to measure on",
+            expected=f"{needed:,} tokens ({settings.windows} windows of {settings.context})",
+            hint="set eval.windows or eval.context lower, or give more held-out text",
+        )
+    return needed
+
+
+def _nll(model: LanguageModel, tokens: Tensor, storage: Storage | None) -> Tensor:
+    """Negative log-likelihood of each token but the first: ``[B, T] -> [B, T - 1]``."""
+    hidden = _hidden(model, tokens, storage)[:, :-1].flatten(0, 1)
+    targets = tokens[:, 1:].flatten()
+    parts = [
+        F.cross_entropy(
+            model.logits(hidden[at : at + _LOGIT_ROWS]).float(), targets[at : at + _LOGIT_ROWS], reduction="none"
+        )
+        for at in range(0, len(targets), _LOGIT_ROWS)
+    ]
+    return torch.cat(parts).view(tokens.shape[0], -1)
+
+
+def _hidden(model: LanguageModel, tokens: Tensor, storage: Storage | None) -> Tensor:
+    if storage is None:
+        return model.hidden(tokens)
+    cache = model.new_cache(tokens.shape[0], capacity=tokens.shape[1], storage=storage)
+    with torch.compiler.set_stance("force_eager"):  # caches are found by name: each compiled block would compile anew
+        return model.hidden(tokens, Frame.of(tokens, cache=cache))
+
+
+def _error_of_mean(
+    values: np.ndarray[tuple[int, int], np.dtype[np.float32]] | np.ndarray[tuple[int, int], np.dtype[np.float64]],
+) -> float | None:
+    means = [
+        block.mean()
+        for row in values.astype(np.float64)
+        for block in np.array_split(row, max(1, round(len(row) / _BLOCK)))
+    ]
+    return float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None

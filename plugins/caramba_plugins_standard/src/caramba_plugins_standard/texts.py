@@ -1,0 +1,101 @@
+"""Files of texts, read as they are needed: a file of UTF-8 is one text, a file of JSON lines one text a line."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from caramba_core.errors import InputError
+
+__all__ = ["is_json_lines", "looks_like_json_lines", "read_text", "texts_of"]
+
+_BLOCK: Final = 1 << 20
+_LONGEST_LINE: Final = 1 << 28
+"""Bytes of one line of JSON lines, which is read whole."""
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether a file's name says that each of its lines is a JSON object."""
+    return path.suffix.lower() in (".jsonl", ".ndjson")
+
+
+def looks_like_json_lines(path: Path) -> bool:
+    """Whether a file begins with a line that is a JSON object."""
+    with path.open("rb") as file:
+        line = file.readline(1 << 16)
+    if not line.lstrip(codecs.BOM_UTF8).startswith(b"{"):
+        return False
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def texts_of(
+    path: Path, column: str = "text", progress: Callable[[int], None] = lambda size: None
+) -> Iterator[Iterator[str]]:
+    """The texts of a file, each as parts that follow each other; ``progress`` is told of bytes as they are read."""
+    return _json_lines(path, column, progress) if is_json_lines(path) else iter([_blocks(path, progress)])
+
+
+def read_text(path: Path) -> str:
+    """A whole file of UTF-8."""
+    return "".join(_blocks(path, lambda size: None))
+
+
+def _blocks(path: Path, progress: Callable[[int], None]) -> Iterator[str]:
+    decoder, read = codecs.getincrementaldecoder("utf-8-sig")(), 0
+    try:
+        with path.open("rb") as file:
+            while True:
+                block = file.read(_BLOCK)
+                read += len(block)
+                yield decoder.decode(block, final=not block)
+                progress(len(block))
+                if not block:
+                    return
+    except UnicodeDecodeError as error:
+        place = read - len(error.object) + error.start
+        raise InputError(f"{path} is not UTF-8 at byte {place}", hint="save the text as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _json_lines(path: Path, column: str, progress: Callable[[int], None]) -> Iterator[Iterator[str]]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), 1):
+                progress(len(line))
+                if line.strip():
+                    yield iter([_text_of(line, column, f"{path}:{number}")])
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _text_of(line: bytes, column: str, place: str) -> str:
+    if len(line) == _LONGEST_LINE:
+        raise InputError(f"{place}: the line is longer than {_LONGEST_LINE >> 20} MiB", expected="one object a line")
+    try:
+        found: Any = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{place}: not UTF-8 at byte {error.start} of the line", hint="save it as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: not JSON: {error}", expected="one JSON object a line") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{place}: not a JSON object", expected=f'{{"{column}": "..."}} on each line')
+    if column not in found:
+        keys = ", ".join(map(repr, found)) or "none"
+        raise InputError(
+            f"{place}: there is no {column!r}; its keys: {keys}", hint="--column names the key of the text"
+        )
+    if not isinstance(found[column], str):
+        raise InputError(f"{place}: {column!r} is {type(found[column]).__name__}, not text", expected="a string")
+    text: str = found[column]
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place}: {column!r} holds half of a surrogate pair at {error.start}") from error
+    return text

@@ -1,0 +1,81 @@
+"""Token ids of texts that were encoded before: kept in the user's cache folder, where they may be deleted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from caramba_plugins_standard.tokenizing import write_array
+
+if TYPE_CHECKING:
+    from caramba_plugins_standard.encoding import Ids
+
+__all__ = ["cached_ids"]
+
+_MOST_BYTES: Final = 8 << 30
+"""Beyond this the arrays that were not used for longest go."""
+
+
+def cached_ids(facts: tuple[object, ...] | None, encode: Callable[[], Iterator[Ids]], dtype: str) -> Ids:
+    """The ids that ``encode`` gives in parts, memory-mapped; ``facts`` are all that they depend on.
+
+    Without facts, and where the folder cannot be used, they are encoded in memory.
+    """
+    if facts is None:
+        return _in_memory(encode(), dtype)
+    name = hashlib.sha256(repr(facts).encode()).hexdigest()
+    try:
+        caches = os.environ.get("XDG_CACHE_HOME")
+        folder = (Path(caches) if caches else Path.home() / ".cache") / "caramba" / "tokens"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.npy"
+        if path.exists() and (found := _read(path, dtype)) is not None:
+            path.touch()
+            return found
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".new.")
+    except (OSError, RuntimeError):
+        return _in_memory(encode(), dtype)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write_array(file, encode(), dtype)
+        Path(temporary).replace(path)
+    except OSError:  # no room there
+        Path(temporary).unlink(missing_ok=True)
+        return _in_memory(encode(), dtype)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _forget(folder, path)
+    found = _read(path, dtype)
+    return _in_memory(encode(), dtype) if found is None else found
+
+
+def _read(path: Path, dtype: str) -> Ids | None:
+    try:
+        ids: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return ids if ids.ndim == 1 and ids.dtype == dtype and len(ids) else None
+
+
+def _in_memory(parts: Iterator[Ids], dtype: str) -> Ids:
+    found: Ids = np.concatenate([np.empty(0, dtype), *parts]).astype(dtype, copy=False)
+    return found
+
+
+def _forget(folder: Path, kept: Path) -> None:
+    try:
+        files = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
+        size = sum(path.stat().st_size for path in files)
+        for path in files:
+            if size > _MOST_BYTES and path != kept:
+                size -= path.stat().st_size
+                path.unlink()
+    except OSError:
+        pass  # another process was faster

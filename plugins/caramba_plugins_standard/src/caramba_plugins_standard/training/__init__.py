@@ -1,0 +1,176 @@
+"""What a training run is made of: strategies, optimizers, schedules, and their settings (configs; light)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import attrs
+
+from caramba_core.component import Component, component, evolve, option
+from caramba_core.errors import InvalidValue
+from caramba_core.modes import Device, DType, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    import torch
+    from torch import Tensor, nn
+
+    from caramba_core.nn.language_model import LanguageModel
+    from caramba_core.sites import Site
+
+__all__ = [
+    "Optimizer",
+    "Schedule",
+    "StepResult",
+    "Strategy",
+    "StrategyRunner",
+    "Training",
+    "TrainingContext",
+]
+
+
+@component
+class Optimizer(Component):
+    """How parameters move; ``builds`` is not used: :meth:`create` imports torch itself."""
+
+    kind: ClassVar[str] = "optimizer"
+    builds: ClassVar[str] = ""
+
+    def create(self, parameters: Iterable[Mapping[str, Any]], lr: float) -> torch.optim.Optimizer:
+        """The torch optimizer over parameter groups; those of embedder and head have the key ``tables``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define create")
+
+    def state_values(self) -> int:
+        """Values of state a trained parameter, each in the parameter's dtype (Adam: 2)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define state_values")
+
+    def state_scalars(self) -> int:
+        """float32 numbers of state a trained tensor (Adam: 1, its count of steps)."""
+        return 0
+
+
+@component
+class Schedule(Component):
+    """How the learning rate moves: a factor of ``lr`` for each step."""
+
+    kind: ClassVar[str] = "schedule"
+    builds: ClassVar[str] = ""
+
+    def factor(self, step: int, steps: int) -> float:
+        """Multiplier of the learning rate at ``step`` (0-based) of ``steps``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define factor")
+
+
+@attrs.frozen(kw_only=True)
+class StepResult:
+    """What one forward and backward gave: ``loss`` (detached, on the device) and ``metrics``, never synchronized."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+
+class TrainingContext(Protocol):
+    """What a strategy sees of the run that it is part of.
+
+    ``student`` is the model that trains, ``teacher`` (frozen) what it learns from.  ``sites`` are the nodes that differ
+    between the two, ``trained`` the names of the nodes that train.  ``run.compiles``: whether torch.compile is wanted.
+    """
+
+    @property
+    def student(self) -> LanguageModel: ...  # noqa: D102
+    @property
+    def teacher(self) -> LanguageModel: ...  # noqa: D102
+    @property
+    def sites(self) -> Sequence[Site]: ...  # noqa: D102
+    @property
+    def trained(self) -> frozenset[str]: ...  # noqa: D102
+    @property
+    def run(self) -> Run: ...  # noqa: D102
+    def trainable(self, patterns: tuple[str, ...] | None = None) -> list[tuple[str, nn.Parameter]]:
+        """Parameters that train, by dotted name; those of ``patterns`` only, if given."""
+        ...
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Computation in the run's number type; weights that train stay in float32."""
+        ...
+
+
+class StrategyRunner(Protocol):
+    """What a strategy's ``builds`` makes, as ``cls(config, context)``."""
+
+    def prepare(self) -> None:
+        """Once before the first step: build what the steps need, mark what trains."""
+        ...
+
+    def step(self, tokens: Tensor) -> StepResult:
+        """Forward and backward over int64 ``[B, T + 1]``; gradients accumulate, the loop moves the optimizer."""
+        ...
+
+
+@component
+class Strategy(Component):
+    """What a training step is; ``builds`` is a class ``(config, context: TrainingContext) -> StrategyRunner``."""
+
+    kind: ClassVar[str] = "strategy"
+    needs_teacher: ClassVar[bool] = False
+    whole_model: ClassVar[bool] = True
+    """Whether a step runs backward through the whole model from its logits, or through one trained node at a time."""
+
+    def logit_values(self, rows: int, vocab_size: int) -> int:
+        """float32 values of logits, and of what is made of them, held at once in a step of ``rows`` tokens.
+
+        For memory estimates.  This one assumes logits, their logarithms and the gradients of both, of a teacher too
+        where one is needed, for as many tokens as the field ``logit_rows`` says; for all of them without such a field.
+        """
+        held = min(rows, getattr(self, "logit_rows", rows))
+        return held * vocab_size * (8 if self.needs_teacher else 4) if self.whole_model else 0
+
+    def start(self, context: TrainingContext) -> StrategyRunner:
+        """The runner of this strategy."""
+        from caramba_core.nn.build import load_object
+
+        runner: StrategyRunner = load_object(self.builds)(self, context)
+        return runner
+
+
+@component
+class Training:
+    """How a run trains."""
+
+    strategy: Strategy = option(help="what a step is")
+    trains: tuple[str, ...] = option(default=("*",), help="patterns of node names whose parameters train")
+    device: Device = option(default="auto", help="auto takes CUDA, then MPS, then the CPU")
+    dtype: DType = option(default="float32", help="type of the computation; weights that train stay in float32")
+    batch_size: int = option(default=8, help="sequences per step", minimum=1)
+    accumulate: int = option(default=1, help="passes that make one step", minimum=1)
+    context: int = option(default=1024, help="tokens per sequence", unit="tokens", minimum=2)
+    lr: float = option(help="highest learning rate", above=0.0, maximum=1.0)
+    optimizer: Optimizer | None = option(default=None, help="the default one of the installed plugins if not given")
+    schedule: Schedule | None = option(default=None, help="the default one of the installed plugins if not given")
+    clip: float | None = option(default=1.0, help="largest norm of the gradient; null for no clipping", above=0.0)
+    compile: bool = option(default=False, help="compile each repeated block with torch.compile")
+    cuda_graph: bool = option(
+        default=False, help="record a step once and replay it: faster where kernels are short; CUDA only"
+    )
+    deterministic: bool = option(
+        default=False, help="only algorithms that give the same bits every time, on CUDA too, where they are slower"
+    )
+    checkpoint_every: int | None = option(default=None, help="steps between checkpoints", unit="steps", minimum=1)
+    evaluate_every: int | None = option(default=None, help="steps between evaluations", unit="steps", minimum=1)
+
+    def __attrs_post_init__(self) -> None:
+        if self.dtype == "float16":
+            raise InvalidValue(
+                "dtype",
+                "float16 has no room for small gradients, which become zero: nothing here scales the loss",
+                expected="bfloat16 or float32",
+            )
+
+    def complete(self) -> Training:
+        """The same settings with the default optimizer and schedule where none is named."""
+        from caramba_core.plugins.registry import registry
+
+        missing = [kind for kind in ("optimizer", "schedule") if getattr(self, kind) is None]
+        return evolve(self, **{kind: registry().default(kind) for kind in missing})

@@ -1,0 +1,70 @@
+"""Compiling a model block by block, or layer by layer where too many blocks differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import nn
+
+from caramba_core.nn.module import ComponentModule, TopologyModule
+from caramba_core.nn.sequence import LayerSequence
+
+__all__ = ["compile_blocks", "plan_compilation"]
+
+_MOST_KINDS: Final = 8
+"""Kinds of blocks that are compiled whole.  Each takes seconds, and sizes by layer make every block a kind."""
+
+
+def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> tuple[str, ...]:
+    """Compile each block of a model as a whole, where few enough differ; equal blocks share one compiled graph.
+
+    Returns the names of the layers that stay uncompiled.
+    """
+    modules, left = plan_compilation(model)
+    # torch counts the graphs of all kinds of blocks as recompilations of one function
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 2 * len(modules))
+    for module in modules:
+        module.compile(fullgraph=True, backend=backend)
+    return tuple(left)
+
+
+def plan_compilation(model: nn.Module) -> tuple[list[nn.Module], list[str]]:
+    """The modules to compile, and the dotted names of the layers that stay uncompiled.
+
+    Every block is compiled whole, unless they are of more than eight kinds.  Then only blocks whose kind repeats are;
+    of the others, the layers whose kind repeats: in a model with attention sizes by layer, all but the attentions.
+    """
+    blocks = {name: module for name, module in model.named_modules() if isinstance(module, LayerSequence) and name}
+    kinds = _by_kind(blocks)
+    if len(kinds) <= _MOST_KINDS:
+        return list(blocks.values()), []
+    single = {name: block for kind in kinds if len(kind) == 1 for name, block in kind.items()}
+    layers = _by_kind({path: layer for name, block in single.items() for path, layer in _layers(name, block).items()})
+    compiled = [module for kind in (*kinds, *layers) if len(kind) > 1 for module in kind.values()]
+    return compiled, [path for kind in layers if len(kind) == 1 for path in kind]
+
+
+def _layers(name: str, block: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a block by their dotted names, those inside topologies included."""
+    modules = block.named_modules(prefix=name)
+    return {path: m for path, m in modules if isinstance(m, ComponentModule) and not isinstance(m, TopologyModule)}
+
+
+def _by_kind(modules: Mapping[str, nn.Module]) -> list[dict[str, nn.Module]]:
+    """The modules, those that differ in the values of their weights alone together."""
+    kinds: dict[str, dict[str, nn.Module]] = {}
+    for name, module in modules.items():
+        kinds.setdefault(_kind(module), {})[name] = module
+    return list(kinds.values())
+
+
+def _kind(module: nn.Module) -> str:
+    return repr(
+        [
+            (path, type(inner), *(getattr(inner, name, None) for name in ("config", "width", "wiring")))
+            for path, inner in module.named_modules()
+        ]
+    )

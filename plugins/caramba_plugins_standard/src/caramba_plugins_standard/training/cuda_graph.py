@@ -1,0 +1,57 @@
+"""Forward and backward of a training step, recorded once as a CUDA graph and replayed.
+
+A small model's kernels are shorter than the time it takes to launch them one by one; a graph launches them together.
+What each kernel computes stays the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from caramba_plugins_standard.training import StepResult
+
+__all__ = ["CapturedStep"]
+
+_WARM_UP = 3
+"""Passes before recording: they compile, choose algorithms and allocate workspaces, none of which can be recorded."""
+
+
+class CapturedStep:
+    """``step`` as a graph; calling it copies the tokens in and replays.
+
+    ``step`` must leave gradients in ``parameters``, wait for nothing, and have shapes that depend on its tokens' shape
+    alone.  The gradients' memory belongs to the graph: replaying overwrites it, so nothing may set them to ``None``.
+    """
+
+    def __init__(
+        self, step: Callable[[Tensor], StepResult], tokens: Tensor, parameters: Sequence[nn.Parameter]
+    ) -> None:
+        self._tokens = tokens.clone()
+        device = tokens.device
+        random = torch.cuda.get_rng_state(device)
+        current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                _forget(parameters)
+                step(self._tokens)
+        current.wait_stream(side)
+        _forget(parameters)
+        torch.cuda.set_rng_state(random, device)  # a resumed run draws what the first one drew
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._result = step(self._tokens)
+
+    def __call__(self, tokens: Tensor) -> StepResult:
+        """Replay for other tokens of the same shape; the result's tensors hold until the next call."""
+        self._tokens.copy_(tokens, non_blocking=True)
+        self._graph.replay()
+        return self._result
+
+
+def _forget(parameters: Sequence[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None

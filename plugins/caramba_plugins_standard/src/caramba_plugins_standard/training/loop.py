@@ -1,0 +1,235 @@
+"""The training loop: batches in, steps out; it knows no loss."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from caramba_core.errors import NumericalStop
+from caramba_core.formatting import format_count
+from caramba_core.modes import Results
+from caramba_core.run.context import RunContext
+from caramba_core.run.reporter import Bar
+from caramba_plugins_standard.measuring import measure_run
+from caramba_plugins_standard.modes import Train
+from caramba_plugins_standard.training import StepResult, StrategyRunner
+from caramba_plugins_standard.training.compiling import compile_blocks
+from caramba_plugins_standard.training.cuda_graph import CapturedStep
+from caramba_plugins_standard.training.determinism import deterministic
+from caramba_plugins_standard.training.windows import windows_of
+
+__all__ = ["TrainRunner"]
+
+
+@attrs.frozen
+class _Numbers:
+    """The numbers of one step, on their way from the device: read one step late, so that nothing waits for them."""
+
+    step: int
+    lr: float
+    names: tuple[str, ...]
+    values: Tensor
+    ready: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, step: int, lr: float, result: StepResult, norm: Tensor) -> _Numbers:
+        metrics = {"loss": result.loss, "gradient_norm": norm, **result.metrics}
+        stacked = torch.stack([value.detach().float().reshape(()) for value in metrics.values()])
+        if stacked.device.type != "cuda":
+            return cls(step, lr, tuple(metrics), stacked, None)
+        values = torch.empty(stacked.shape, pin_memory=True).copy_(stacked, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return cls(step, lr, tuple(metrics), values, ready)
+
+    def read(self) -> dict[str, float]:
+        if self.ready is not None:
+            self.ready.synchronize()
+        return dict(zip(self.names, self.values.tolist(), strict=True))
+
+
+class TrainRunner:
+    """Mode ``train``: a strategy for a number of steps, with clipping, a schedule, checkpoints and hooks.
+
+    Artifacts: checkpoints, and a line of metrics for each step.  Raises :class:`NumericalStop` when a loss or gradient
+    is not finite; the newest checkpoint is the last good state.
+    """
+
+    def __init__(self, run: Train, context: RunContext) -> None:
+        self.context = context
+        self.id = run.id
+        self.settings = run.train.complete()
+        self.steps = run.steps
+        self.step = 0
+        self.seconds = 0.0
+        self.tokens_a_step = self.settings.batch_size * self.settings.accumulate * self.settings.context
+        self.windows = windows_of(context, self.settings.context)
+        self._pending: _Numbers | None = None
+        self._captured: CapturedStep | None = None
+
+    def run(self) -> Results:
+        """Train to the last step, or to where something asked to stop."""
+        context = self.context
+        with deterministic(self.id) if self.settings.deterministic else nullcontext():
+            self._prepare()
+            self._train()
+        if self.step < self.steps and context.stop_reason is None:
+            return Results(done=False)
+        entries: dict[str, Any] = {
+            "tokens": self.step * self.tokens_a_step,
+            "steps": self.step,
+            "train_seconds": round(self.seconds, 3),
+            "trained_parameters": self.trained,
+            "parameters": self.total,
+        }
+        if self.step < self.steps:
+            context.reporter.line(f"{self.id} ended at step {self.step} of {self.steps}: {context.stop_reason}")
+            entries["stop_reason"] = context.stop_reason
+        return Results(entries=entries)
+
+    def _prepare(self) -> None:
+        """Build strategy and optimizer; on resuming, put everything back to where it was."""
+        context, settings = self.context, self.settings
+        self.runner: StrategyRunner = settings.strategy.start(context)
+        self.runner.prepare()
+        self.parameters: list[nn.Parameter] = [parameter for _, parameter in context.trainable()]
+        self.trained = sum(parameter.numel() for parameter in self.parameters)
+        self.total = sum(parameter.numel() for parameter in context.student.parameters())
+        assert settings.optimizer is not None
+        self.optimizer = settings.optimizer.create(self._groups(), settings.lr)
+        context.hooks.model_built(context=context, model=context.student)
+        torch.manual_seed(context.seed)
+        state = context.restore(self.optimizer)
+        self.step = context.step
+        self.seconds = float(state.get("seconds", 0.0))
+        context.reporter.stage(
+            f"train {self.id}",
+            f"{', '.join(settings.trains)}: {format_count(self.trained)} of {format_count(self.total)} parameters "
+            f"train, {self.steps} steps of {self.tokens_a_step:,} tokens on {context.device.type}",
+        )
+        if settings.compile:
+            torch.compiler.reset()  # graphs of an earlier run of this process count against dynamo's limit
+            models = [context.student, *([context.teacher] if settings.strategy.needs_teacher else [])]
+            left = [name for model in models for name in compile_blocks(model)]
+            if left:
+                context.reporter.line(
+                    f"not compiled, as each has sizes of its own: {len(left)} layers, {left[0]} first"
+                )
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """What trains, with embedder and head apart: they hold a row a token, and some optimizers treat them so."""
+        graph = self.context.graph
+        tables = {f"{node.name}." for node in (graph.embedder, graph.head)}
+        groups: dict[bool, dict[str, Any]] = {False: {"params": []}, True: {"params": [], "tables": True}}
+        for name, parameter in self.context.trainable():
+            groups[name.startswith(tuple(tables))]["params"].append(parameter)
+        return [group for group in groups.values() if group["params"]]
+
+    def _train(self) -> None:
+        """Train until the last step, or until something asks to stop; either way a checkpoint of the end exists."""
+        every, measured = self.settings.checkpoint_every, self.settings.evaluate_every
+        self._began = time.perf_counter() - self.seconds
+        stops = self.context.stop_reason is not None
+        done, all_tokens = self.step * self.tokens_a_step, self.steps * self.tokens_a_step
+        with self.context.reporter.bar(self.id, all_tokens, done=done) as bar:
+            self.context.signals.waits = True  # from here on there is a step to finish, and something to save
+            while self.step < self.steps and not stops:
+                self._one_step(bar)
+                if measured is not None and self.step % measured == 0:
+                    self._evaluate()
+                stops = self.context.should_stop()
+                if every is not None and self.step % every == 0 and self.step < self.steps:
+                    self._save()
+            self._settle(bar)
+            self._save()
+            self.context.signals.waits = False
+
+    def _save(self) -> None:
+        """Publish a checkpoint of the current step."""
+        self._settle(None)
+        self.seconds = time.perf_counter() - self._began
+        tokens = self.step * self.tokens_a_step
+        state = {"samples": tokens // self.settings.context, "tokens": tokens, "seconds": self.seconds}
+        self.context.save(self.step, optimizer=self.optimizer, state=state)
+
+    def _one_step(self, bar: Bar) -> None:
+        settings, device = self.settings, self.context.device
+        assert settings.schedule is not None
+        lr = settings.lr * settings.schedule.factor(self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        size = settings.accumulate * settings.batch_size
+        tokens = self.windows.batch(self.step * size, size).view(settings.accumulate, settings.batch_size, -1)
+        if device.type == "cuda":
+            tokens = tokens.pin_memory()
+        tokens = tokens.to(device, non_blocking=True)
+        if settings.cuda_graph and self._captured is None:
+            self._captured = CapturedStep(self._gradients, tokens, self.parameters)
+        if self._captured is not None:
+            result = self._captured(tokens)
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+            result = self._gradients(tokens)
+        norm = nn.utils.clip_grad_norm_(self.parameters, math.inf if settings.clip is None else settings.clip)
+        numbers = _Numbers.of(self.step + 1, lr, result, norm)
+        if device.type != "cuda":  # nothing to wait for: refuse the step before it spoils the weights
+            self._check(numbers.read(), numbers.step)
+        self.optimizer.step()
+        self.step += 1
+        self._settle(bar)
+        self._pending = numbers
+        bar.advance(self.tokens_a_step)
+
+    def _gradients(self, tokens: Tensor) -> StepResult:
+        """Forward and backward of int64 ``[accumulate, B, T + 1]``; gradients are means over all of them."""
+        results = [self.runner.step(part) for part in tokens]
+        if len(results) > 1:
+            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], float(len(results)))
+        return _mean(results)
+
+    def _evaluate(self) -> None:
+        """Measure the student on the held-out tokens in the middle of training."""
+        self._settle(None)
+        results = {"perplexity": measure_run(self.context).perplexity}
+        self.context.directory.append_metrics({"step": self.step, **results})
+        self.context.hooks.evaluated(context=self.context, step=self.step, results=results)
+
+    def _settle(self, bar: Bar | None) -> None:
+        """Read, check and record the numbers of the previous step."""
+        if self._pending is None:
+            return
+        numbers, self._pending = self._pending, None
+        values = numbers.read()
+        self._check(values, numbers.step)
+        seconds = time.perf_counter() - self._began
+        record = {"step": numbers.step, "tokens": numbers.step * self.tokens_a_step, "lr": numbers.lr, **values}
+        self.context.directory.append_metrics({**record, "seconds": round(seconds, 3)})
+        self.context.hooks.step_finished(context=self.context, step=numbers.step, metrics=record)
+        if bar is not None:
+            bar.note(f"loss {values['loss']:.4f}")
+
+    def _check(self, values: Mapping[str, float], step: int) -> None:
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
+        if broken:
+            newest = self.context.directory.checkpoints()
+            kept = f"the last good state is {newest[-1]}" if newest else "no checkpoint had been written yet"
+            raise NumericalStop(
+                f"step {step}: {', '.join(broken)} is not finite; {kept}",
+                hint="lower train.lr, keep train.clip, or train in bfloat16 or float32 instead of float16",
+            )
+
+
+def _mean(results: list[StepResult]) -> StepResult:
+    if len(results) == 1:
+        return results[0]
+    return StepResult(
+        loss=torch.stack([r.loss for r in results]).mean(),
+        metrics={name: torch.stack([r.metrics[name] for r in results]).mean() for name in results[0].metrics},
+    )

@@ -1,1 +1,0 @@
-"""Presets of the example plugin."""
