@@ -22,14 +22,12 @@ from types import SimpleNamespace
 
 import torch
 import transformers
-from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
-from caramba_plugins_standard.norms import RMSNorm
+from caramba_plugins_standard.layers import LinearHead, RMSNorm, SwiGLU, TokenEmbedder
 from caramba_plugins_standard.optimizers import AdamW
 from caramba_plugins_standard.pretrain import Pretrain
 from caramba_plugins_standard.pretrain_runner import PretrainRunner
 from caramba_plugins_standard.rope import Rope
-from caramba_plugins_standard.swiglu import SwiGLU
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 from torch import Tensor, nn
 

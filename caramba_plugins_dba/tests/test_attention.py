@@ -8,9 +8,9 @@ import pytest
 import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.module import DecoupledBottleneckModule
-from caramba_plugins_dba.reference import reference
 from caramba_plugins_standard.rope import Rope
 from dba_conversion import cached, filled, frame, inputs
+from dba_reference import reference
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.start import start
-from caramba_plugins_dba.start.selection import folded, importance, rotation_mean, stand_in
+from caramba_plugins_dba.start.selection import folded, importance, stand_in
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
+from caramba_plugins_standard.rotary import mean_rotation
 from dba_conversion import filled, gather_moments, inputs
 from torch import Tensor
 
@@ -25,7 +26,7 @@ DISTANCES = torch.tensor([0.0, 0.1, 0.5, 0.3, 0.1], dtype=torch.float64).repeat(
 
 
 def rho() -> Tensor:
-    return rotation_mean(DISTANCES, torch.tensor(ROPE.frequencies(HEAD_DIM), dtype=torch.float64))
+    return mean_rotation(DISTANCES, torch.tensor(ROPE.frequencies(HEAD_DIM), dtype=torch.float64))
 
 
 def complex_pairs(x: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from caramba_plugins_standard.linear import Linear
-from caramba_plugins_standard.norms import RMSNorm
+from caramba_plugins_standard.layers import Linear, RMSNorm
 from caramba_plugins_standard.topologies import Nested, Recurrent, Residual, Stacked
 
 from caramba_core.component import Layer

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from caramba_plugins_standard.fans import Branching, Parallel
+from caramba_plugins_standard.fans import Branching, Parallel, TopKRouter
 from caramba_plugins_standard.generation import generate
-from caramba_plugins_standard.norms import RMSNorm
+from caramba_plugins_standard.layers import RMSNorm
 from caramba_plugins_standard.rope import Rope
-from caramba_plugins_standard.routers import TopKRouter
 from caramba_plugins_standard.topologies import Cyclic, Nested, Recurrent, Residual
 from caramba_plugins_standard.training.compiling import compile_blocks
 from hypothesis import given, settings
@@ -79,8 +78,8 @@ _models: dict[int | None, LanguageModel] = {}
 
 
 def _build(window: int | None) -> LanguageModel:
-    from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
     from caramba_plugins_standard.gqa import GroupedQueryAttention
+    from caramba_plugins_standard.layers import LinearHead, TokenEmbedder
 
     from caramba_core.component import Model
     from caramba_core.lowering import lower

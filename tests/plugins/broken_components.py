@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import torch
 from caramba_plugins_standard.probing import Probe
-from caramba_plugins_testing import TinyAttention, TinyLinear
-from caramba_plugins_testing.modules import TinyAttentionModule, TinyLinearModule
 from torch import Tensor
 from torch.nn import functional as F
 
 from caramba_core.component import CacheEntry, Cost, Shape, Weight, component, option
 from caramba_core.nn.frame import Frame
+from tests.plugins.tiny import TinyAttention, TinyLinear
+from tests.plugins.tiny_modules import TinyAttentionModule, TinyLinearModule
 
 SOUND = TinyAttentionModule.forward
 

@@ -17,12 +17,15 @@ __all__ = ["ATTENTION", "CORE_RANGE", "Ran", "Site"]
 CORE_RANGE = f">={__version__},<9"
 
 ATTENTION = """
-from caramba_plugins_testing import TinyAttention
-from caramba_core.component import component
+from caramba_plugins_standard.gqa import GroupedQueryAttention
+from caramba_core.component import component, option
 
 @component
-class Attention(TinyAttention):
+class Attention(GroupedQueryAttention):
     '''An attention.'''
+    n_heads: int = option(default=1, help="heads", minimum=1)
+    n_kv_heads: int = option(default=1, help="key/value heads", minimum=1)
+    head_dim: int = option(default=8, help="width of a head", minimum=1)
 """
 
 

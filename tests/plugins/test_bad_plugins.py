@@ -47,8 +47,8 @@ BROKEN_ON_LOAD = {
         "report it to its author",
     ),
     "is of another kind": (
-        "from caramba_plugins_testing import TinyLinear as Attention",
-        "is the class TinyLinear expected: a class derived from caramba_core.component.Attention",
+        "from caramba_plugins_standard.layers import Linear as Attention",
+        "is the class Linear expected: a class derived from caramba_core.component.Attention",
         "report it to its author",
     ),
     "is gone": (None, "its module bad is not there", "pip uninstall caramba-plugin-bad"),

@@ -133,7 +133,7 @@ def test_a_default_that_needs_settings(site: Site) -> None:
     entries = {"caramba.router": {"mine": "mine:Mine", "default": "mine:Mine"}}
     text = (
         "from caramba_core.component import component, option\n"
-        "from caramba_plugins_standard.routers import Router\n"
+        "from caramba_plugins_standard.fans import Router\n"
         "@component\nclass Mine(Router):\n    '''A router.'''\n    size: int = option(help='a size')\n"
     )
     site.add("caramba-plugin-needy", entries=entries, modules={"mine": text})

@@ -18,7 +18,7 @@ from caramba_plugins_testing import CheckFailed
 from caramba_plugins_testing.hooks import play_failure, play_run
 from caramba_plugins_testing.loaders import check_loader
 from caramba_plugins_testing.strategies import check_strategy
-from caramba_plugins_upcycle.distillation import Global
+from caramba_plugins_upcycle.strategies import Global
 from safetensors.torch import load_file, save_file
 
 from caramba_core.component import component, option

@@ -27,7 +27,7 @@ def test_listings_import_no_plugin_and_nothing_heavy(site: Site, arguments: tupl
         "import sys\nfrom caramba_core.cli import main\n"
         f"try:\n    main({list(arguments)!r})\nexcept SystemExit as ended:\n    assert not ended.code, ended.code\n"
         f"found = {{'trap', *{HEAVY!r}}} & set(sys.modules)\n"
-        "own = {'caramba_plugins_tools', 'caramba_plugins_tools.preset_commands'}  # whose command it is\n"
+        "own = {'caramba_plugins_tools', 'caramba_plugins_tools.commands'}  # whose command it is\n"
         "plugins = {name for name in sys.modules if name.startswith('caramba_plugins')} - own\n"
         "assert not found and not plugins, (found, plugins)"
     )
@@ -97,8 +97,8 @@ def test_show(site: Site) -> None:
         assert "extra plain: installed" in said
         assert "extra all" not in said  # it names others, which speak for themselves
         assert "hooks: run_started, run_failed" in said
-        assert "attention zeta An attention." in said
-        assert "n_heads: integer = 1 (>= 1) heads" in said
+        assert "zeta attention caramba-plugin-shown 1.0 An attention." in said
+        assert "n_heads integer 1 >= 1 heads" in said
     unknown = site.caramba("plugins", "show", "shwn")
     assert unknown.code == 2
     assert "no plugin 'shwn' is installed" in unknown.err

@@ -48,6 +48,50 @@ model:
 """
 
 
+TINY = """
+from typing import ClassVar
+from caramba_core.component import Attention, Body, Embedder, Head, Layer, Topology, Weight, component, option
+
+@component
+class Vectors(Embedder):
+    builds: ClassVar[str] = "tiny:nothing"
+    d_model: int = option(help="width")
+
+    def output_width(self, width):
+        return self.d_model
+
+    def weights(self, width):
+        return {"weight": Weight(shape=(self.vocab_size, self.d_model))}
+
+@component
+class Logits(Head):
+    builds: ClassVar[str] = "tiny:nothing"
+
+    def output_width(self, width):
+        return self.vocab_size
+
+    def weights(self, width):
+        return {"weight": Weight(shape=(self.vocab_size, width))}
+
+@component
+class Chain(Topology):
+    builds: ClassVar[str] = ""
+    inline: ClassVar[str | None] = "caramba_core.nn.sequence:chain"
+    layers: tuple[Layer, ...] = option(help="the layers")
+
+    def bodies(self):
+        return (Body(layers=self.layers),)
+
+@component
+class Mixing(Attention):
+    builds: ClassVar[str] = "tiny:nothing"
+    n_heads: int = option(help="heads")
+
+    def weights(self, width):
+        return {name: Weight(shape=(width, width)) for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+"""
+
+
 class Environment:
     """A virtual environment with the third-party packages of this one, and of caramba what is installed into it."""
 
@@ -219,12 +263,11 @@ def test_the_core_alone_lists_plans_and_says_what_is_missing(wheels: list[Path],
         assert f"there is no {missing}" in refused.said
     assert "pip install that plugin" in refused.said
 
-    # What is installed is planned, whoever supplies it: here, the small components of the test kit.
-    environment.install(wheels, "caramba-plugins-testing")
+    # What is installed is planned, whoever supplies it.
     made = Site(tmp_path)
-    kit = "caramba_plugins_testing"
-    kinds = {"embedder": "TinyEmbedder", "head": "TinyHead", "topology": "TinyChain", "attention": "TinyAttention"}
-    made.add("tiny", entries={f"caramba.{kind}": {f"tiny_{kind}": f"{kit}:{name}"} for kind, name in kinds.items()})
+    kinds = {"embedder": "Vectors", "head": "Logits", "topology": "Chain", "attention": "Mixing"}
+    entries = {f"caramba.{kind}": {f"tiny_{kind}": f"tiny:{name}"} for kind, name in kinds.items()}
+    made.add("tiny", entries=entries, modules={"tiny": TINY})
     environment.add_path(made.folder)
     (tmp_path / "tiny.yml").write_text(PLAIN)
     planned = environment.caramba("compile", "tiny.yml", "--json")

@@ -8,9 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caramba._display import printed_html, printed_text
-from caramba._opening import run_manifest
-from caramba._runs import Runs, list_runs
+from caramba._display import Printed, notebook_console
+from caramba._opening import is_run
+from caramba._runs import Runs, run_info
 from caramba_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -125,8 +125,15 @@ class Experiment:
         Raises:
             CarambaError: of the kind that says what went wrong; see :mod:`caramba_core.errors`.
         """
-        done = run_manifest(self._loaded, group=group, run=run, resume=resume, output=Path(output), minutes=minutes)
-        return Runs(info for path in done for info in list_runs(path))
+        from caramba_core.run.experiment import Experiment
+        from caramba_core.run.reporter import Reporter
+
+        reporter = Reporter(notebook_console())
+        experiment = Experiment(self._loaded, group=group, run=run, output=Path(output), reporter=reporter)
+        experiment.complete(resume=resume, minutes=minutes)
+        experiment.verify()
+        folders = (experiment.directory(one, each).path for one, each in experiment.chosen)
+        return Runs(map(run_info, filter(is_run, folders)))
 
     # ------------------------------------------------------------------------------------------------ helpers
 
@@ -144,16 +151,8 @@ class Experiment:
         return self._known(group if group is not None else next(iter(self.groups), None))
 
 
-class Plans(tuple["Plan", ...]):
+class Plans(Printed, tuple["Plan", ...]):
     """Plans of groups; printed, tables."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return printed_text(self._print)
-
-    def _repr_html_(self) -> str:
-        return printed_html(self._print)
 
     def _print(self, console: Console) -> None:
         from caramba_plugins_draw.terminal import show

@@ -9,16 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, overload
 
-from caramba._opening import (
-    OpenedRun,
-    find_runs,
-    heldout_tokens,
-    is_run,
-    load_checkpoint,
-    load_student,
-    open_checkpoint,
-    open_run,
-)
+from caramba._opening import OpenedRun, find_runs, is_run, load_checkpoint, open_run
 from caramba_core.errors import InputError, InvalidValue
 
 if TYPE_CHECKING:
@@ -189,7 +180,7 @@ class Model:
             context = max(2, min(self._settings().context, len(tokens.ids))) if context is None else context
             windows = max(1, len(tokens.ids) // max(1, context)) if windows is None else windows
         elif self._run is not None:
-            tokens = heldout_tokens(self._run, self.model.graph, self.tokenizer)
+            tokens = self._run.heldout_tokens(self.model.graph, self.tokenizer)
         else:
             raise InputError("a checkpoint has no held-out tokens of its own", expected="a text or token ids")
         settings = self._settings(context=context, windows=windows, batch_size=batch_size, cache=cache)
@@ -270,7 +261,7 @@ def open_model(path: str | PathLike[str], *, device: str, dtype: str | None, ste
         opened = open_run(folder, step)
         return Model(
             path=folder,
-            model=load_student(opened, device),
+            model=opened.model(device),
             manifest=opened.loaded.document,
             summary=opened.summary,
             dtype=dtype or opened.dtype,
@@ -281,8 +272,10 @@ def open_model(path: str | PathLike[str], *, device: str, dtype: str | None, ste
     if inside:
         shown = ", ".join(inside[:4]) + (", ..." if len(inside) > 4 else "")
         raise InputError(f"{folder} is not a run's folder, but holds some", expected=f"one of: {shown}")
+    from caramba_plugins_standard.loading import open_source
+
     try:
-        checkpoint = open_checkpoint(str(path))
+        checkpoint = open_source(str(path), Path())
     except InputError as error:
         if not folder.exists():
             raise

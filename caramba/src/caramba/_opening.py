@@ -1,4 +1,4 @@
-"""The one module here that knows how caramba_core runs manifests and keeps runs."""
+"""Opening runs and checkpoints: from a folder to a model with its weights."""
 
 from __future__ import annotations
 
@@ -20,35 +20,11 @@ if TYPE_CHECKING:
     from caramba_core.nn.language_model import LanguageModel
     from caramba_core.teachers import Tokenizer
 
-__all__ = [
-    "OpenedRun",
-    "RunState",
-    "find_runs",
-    "heldout_tokens",
-    "is_run",
-    "load_checkpoint",
-    "load_student",
-    "open_checkpoint",
-    "open_run",
-    "run_manifest",
-    "run_state",
-]
+__all__ = ["OpenedRun", "find_runs", "is_run", "load_checkpoint", "open_run"]
 
 
 _DEEPEST: Final = 4
 """Levels from a project's folder down to its runs: ``runs/NAME/GROUP/RUN``."""
-
-
-# ------------------------------------------------------------------------------------------------ folders of runs
-
-
-@attrs.frozen(kw_only=True)
-class RunState:
-    """Where a run stands, and its result if it has one."""
-
-    status: str
-    step: int
-    summary: dict[str, Any] | None
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -62,23 +38,6 @@ def find_runs(folder: Path) -> list[Path]:
 def is_run(folder: Path) -> bool:
     """Whether a run lives in this folder."""
     return (folder / "manifest.yml").is_file() and (folder / "state.json").is_file()
-
-
-def run_state(folder: Path) -> RunState:
-    """The state that a run's folder records."""
-    from caramba_core.run.directory import RunDirectory
-
-    directory = RunDirectory(folder)
-    try:
-        state = directory.state()
-        summary = directory.summary()
-    except (InputError, ValueError):
-        return RunState(status="damaged", step=0, summary=None)
-    assert state is not None
-    return RunState(status=state.status, step=state.step, summary=summary)
-
-
-# ------------------------------------------------------------------------------------------------ opening one
 
 
 @attrs.frozen(kw_only=True)
@@ -109,6 +68,36 @@ class OpenedRun:
         from caramba_plugins_standard.loading import open_source
 
         return open_source(self.group.teacher.source, self.loaded.folder, sha256=self.group.teacher.sha256)
+
+    def model(self, device: str) -> LanguageModel:
+        """The model with the weights of the run's checkpoint, each in the type that the run held it in."""
+        import torch
+
+        from caramba_core.graph import trained_nodes
+        from caramba_core.lowered import lower_group
+        from caramba_core.run.checkpoint import load_tensors
+        from caramba_core.run.device import pick_device, torch_dtype
+        from caramba_core.run.student import assemble
+
+        graph = lower_group(self.loaded, self.group)
+        return assemble(
+            graph,
+            teacher=None,
+            tensors=load_tensors(self.checkpoint),
+            trained=trained_nodes(graph, self.run.trains),
+            device=pick_device(device),
+            dtype=torch.float32 if self.group.teacher is None else torch_dtype(self.group.teacher.dtype),
+            seed=self.run.seed,
+        )
+
+    def heldout_tokens(self, graph: Graph, tokenizer: Tokenizer | None) -> Tokens:
+        """The tokens that the run was measured on."""
+        from caramba_core.run.context import check_tokens
+
+        data = self.group.data
+        if data is None or data.heldout is None:
+            raise InputError(f"the run {self.path} has no data.heldout to measure on", hint="give a text or token ids")
+        return check_tokens(data.heldout.open(self.loaded.folder, tokenizer), graph, tokenizer)
 
 
 def open_run(path: Path, step: int | None) -> OpenedRun:
@@ -146,49 +135,6 @@ def open_run(path: Path, step: int | None) -> OpenedRun:
     )
 
 
-def load_student(opened: OpenedRun, device: str) -> LanguageModel:
-    """The model with the weights of the run's checkpoint, each in the type that the run held it in."""
-    import torch
-
-    from caramba_core.graph import trained_nodes
-    from caramba_core.lowered import lower_group
-    from caramba_core.run.checkpoint import load_tensors
-    from caramba_core.run.device import pick_device, torch_dtype
-    from caramba_core.run.student import assemble
-
-    graph = lower_group(opened.loaded, opened.group)
-    teacher = opened.group.teacher
-    return assemble(
-        graph,
-        teacher=None,
-        tensors=load_tensors(opened.checkpoint),
-        trained=trained_nodes(graph, opened.run.trains),
-        device=pick_device(device),
-        dtype=torch.float32 if teacher is None else torch_dtype(teacher.dtype),
-        seed=opened.run.seed,
-    )
-
-
-def heldout_tokens(opened: OpenedRun, graph: Graph, tokenizer: Tokenizer | None) -> Tokens:
-    """The tokens that the run was measured on."""
-    from caramba_core.run.context import check_tokens
-
-    data = opened.group.data
-    if data is None or data.heldout is None:
-        raise InputError(f"the run {opened.path} has no data.heldout to measure on", hint="give a text or token ids")
-    return check_tokens(data.heldout.open(opened.loaded.folder, tokenizer), graph, tokenizer)
-
-
-# ------------------------------------------------------------------------------------------------ checkpoints
-
-
-def open_checkpoint(source: str) -> Checkpoint:
-    """A pretrained checkpoint by its path or address, its headers read."""
-    from caramba_plugins_standard.loading import open_source
-
-    return open_source(source, Path())
-
-
 def load_checkpoint(checkpoint: Checkpoint, device: str, dtype: str) -> LanguageModel:
     """The model of a pretrained checkpoint, with its weights."""
     from caramba_plugins_standard.loading import PretrainedModel
@@ -199,21 +145,3 @@ def load_checkpoint(checkpoint: Checkpoint, device: str, dtype: str) -> Language
 
     graph = lower(structure_model(checkpoint.model(), origin=str(checkpoint.path)))
     return PretrainedModel(checkpoint, graph, str(checkpoint.path)).load(pick_device(device), torch_dtype(dtype))
-
-
-# ------------------------------------------------------------------------------------------------ running
-
-
-def run_manifest(
-    loaded: Loaded, *, group: str | None, run: str | None, resume: bool, output: Path, minutes: float | None
-) -> list[Path]:
-    """What ``caramba run`` does, but for the closing table; the folders of the runs that were asked for."""
-    from caramba._display import notebook_console
-    from caramba_core.run.experiment import Experiment
-    from caramba_core.run.reporter import Reporter
-
-    experiment = Experiment(loaded, group=group, run=run, output=output, reporter=Reporter(notebook_console()))
-    experiment.complete(resume=resume, minutes=minutes)
-    experiment.verify()
-    chosen = (experiment.directory(one, each).path for one, each in experiment.chosen)
-    return [path for path in chosen if is_run(path)]

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex, overload
 
 import attrs
 
-from caramba._display import printed_text
-from caramba._opening import find_runs, run_state
+from caramba._display import Printed
+from caramba._opening import find_runs
 from caramba_core.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["RunInfo", "Runs", "list_runs"]
+__all__ = ["RunInfo", "Runs", "list_runs", "run_info"]
 
-_COLUMNS: Final = ("name", "group", "run", "status", "step", "perplexity", "ratio", "cached bytes per token")
-_TEXT_COLUMNS: Final = 4
+_COLUMNS: Final[dict[str, Literal["left", "right"]]] = {
+    "name": "left",
+    "group": "left",
+    "run": "left",
+    "status": "left",
+    "step": "right",
+    "perplexity": "right",
+    "ratio": "right",
+    "cached bytes per token": "right",
+}
+"""The heads of a table of runs, and the side that each column is aligned to."""
 
 
 @attrs.frozen(kw_only=True)
@@ -65,51 +73,39 @@ class RunInfo:
         )
 
 
-class Runs(Sequence[RunInfo]):
-    """Runs in order, as a list; printed, a table."""
-
-    def __init__(self, runs: Iterable[RunInfo]) -> None:
-        self._runs = tuple(runs)
-
-    def __len__(self) -> int:
-        return len(self._runs)
-
-    def __iter__(self) -> Iterator[RunInfo]:
-        return iter(self._runs)
-
-    @overload
-    def __getitem__(self, index: int) -> RunInfo: ...
-    @overload
-    def __getitem__(self, index: slice) -> Runs: ...
-    def __getitem__(self, index: int | slice) -> RunInfo | Runs:
-        return Runs(self._runs[index]) if isinstance(index, slice) else self._runs[index]
+class Runs(Printed, tuple[RunInfo, ...]):
+    """Runs in order; printed, a table."""
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Plain data, one mapping for each run; ``pandas.DataFrame(runs.to_dicts())`` takes it."""
-        return [{**attrs.asdict(run), "path": str(run.path)} for run in self._runs]
+        return [{**attrs.asdict(run), "path": str(run.path)} for run in self]
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> RunInfo: ...
+    @overload
+    def __getitem__(self, index: slice) -> Runs: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> RunInfo | Runs:
+        return Runs(super().__getitem__(index)) if isinstance(index, slice) else super().__getitem__(index)
 
     def __repr__(self) -> str:
-        return printed_text(self._print) if self._runs else "no runs"
+        return super().__repr__() if self else "no runs"
 
     def _repr_html_(self) -> str:
         heads = "".join(f"<th>{head}</th>" for head in _COLUMNS)
-        rows = (
-            "".join(
-                f'<td style="text-align: {"left" if column < _TEXT_COLUMNS else "right"}">{escape(cell)}</td>'
-                for column, cell in enumerate(run.cells())
-            )
-            for run in self._runs
-        )
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        body = ""
+        for run in self:
+            cells = zip(_COLUMNS.values(), run.cells(), strict=True)
+            row = "".join(f'<td style="text-align: {side}">{escape(cell)}</td>' for side, cell in cells)
+            body += f"<tr>{row}</tr>"
         return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
 
     def _print(self, console: Console) -> None:
         from rich.table import Table
 
         table = Table()
-        for column, head in enumerate(_COLUMNS):
-            table.add_column(head, justify="left" if column < _TEXT_COLUMNS else "right")
-        for run in self._runs:
+        for head, side in _COLUMNS.items():
+            table.add_column(head, justify=side)
+        for run in self:
             table.add_row(*run.cells())
         console.print(table)
 
@@ -119,19 +115,24 @@ def list_runs(path: str | PathLike[str]) -> Runs:
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}", hint="caramba run makes it; --output names another")
-    return Runs(_info(found) for found in find_runs(folder))
+    return Runs(map(run_info, find_runs(folder)))
 
 
-def _info(path: Path) -> RunInfo:
+def run_info(path: Path) -> RunInfo:
+    """What a run's folder tells."""
+    from caramba_core.run.directory import RunDirectory
+
     name, group, run = path.resolve().parts[-3:]
-    state = run_state(path)
-    summary = state.summary or {}
+    try:
+        state, summary = RunDirectory(path).state(), RunDirectory(path).summary() or {}
+    except (InputError, ValueError):
+        state, summary = None, {}
     return RunInfo(
         name=name,
         group=group,
         run=run,
-        status=state.status,
-        step=state.step,
+        status="damaged" if state is None else state.status,
+        step=0 if state is None else state.step,
         perplexity=summary.get("perplexity", {}).get("end"),
         standard_error=summary.get("perplexity_standard_error", {}).get("end"),
         ratio=summary.get("perplexity_ratio", {}).get("end"),

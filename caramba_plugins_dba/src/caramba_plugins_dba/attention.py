@@ -12,23 +12,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+from caramba_plugins_standard.gqa import HeadedAttention
 from caramba_plugins_standard.rope import Rope
 
-from caramba_core.component import Attention, CacheEntry, Constant, Cost, Given, Shape, Weight, component, option
+from caramba_core.component import CacheEntry, Constant, Cost, Given, Shape, Weight, component, option
 from caramba_core.errors import InvalidValue
 
 __all__ = ["DecoupledBottleneckAttention"]
 
 
 @component
-class DecoupledBottleneckAttention(Attention):
+class DecoupledBottleneckAttention(HeadedAttention):
     """Attention with keys split into a small semantic and a small rotary part, and values that may be a latent."""
 
     builds: ClassVar[str] = "caramba_plugins_dba.module:DecoupledBottleneckModule"
-    inherited: ClassVar[tuple[str, ...]] = ("name", "n_heads", "n_kv_heads", "head_dim", "rope", "scale")
 
-    n_heads: int = option(help="query heads", minimum=1)
-    n_kv_heads: int = option(help="key/value heads; a divisor of n_heads", minimum=1)
     head_dim: int = option(help="width of a head before the split: twice the rotary pairs to choose from", minimum=2)
     sem_dim: int = option(help="cached values of the semantic keys", unit="values a token and layer", minimum=0)
     geo_dim: int = option(
@@ -42,7 +40,6 @@ class DecoupledBottleneckAttention(Attention):
         default="latent", help="one value latent that is expanded after attention, or a part for each key/value head"
     )
     rope: Rope | None = option(default=None, help="rotary embedding that the kept pairs are taken from")
-    scale: float | None = option(default=None, help="multiplier of scores; head_dim ** -0.5 if not given", above=0.0)
     q_bias: bool = option(default=False, help="add a bias to the queries")
     k_bias: bool = option(
         default=False, help="add a bias to the rotary keys; one on semantic keys would change nothing"
@@ -61,8 +58,7 @@ class DecoupledBottleneckAttention(Attention):
     )
 
     def __attrs_post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads:
-            raise InvalidValue("n_kv_heads", f"{self.n_kv_heads} does not divide n_heads ({self.n_heads})")
+        super().__attrs_post_init__()
         if self.head_dim % 2:
             raise InvalidValue("head_dim", f"{self.head_dim} is odd", expected="an even width: rotary pairs")
         if self.sem_dim + self.geo_dim == 0:
@@ -113,11 +109,6 @@ class DecoupledBottleneckAttention(Attention):
     def v_width(self) -> int:
         """Width of one head's values behind the cache."""
         return self.head_dim if self.v_layout == "latent" else self.v_dim // self.n_kv_heads
-
-    @property
-    def multiplier(self) -> float:
-        """What scores are multiplied with."""
-        return self.head_dim**-0.5 if self.scale is None else self.scale
 
     @property
     def fused_width(self) -> int:

@@ -39,6 +39,8 @@ class GQAToDBA(Transplant):
     """Rotary pairs by their importance, query-aware semantic keys, attention-weighted values; then least squares."""
 
     target: ClassVar[type[Attention]] = DecoupledBottleneckAttention
+    same: ClassVar[tuple[str, ...]] = ("n_heads", "n_kv_heads", "head_dim", "scale")
+    without: ClassVar[tuple[str, ...]] = ("qk_norm_eps",)
 
     selection: Literal["rotation", "norm", "frequency"] = option(
         default="rotation", help="what a rotary pair is kept for: the error without it, or (controls) energy, frequency"
@@ -66,12 +68,9 @@ class GQAToDBA(Transplant):
             raise InvalidValue("refits", f"{self.refits!r} has other letters than q, k and v")
 
     def check(self, source: Attention, target: Attention, width: int) -> None:
-        """Raise :class:`InvalidValue` with the reason where this pair cannot be converted."""
+        """Sizes that the source can fill, its rotation and its window."""
+        super().check(source, target, width)
         assert isinstance(target, DecoupledBottleneckAttention)
-        for field in ("n_heads", "n_kv_heads", "head_dim"):
-            ours, theirs = getattr(target, field), getattr(source, field)
-            if ours != theirs:
-                raise InvalidValue(field, f"{ours} differs from the source's {theirs}", expected=str(theirs))
         rope = getattr(source, "rope", None)
         if rope is None and self.fold != "none":
             raise InvalidValue(None, f"fold: {self.fold} has nothing to fold: the source has no rotary embedding")
@@ -79,8 +78,6 @@ class GQAToDBA(Transplant):
             raise InvalidValue("geo_dim", "the source has no rotary embedding", expected="0")
         if rope is not None and target.rope is not None and target.rope != rope:
             raise InvalidValue("rope", f"{target.rope} differs from the source's", expected=str(rope))
-        if getattr(source, "qk_norm_eps", None) is not None:
-            raise InvalidValue(None, "the source has qk_norm_eps, for which there is no start of DBA")
         seen = getattr(source, "window", None)
         if target.window != seen:
             raise InvalidValue(
@@ -101,10 +98,6 @@ class GQAToDBA(Transplant):
                 "v_dim",
                 f"{target.v_dim} is more than the source's values",
                 expected=f"at most {target.n_kv_heads * target.head_dim}",
-            )
-        if target.multiplier != source_multiplier(source):
-            raise InvalidValue(
-                "scale", f"{target.multiplier} differs from the source's", expected=f"{source_multiplier(source)}"
             )
         self._check_biases(source, target, width)
 
@@ -190,13 +183,6 @@ class GQAToDBA(Transplant):
             value_rounds=self.value_rounds,
             iterations=self.iterations,
         )
-
-
-def source_multiplier(source: Attention) -> float:
-    """What the source multiplies its scores with."""
-    scale = getattr(source, "scale", None)
-    multiplier: float = getattr(source, "head_dim") ** -0.5 if scale is None else scale  # noqa: B009
-    return multiplier
 
 
 def _shown(window: int | None) -> str:

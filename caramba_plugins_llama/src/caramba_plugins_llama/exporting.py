@@ -16,8 +16,18 @@ from caramba_core.component import Topology
 from caramba_core.errors import CarambaError
 from caramba_core.graph import Graph, Node
 from caramba_core.plugins.registry import registry
+from caramba_plugins_llama.families import hugging_face_keys
 
-__all__ = ["Block", "Decoder", "ExportError", "Exporter", "Folder", "Part", "decoder_of"]
+__all__ = [
+    "Block",
+    "Decoder",
+    "ExportError",
+    "Exporter",
+    "Folder",
+    "Part",
+    "decoder_of",
+    "hugging_face_keys",
+]
 
 _CHAIN: Final = "caramba_core.nn.sequence:chain"
 

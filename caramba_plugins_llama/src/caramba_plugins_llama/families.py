@@ -140,25 +140,17 @@ REFUSED: Final[dict[str, str]] = {
 EMBEDDINGS: Final = "embedder.weight"
 HEAD: Final = "head.weight"
 _OUTSIDE: Final = {"embed_tokens.weight": EMBEDDINGS, "norm.weight": "norm.weight", "lm_head.weight": HEAD}
+_PROJECTIONS: Final = {
+    **{f"self_attn.{name}_proj": f"attention.{name}" for name in ("q", "k", "v", "o")},
+    **{f"mlp.{name}_proj": f"mlp.{name}" for name in ("gate", "up", "down")},
+}
 _BLOCK: Final = {
     "input_layernorm.weight": "norm.weight",
-    "self_attn.q_proj.weight": "attention.q_proj",
-    "self_attn.k_proj.weight": "attention.k_proj",
-    "self_attn.v_proj.weight": "attention.v_proj",
-    "self_attn.o_proj.weight": "attention.o_proj",
-    "self_attn.q_proj.bias": "attention.q_bias",
-    "self_attn.k_proj.bias": "attention.k_bias",
-    "self_attn.v_proj.bias": "attention.v_bias",
-    "self_attn.o_proj.bias": "attention.o_bias",
+    "post_attention_layernorm.weight": "norm_2.weight",
     "self_attn.q_norm.weight": "attention.q_norm",
     "self_attn.k_norm.weight": "attention.k_norm",
-    "post_attention_layernorm.weight": "norm_2.weight",
-    "mlp.gate_proj.weight": "mlp.gate_proj",
-    "mlp.up_proj.weight": "mlp.up_proj",
-    "mlp.down_proj.weight": "mlp.down_proj",
-    "mlp.gate_proj.bias": "mlp.gate_bias",
-    "mlp.up_proj.bias": "mlp.up_bias",
-    "mlp.down_proj.bias": "mlp.down_bias",
+    **{f"{key}.weight": f"{name}_proj" for key, name in _PROJECTIONS.items()},
+    **{f"{key}.bias": f"{name}_bias" for key, name in _PROJECTIONS.items()},
 }
 _IGNORED: Final = ("self_attn.rotary_emb.inv_freq",)
 """Old checkpoints store rotary frequencies; they follow from the configuration."""

@@ -29,25 +29,22 @@ _OUTSIDE: Final = {
     "output_norm.weight": "norm.weight",
     "output.weight": "head.weight",
 }
+_PROJECTIONS: Final = {
+    "attn_q": "attention.q",
+    "attn_k": "attention.k",
+    "attn_v": "attention.v",
+    "attn_output": "attention.o",
+    "ffn_gate": "mlp.gate",
+    "ffn_up": "mlp.up",
+    "ffn_down": "mlp.down",
+}
 _BLOCK: Final = {
     "attn_norm.weight": "norm.weight",
-    "attn_q.weight": "attention.q_proj",
-    "attn_k.weight": "attention.k_proj",
-    "attn_v.weight": "attention.v_proj",
-    "attn_output.weight": "attention.o_proj",
-    "attn_q.bias": "attention.q_bias",
-    "attn_k.bias": "attention.k_bias",
-    "attn_v.bias": "attention.v_bias",
-    "attn_output.bias": "attention.o_bias",
+    "ffn_norm.weight": "norm_2.weight",
     "attn_q_norm.weight": "attention.q_norm",
     "attn_k_norm.weight": "attention.k_norm",
-    "ffn_norm.weight": "norm_2.weight",
-    "ffn_gate.weight": "mlp.gate_proj",
-    "ffn_up.weight": "mlp.up_proj",
-    "ffn_down.weight": "mlp.down_proj",
-    "ffn_gate.bias": "mlp.gate_bias",
-    "ffn_up.bias": "mlp.up_bias",
-    "ffn_down.bias": "mlp.down_bias",
+    **{f"{key}.weight": f"{name}_proj" for key, name in _PROJECTIONS.items()},
+    **{f"{key}.bias": f"{name}_bias" for key, name in _PROJECTIONS.items()},
 }
 _TURNED: Final = ("attention.q_proj", "attention.k_proj", "attention.q_bias", "attention.k_bias")
 """What has one row a dimension of a rotated head."""

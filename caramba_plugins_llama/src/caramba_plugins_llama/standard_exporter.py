@@ -10,8 +10,8 @@ from caramba_plugins_standard.rope import Rope
 
 from caramba_core.graph import Graph
 from caramba_plugins_llama.configuration import model_of
-from caramba_plugins_llama.exporting import Block, Decoder, ExportError, Folder, decoder_of
-from caramba_plugins_llama.families import FAMILIES, Family, hugging_face_keys
+from caramba_plugins_llama.exporting import Block, Decoder, ExportError, Folder, decoder_of, hugging_face_keys
+from caramba_plugins_llama.families import FAMILIES, Family
 
 __all__ = ["StandardExporter"]
 

@@ -8,8 +8,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from caramba_plugins_draw.canvas import text_width, wrap
 from caramba_plugins_draw.layout import Box, ChainBox, FanBox, FrameBox, ResidualBox, arrange
-from caramba_plugins_draw.lettering import text_width, wrap
 from caramba_plugins_draw.mermaid import mermaid
 from caramba_plugins_draw.page import page
 from caramba_plugins_draw.sketch import Sketch, sketch

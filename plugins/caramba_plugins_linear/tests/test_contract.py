@@ -29,7 +29,16 @@ ROUNDED: dict[str, Any] = {"decoding_tolerance": 1e-6}
     Case(
         name="options",
         config=LinearAttention(
-            n_heads=3, n_kv_heads=1, head_dim=6, features=11, window=2, sinks=1, qkv_bias=True, o_bias=True, scale=0.3
+            n_heads=3,
+            n_kv_heads=1,
+            head_dim=6,
+            features=11,
+            window=2,
+            sinks=1,
+            qkv_bias=True,
+            o_bias=True,
+            scale=0.3,
+            qk_norm_eps=1e-6,
         ),
         **ROUNDED,
     ),

@@ -9,8 +9,8 @@ import torch
 from caramba_plugins_linear.attention import LinearAttention
 from caramba_plugins_linear.far import linear_attention
 from caramba_plugins_linear.module import LinearAttentionModule
-from caramba_plugins_linear.reference import mixed
 from caramba_plugins_standard.rope import Rope
+from linear_reference import mixed
 
 from caramba_core.nn.frame import Frame
 
@@ -49,7 +49,7 @@ def built(config: LinearAttention) -> LinearAttentionModule:
     [
         {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "features": 5, "rope": ROPES["plain"]},
         {"n_heads": 3, "n_kv_heads": 1, "head_dim": 2, "features": 1, "rope": ROPES["yarn"], "qkv_bias": True},
-        {"n_heads": 2, "n_kv_heads": 2, "head_dim": 3, "features": 7, "scale": 0.9},
+        {"n_heads": 2, "n_kv_heads": 2, "head_dim": 3, "features": 7, "scale": 0.9, "qk_norm_eps": 1e-5},
     ],
     ids=["grouped", "yarn", "no_rope"],
 )

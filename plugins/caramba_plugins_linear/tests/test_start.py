@@ -71,7 +71,9 @@ def convert(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, {"qkv_bias": True, "o_bias": True, "scale": 0.5}], ids=["plain", "biases"])
+@pytest.mark.parametrize(
+    "options", [{}, {"qkv_bias": True, "o_bias": True, "scale": 0.5, "qk_norm_eps": 1e-5}], ids=["plain", "all"]
+)
 def test_exact_while_the_text_fits(options: dict[str, Any]) -> None:
     source = teacher(**options)
     target = LinearAttention(**SIZES, features=5, window=6, sinks=3, **{"o_bias": True, **options})
@@ -140,7 +142,7 @@ def test_calibration_needs_far_tokens() -> None:
         ({}, {"rope": None}, "rope"),
         ({}, {"scale": 2.0}, "scale"),
         ({"window": 4}, {}, None),
-        ({"qk_norm_eps": 1e-5}, {}, None),
+        ({"qk_norm_eps": 1e-5}, {}, "qk_norm_eps"),
         ({"qkv_bias": True}, {}, "qkv_bias"),
         ({"o_bias": True}, {}, "o_bias"),
     ],

@@ -8,8 +8,8 @@ import pytest
 import torch
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
 from caramba_plugins_mla.module import MultiHeadLatentModule
-from caramba_plugins_mla.reference import mixed
 from caramba_plugins_standard.rope import Rope
+from mla_reference import mixed
 
 from caramba_core.nn.frame import Frame
 

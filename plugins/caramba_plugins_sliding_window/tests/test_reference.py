@@ -6,8 +6,8 @@ import pytest
 import torch
 from caramba_plugins_sliding_window.attention import SlidingWindowAttention
 from caramba_plugins_sliding_window.module import SlidingWindowModule
-from caramba_plugins_sliding_window.reference import mixed
 from caramba_plugins_standard.rope import Rope
+from sliding_window_reference import mixed
 
 from caramba_core.nn.frame import Frame
 

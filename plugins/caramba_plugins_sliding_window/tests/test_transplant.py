@@ -54,8 +54,8 @@ def test_exact_while_the_text_fits(options: dict[str, object]) -> None:
         ({}, {"scale": 2.0}, "scale"),
         ({"window": 4}, {"window": 5}, "window"),
         ({"qk_norm_eps": 1e-5}, {}, "qk_norm_eps"),
-        ({"qkv_bias": True}, {}, None),
-        ({"o_bias": True}, {}, None),
+        ({"qkv_bias": True}, {}, "qkv_bias"),
+        ({"o_bias": True}, {}, "o_bias"),
     ],
     ids=str,
 )

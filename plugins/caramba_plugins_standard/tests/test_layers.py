@@ -7,13 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from caramba_plugins_standard.dropout import Dropout
-from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
-from caramba_plugins_standard.linear import Linear
-from caramba_plugins_standard.norm_modules import rms_norm
-from caramba_plugins_standard.norms import LayerNorm, RMSNorm
-from caramba_plugins_standard.swiglu import SwiGLU
-from caramba_plugins_standard.swiglu_module import gated
+from caramba_plugins_standard.layer_modules import gated, rms_norm
+from caramba_plugins_standard.layers import Dropout, LayerNorm, Linear, LinearHead, RMSNorm, SwiGLU, TokenEmbedder
 from caramba_plugins_testing import Case
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
-from caramba_plugins_standard.norms import RMSNorm
+from caramba_plugins_standard.layers import LinearHead, RMSNorm, TokenEmbedder
 from caramba_plugins_standard.pretrain import Pretrain
 from caramba_plugins_standard.pretrain_runner import PretrainRunner
 from caramba_plugins_standard.rope import Rope

@@ -6,14 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
-from caramba_plugins_standard.fans import Branching, Parallel
+from caramba_plugins_standard.fans import Branching, Parallel, SoftmaxRouter, TopKRouter
 from caramba_plugins_standard.gqa import GroupedQueryAttention
-from caramba_plugins_standard.linear import Linear
-from caramba_plugins_standard.norms import RMSNorm
+from caramba_plugins_standard.layers import Linear, LinearHead, RMSNorm, SwiGLU, TokenEmbedder
 from caramba_plugins_standard.rope import Rope
-from caramba_plugins_standard.routers import SoftmaxRouter, TopKRouter
-from caramba_plugins_standard.swiglu import SwiGLU
 from caramba_plugins_standard.topologies import Cyclic, Nested, Recurrent, Residual, Stacked
 from caramba_plugins_testing import Case
 from torch import Tensor, nn

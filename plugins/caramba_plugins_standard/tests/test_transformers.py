@@ -6,12 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.generation import generate
 from caramba_plugins_standard.gqa import GroupedQueryAttention
-from caramba_plugins_standard.norms import RMSNorm
+from caramba_plugins_standard.layers import LinearHead, RMSNorm, SwiGLU, TokenEmbedder
 from caramba_plugins_standard.rope import Rope
-from caramba_plugins_standard.swiglu import SwiGLU
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 from torch import Tensor, nn
 

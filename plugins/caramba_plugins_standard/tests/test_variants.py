@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
-from caramba_plugins_standard.norms import LayerNorm, RMSNorm
-from caramba_plugins_standard.swiglu import SwiGLU
+from caramba_plugins_standard.layers import LayerNorm, LinearHead, RMSNorm, SwiGLU, TokenEmbedder
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 
 from caramba_core.component import Model

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from attrs import evolve
 from caramba_plugins_upcycle.allocation.budget import allocate, part_of_the_way
 from caramba_plugins_upcycle.allocation.sensitivity import Sensitivity
 from hypothesis import given
 from hypothesis import strategies as st
 
 
-def curve(field: str, sizes: list[int], losses: list[float]) -> Sensitivity:
-    return Sensitivity(site="model.attention", field=field, sizes=tuple(sizes), losses=tuple(losses))
+def curve(field: str, sizes: list[int], losses: list[float], own: int = 1) -> Sensitivity:
+    return Sensitivity(site="model.attention", field=field, own=own, sizes=tuple(sizes), losses=tuple(losses))
 
 
 @st.composite
@@ -62,9 +63,10 @@ def test_part_of_the_way_stays_between_and_within_the_budget(
 ) -> None:
     budget = len(curves) + more
     own = [data.draw(st.sampled_from(c.sizes)) for c in curves]
+    curves = [evolve(c, own=at) for c, at in zip(curves, own, strict=True)]
     best, _ = allocate(curves, budget)
     try:
-        sizes, loss = part_of_the_way(curves, own, best, budget, step)
+        sizes, loss = part_of_the_way(curves, best, budget, step)
     except ValueError:  # equal shares of a small budget may be smaller than the smallest sizes
         assert any(at * budget / sum(own) < c.sizes[0] for c, at in zip(curves, own, strict=True))
         return
@@ -76,6 +78,6 @@ def test_part_of_the_way_stays_between_and_within_the_budget(
 
 
 def test_all_the_way_is_the_optimum_and_none_of_it_the_manifest() -> None:
-    curves = [curve("sem_dim", [2, 4, 6], [9.0, 3.0, 0.0]), curve("v_dim", [2, 4, 6], [3.0, 1.0, 0.5])]
-    assert part_of_the_way(curves, [4, 4], [6, 2], 8, step=1.0) == ([6, 2], 3.0)
-    assert part_of_the_way(curves, [4, 4], [6, 2], 8, step=0.0) == ([4, 4], 4.0)
+    curves = [curve("sem_dim", [2, 4, 6], [9.0, 3.0, 0.0], own=4), curve("v_dim", [2, 4, 6], [3.0, 1.0, 0.5], own=4)]
+    assert part_of_the_way(curves, [6, 2], 8, step=1.0) == ([6, 2], 3.0)
+    assert part_of_the_way(curves, [6, 2], 8, step=0.0) == ([4, 4], 4.0)

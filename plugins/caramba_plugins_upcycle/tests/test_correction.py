@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
-from caramba_plugins_standard.embedding import LinearHead, TokenEmbedder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
-from caramba_plugins_standard.norms import RMSNorm
+from caramba_plugins_standard.layers import LinearHead, RMSNorm, SwiGLU, TokenEmbedder
 from caramba_plugins_standard.rope import Rope
-from caramba_plugins_standard.swiglu import SwiGLU
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 from caramba_plugins_upcycle.calibration import Calibration
 from caramba_plugins_upcycle.modes import Start

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from caramba_plugins_testing.strategies import check_strategy
-from caramba_plugins_upcycle.distillation import Global
+from caramba_plugins_upcycle.strategies import Global
 
 
 @pytest.mark.parametrize("trains", ["head", "attention", "*"])

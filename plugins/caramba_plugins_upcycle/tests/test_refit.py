@@ -11,36 +11,36 @@ def data(tokens: int = 200, mixed: int = 7, width: int = 5) -> tuple[torch.Tenso
 
 def test_without_ridge_it_is_least_squares_with_an_intercept() -> None:
     y, o = data()
-    refit = Refit(7, 5, torch.device("cpu"))
+    refit = Refit(torch.zeros(5, 7), torch.zeros(5))
     for part_y, part_o in zip(y.split(64), o.split(64), strict=True):
         refit.update(part_y.view(1, -1, 7), part_o.view(1, -1, 5))
-    weight, bias, report = refit.solve(torch.zeros(5, 7), None, ridge=0.0)
+    weight, bias, report = refit.solve(ridge=0.0)
     ones = torch.cat([y, torch.ones(len(y), 1)], dim=1).double()
     expected = torch.linalg.lstsq(ones, o.double()).solution
     torch.testing.assert_close(weight, expected[:-1].T, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(bias, expected[-1], rtol=1e-9, atol=1e-9)
     residual = (ones @ expected - o.double()).square().sum() / o.double().square().sum()
-    assert abs(report.after - residual.item()) < 1e-9
-    assert abs(report.before - 1.0) < 1e-9  # zeros explain nothing
+    assert abs(report["after"] - residual.item()) < 1e-9
+    assert abs(report["before"] - 1.0) < 1e-9  # zeros explain nothing
 
 
 def test_a_strong_ridge_keeps_the_start() -> None:
     y, o = data()
-    refit = Refit(7, 5, torch.device("cpu"))
-    refit.update(y, o)
     start, bias = torch.randn(5, 7, generator=torch.Generator().manual_seed(1)), torch.arange(5.0)
-    weight, new_bias, report = refit.solve(start, bias, ridge=1e9)
+    refit = Refit(start, bias)
+    refit.update(y, o)
+    weight, new_bias, report = refit.solve(ridge=1e9)
     torch.testing.assert_close(weight.float(), start, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(new_bias.float(), bias, rtol=1e-5, atol=1e-5)
-    assert abs(report.after - report.before) < 1e-5 * report.before
+    assert abs(report["after"] - report["before"]) < 1e-5 * report["before"]
 
 
 def test_the_solution_is_a_stationary_point_of_the_stated_objective() -> None:
     y, o = data()
-    refit = Refit(7, 5, torch.device("cpu"))
-    refit.update(y, o)
     start = torch.randn(5, 7, generator=torch.Generator().manual_seed(2))
-    weight, bias, _ = refit.solve(start, None, ridge=0.05)
+    refit = Refit(start, torch.zeros(5))
+    refit.update(y, o)
+    weight, bias, _ = refit.solve(ridge=0.05)
     w = torch.cat([weight.T, bias[None]]).requires_grad_()
     ones = torch.cat([y, torch.ones(len(y), 1)], dim=1).double()
     w0 = torch.cat([start.T, torch.zeros(1, 5)]).double()

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 import attrs
-from caramba_plugins_llama.exporting import Decoder, ExportError, Folder, Part, decoder_of
+from caramba_plugins_llama.exporting import Decoder, ExportError, Folder, Part, decoder_of, hugging_face_keys
 from caramba_plugins_standard.rope import Rope
 
 from caramba_core.graph import Graph
@@ -22,27 +22,12 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)
 """
 
-_OUTSIDE: Final = {
-    "embedder.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
+_OWN: Final = {
+    **{f"{name}_proj": f"{name}_proj.weight" for name in ("q_geo", "k_geo", "q_sem", "k_sem", "v_up", "gate")},
+    **{f"{name}_bias": f"{name}_proj.bias" for name in ("q_geo", "k_geo", "q_sem")},
+    **{name: name for name in ("pairs", "gate", "temperature", "null_key", "null_bias", "null_value")},
 }
-_BLOCK: Final = {
-    "norm.weight": "input_layernorm.weight",
-    "norm_2.weight": "post_attention_layernorm.weight",
-    **{f"mlp.{name}_proj": f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")},
-    **{f"mlp.{name}_bias": f"mlp.{name}_proj.bias" for name in ("gate", "up", "down")},
-    **{
-        f"attention.{name}_proj": f"self_attn.{name}_proj.weight"
-        for name in ("q", "k", "v", "o", "q_geo", "k_geo", "q_sem", "k_sem", "v_up")
-    },
-    **{f"attention.{name}_bias": f"self_attn.{name}_proj.bias" for name in ("q", "k", "o", "q_geo", "k_geo", "q_sem")},
-    "attention.gate_proj": "self_attn.gate_proj.weight",
-    **{
-        f"attention.{name}": f"self_attn.{name}"
-        for name in ("pairs", "gate", "temperature", "null_key", "null_bias", "null_value")
-    },
-}
+"""What Hugging Face's decoders do not have: weights of an attention, and what they are called there."""
 _VALUE_BIAS: Final = {"dba": "self_attn.v_bias", "gqa": "self_attn.v_proj.bias"}
 """DBA's stands behind the cache, an ordinary attention's in the projection."""
 
@@ -157,7 +142,8 @@ def _set_beyond(config: Any, known: Set[str]) -> dict[str, Any]:
 
 def _keys(decoder: Decoder) -> dict[str, str]:
     """The key of every parameter; ``{}`` stands for the number of a block where all blocks agree."""
-    keys = {**_OUTSIDE, **{f"blocks.{{}}.{name}": f"model.layers.{{}}.{key}" for name, key in _BLOCK.items()}}
+    own = {f"blocks.{{}}.attention.{name}": f"model.layers.{{}}.self_attn.{key}" for name, key in _OWN.items()}
+    keys = {**hugging_face_keys(), **own}
     for index, block in enumerate(decoder.blocks):
         kind = "dba" if block.attention.type == "dba" else "gqa"
         keys[f"blocks.{index}.attention.v_bias"] = f"model.layers.{index}.{_VALUE_BIAS[kind]}"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["conjugate_gradient", "eigen"]
+__all__ = ["conjugate_gradient", "ridge_solution"]
 
 
 def conjugate_gradient(
@@ -43,7 +43,36 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum((-2, -1), keepdim=True)
 
 
-def eigen(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+def ridge_solution(
+    apply: Callable[[Tensor], Tensor],
+    wanted: Tensor,
+    start: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    ridge: float,
+    iterations: int,
+) -> Tensor:
+    """Solve ``apply(x) + s x = wanted + s start``, ``s`` being ``ridge`` times the mean eigenvalue of ``apply``.
+
+    ``apply`` is about the Kronecker product of ``rows`` ``[..., r, r]`` and ``columns`` ``[n, n]``, by which the
+    iterations are preconditioned.
+    """
+    row_values, row_vectors = _eigen(rows)
+    column_values, column_vectors = _eigen(columns)
+    scale = row_values[..., :, None] * column_values
+    strength = ridge * scale.mean(dim=(-2, -1), keepdim=True)
+
+    def precondition(residual: Tensor) -> Tensor:
+        inner = row_vectors.transpose(-1, -2) @ residual @ column_vectors / (scale + strength)
+        return row_vectors @ inner @ column_vectors.T
+
+    return conjugate_gradient(
+        lambda x: apply(x) + strength * x, wanted + strength * start, start, precondition, iterations=iterations
+    )
+
+
+def _eigen(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, none below zero, and vectors of ``[..., n, n]``; computed in float64 on the CPU."""
     values, vectors = torch.linalg.eigh(symmetric.detach().cpu().double())
     return values.clamp_min(0).to(symmetric), vectors.to(symmetric)

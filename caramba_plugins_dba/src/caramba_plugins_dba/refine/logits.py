@@ -12,7 +12,7 @@ and T tokens of a calibration window, D width of the residual stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from caramba_plugins_upcycle.transplant import Example
 from torch import Tensor
 
 from caramba_plugins_dba.module import DecoupledBottleneckModule
-from caramba_plugins_dba.refine.conjugate import conjugate_gradient, eigen
+from caramba_plugins_dba.refine.conjugate import ridge_solution
 
 __all__ = ["LogitFit"]
 
@@ -148,8 +148,14 @@ class LogitFit:
             for window, key in zip(self.windows, keys, strict=True)
         )
         inputs = torch.cat([window.x[window.rows] for window in self.windows])
-        solved = self._solve(
-            errors, adjoint, rest, start, self._mean_key_spread(keys), inputs.T @ inputs / self.count, ridge, iterations
+        solved = ridge_solution(
+            lambda weight: adjoint(errors(weight)),
+            adjoint(rest),
+            start,
+            self._mean_key_spread(keys),
+            inputs.T @ inputs / self.count,
+            ridge=ridge,
+            iterations=iterations,
         )
         self._write("q_geo_proj", solved[:, :, : self.rotary].flatten(0, 2))
         self._write("q_sem_proj", solved[:, :, self.rotary :].flatten(0, 2))
@@ -180,39 +186,18 @@ class LogitFit:
             ((window.x * weight[:, None]).T @ window.x for window, weight in zip(self.windows, attended, strict=True)),
             torch.zeros(start.shape[-1], start.shape[-1]).to(start),
         ) / sum(float(weight.sum()) for weight in attended)
-        solved = self._solve(errors, adjoint, rest, start, self._mean_query_energy(queries), inputs, ridge, iterations)
+        solved = ridge_solution(
+            lambda weight: adjoint(errors(weight)),
+            adjoint(rest),
+            start,
+            self._mean_query_energy(queries),
+            inputs,
+            ridge=ridge,
+            iterations=iterations,
+        )
         split = self.groups * self.rotary
         self._write("k_geo_proj", solved[:split])
         self._write("k_sem_proj", solved[split:])
-
-    def _solve(
-        self,
-        errors: Callable[[Tensor], Iterable[Tensor]],
-        adjoint: Callable[[Iterable[Tensor]], Tensor],
-        rest: Iterable[Tensor],
-        start: Tensor,
-        rows: Tensor,
-        columns: Tensor,
-        ridge: float,
-        iterations: int,
-    ) -> Tensor:
-        """``rows`` ``[..., r, r]`` and ``columns`` ``[D, D]``: the system is about their Kronecker product."""
-        strength = ridge * (rows.diagonal(dim1=-2, dim2=-1).mean(-1) * columns.diagonal().mean())[..., None, None]
-        row_values, row_vectors = eigen(rows)
-        column_values, column_vectors = eigen(columns)
-        scale = row_values[..., :, None] * column_values + strength
-
-        def precondition(residual: Tensor) -> Tensor:
-            inner = row_vectors.transpose(-1, -2) @ residual @ column_vectors / scale
-            return row_vectors @ inner @ column_vectors.T
-
-        return conjugate_gradient(
-            lambda weight: adjoint(errors(weight)) + strength * weight,
-            adjoint(rest) + strength * start,
-            start,
-            precondition,
-            iterations=iterations,
-        )
 
     def _mean_key_spread(self, keys: Sequence[Tensor]) -> Tensor:
         """Covariance of keys under attention as the queries see it, turned to their positions: ``[G, m, w, w]``."""

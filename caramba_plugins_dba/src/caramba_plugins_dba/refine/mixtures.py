@@ -12,7 +12,7 @@ latent, D width of the residual stream, V = G d values of all heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from caramba_plugins_upcycle.transplant import Example
 from torch import Tensor
 
 from caramba_plugins_dba.module import DecoupledBottleneckModule
-from caramba_plugins_dba.refine.conjugate import conjugate_gradient, eigen
+from caramba_plugins_dba.refine.conjugate import ridge_solution
 
 __all__ = ["ValueFit"]
 
@@ -135,13 +135,14 @@ class ValueFit:
             total: Tensor = torch.einsum("hgrs,gshv->rv", second, seen)
             return total
 
-        return _descend(
+        return ridge_solution(
             apply,
             torch.einsum("hdr,hdv->rv", reads, self._by_head(self.wanted)),
             down,
-            (second.diagonal().sum(-1), self._own()),
-            ridge,
-            iterations,
+            second.diagonal().sum(-1),
+            self._own(),
+            ridge=ridge,
+            iterations=iterations,
         )
 
     def _fit_up(self, out: Tensor, up: Tensor, down: Tensor, ridge: float, iterations: int) -> Tensor:
@@ -156,13 +157,14 @@ class ValueFit:
 
         wanted = out.transpose(1, 2) @ self._by_head(self.wanted) @ down.T
         rows = second.diagonal().permute(2, 0, 1).view(self.groups, -1, *out.shape[-1:] * 2).sum(1)
-        joined = _descend(
+        joined = ridge_solution(
             apply,
             self._by_group(wanted),
             up.flatten(0, 1),
-            (torch.block_diag(*rows), down @ self._own() @ down.T),
-            ridge,
-            iterations,
+            torch.block_diag(*rows),
+            down @ self._own() @ down.T,
+            ridge=ridge,
+            iterations=iterations,
         )
         return joined.view_as(up)
 
@@ -184,28 +186,3 @@ class ValueFit:
             module.v_bias.zero_()
         if config.o_bias:
             module.o_bias.copy_(offset)
-
-
-def _descend(
-    apply: Callable[[Tensor], Tensor],
-    wanted: Tensor,
-    start: Tensor,
-    frame: tuple[Tensor, Tensor],
-    ridge: float,
-    iterations: int,
-) -> Tensor:
-    """One factor by conjugate gradients; ``apply`` is about the Kronecker product of the two matrices of ``frame``."""
-    (row_values, row_vectors), (column_values, column_vectors) = map(eigen, frame)
-    scale = row_values[:, None] * column_values
-    strength = ridge * scale.mean()
-
-    def precondition(residual: Tensor) -> Tensor:
-        return row_vectors @ (row_vectors.T @ residual @ column_vectors / (scale + strength)) @ column_vectors.T
-
-    return conjugate_gradient(
-        lambda guess: apply(guess) + strength * guess,
-        wanted + strength * start,
-        start,
-        precondition,
-        iterations=iterations,
-    )

@@ -8,10 +8,11 @@ from typing import Any
 import attrs
 import torch
 from caramba_plugins_standard.rope import Rope
+from caramba_plugins_standard.rotary import mean_rotation
 from torch import Tensor
 
 from caramba_core.component import Attention
-from caramba_plugins_dba.start.selection import folded, importance, rotation_mean, stand_in
+from caramba_plugins_dba.start.selection import folded, importance, stand_in
 
 __all__ = ["Rotation"]
 
@@ -37,7 +38,7 @@ class Rotation:
         rope: Rope | None = getattr(source, "rope", None)
         head_dim: int = getattr(source, "head_dim")  # noqa: B009
         frequencies = [0.0] * (head_dim // 2) if rope is None else rope.frequencies(head_dim)
-        rho = rotation_mean(moments["distance"]["attention"], torch.tensor(frequencies, dtype=torch.float64))
+        rho = mean_rotation(moments["distance"]["attention"], torch.tensor(frequencies, dtype=torch.float64))
         scaling = 1.0 if rope is None else rope.attention_scaling**2
         return cls(rho=rho, constant=stand_in(rho, fold), folds=fold != "none", scaling=scaling)
 

@@ -10,20 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["folded", "importance", "rotation_mean", "select", "stand_in"]
-
-
-def rotation_mean(attention: Tensor, frequencies: Tensor) -> Tensor:
-    """``rho_hp = E[exp(-i theta_p (t - s))]`` over each head's attention.
-
-    ``attention`` ``[H, T]`` by distance (rows sum to one), ``frequencies`` ``[P]``; complex128 ``[H, P]``.
-    """
-    distance = torch.arange(attention.shape[-1], dtype=torch.float64)
-    turned = torch.polar(
-        torch.ones((), dtype=torch.float64).expand(len(distance), len(frequencies)).contiguous(),
-        -distance[:, None] * frequencies.double(),
-    )
-    return attention.to(turned.dtype) @ turned
+__all__ = ["folded", "importance", "select", "stand_in"]
 
 
 def stand_in(rho: Tensor, fold: str) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +9,6 @@ from caramba_core.errors import InputError
 
 if TYPE_CHECKING:
     from caramba_core.plan import Plan
-    from caramba_plugins_draw.sketch import Sketch
 
 __all__ = ["SUFFIXES", "picture", "write"]
 
@@ -20,12 +18,19 @@ SUFFIXES: Final = (".svg", ".mmd", ".html")
 
 def picture(plan: Plan, suffix: str) -> str:
     """The picture of a plan's model in the format of a file's suffix; raises :class:`InputError` for an unknown one."""
-    drawers: dict[str, Callable[[Plan], str]] = {".svg": _svg, ".mmd": _mermaid, ".html": _html}
-    if suffix not in drawers:
+    if suffix not in SUFFIXES:
         raise InputError(
             f"a picture cannot be written as {suffix or 'a file without a suffix'}", expected=", ".join(SUFFIXES)
         )
-    return drawers[suffix](plan)
+    from caramba_plugins_draw.mermaid import mermaid
+    from caramba_plugins_draw.page import page
+    from caramba_plugins_draw.sketch import sketch
+    from caramba_plugins_draw.svg import svg
+
+    drawn = sketch(plan.model, plan.title, plan.facts())
+    if suffix == ".html":
+        return page(drawn, plan.model)
+    return svg(drawn) if suffix == ".svg" else mermaid(drawn)
 
 
 def write(plan: Plan, output: Path) -> None:
@@ -35,27 +40,3 @@ def write(plan: Plan, output: Path) -> None:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{output} cannot be written: {error.strerror or error}") from error
-
-
-def _svg(plan: Plan) -> str:
-    from caramba_plugins_draw.svg import svg
-
-    return svg(_sketch(plan))
-
-
-def _mermaid(plan: Plan) -> str:
-    from caramba_plugins_draw.mermaid import mermaid
-
-    return mermaid(_sketch(plan))
-
-
-def _html(plan: Plan) -> str:
-    from caramba_plugins_draw.page import page
-
-    return page(_sketch(plan), plan.model)
-
-
-def _sketch(plan: Plan) -> Sketch:
-    from caramba_plugins_draw.sketch import sketch
-
-    return sketch(plan.model, plan.title, plan.facts())

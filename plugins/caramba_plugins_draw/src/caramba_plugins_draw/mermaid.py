@@ -100,7 +100,7 @@ class _Writer:
 def _card_text(card: Card) -> str:
     lines = [f"<b>{card.name}</b> {card.type}", card.parameters, ", ".join(card.settings)]
     if card.cache:
-        lines.append(f"cache: {card.cache}")
+        lines.append(f"cache: {', '.join(card.cache)}: {card.cache_size}")
     return "<br/>".join(line for line in lines if line)
 
 

@@ -31,8 +31,8 @@ _MOST_FRAMES: Final = 8
 class Card:
     """A component without bodies.
 
-    ``settings`` are its own sizes in words, ``cache`` what it keeps, ``weights`` the shapes of its tensors, ``tip`` its
-    full name.
+    ``settings`` are its own sizes in words, ``cache`` what it keeps and ``cache_size`` how much that is, ``weights``
+    the shapes of its tensors, ``tip`` its full name.
     """
 
     name: str
@@ -40,7 +40,8 @@ class Card:
     role: Role
     parameters: str
     settings: tuple[str, ...]
-    cache: str
+    cache: tuple[str, ...]
+    cache_size: str
     weights: tuple[str, ...]
     tip: str
     width_in: str
@@ -130,8 +131,7 @@ def _chain(alike: Sequence[Sequence[NodePlan]]) -> Chain:
     first, last = [nodes[0] for nodes in alike], [nodes[-1] for nodes in alike]
     return Chain(
         items=items,
-        width_in=_span([node.node.width_in for node in first], _thousands),
-        width_out=_span([node.node.width_out for node in last], _thousands),
+        **_widths(first, last),
     )
 
 
@@ -156,8 +156,7 @@ def _shapes(nodes: Sequence[NodePlan]) -> Iterator[Shape]:
             note=_note(first),
             branches=tuple(_chain(column) for column in zip(*(_bodies(node) for node in nodes), strict=True)),
             figures=_parameters(nodes),
-            width_in=_span([node.node.width_in for node in nodes], _thousands),
-            width_out=_span([node.node.width_out for node in nodes], _thousands),
+            **_widths(nodes, nodes),
         )
     else:
         yield from _bodies_in_order(nodes)
@@ -233,13 +232,17 @@ def _build(scope: ScopePlan) -> object:
 
 def _manner(config: Layer) -> tuple[str, ...]:
     """The fields of a component that are no sizes: a window or none, one layout or another."""
-    manners = []
-    for attribute in attrs.fields(cast(Any, type(config))):
-        value = getattr(config, attribute.name)
-        is_size = isinstance(value, int | float) and not isinstance(value, bool)
-        if attribute.name != "name" and not is_size and not _holds_layers(value):
-            manners.append(f"{attribute.name} {value!r}")
-    return tuple(manners)
+    values = {attribute.name: getattr(config, attribute.name) for attribute in _fields(config)}
+    return tuple(f"{name} {value!r}" for name, value in values.items() if not (_is_size(value) or _holds_layers(value)))
+
+
+def _fields(config: Layer) -> Iterator[attrs.Attribute[Any]]:
+    """The fields of a component beside its name."""
+    return (attribute for attribute in attrs.fields(cast(Any, type(config))) if attribute.name != "name")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _holds_layers(value: object) -> bool:
@@ -256,13 +259,13 @@ def _card(nodes: Sequence[NodePlan]) -> Card:
         name=first.local,
         type=first.type,
         role=_role(config),
-        parameters=_card_parameters(nodes),
+        parameters=_parameters(nodes),
         settings=tuple(_settings([node.node.config for node in nodes])),
-        cache=_cache(nodes),
+        cache=tuple(_cache(nodes)),
+        cache_size=_cache_size(nodes),
         weights=tuple(_weights(nodes)),
         tip=first.node.name,
-        width_in=_span([node.node.width_in for node in nodes], _thousands),
-        width_out=_span([node.node.width_out for node in nodes], _thousands),
+        **_widths(nodes, nodes),
     )
 
 
@@ -276,14 +279,10 @@ def _role(config: Layer) -> Role:
     return "other"
 
 
-def _card_parameters(nodes: Sequence[NodePlan]) -> str:
+def _parameters(nodes: Sequence[NodePlan]) -> str:
     config = nodes[0].node.config
     if isinstance(config, Head) and config.tied:
         return "the embedder's matrix"
-    return _parameters(nodes)
-
-
-def _parameters(nodes: Sequence[NodePlan]) -> str:
     counts = [node.total.parameters for node in nodes]
     return f"{_span(counts, format_count)} parameters" if any(counts) else ""
 
@@ -294,62 +293,52 @@ def _figures(scopes: Sequence[ScopePlan], *, each: bool) -> str:
     words = [f"{_span([total.parameters for total in totals], format_count)} parameters"]
     cached = [total.cache_bytes for total in totals]
     if any(cached):
-        words.append(f"{_span(cached, _thousands)} cached bytes per token")
+        words.append(f"{_span(cached)} cached bytes per token")
     return ", ".join(words) + (" each" if each else "")
 
 
 def _settings(configs: Sequence[Layer]) -> Iterator[str]:
     """The fields that a component must be given, and simple ones that differ from their default."""
-    for attribute in attrs.fields(cast(Any, type(configs[0]))):
+    for attribute in _fields(configs[0]):
         values = [getattr(config, attribute.name) for config in configs]
-        required = attribute.default is attrs.NOTHING
+        told_elsewhere = isinstance(configs[0], Head) and attribute.name in ("vocab_size", "tied")
         simple = all(isinstance(value, int | float | str) for value in values)
-        if attribute.name == "name" or not simple or not (required or values[0] != attribute.default):
-            continue
-        if attribute.name in ("vocab_size", "tied") and isinstance(configs[0], Head):
+        if told_elsewhere or not simple or values[0] == attribute.default:
             continue
         if all(isinstance(value, bool) for value in values):
             yield attribute.name if values[0] else f"no {attribute.name}"
         elif all(isinstance(value, int) for value in values):
-            yield f"{attribute.name} {_span(values, _thousands)}"
+            yield f"{attribute.name} {_span(values)}"
         else:
             yield f"{attribute.name} {values[0]}"
 
 
 def _topology_settings(config: Topology) -> Iterator[str]:
     """How a topology treats its bodies, in the words of its fields."""
-    for attribute in attrs.fields(cast(Any, type(config))):
+    for attribute in _fields(config):
         value = getattr(config, attribute.name)
-        if attribute.name == "name":
-            continue
         if isinstance(value, str) or (isinstance(value, bool) and value != attribute.default):
             yield value if isinstance(value, str) else attribute.name
         elif isinstance(value, Component) and not isinstance(value, Layer):
             yield f"{attribute.name} {registry().name_of(type(value))}"
 
 
-def _cache(nodes: Sequence[NodePlan]) -> str:
-    """``k_sem 96, v 224: 1,024 bytes per token``."""
-    entries = nodes[0].cache
-    if not entries:
-        return ""
-    parts = []
-    for name in entries:
-        shapes = [node.cache[name].shape for node in nodes]
-        text = f"{name} {_shape(shapes)}"
-        window = entries[name].window
-        if window is not None:
-            text += f" of the last {window:,} tokens"
-        elif not entries[name].per_token:
-            text += " once"
-        parts.append(text)
-    totals = [node.total for node in nodes]
-    sizes = []
-    if any(total.cache_bytes for total in totals):
-        sizes.append(f"{_span([total.cache_bytes for total in totals], _thousands)} bytes per token")
-    if any(total.state_bytes for total in totals):
-        sizes.append(f"{_span([total.state_bytes for total in totals], format_bytes)} per sequence")
-    return f"{', '.join(parts)}: {' and '.join(sizes)}"
+def _cache(nodes: Sequence[NodePlan]) -> Iterator[str]:
+    """``k_sem 96``, ``v 224 of the last 64 tokens``."""
+    for name, entry in nodes[0].cache.items():
+        text = f"{name} {_shape([node.cache[name].shape for node in nodes])}"
+        if entry.window is not None:
+            text += f" of the last {entry.window:,} tokens"
+        yield text if entry.per_token else f"{text} once"
+
+
+def _cache_size(nodes: Sequence[NodePlan]) -> str:
+    """``1,024 bytes per token``."""
+    per_token, once = ([getattr(node.total, f"{kind}_bytes") for node in nodes] for kind in ("cache", "state"))
+    sizes = [f"{_span(per_token)} bytes per token"] if any(per_token) else []
+    if any(once):
+        sizes.append(f"{_span(once, format_bytes)} per sequence")
+    return " and ".join(sizes)
 
 
 def _weights(nodes: Sequence[NodePlan]) -> Iterator[str]:
@@ -361,11 +350,15 @@ def _shape(shapes: Sequence[tuple[int, ...]]) -> str:
     return "\u00d7".join(_span(sizes, str) for sizes in zip(*shapes, strict=False))
 
 
-def _thousands(count: float) -> str:
-    return f"{count:,}"
+def _widths(first: Sequence[NodePlan], last: Sequence[NodePlan]) -> dict[str, str]:
+    """The width of what goes into the first nodes of chains, and of what comes out of their last ones."""
+    return {
+        "width_in": _span([node.node.width_in for node in first]),
+        "width_out": _span([node.node.width_out for node in last]),
+    }
 
 
-def _span(values: Sequence[int], words: Callable[[float], str]) -> str:
+def _span(values: Sequence[int], words: Callable[[float], str] = "{:,}".format) -> str:
     """A number, or the range of several."""
     low, high = words(min(values)), words(max(values))
     return low if low == high else f"{low} \u2013 {high}"

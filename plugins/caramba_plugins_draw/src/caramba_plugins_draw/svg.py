@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from caramba_plugins_draw.canvas import Canvas
+from caramba_plugins_draw.canvas import Canvas, wrap
 from caramba_plugins_draw.layout import GAP, arrange
-from caramba_plugins_draw.lettering import wrap
 from caramba_plugins_draw.sketch import Sketch
 
 __all__ = ["svg"]

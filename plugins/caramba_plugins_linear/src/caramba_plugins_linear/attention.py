@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
-from caramba_plugins_standard.rope import Rope
+from caramba_plugins_standard.gqa import GroupedAttention
 
-from caramba_core.component import Attention, CacheEntry, Constant, Cost, Normal, Shape, Weight, component, option
+from caramba_core.component import CacheEntry, Constant, Cost, Normal, Shape, Weight, component, option
 from caramba_core.errors import InvalidValue
 
 __all__ = ["CHUNK", "LinearAttention"]
@@ -29,18 +29,14 @@ CHUNK: Final = 64
 
 
 @component
-class LinearAttention(Attention):
+class LinearAttention(GroupedAttention):
     """Attention whose far tokens are summed into a state of constant size, and whose near ones are read exactly.
 
     Rotary positions are for near tokens alone: the state knows no distances.  It is kept in float32.
     """
 
     builds: ClassVar[str] = "caramba_plugins_linear.module:LinearAttentionModule"
-    inherited: ClassVar[tuple[str, ...]] = ("name", "n_heads", "n_kv_heads", "head_dim", "rope", "scale")
 
-    n_heads: int = option(help="query heads", minimum=1)
-    n_kv_heads: int = option(help="key/value heads; divides n_heads", minimum=1)
-    head_dim: int = option(help="width of a head", unit="features", minimum=1)
     features: int = option(help="slots of the state, a key/value head", minimum=1)
     window: int = option(
         default=64, help="last tokens that a token reads exactly, itself included", unit="tokens", minimum=0
@@ -48,17 +44,9 @@ class LinearAttention(Attention):
     sinks: int = option(
         default=4, help="first tokens of the text that every token reads exactly", unit="tokens", minimum=0
     )
-    rope: Rope | None = option(default=None, help="rotary positions of near tokens; none if not given")
-    scale: float | None = option(default=None, help="multiplier of scores; head_dim ** -0.5 if not given", above=0.0)
-    qkv_bias: bool = option(default=False, help="add learned offsets to queries, keys and values")
-    o_bias: bool = option(default=False, help="add a learned offset to the output")
-    init_std: float = option(default=0.02, help="standard deviation of the initial weights", above=0.0)
 
     def __attrs_post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads:
-            raise InvalidValue("n_kv_heads", f"{self.n_kv_heads} does not divide n_heads ({self.n_heads})")
-        if self.rope is not None and self.head_dim % 2:
-            raise InvalidValue("head_dim", f"{self.head_dim} is odd", expected="an even width: rope turns pairs")
+        super().__attrs_post_init__()
         if self.rope is not None and self.rope.scaling == "dynamic":
             raise InvalidValue(
                 "rope", "dynamic scaling turns cached keys anew when the text grows, which a bounded cache cannot do"
@@ -69,36 +57,17 @@ class LinearAttention(Attention):
         """Tokens in a full cache: those that one token reads exactly."""
         return self.sinks + self.window
 
-    @property
-    def multiplier(self) -> float:
-        """What exact scores are multiplied by."""
-        return self.head_dim**-0.5 if self.scale is None else self.scale
-
     def weights(self, width: int) -> Mapping[str, Weight]:
-        """``q_proj`` ``[H d, D]``, ``k_proj``, ``v_proj`` ``[G d, D]``, ``o_proj`` ``[D, H d]``, maps, biases.
-
-        ``q_map`` ``[H, f, d]`` and ``k_map`` ``[G, f, d]`` give the logarithms of the features, with their offsets.
-        """
-        queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        init, zero = Normal(self.init_std), Constant(0.0)
+        """The projections; ``q_map`` ``[H, f, d]`` and ``k_map`` ``[G, f, d]``, which give features; their offsets."""
+        zero = Constant(0.0)
         spread = Normal(self.head_dim**-0.5)  # slots must differ from the start
-        weights = {
-            "q_proj": Weight(shape=(queries, width), init=init),
-            "k_proj": Weight(shape=(keys, width), init=init),
-            "v_proj": Weight(shape=(keys, width), init=init),
-            "o_proj": Weight(shape=(width, queries), init=init),
+        return {
+            **super().weights(width),
             "q_map": Weight(shape=(self.n_heads, self.features, self.head_dim), init=spread),
             "k_map": Weight(shape=(self.n_kv_heads, self.features, self.head_dim), init=spread),
             "q_map_bias": Weight(shape=(self.n_heads, self.features), init=zero),
             "k_map_bias": Weight(shape=(self.n_kv_heads, self.features), init=zero),
         }
-        if self.qkv_bias:
-            weights["q_bias"] = Weight(shape=(queries,), init=zero)
-            weights["k_bias"] = Weight(shape=(keys,), init=zero)
-            weights["v_bias"] = Weight(shape=(keys,), init=zero)
-        if self.o_bias:
-            weights["o_bias"] = Weight(shape=(width,), init=zero)
-        return weights
 
     def cost(self, width: int, shape: Shape) -> Cost:
         """Projections, maps, exact scores and mixing, and the chunks of the linear part, padded tokens included.
@@ -118,6 +87,8 @@ class LinearAttention(Attention):
         causal = 2 * heads * (width_h + extended) * (shape.causal_pairs(self.held) if self.held else 0)
         kept = width + 3 * heads * width_h + 2 * groups * (width_h + extended) + heads * extended
         kept += 2 * (heads + groups) * features + 2 * heads * seen
+        if self.qk_norm_eps is not None:
+            kept += (heads + groups) * extended
         return dense + Cost(operations=far + exact, causal_operations=min(causal, exact) + far, saved=rows * kept)
 
     def _near(self, shape: Shape) -> tuple[int, int]:

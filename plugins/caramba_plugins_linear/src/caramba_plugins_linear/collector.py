@@ -13,15 +13,13 @@ from caramba_plugins_upcycle.transplant import Moment
 from torch import Tensor
 
 from caramba_core.component import Attention
-from caramba_plugins_linear.moments import SequenceMoments
+from caramba_plugins_linear.transplant import SequenceMoments
 
 __all__ = ["SequenceCollector"]
 
 
 class SequenceCollector:
-    """Keeps what :class:`~caramba_plugins_linear.moments.SequenceMoments` names; shorter sequences than the first are
-    left out.
-    """
+    """Keeps the sequences of ``SequenceMoments``; those that are shorter than the first are left out."""
 
     def __init__(self, config: Moment, source: Attention, width: int) -> None:
         assert isinstance(config, SequenceMoments)

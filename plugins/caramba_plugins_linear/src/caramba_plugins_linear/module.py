@@ -7,13 +7,13 @@ f features.
 from __future__ import annotations
 
 import torch
-from caramba_plugins_standard.rotary import Rotary, rotate
+from caramba_plugins_standard.gqa_module import GroupedAttentionModule
+from caramba_plugins_standard.rotary import rotate
 from torch import Tensor
 from torch.nn import functional as F
 
 from caramba_core.nn.cache import LayerCache
 from caramba_core.nn.frame import Frame
-from caramba_core.nn.module import ComponentModule
 from caramba_plugins_linear.attention import LinearAttention
 from caramba_plugins_linear.far import linear_attention
 from caramba_plugins_linear.near import mix_near
@@ -21,37 +21,26 @@ from caramba_plugins_linear.near import mix_near
 __all__ = ["LinearAttentionModule"]
 
 
-class LinearAttentionModule(ComponentModule):
-    """``[B, T, D] -> [B, T, D]``; :mod:`caramba_plugins_linear.reference` spells it out.
+class LinearAttentionModule(GroupedAttentionModule):
+    """``[B, T, D] -> [B, T, D]``; ``tests/linear_reference.py`` spells it out.
 
     The far tokens of position ``t`` are those up to ``t - window``: causal linear attention over keys and values that
     come ``window`` tokens late.
     """
 
     config: LinearAttention
-    q_proj: Tensor
-    k_proj: Tensor
-    v_proj: Tensor
-    o_proj: Tensor
     q_map: Tensor
     k_map: Tensor
     q_map_bias: Tensor
     k_map_bias: Tensor
-
-    def __init__(self, config: LinearAttention, width: int) -> None:
-        super().__init__(config, width)
-        self.rotary = None if config.rope is None else Rotary(config.rope, config.head_dim)
-
-    def forward(self, x: Tensor, frame: Frame) -> Tensor:
-        """``[B, T, D] -> [B, T, D]``."""
-        return F.linear(self.mix(x, frame), self.o_proj, self._optional("o_bias"))
 
     def mix(self, x: Tensor, frame: Frame) -> Tensor:
         """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
         config = self.config
         layer = None if frame.cache is None else frame.cache.layer(self.site, frame.application)
         before = 0 if layer is None else layer.length
-        query, key, value = self._project(x)
+        heads, key, value = self.project(x)
+        query = heads.unflatten(1, (config.n_kv_heads, -1))  # [B, G, m, T, d]
         late_key, late_value = self._late(key, value, frame.positions, layer, before)
         features = self._query_features(query, before)  # logarithms
         top = features.detach().amax(-1, keepdim=True)
@@ -73,19 +62,6 @@ class LinearAttentionModule(ComponentModule):
         wide = both.to(torch.promote_types(both.dtype, torch.float32))
         mixed = wide[..., :-1] / wide[..., -1:].clamp_min(torch.finfo(wide.dtype).tiny)
         return mixed.to(x.dtype).flatten(1, 2).transpose(1, 2).flatten(2)
-
-    def _optional(self, name: str) -> Tensor | None:
-        tensor: Tensor | None = getattr(self, name, None)
-        return tensor
-
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``[B, G, m, T, d]``, keys and values ``[B, G, T, d]``, before rotation."""
-        config = self.config
-        heads = (*x.shape[:2], config.n_kv_heads, -1, config.head_dim)
-        query = F.linear(x, self.q_proj, self._optional("q_bias")).view(heads).permute(0, 2, 3, 1, 4)
-        key = F.linear(x, self.k_proj, self._optional("k_bias")).view(heads).squeeze(3).transpose(1, 2)
-        value = F.linear(x, self.v_proj, self._optional("v_bias")).view(heads).squeeze(3).transpose(1, 2)
-        return query, key, value
 
     def _near(
         self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor, layer: LayerCache | None, before: int

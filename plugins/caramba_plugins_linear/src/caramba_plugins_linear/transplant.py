@@ -10,43 +10,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from caramba_plugins_upcycle.transplant import Moment, Started, Transplant
+from caramba_plugins_upcycle.transplant import Carrying, Moment, Started
 
-from caramba_core.component import Attention, component
-from caramba_core.errors import InputError, InvalidValue
+from caramba_core.component import Attention, component, option
+from caramba_core.errors import InputError
 from caramba_plugins_linear.attention import LinearAttention
-from caramba_plugins_linear.moments import SequenceMoments
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["GQAToLinear"]
+__all__ = ["GQAToLinear", "SequenceMoments"]
 
 
 @component
-class GQAToLinear(Transplant):
+class SequenceMoments(Moment):
+    """``query`` ``[N, H, T, d]`` and ``key`` ``[N, G, T, d]`` of the first sequences, before rotation, in float32.
+
+    Which far tokens a query attends to is a question about pairs, which no sum over tokens answers.
+    """
+
+    builds: ClassVar[str] = "caramba_plugins_linear.collector:SequenceCollector"
+
+    count: int = option(default=8, help="sequences that are kept", minimum=1)
+
+
+@component
+class GQAToLinear(Carrying):
     """The source's projections and biases, slots by k-means, offsets from the source's attention."""
 
     target: ClassVar[type[Attention]] = LinearAttention
-
-    def check(self, source: Attention, target: Attention, width: int) -> None:
-        """Raise :class:`InvalidValue` with the reason where this pair cannot be converted."""
-        assert isinstance(target, LinearAttention)
-        for field in ("n_heads", "n_kv_heads", "head_dim", "rope"):
-            ours, theirs = getattr(target, field), getattr(source, field, None)
-            if ours != theirs:
-                raise InvalidValue(field, f"{ours} differs from the source's {theirs}", expected=str(theirs))
-        for field in ("qk_norm_eps", "window"):
-            if getattr(source, field, None) is not None:
-                raise InvalidValue(None, f"the source has {field}, for which there is no start of linear attention")
-        multiplier = getattr(source, "multiplier", target.multiplier)
-        if target.multiplier != multiplier:
-            raise InvalidValue("scale", f"{target.multiplier} differs from the source's", expected=str(multiplier))
-        declared = target.weights(width)
-        for name in source.weights(width):
-            if name not in declared:
-                option = "o_bias" if name == "o_bias" else "qkv_bias"
-                raise InvalidValue(option, f"the source's {name} has no place", expected="true")
+    same: ClassVar[tuple[str, ...]] = ("n_heads", "n_kv_heads", "head_dim", "rope", "qk_norm_eps", "scale")
+    without: ClassVar[tuple[str, ...]] = ("window",)
 
     def moments(self, source: Attention, target: Attention) -> Mapping[str, Moment]:
         """Some sequences as they are."""
@@ -64,7 +58,7 @@ class GQAToLinear(Transplant):
 
         Raises :class:`InputError` where calibration sequences are too short to have far tokens.
         """
-        from caramba_plugins_linear.start import start
+        from caramba_plugins_linear.start.maps import fit
 
         assert isinstance(target, LinearAttention)
         tokens = moments["sequences"]["key"].shape[2]
@@ -74,4 +68,6 @@ class GQAToLinear(Transplant):
                 expected=f"sequences of more than {target.held} tokens, better twice as many",
                 hint="raise start.max_context, or lower the attention's window",
             )
-        return start(weights, target, width, moments["sequences"])
+        carried = super().start(source, weights, target, width, moments)
+        maps = fit(target, moments["sequences"]["query"], moments["sequences"]["key"])
+        return Started(weights={**carried.weights, **maps.weights}, report=maps.report)

@@ -14,33 +14,21 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import attrs
+from caramba_plugins_standard.gqa import HeadedAttention
 from caramba_plugins_standard.rope import Rope
 
-from caramba_core.component import (
-    Attention,
-    CacheEntry,
-    Constant,
-    Cost,
-    Given,
-    Normal,
-    Shape,
-    Weight,
-    component,
-    option,
-)
+from caramba_core.component import CacheEntry, Constant, Cost, Given, Normal, Shape, Weight, component, option
 from caramba_core.errors import InvalidValue
 
 __all__ = ["MultiHeadLatentAttention"]
 
 
 @component
-class MultiHeadLatentAttention(Attention):
+class MultiHeadLatentAttention(HeadedAttention):
     """Attention whose keys and values are read from one cached latent, with a shared rotary key beside it."""
 
     builds: ClassVar[str] = "caramba_plugins_mla.module:MultiHeadLatentModule"
-    inherited: ClassVar[tuple[str, ...]] = ("name", "n_heads", "n_kv_heads", "head_dim", "rope", "scale")
 
-    n_heads: int = option(help="query heads", minimum=1)
     n_kv_heads: int = option(
         default=attrs.Factory(lambda self: self.n_heads, takes_self=True),
         help="heads of keys and values that the latent expands to; divides n_heads, which it is if not given",
@@ -54,7 +42,6 @@ class MultiHeadLatentAttention(Attention):
     rope: Rope | None = option(
         default=None, help="rotary embedding of width head_dim that the shared key takes its frequencies from"
     )
-    scale: float | None = option(default=None, help="multiplier of scores; head_dim ** -0.5 if not given", above=0.0)
     latent_norm_eps: float | None = option(
         default=None, help="RMS-normalize the latent, with this added to the mean square", above=0.0
     )
@@ -64,8 +51,7 @@ class MultiHeadLatentAttention(Attention):
     init_std: float = option(default=0.02, help="standard deviation of the initial weights", above=0.0)
 
     def __attrs_post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads:
-            raise InvalidValue("n_kv_heads", f"{self.n_kv_heads} does not divide n_heads ({self.n_heads})")
+        super().__attrs_post_init__()
         if self.rope_dim % 2:
             raise InvalidValue("rope_dim", f"{self.rope_dim} is odd", expected="2 values a rotary pair")
         if self.rope_dim and self.rope is None:
@@ -85,11 +71,6 @@ class MultiHeadLatentAttention(Attention):
     def pairs(self) -> int:
         """Rotary pairs of the shared key."""
         return self.rope_dim // 2
-
-    @property
-    def multiplier(self) -> float:
-        """What scores are multiplied by."""
-        return self.head_dim**-0.5 if self.scale is None else self.scale
 
     @property
     def fused_width(self) -> int:

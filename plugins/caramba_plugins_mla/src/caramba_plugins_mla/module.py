@@ -19,7 +19,7 @@ __all__ = ["MultiHeadLatentModule"]
 
 
 class MultiHeadLatentModule(ComponentModule):
-    """``[B, T, D] -> [B, T, D]``; :mod:`caramba_plugins_mla.reference` spells it out.
+    """``[B, T, D] -> [B, T, D]``; ``tests/mla_reference.py`` spells it out.
 
     ``rotary`` has the frequencies of a whole head; ``pairs``, stored in checkpoints, says which of them the shared key
     takes.  One frequency may be taken several times.

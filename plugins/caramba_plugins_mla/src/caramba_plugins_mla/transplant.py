@@ -14,12 +14,25 @@ from caramba_plugins_upcycle.transplant import Moment, Started, Transplant
 from caramba_core.component import Attention, component
 from caramba_core.errors import InvalidValue
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
-from caramba_plugins_mla.moments import KeyValueMoments
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["GQAToMLA"]
+__all__ = ["GQAToMLA", "KeyValueMoments"]
+
+
+@component
+class KeyValueMoments(Moment):
+    """How keys (before rotation) and values vary together, over tokens and under attention; uncentred, float64.
+
+    ``u = [k; v]`` has the keys and the values of all heads side by side.  ``token_mean`` ``[2 G d]`` and
+    ``token_second`` over tokens; ``attended_mean`` and ``attended_second`` of the mixtures ``sum_s p_ts u_s`` that
+    query heads make; ``spread`` how ``u`` varies under one query's attention.  ``noise`` ``[H, d, d]`` is
+    ``sum_s p_ts^2 (v_s - y_t)(v_s - y_t)^T`` with the head's own values: what errors of the scores that know nothing of
+    each other do to its mixture.
+    """
+
+    builds: ClassVar[str] = "caramba_plugins_mla.collector:KeyValueCollector"
 
 
 @component
@@ -32,37 +45,23 @@ class GQAToMLA(Transplant):
     """
 
     target: ClassVar[type[Attention]] = MultiHeadLatentAttention
+    same: ClassVar[tuple[str, ...]] = ("n_heads", "n_kv_heads", "head_dim", "scale")
+    without: ClassVar[tuple[str, ...]] = ("qk_norm_eps", "window")
 
     def check(self, source: Attention, target: Attention, width: int) -> None:
-        """Raise :class:`InvalidValue` with the reason where this pair cannot be converted."""
+        """Sizes up to the source's own, the source's rotation, and a place for each of its biases."""
+        super().check(source, target, width)
         assert isinstance(target, MultiHeadLatentAttention)
-        for field in ("n_heads", "n_kv_heads", "head_dim"):
-            ours, theirs = getattr(target, field), getattr(source, field)
-            if ours != theirs:
-                raise InvalidValue(field, f"{ours} differs from the source's {theirs}", expected=str(theirs))
-        for field in ("qk_norm_eps", "window"):
-            if getattr(source, field, None) is not None:
-                raise InvalidValue(None, f"the source has {field}, for which there is no start of MLA")
         if target.latent_norm_eps is not None:
             raise InvalidValue("latent_norm_eps", "the source's keys and values are not normalized", expected="none")
         rope = getattr(source, "rope", None)
         if target.rope != rope and (target.pairs or rope is not None):
             raise InvalidValue("rope", f"{target.rope} differs from the source's", expected=str(rope))
         room = target.n_kv_heads * target.head_dim
-        if target.rope_dim > room:
-            raise InvalidValue(
-                "rope_dim", f"{target.rope_dim} is more than the source's keys", expected=f"at most {room}"
-            )
-        if target.rank > 2 * room:
-            raise InvalidValue(
-                "rank", f"{target.rank} is more than the source's keys and values", expected=f"at most {2 * room}"
-            )
-        multiplier = getattr(source, "multiplier", target.multiplier)
-        if target.multiplier != multiplier:
-            raise InvalidValue("scale", f"{target.multiplier} differs from the source's", expected=str(multiplier))
-        self._check_biases(source, target, width)
-
-    def _check_biases(self, source: Attention, target: MultiHeadLatentAttention, width: int) -> None:
+        for field, most, what in (("rope_dim", room, "keys"), ("rank", 2 * room, "keys and values")):
+            if getattr(target, field) > most:
+                said = f"{getattr(target, field)} is more than the source's {what}"
+                raise InvalidValue(field, said, expected=f"at most {most}")
         given = source.weights(width)
         for bias, field, there in (
             ("q_bias", "q_bias", target.q_bias),
@@ -91,7 +90,7 @@ class GQAToMLA(Transplant):
         moments: Mapping[str, Mapping[str, Tensor]],
     ) -> Started:
         """Every weight of the target, and the share of each signal that its sizes leave out."""
-        from caramba_plugins_mla.start import start
+        from caramba_plugins_mla.start.assemble import start
 
         assert isinstance(target, MultiHeadLatentAttention)
         return start(source, weights, target, width, moments)

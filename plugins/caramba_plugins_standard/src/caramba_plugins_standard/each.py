@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from functools import cache
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from types import NoneType
+from typing import Any, cast, get_args
 
 import attrs
 
 from caramba_core.component import Layer, Topology
 from caramba_core.errors import InvalidValue
 from caramba_core.graph import Names
+from caramba_core.manifest.values import is_literal, members, settings_of, words
 
 __all__ = ["spread"]
 
@@ -82,35 +82,24 @@ def _set(config: Any, parts: Sequence[str], value: Any, path: str) -> Any:
             raise InvalidValue("each", f"{path}: {field!r} has no fields of its own here")
         value = _set(inner, parts[1:], value, path)
     else:
-        annotation = _annotations(cast(Hashable, type(config)))[field]
-        if not _fits(value, annotation):
-            raise InvalidValue("each", f"{path}: {value!r} does not fit", expected=_words(annotation))
+        _, type_ = settings_of(cast(Any, type(config)))[field]
+        if not _fits(value, type_):
+            raise InvalidValue("each", f"{path}: {value!r} does not fit", expected=words(type_))
     try:
         return attrs.evolve(config, **{field: value})
     except InvalidValue as error:
         raise InvalidValue("each", f"{path}: {error}", expected=error.expected, hint=error.hint) from error
 
 
-@cache
-def _annotations(config: Any) -> Mapping[str, Any]:
-    return get_type_hints(config)
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain value is of the annotated type; an int is a float, nothing else converts."""
-    origin = get_origin(annotation)
-    if origin in (Union, UnionType):
-        return any(_fits(value, option) for option in get_args(annotation))
-    if origin is Literal:
-        return any(type(value) is type(option) and value == option for option in get_args(annotation))
-    if annotation is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return annotation in (int, bool, str, NoneType) and type(value) is annotation
-
-
-def _words(annotation: Any) -> str:
-    if get_origin(annotation) in (Union, UnionType, Literal):
-        return " or ".join(_words(option) for option in get_args(annotation))
-    if not isinstance(annotation, type):
-        return repr(annotation)
-    return "null" if annotation is NoneType else annotation.__name__
+def _fits(value: Any, type_: Any) -> bool:
+    """Whether a plain value is of a type; an int is a float, nothing else converts."""
+    for option in members(type_):
+        if is_literal(option):
+            fits = any(type(value) is type(choice) and value == choice for choice in get_args(option))
+        elif option is float:
+            fits = type(value) in (int, float) and math.isfinite(value)
+        else:
+            fits = option in (int, bool, str, NoneType) and type(value) is option
+        if fits:
+            return True
+    return False

@@ -1,4 +1,4 @@
-"""Multi-head attention with shared keys and values."""
+"""Attention with heads in groups that share keys and values: bases for others, and softmax attention itself."""
 
 from __future__ import annotations
 
@@ -11,28 +11,38 @@ from caramba_core.component import Attention, CacheEntry, Constant, Cost, Normal
 from caramba_core.errors import InvalidValue
 from caramba_plugins_standard.rope import Rope
 
-__all__ = ["GroupedQueryAttention", "MultiHeadAttention"]
+__all__ = ["GroupedAttention", "GroupedQueryAttention", "HeadedAttention", "MultiHeadAttention"]
 
 
 @component
-class GroupedQueryAttention(Attention):
-    """Causal softmax attention in which ``n_heads / n_kv_heads`` query heads share keys and values (arXiv 2305.13245).
+class HeadedAttention(Attention):
+    """Base of attentions with ``n_heads`` query heads, of which ``n_heads / n_kv_heads`` share a key/value head."""
 
-    Query head ``h`` reads key/value head ``h // (n_heads / n_kv_heads)``, as in Hugging Face checkpoints.  Keys are
-    cached after rotation.
-    """
-
-    builds: ClassVar[str] = "caramba_plugins_standard.gqa_module:GroupedQueryAttentionModule"
     inherited: ClassVar[tuple[str, ...]] = ("name", "n_heads", "n_kv_heads", "head_dim", "rope", "scale")
 
     n_heads: int = option(help="query heads", minimum=1)
     n_kv_heads: int = option(help="key/value heads; divides n_heads", minimum=1)
     head_dim: int = option(help="width of a head", unit="features", minimum=1)
     rope: Rope | None = option(default=None, help="rotary positions; none if not given")
-    scale: float | None = option(default=None, help="multiplier of scores; head_dim^-0.5 if not given", above=0.0)
-    window: int | None = option(
-        default=None, help="tokens that a token sees, itself included; all if not given", unit="tokens", minimum=1
-    )
+    scale: float | None = option(default=None, help="multiplier of scores; head_dim ** -0.5 if not given", above=0.0)
+
+    def __attrs_post_init__(self) -> None:
+        if self.n_heads % self.n_kv_heads:
+            raise InvalidValue("n_kv_heads", f"{self.n_kv_heads} does not divide n_heads ({self.n_heads})")
+
+    @property
+    def multiplier(self) -> float:
+        """What scores are multiplied by."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+
+@component
+class GroupedAttention(HeadedAttention):
+    """Base of attentions whose queries, keys and values are plain projections, as in Hugging Face checkpoints.
+
+    Query head ``h`` reads key/value head ``h // (n_heads / n_kv_heads)``.
+    """
+
     qkv_bias: bool = option(default=False, help="add learned offsets to queries, keys and values")
     o_bias: bool = option(default=False, help="add a learned offset to the output")
     qk_norm_eps: float | None = option(
@@ -41,22 +51,9 @@ class GroupedQueryAttention(Attention):
     init_std: float = option(default=0.02, help="standard deviation of the initial weights", above=0.0)
 
     def __attrs_post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads:
-            raise InvalidValue("n_kv_heads", f"{self.n_kv_heads} does not divide n_heads {self.n_heads}")
+        super().__attrs_post_init__()
         if self.rope is not None and self.head_dim % 2:
             raise InvalidValue("head_dim", f"{self.head_dim} is odd", expected="an even width: rope turns pairs")
-        if self.rope is not None and self.rope.scaling == "dynamic" and self.head_dim < 4:
-            raise InvalidValue("head_dim", f"{self.head_dim} is below 4, the least that dynamic scaling can take")
-
-    @property
-    def multiplier(self) -> float:
-        """What scores are multiplied by."""
-        return self.head_dim**-0.5 if self.scale is None else self.scale
-
-    @property
-    def takes_starts(self) -> bool:
-        """Not with dynamic scaling, whose frequencies follow the longest sequence of a batch."""
-        return self.rope is None or self.rope.scaling != "dynamic"
 
     def weights(self, width: int) -> Mapping[str, Weight]:
         """``q_proj`` ``[H d, D]``, ``k_proj``, ``v_proj`` ``[G d, D]``, ``o_proj`` ``[D, H d]``, biases, norms."""
@@ -79,23 +76,50 @@ class GroupedQueryAttention(Attention):
             weights["k_norm"] = Weight(shape=(self.head_dim,), init=one)
         return weights
 
-    def cost(self, width: int, shape: Shape) -> Cost:
-        """Four projections, scores and mixing.
+    def softmax_cost(self, width: int, shape: Shape, window: int | None, *, fused: int = 1) -> Cost:
+        """Four projections, and scores and mixing of heads ``fused`` times as wide, for tokens that see ``window``.
 
-        Kept for the backward pass: the input, rotated queries and keys, values, the mixed values and one
-        log-sum-exp a head and token.
+        Kept for the backward pass: the input, rotated queries and keys, values, the mixed values and one log-sum-exp a
+        head and token.
         """
         queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        projections = Cost.product(shape.rows, width, 2 * queries + 2 * keys)
-        context = shape.context if self.window is None else min(shape.context, self.window - 1 + shape.tokens)
-        kept = width + 2 * queries + 2 * keys + self.n_heads
+        context = shape.context if window is None else min(shape.context, window - 1 + shape.tokens)
+        kept = width + fused * (2 * queries + 2 * keys) + self.n_heads
         if self.qk_norm_eps is not None:
             kept += queries + keys + self.n_heads + self.n_kv_heads
-        return projections + Cost(
-            operations=4 * queries * shape.rows * context,
-            causal_operations=4 * queries * shape.causal_pairs(self.window),
+        return Cost.product(shape.rows, width, 2 * queries + 2 * keys) + Cost(
+            operations=4 * queries * fused * shape.rows * context,
+            causal_operations=4 * queries * fused * shape.causal_pairs(window),
             saved=shape.rows * kept,
         )
+
+
+@component
+class GroupedQueryAttention(GroupedAttention):
+    """Causal softmax attention in which ``n_heads / n_kv_heads`` query heads share keys and values (arXiv 2305.13245).
+
+    Keys are cached after rotation.
+    """
+
+    builds: ClassVar[str] = "caramba_plugins_standard.gqa_module:GroupedQueryAttentionModule"
+
+    window: int | None = option(
+        default=None, help="tokens that a token sees, itself included; all if not given", unit="tokens", minimum=1
+    )
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.rope is not None and self.rope.scaling == "dynamic" and self.head_dim < 4:
+            raise InvalidValue("head_dim", f"{self.head_dim} is below 4, the least that dynamic scaling can take")
+
+    @property
+    def takes_starts(self) -> bool:
+        """Not with dynamic scaling, whose frequencies follow the longest sequence of a batch."""
+        return self.rope is None or self.rope.scaling != "dynamic"
+
+    def cost(self, width: int, shape: Shape) -> Cost:
+        """Four projections, scores and mixing."""
+        return self.softmax_cost(width, shape, self.window)
 
     def cache_spec(self, width: int) -> Mapping[str, CacheEntry]:
         """Rotated ``key`` and ``value``, ``[G, d]`` a token each."""
@@ -114,4 +138,4 @@ class MultiHeadAttention(GroupedQueryAttention):
     def __attrs_post_init__(self) -> None:
         if self.n_kv_heads != self.n_heads:
             raise InvalidValue("n_kv_heads", f"{self.n_kv_heads} is not n_heads {self.n_heads}", hint="use type: gqa")
-        GroupedQueryAttention.__attrs_post_init__(self)
+        super().__attrs_post_init__()

@@ -1,4 +1,4 @@
-"""Grouped-query attention in torch.
+"""Attention with plain projections in torch: the base of others, and grouped-query attention itself.
 
 Axes: B batch, T tokens of this pass, S tokens seen, D model, H query heads, G key/value heads, d head width.
 """
@@ -13,24 +13,16 @@ from torch.nn import functional as F
 
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
-from caramba_plugins_standard.gqa import GroupedQueryAttention
-from caramba_plugins_standard.norm_modules import rms_norm
+from caramba_plugins_standard.gqa import GroupedAttention, GroupedQueryAttention
+from caramba_plugins_standard.layer_modules import rms_norm
 from caramba_plugins_standard.probing import Probe
 from caramba_plugins_standard.rotary import Rotary, rotate
 
-__all__ = ["GroupedQueryAttentionModule", "visible"]
+__all__ = ["GroupedAttentionModule", "GroupedQueryAttentionModule", "visible"]
 
 
-def visible(tokens: int, context: int, window: int | None, device: torch.device) -> Tensor:
-    """Bool ``[T, S]``: which of ``context`` tokens each of the last ``tokens`` of them sees."""
-    query = torch.arange(context - tokens, context, device=device)[:, None]
-    key = torch.arange(context, device=device)[None, :]
-    mask = key <= query
-    return mask if window is None else mask & (key > query - window)
-
-
-class GroupedQueryAttentionModule(ComponentModule):
-    """One fused call, over this pass's tokens or over the cache's and this pass's."""
+class GroupedAttentionModule(ComponentModule):
+    """``[B, T, D] -> [B, T, D]``: what :meth:`mix` gives, through the output projection."""
 
     q_proj: nn.Parameter
     k_proj: nn.Parameter
@@ -43,13 +35,12 @@ class GroupedQueryAttentionModule(ComponentModule):
     q_norm: nn.Parameter
     k_norm: nn.Parameter
 
-    def __init__(self, config: GroupedQueryAttention, width: int) -> None:
+    def __init__(self, config: GroupedAttention, width: int) -> None:
         super().__init__(config, width)
         self.n_heads = config.n_heads
         self.n_kv_heads = config.n_kv_heads
         self.head_dim = config.head_dim
         self.multiplier = config.multiplier
-        self.window = config.window
         self.qk_norm_eps = config.qk_norm_eps
         self.rotary = None if config.rope is None else Rotary(config.rope, config.head_dim)
         if not config.qkv_bias:
@@ -63,7 +54,52 @@ class GroupedQueryAttentionModule(ComponentModule):
 
     def mix(self, x: Tensor, frame: Frame) -> Tensor:
         """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
-        query, key, value = self._project(x)
+        raise NotImplementedError(f"{type(self).__name__} does not define mix")
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[B, H, T, d]``, keys and values ``[B, G, T, d]``, before rotation."""
+        heads = (*x.shape[:2], -1, self.head_dim)
+        query = F.linear(x, self.q_proj, self.q_bias).view(heads)
+        key = F.linear(x, self.k_proj, self.k_bias).view(heads)
+        value = F.linear(x, self.v_proj, self.v_bias).view(heads)
+        if self.qk_norm_eps is not None:
+            query = rms_norm(query, self.q_norm, self.qk_norm_eps)
+            key = rms_norm(key, self.k_norm, self.qk_norm_eps)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool = False
+    ) -> Tensor:
+        """Softmax attention of ``[B, H, T, d]`` to ``[B, G, S, d]`` in one fused call."""
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=causal,
+            scale=self.multiplier,
+            enable_gqa=self.n_kv_heads != self.n_heads,
+        )
+
+
+def visible(tokens: int, context: int, window: int | None, device: torch.device) -> Tensor:
+    """Bool ``[T, S]``: which of ``context`` tokens each of the last ``tokens`` of them sees."""
+    query = torch.arange(context - tokens, context, device=device)[:, None]
+    key = torch.arange(context, device=device)[None, :]
+    mask = key <= query
+    return mask if window is None else mask & (key > query - window)
+
+
+class GroupedQueryAttentionModule(GroupedAttentionModule):
+    """One fused call, over this pass's tokens or over the cache's and this pass's."""
+
+    def __init__(self, config: GroupedQueryAttention, width: int) -> None:
+        super().__init__(config, width)
+        self.window = config.window
+
+    def mix(self, x: Tensor, frame: Frame) -> Tensor:
+        """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
+        query, key, value = self.project(x)
         query, key = self._turn(query, key, frame)
         before = 0
         if frame.cache is not None:
@@ -82,15 +118,7 @@ class GroupedQueryAttentionModule(ComponentModule):
         if padding is not None:
             seen_by = visible(tokens, context, self.window, x.device)
             mask, causal = (seen_by & ~padding).unsqueeze(1), False
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=causal,
-            scale=self.multiplier,
-            enable_gqa=self.n_kv_heads != self.n_heads,
-        )
+        mixed = self.attend(query, key, value, mask, causal=causal)
         return mixed.transpose(1, 2).flatten(2)
 
     def probe(self, x: Tensor, frame: Frame) -> Probe:
@@ -99,7 +127,7 @@ class GroupedQueryAttentionModule(ComponentModule):
         wide = torch.promote_types(x.dtype, torch.float32)
         if self.o_proj.dtype != wide or x.dtype != wide:
             return deepcopy(self).to(wide).probe(x.to(wide), frame)
-        query, key, value = self._project(x)
+        query, key, value = self.project(x)
         turned_query, turned_key = self._turn(query, key, frame)
         share = self.n_heads // self.n_kv_heads
         scores = turned_query @ turned_key.repeat_interleave(share, dim=1).transpose(2, 3) * self.multiplier
@@ -117,17 +145,6 @@ class GroupedQueryAttentionModule(ComponentModule):
             output=F.linear(mixed, self.o_proj, self.o_bias),
             positions=frame.positions,
         )
-
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``[B, H, T, d]``, keys and values ``[B, G, T, d]``, before rotation."""
-        heads = (*x.shape[:2], -1, self.head_dim)
-        query = F.linear(x, self.q_proj, self.q_bias).view(heads)
-        key = F.linear(x, self.k_proj, self.k_bias).view(heads)
-        value = F.linear(x, self.v_proj, self.v_bias).view(heads)
-        if self.qk_norm_eps is not None:
-            query = rms_norm(query, self.q_norm, self.qk_norm_eps)
-            key = rms_norm(key, self.k_norm, self.qk_norm_eps)
-        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def _turn(self, query: Tensor, key: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
         if self.rotary is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from caramba_plugins_standard.rope import Rope
 
-__all__ = ["Rotary", "cos_sin", "rotate", "rotate_reference"]
+__all__ = ["Rotary", "cos_sin", "mean_rotation", "rotate", "rotate_reference"]
 
 
 def cos_sin(frequencies: Tensor, positions: Tensor, *, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -43,6 +43,12 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """What :func:`rotate` computes, spelled out."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+def mean_rotation(attention: Tensor, frequencies: Tensor) -> Tensor:
+    """``E[exp(-i theta_p (t - s))]`` over each head's attention by distance ``[H, T]``: complex128 ``[H, P]``."""
+    angle = -torch.arange(attention.shape[-1], dtype=torch.float64)[:, None] * frequencies.double()
+    return attention.to(torch.complex128) @ torch.polar(torch.ones_like(angle), angle)
 
 
 class _Turn(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Topologies in torch."""
+"""Topologies and routers in torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ from torch.nn import functional as F
 from caramba_core.nn.build import load_object
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import TopologyModule
-from caramba_plugins_standard.fans import Branching, Parallel
+from caramba_plugins_standard.fans import Branching, Parallel, SoftmaxRouter, TopKRouter
 from caramba_plugins_standard.topologies import Cyclic, Recurrent
 
-__all__ = ["BranchingModule", "CyclicModule", "NestedModule", "ParallelModule", "RecurrentModule", "residual"]
+__all__ = [
+    "BranchingModule",
+    "CyclicModule",
+    "NestedModule",
+    "ParallelModule",
+    "RecurrentModule",
+    "residual",
+    "softmax",
+    "top_k",
+]
 
 
 def residual(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -109,6 +118,23 @@ class BranchingModule(TopologyModule):
         for share, output in zip(shares[1:], outputs[1:], strict=True):
             total = total + share * output
         return total
+
+
+def softmax(router: SoftmaxRouter, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """``[B, T, D] -> [B, T, branches]``, summing to 1."""
+    return _router_scores(x, weights).softmax(dim=-1).to(x.dtype)
+
+
+def top_k(router: TopKRouter, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """``[B, T, D] -> [B, T, branches]``, summing to 1 over the ``k`` chosen branches and 0 elsewhere."""
+    scores = _router_scores(x, weights)
+    best, index = scores.topk(router.k, dim=-1)
+    return torch.zeros_like(scores).scatter(-1, index, best.softmax(dim=-1)).to(x.dtype)
+
+
+def _router_scores(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    scores = F.linear(x, weights["weight"])
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def _flush(frame: Frame) -> None:

@@ -1,6 +1,6 @@
 """The test kit: what every component must hold to, ready to run against yours.
 
-The kit is a pytest plugin that comes with ``caramba-core``.  A test file of a plugin needs no more than this::
+The kit is a pytest plugin.  A test file of a plugin needs no more than this::
 
     import pytest
     from caramba_plugins_testing import Case
@@ -19,27 +19,17 @@ Each case is run through every check that applies to its kind; ``pytest -k causa
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-_HOMES = {
-    "Case": "case",
-    "CheckFailed": "case",
-    "TinyAttention": "components",
-    "TinyChain": "components",
-    "TinyEmbedder": "components",
-    "TinyHead": "components",
-    "TinyLinear": "components",
-}
-
-__all__ = ["Case", "CheckFailed", "TinyAttention", "TinyChain", "TinyEmbedder", "TinyHead", "TinyLinear"]
+__all__ = ["Case", "CheckFailed"]
 
 if TYPE_CHECKING:
     from caramba_plugins_testing.case import Case, CheckFailed
-    from caramba_plugins_testing.components import TinyAttention, TinyChain, TinyEmbedder, TinyHead, TinyLinear
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"caramba_plugins_testing.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'caramba_plugins_testing' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'caramba_plugins_testing' has no attribute {name!r}")
+    from caramba_plugins_testing import case
+
+    return getattr(case, name)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ from caramba_core.errors import InputError
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
-from caramba_plugins_testing.case import CheckFailed
+from caramba_plugins_testing.case import CheckFailed, about, require
+from caramba_plugins_testing.interpreter import heavy_imports
 
 __all__ = ["check_loader"]
 
@@ -32,26 +31,28 @@ def check_loader(loader: type[Loader], path: Path, folder: Path) -> None:
     numpy, streams the tensors that its layout announces (the same values as in the spans that it names), fills the
     model completely, and refuses damaged files with an :class:`InputError`.  Raises :class:`CheckFailed`.
     """
-    name = loader.__name__
-    _check_recognition(name, loader, path, folder)
-    checkpoint = loader.open(path)
-    absent = [method for method in _METHODS if not callable(getattr(checkpoint, method, None))]
-    if absent:
-        raise CheckFailed(f"{name}: what open() gives has no method {', '.join(absent)}")
-    _check_streams(name, checkpoint)
-    try:
-        described = json.loads(json.dumps(checkpoint.model()))
-    except (TypeError, ValueError) as error:
-        raise CheckFailed(f"{name}: model() is not plain data: {error}") from error
-    model = build(lower(structure_model(described, origin=str(path))))
-    load_weights(model, checkpoint)
-    _check_light(name, loader, path)
-    _check_damage(name, loader, path, folder)
+    with about(loader.__name__):
+        _check_recognition(loader, path, folder)
+        checkpoint = loader.open(path)
+        absent = [method for method in _METHODS if not callable(getattr(checkpoint, method, None))]
+        require(not absent, f"what open() gives has no method {', '.join(absent)}")
+        _check_streams(checkpoint)
+        try:
+            described = json.loads(json.dumps(checkpoint.model()))
+        except (TypeError, ValueError) as error:
+            raise CheckFailed(f"model() is not plain data: {error}") from error
+        load_weights(build(lower(structure_model(described, origin=str(path)))), checkpoint)
+        heavy = heavy_imports(
+            f"from pathlib import Path\nfrom {loader.__module__} import {loader.__qualname__} as Loader\n"
+            f"checkpoint = Loader.open(Path({str(path)!r}))\ncheckpoint.model()\ncheckpoint.layout()",
+            what="opening",
+        )
+        require(not heavy, f"open(), model() or layout() imports {heavy}; plans must not need it")
+        _check_damage(loader, path, folder)
 
 
-def _check_recognition(name: str, loader: type[Loader], path: Path, folder: Path) -> None:
-    if not loader.accepts(path):
-        raise CheckFailed(f"{name}: does not accept its own {path.name}")
+def _check_recognition(loader: type[Loader], path: Path, folder: Path) -> None:
+    require(loader.accepts(path), f"does not accept its own {path.name}")
     empty = folder / "empty_folder"
     empty.mkdir()
     strangers: dict[Path, bytes] = {
@@ -63,53 +64,36 @@ def _check_recognition(name: str, loader: type[Loader], path: Path, folder: Path
     for file, content in strangers.items():
         file.write_bytes(content)
     for stranger in (empty, *strangers):
-        if loader.accepts(stranger):
-            raise CheckFailed(f"{name}: accepts {stranger.name}, which is not its format")
+        require(not loader.accepts(stranger), f"accepts {stranger.name}, which is not its format")
 
 
-def _check_streams(name: str, checkpoint: Checkpoint) -> None:
+def _check_streams(checkpoint: Checkpoint) -> None:
     layout = {stored.name: stored for stored in checkpoint.layout() if stored.name is not None}
     announced = {key: stored.shape for key, stored in layout.items()}
     given: dict[str, Any] = {}
     for key, tensor in checkpoint.tensors():
-        if key in given:
-            raise CheckFailed(f"{name}: tensors() gives {key} twice")
+        require(key not in given, f"tensors() gives {key} twice")
         given[key] = tuple(tensor.shape)
         if key in layout:
-            _check_span(name, layout[key], tensor)
-    if given != announced:
-        wrong = sorted(key for key in given.keys() | announced.keys() if given.get(key) != announced.get(key))
-        raise CheckFailed(f"{name}: layout() and tensors() differ in {', '.join(wrong[:5])}")
+            _check_span(layout[key], tensor)
+    wrong = sorted(key for key in given.keys() | announced.keys() if given.get(key) != announced.get(key))
+    require(not wrong, f"layout() and tensors() differ in {', '.join(wrong[:5])}")
 
 
-def _check_span(name: str, stored: Stored, tensor: torch.Tensor) -> None:
+def _check_span(stored: Stored, tensor: torch.Tensor) -> None:
     """Filling looks at the bytes of a span in the place of what is streamed: they must be the same."""
-    if stored.span is None:
+    span, dtype = stored.span, str(tensor.dtype).removeprefix("torch.")
+    if span is None:
         return
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if stored.span.dtype != dtype:
-        raise CheckFailed(f"{name}: the span of {stored.key} is of {stored.span.dtype}, and tensors() gives {dtype}")
-    with stored.span.path.open("rb") as file:
-        file.seek(stored.span.offset)
+    require(span.dtype == dtype, f"the span of {stored.key} is of {span.dtype}, and tensors() gives {dtype}")
+    with span.path.open("rb") as file:
+        file.seek(span.offset)
         there = file.read(tensor.nbytes)
-    if there != tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes():
-        raise CheckFailed(f"{name}: the span of {stored.key} does not hold the values that tensors() gives")
+    same = there == tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    require(same, f"the span of {stored.key} does not hold the values that tensors() gives")
 
 
-def _check_light(name: str, loader: type[Loader], path: Path) -> None:
-    program = (
-        f"import sys\nfrom pathlib import Path\nfrom {loader.__module__} import {loader.__qualname__} as Loader\n"
-        f"checkpoint = Loader.open(Path({str(path)!r}))\ncheckpoint.model()\ncheckpoint.layout()\n"
-        "print(*sorted({'torch', 'numpy'} & set(sys.modules)))"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    if ran.returncode:
-        raise CheckFailed(f"{name}: opening alone fails: {ran.stderr.strip().splitlines()[-1]}")
-    if ran.stdout.strip():
-        raise CheckFailed(f"{name}: open(), model() or layout() imports {ran.stdout.strip()}; plans must not need it")
-
-
-def _check_damage(name: str, loader: type[Loader], path: Path, folder: Path) -> None:
+def _check_damage(loader: type[Loader], path: Path, folder: Path) -> None:
     """Cut every file of the checkpoint in half, one at a time."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     for number, file in enumerate(files):
@@ -117,22 +101,19 @@ def _check_damage(name: str, loader: type[Loader], path: Path, folder: Path) -> 
         copy.parent.mkdir()
         if path.is_file():
             shutil.copyfile(path, copy)
-            target = copy
         else:
             shutil.copytree(path, copy)
-            target = copy / file.relative_to(path)
+        target = copy / file.relative_to(path)
         content = target.read_bytes()
         target.write_bytes(content[: len(content) // 2])
         try:
             if not loader.accepts(copy):
                 continue
             checkpoint = loader.open(copy)
-            model = build(lower(structure_model(checkpoint.model(), origin=str(copy))))
-            load_weights(model, checkpoint)
+            load_weights(build(lower(structure_model(checkpoint.model(), origin=str(copy)))), checkpoint)
         except InputError:
             continue
         except Exception as error:
-            raise CheckFailed(
-                f"{name}: half of {target.name} raises {type(error).__name__}: {error}; raise InputError instead"
-            ) from error
-        raise CheckFailed(f"{name}: half of {target.name} is taken for a sound checkpoint")
+            said = f"half of {target.name} raises {type(error).__name__}: {error}; raise InputError instead"
+            raise CheckFailed(said) from error
+        raise CheckFailed(f"half of {target.name} is taken for a sound checkpoint")

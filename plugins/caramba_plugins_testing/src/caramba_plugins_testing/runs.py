@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
-import attrs
 import numpy as np
 import torch
-from caramba_plugins_standard.loading import PretrainedModel, Stored
+from caramba_plugins_standard.gqa import MultiHeadAttention
+from caramba_plugins_standard.layers import Linear, LinearHead, TokenEmbedder
+from caramba_plugins_standard.loading import Checkpoint, PretrainedModel
 from caramba_plugins_standard.modes import Train
+from caramba_plugins_standard.topologies import Stacked
 from caramba_plugins_standard.training import Strategy, Training
 from rich.console import Console
 
-from caramba_core.component import Layer, Model, evolve
+from caramba_core.component import Model
 from caramba_core.datasets import Dataset, Tokens
-from caramba_core.graph import Graph
 from caramba_core.lowering import lower
 from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Data, Evaluation, Run, Teacher
 from caramba_core.nn.build import build
+from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plugins.registry import registry
 from caramba_core.run.context import GroupContext, RunContext
 from caramba_core.run.directory import RunDirectory, State
 from caramba_core.run.reporter import Reporter
 from caramba_core.teachers import Tokenizer
-from caramba_plugins_testing.components import TinyAttention, TinyChain, TinyEmbedder, TinyHead, TinyLinear
 
 __all__ = ["small_run"]
 
@@ -45,45 +45,24 @@ class _Counting(Dataset):
         return Tokens(ids=np.arange(2000, dtype=np.int64) % _VOCABULARY, tokenizer=None, origin="counting")
 
 
-@attrs.frozen
-class _Drawn:
-    """A checkpoint of random weights, as loaders give it."""
+class _Drawn(PretrainedModel):
+    """A teacher without a checkpoint: weights drawn from a seed, large enough for attention to choose."""
 
-    graph: Graph
-    path: Path = Path("drawn")
-
-    def model(self) -> dict[str, Any]:
-        """Not used: the graph is known."""
-        raise NotImplementedError
-
-    def layout(self) -> tuple[Stored, ...]:
-        """Every tensor under its own name."""
-        return tuple(
-            Stored(key=name, name=name, shape=tuple(values.shape), dtype=str(values.dtype))
-            for name, values in self.tensors()
-        )
-
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Weights drawn from a seed, large enough for attention to choose."""
-        for name, values in build(self.graph, seed=11).state_dict().items():
-            yield name, values * 20
-
-    def tokenizer(self) -> None:
-        """None."""
-
-    def key_of(self, path: tuple[str | int, ...]) -> None:
-        """None: nothing is read from a configuration."""
-
-    def companions(self) -> dict[str, str]:
-        """None."""
-        return {}
+    def load(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+        """The model, frozen."""
+        model = build(self.graph, device=device, dtype=dtype, seed=11).requires_grad_(False).eval()
+        for parameter in model.parameters():
+            parameter.mul_(20)
+        return model
 
 
-def _model(attention: Layer) -> Model:
+def _model(n_heads: int) -> Model:
+    """Attention, a projection, attention."""
+    first, second = (MultiHeadAttention(n_heads=n_heads, head_dim=_WIDTH // n_heads) for _ in range(2))
     return Model(
-        embedder=TinyEmbedder(vocab_size=_VOCABULARY, d_model=_WIDTH),
-        topology=TinyChain(layers=(attention, TinyLinear(), evolve(attention))),
-        head=TinyHead(),
+        embedder=TokenEmbedder(vocab_size=_VOCABULARY, d_model=_WIDTH),
+        topology=Stacked(layers=(first, Linear(), second)),
+        head=LinearHead(),
     )
 
 
@@ -94,7 +73,7 @@ def small_run(
 
     Its folder is inside of ``folder``; what it would print is dropped.
     """
-    model, teacher = _model(TinyAttention(n_heads=2)), _model(TinyAttention(n_heads=1))
+    model, teacher = _model(n_heads=2), _model(n_heads=1)
     run = Run(id="small", mode="train", seed=3, device="cpu")
     if strategy is not None:
         settings = Training(strategy=strategy, trains=trains, device="cpu", lr=1e-2)
@@ -102,12 +81,11 @@ def small_run(
     data = Data(train=_Counting(), heldout=_Counting())
     evaluation = Evaluation(context=16, windows=4)
     group = Group(name="kit", teacher=Teacher(source="drawn"), data=data, eval=evaluation, model=model, runs=(run,))
-    graph = lower(teacher)
     shared = GroupContext(
         loaded=cast(Loaded, SimpleNamespace(folder=folder)),  # no manifest was read; a group asks for nothing else
         group=group,
         graph=lower(model),
-        teacher=PretrainedModel(_Drawn(graph), graph, "drawn"),
+        teacher=_Drawn(cast(Checkpoint, SimpleNamespace(tokenizer=lambda: None)), lower(teacher), "drawn"),
     )
     directory = RunDirectory(folder / "runs" / "kit" / "small")
     directory.path.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from caramba_plugins_standard.training import StepResult, Strategy, StrategyRunn
 from torch import Tensor
 
 from caramba_core.run.context import RunContext
-from caramba_plugins_testing.case import CheckFailed
+from caramba_plugins_testing.case import CheckFailed, about, require
 from caramba_plugins_testing.runs import small_run
 
 __all__ = ["check_strategy"]
@@ -22,25 +22,24 @@ def check_strategy(strategy: Strategy, folder: Path, *, trains: tuple[str, ...] 
     parameter that trains and no other, and leaves moving them to the loop.  ``learns``: forty steps of Adam on one
     batch lower the loss.
     """
-    name = type(strategy).__name__
     context = small_run(folder, strategy=strategy, trains=trains)
-    runner = strategy.start(context)
-    runner.prepare()
-    tokens = torch.from_numpy(context.shared.tokens("train").ids[:34].reshape(2, 17))
-    before = {key: parameter.detach().clone() for key, parameter in context.student.named_parameters()}
-    first = _step(runner, tokens)
-    _check_result(name, first)
-    _check_gradients(name, context)
-    for key, parameter in context.student.named_parameters():
-        if not torch.equal(parameter, before[key]):
-            raise CheckFailed(f"{name}: a step moves {key} itself; that is the optimizer's business")
-    once = [_gradient(parameter).clone() for _, parameter in context.trainable()]
-    _step(runner, tokens)
-    for (key, parameter), gradient in zip(context.trainable(), once, strict=True):
-        if (_gradient(parameter) - 2 * gradient).norm() > 1e-3 * gradient.norm():
-            raise CheckFailed(f"{name}: a second step does not add to the gradient of {key}; accumulation needs that")
-    if learns:
-        _check_learning(name, context, runner, tokens)
+    with about(type(strategy).__name__):
+        runner = strategy.start(context)
+        runner.prepare()
+        tokens = torch.from_numpy(context.shared.tokens("train").ids[:34].reshape(2, 17))
+        before = {key: parameter.detach().clone() for key, parameter in context.student.named_parameters()}
+        _check_result(_step(runner, tokens))
+        _check_gradients(context)
+        for key, parameter in context.student.named_parameters():
+            still = torch.equal(parameter, before[key])
+            require(still, f"a step moves {key} itself; that is the optimizer's business")
+        once = [_gradient(parameter).clone() for _, parameter in context.trainable()]
+        _step(runner, tokens)
+        for (key, parameter), gradient in zip(context.trainable(), once, strict=True):
+            adds = (_gradient(parameter) - 2 * gradient).norm() <= 1e-3 * gradient.norm()
+            require(adds, f"a second step does not add to the gradient of {key}; accumulation needs that")
+        if learns:
+            _check_learning(context, runner, tokens)
 
 
 def _step(runner: StrategyRunner, tokens: Tensor) -> StepResult:
@@ -53,33 +52,32 @@ def _gradient(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def _check_result(name: str, result: StepResult) -> None:
+def _check_result(result: StepResult) -> None:
     for what, value in {"loss": result.loss, **result.metrics}.items():
-        if value.numel() != 1 or value.requires_grad:
-            raise CheckFailed(f"{name}: {what} is not a detached single number")
-        if not bool(value.isfinite()):
-            raise CheckFailed(f"{name}: {what} is {value.item()}")
+        require(value.numel() == 1 and not value.requires_grad, f"{what} is not a detached single number")
+        require(value.isfinite(), f"{what} is {value.item()}")
 
 
-def _check_gradients(name: str, context: RunContext) -> None:
+def _check_gradients(context: RunContext) -> None:
     trained = {key.removeprefix("model.") for key, _ in context.trainable()}
-    if not trained:
-        raise CheckFailed(f"{name}: nothing trains")
+    require(trained, "nothing trains")
     for key, parameter in context.student.named_parameters():
         gradient = parameter.grad
-        if key in trained and (gradient is None or not bool(gradient.isfinite().all()) or not bool(gradient.any())):
-            state = "no gradient" if gradient is None else "a gradient that is zero or not finite"
-            raise CheckFailed(f"{name}: {key} trains, and a step gives it {state}")
-        if key not in trained and gradient is not None:
-            raise CheckFailed(f"{name}: {key} is frozen, and a step gives it a gradient")
+        if key not in trained:
+            require(gradient is None, f"{key} is frozen, and a step gives it a gradient")
+        elif gradient is None:
+            raise CheckFailed(f"{key} trains, and a step gives it no gradient")
+        else:
+            sound = gradient.isfinite().all() and gradient.any()
+            require(sound, f"{key} trains, and a step gives it a gradient that is zero or not finite")
 
 
-def _check_learning(name: str, context: RunContext, runner: StrategyRunner, tokens: Tensor) -> None:
+def _check_learning(context: RunContext, runner: StrategyRunner, tokens: Tensor) -> None:
     optimizer = torch.optim.Adam([parameter for _, parameter in context.trainable()], lr=1e-2)
     losses = []
     for _ in range(40):
         optimizer.zero_grad()
         losses.append(_step(runner, tokens).loss.item())
         optimizer.step()
-    if not losses[-1] < losses[0]:
-        raise CheckFailed(f"{name}: forty steps on one batch take the loss from {losses[0]:.4f} to {losses[-1]:.4f}")
+    first, last = losses[0], losses[-1]
+    require(last < first, f"forty steps on one batch take the loss from {first:.4f} to {last:.4f}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from caramba_plugins_standard.layers import LinearHead, TokenEmbedder
+from caramba_plugins_standard.topologies import Stacked
 from torch import Tensor
 
 from caramba_core.component import Model
@@ -15,20 +17,19 @@ from caramba_core.nn.cache import Cache
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.nn.sequence import LayerSequence
-from caramba_plugins_testing.case import Case
-from caramba_plugins_testing.components import TinyChain, TinyEmbedder, TinyHead
+from caramba_plugins_testing.case import Case, CheckFailed, require
 
-__all__ = ["Subject", "difference", "graph_of", "inputs"]
+__all__ = ["Subject", "difference", "graph_of", "inputs", "require_close"]
 
 _VOCABULARY = 17
 
 
 def graph_of(case: Case) -> Graph:
-    """The component between the kit's embedder and head."""
+    """The component between an embedder and a head."""
     model = Model(
-        embedder=TinyEmbedder(vocab_size=_VOCABULARY, d_model=case.width),
-        topology=TinyChain(layers=(case.config,)),
-        head=TinyHead(),
+        embedder=TokenEmbedder(vocab_size=_VOCABULARY, d_model=case.width),
+        topology=Stacked(layers=(case.config,)),
+        head=LinearHead(),
     )
     return lower(model)
 
@@ -43,6 +44,20 @@ def difference(found: Tensor, wanted: Tensor) -> float:
     """The largest difference, relative to the largest value wanted."""
     scale = wanted.double().abs().max().item()
     return (found.double() - wanted.double()).abs().max().item() / (scale or 1.0)
+
+
+def require_close(found: Tensor, wanted: Tensor, within: float, words: str, *, advice: str = "") -> None:
+    """Raise :class:`CheckFailed` where tensors ``[B, T, D]`` differ by more than a part of the largest value wanted.
+
+    ``words`` say what differs from what; how much and from which position on is added.
+    """
+    require(found.shape == wanted.shape, f"{words} in shape: {list(found.shape)} and {list(wanted.shape)}")
+    error = difference(found, wanted)
+    if not error <= within:
+        off = (found.double() - wanted.double()).abs().amax(dim=(0, 2))
+        first = [bool(one <= within * wanted.abs().max()) for one in off].index(False)
+        said = f"{words} by {error:.1e} of the largest output (at most {within:.0e}), first at position {first}"
+        raise CheckFailed(f"{said}: {advice}" if advice else said)
 
 
 class Subject:
@@ -85,11 +100,13 @@ class Subject:
         return LayerSequence.forward(self.model, x, frame or self.frame(x))
 
     @torch.no_grad()
-    def decode(self, x: Tensor, split: Iterable[int], *, cache: Cache | None = None) -> Tensor:
-        """The same through a cache, in pieces of these lengths."""
+    def decode(
+        self, x: Tensor, split: Iterable[int], *, cache: Cache | None = None, starts: Tensor | None = None
+    ) -> Tensor:
+        """The same through a cache, in pieces of these lengths; ``starts`` ``[B]`` says where each sequence begins."""
         cache = cache or self.model.new_cache(x.shape[0])
         pieces = []
         for piece in torch.split(x, list(split), dim=1):
-            pieces.append(self.run(piece, self.frame(piece, cache=cache)))
+            pieces.append(self.run(piece, Frame.of(piece[..., 0], cache=cache, starts=starts)))
             cache.advance(piece.shape[1])
         return torch.cat(pieces, dim=1)

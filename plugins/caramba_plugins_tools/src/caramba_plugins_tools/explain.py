@@ -6,8 +6,9 @@ explained the same way.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -21,7 +22,7 @@ from caramba_plugins_tools.fields import Field, doc_text, fields_of, is_config, 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Explanation", "explain", "explain_entry", "render"]
+__all__ = ["Explanation", "explain", "explain_entry", "listed", "render", "render_list"]
 
 _COLUMNS: Final = ("field", "type", "default", "range", "meaning")
 
@@ -32,8 +33,8 @@ class Explanation:
 
     name: str
     kind: str
-    distribution: str | None
-    version: str | None
+    distribution: str | None = None
+    version: str | None = None
     text: str
     fields: tuple[Field, ...]
 
@@ -52,7 +53,8 @@ def explain(registry: Registry, name: str) -> tuple[Explanation, ...]:
     ]
     explained = [explain_entry(registry, entry) for entry in found]
     if (section := sections(registry).get(name)) is not None:
-        explained.insert(0, _explained(name, "section of a manifest", section))
+        kind, fields = "section of a manifest", tuple(fields_of(section))
+        explained.insert(0, Explanation(name=name, kind=kind, text=doc_text(section), fields=fields))
     if not explained:
         raise _unknown(registry, name)
     return tuple(explained)
@@ -60,19 +62,13 @@ def explain(registry: Registry, name: str) -> tuple[Explanation, ...]:
 
 def explain_entry(registry: Registry, entry: ComponentEntry) -> Explanation:
     """What a plugin's entry is; raises :class:`~caramba_core.errors.PluginError` where it does not load."""
-    target, gives = registry.load(entry), registry.kinds[entry.kind].gives
-    return _explained(entry.name, entry.kind, target, entry=entry, gives=gives)
-
-
-def _explained(
-    name: str, kind: str, target: Any, *, entry: ComponentEntry | None = None, gives: str = ""
-) -> Explanation:
+    target = registry.load(entry)
     return Explanation(
-        name=name,
-        kind=kind,
-        distribution=None if entry is None else entry.distribution,
-        version=None if entry is None else entry.version,
-        text=doc_text(target) if isinstance(target, type) else gives,
+        name=entry.name,
+        kind=entry.kind,
+        distribution=entry.distribution,
+        version=entry.version,
+        text=doc_text(target) if isinstance(target, type) else registry.kinds[entry.kind].gives,
         fields=tuple(fields_of(target)) if is_config(target) else (),
     )
 
@@ -91,23 +87,47 @@ def _unknown(registry: Registry, name: str) -> InputError:
 # ------------------------------------------------------------------------------------------------ on a terminal
 
 
-def render(explanation: Explanation, console: Console) -> None:
-    """Print one explanation."""
+def _terminal() -> Console:
+    """The console that tables go to: 120 columns wide where nobody looks."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
+def render(explanations: Iterable[Explanation]) -> None:
+    """Print explanations, each with a table for its own fields and one for those of each part."""
     from rich.text import Text
 
     from caramba_core.sections import section_table
 
-    title = Text(explanation.name, style="bold")
-    title.append(f"  {explanation.kind}", style="cyan")
-    if explanation.distribution is not None:
-        title.append(f"  {explanation.distribution} {explanation.version}", style="dim")
-    console.print(title)
-    if explanation.text:
-        console.print(Text(explanation.text))
-    parts = sorted(explanation.fields, key=_part)
-    for part, fields in groupby(parts, _part):
-        rows = tuple(_row(field) for field in fields)
-        console.print(section_table(Section(title=part and f"{part}:", columns=_COLUMNS, rows=rows)))
+    console = _terminal()
+    for explanation in explanations:
+        title = Text(explanation.name, style="bold")
+        title.append(f"  {explanation.kind}", style="cyan")
+        if explanation.distribution is not None:
+            title.append(f"  {explanation.distribution} {explanation.version}", style="dim")
+        console.print(title, Text(explanation.text), sep="\n")
+        for part, fields in groupby(sorted(explanation.fields, key=_part), _part):
+            rows = tuple(_row(field) for field in fields)
+            console.print(section_table(Section(title=part and f"{part}:", columns=_COLUMNS, rows=rows)))
+
+
+def listed(registry: Registry) -> dict[str, list[str]]:
+    """Everything that can be explained: the names of sections and of the components of each kind."""
+    names = {kind: list(dict.fromkeys(entry.name for entry in registry.entries(kind))) for kind in registry.kinds}
+    return {"section": list(sections(registry))} | {kind: members for kind, members in names.items() if members}
+
+
+def render_list(registry: Registry) -> None:
+    """Print the names of everything that can be explained."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for kind, members in listed(registry).items():
+        table.add_row(Text(kind, style="cyan"), ", ".join(members))
+    _terminal().print(table)
 
 
 def _part(field: Field) -> str:

@@ -3,6 +3,11 @@
 Teacher and student run in lockstep, a stage at a time.  At each site the teacher is probed, the moments are collected,
 the transplant starts the student's attention, and its output projection is refitted on the student's own inputs, which
 have passed through everything converted and refitted so far.  The layers between may be refitted in the same way.
+
+The student's hidden states in front of a layer differ from the teacher's by then.  Where the layer's output is added to
+those states, part of their error can be made good in the same place: with ``x`` and ``x'`` the states of teacher and
+student and ``f(x)`` the teacher's output, the projection is refitted to ``f(x) + share (x - x')``.  The whole of it is
+too much: what one layer's inputs cannot explain it would fit to noise.
 """
 
 from __future__ import annotations
@@ -22,12 +27,12 @@ from caramba_core.nn.build import load_object
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.sites import Site
-from caramba_plugins_upcycle.correction import output_weights, refit_output
 from caramba_plugins_upcycle.modes import Start
+from caramba_plugins_upcycle.refit import output_weights, refit_output
 from caramba_plugins_upcycle.stages import Stage, adds_to_stream, input_of, stages
-from caramba_plugins_upcycle.transplant import Collector, Example, Moment, find_transplant, require_refittable
+from caramba_plugins_upcycle.transplant import Collector, Example, Transplant, find_transplant, require_refittable
 
-__all__ = ["Calibration", "collector_of", "fill"]
+__all__ = ["Calibration", "collectors_of", "fill"]
 
 
 @attrs.frozen
@@ -98,9 +103,7 @@ class Calibration:
         student: Any = self.student.get_submodule(path)
         width = site.student.width_in
         transplant = self.transplants[site.name]
-        collectors = {
-            name: collector_of(moment, source, width) for name, moment in transplant.moments(source, target).items()
-        }
+        collectors = collectors_of(transplant, source, target, width)
         examples: list[Example] = []
         for batch in states:
             teacher_x = input_of(teacher, old, batch.teacher, batch.frame)
@@ -159,10 +162,10 @@ class Calibration:
         return report
 
 
-def collector_of(moment: Moment, source: Attention, width: int) -> Collector:
-    """The collector that a moment's config names."""
-    collector: Collector = load_object(moment.builds)(moment, source, width)
-    return collector
+def collectors_of(transplant: Transplant, source: Attention, target: Attention, width: int) -> dict[str, Collector]:
+    """A collector for each of the moments that a transplant asks for."""
+    moments = transplant.moments(source, target).items()
+    return {name: load_object(moment.builds)(moment, source, width) for name, moment in moments}
 
 
 def fill(name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -1,20 +1,15 @@
-"""Refitting an output projection by ridge regression: what the student mixes, to what it should give."""
+"""Refitting an output projection by ridge regression: what a layer mixes, to what it should give."""
 
 from __future__ import annotations
 
-import attrs
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Refit", "RefitReport"]
+from caramba_core.component import Layer
 
-
-@attrs.frozen(kw_only=True)
-class RefitReport:
-    """Error over the teacher's energy, with the projection as it was and as refitted."""
-
-    before: float
-    after: float
+__all__ = ["Refit", "output_weights", "refit_output"]
 
 
 class Refit:
@@ -24,50 +19,77 @@ class Refit:
     ``W0`` the projection as started, ``m`` the mean of the diagonal of ``Y^T Y``.
     """
 
-    def __init__(
-        self,
-        mixed: int,
-        width: int,
-        device: torch.device,
-        *,
-        bias: bool = True,
-        products: torch.dtype = torch.float64,
-    ) -> None:
-        """``products`` is the type that a batch is multiplied out in; sums are of float64 in any case."""
-        self._device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
-        self._mixed = mixed
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, products: torch.dtype = torch.float64) -> None:
+        """From a projection ``[D, n]`` and a bias ``[D]``, if any.
+
+        ``products`` is the type that a batch is multiplied out in; sums are of float64 in any case.  Products in
+        float32 leave errors of about 1e-6, which the ridge divides by its size.
+        """
+        # MPS has no float64
+        self._device = torch.device("cpu") if weight.device.type == "mps" else weight.device
         self._products = products
-        rows = mixed + 1 if bias else mixed
-        self._gram = torch.zeros(rows, rows, dtype=torch.float64, device=self._device)
-        self._cross = torch.zeros(rows, width, dtype=torch.float64, device=self._device)
-        self._energy = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._has_bias = bias is not None
+        rows = weight.T if bias is None else torch.cat([weight.T, bias[None]])
+        self._start = rows.to(self._device, torch.float64)
+        self._gram = self._start.new_zeros(len(rows), len(rows))
+        self._cross = torch.zeros_like(self._start)
+        self._energy = self._start.new_zeros(())
 
     def update(self, mixed: Tensor, output: Tensor) -> None:
         """Take in ``[..., n]`` and ``[..., D]`` of the same tokens."""
         y = mixed.flatten(0, -2).to(self._device, self._products)
-        if len(self._gram) > self._mixed:
+        if self._has_bias:
             y = torch.cat([y, y.new_ones(y.shape[0], 1)], dim=1)
         o = output.flatten(0, -2).to(self._device, self._products)
         self._gram += y.T @ y
         self._cross += y.T @ o
         self._energy += o.double().square().sum()
 
-    def solve(self, weight: Tensor, bias: Tensor | None, ridge: float) -> tuple[Tensor, Tensor | None, RefitReport]:
-        """The refitted projection ``[D, n]`` and bias ``[D]``, if any, near the given ones, and what it bought.
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor | None, dict[str, float]]:
+        """The refitted projection ``[D, n]`` and bias ``[D]``, if any, and what it bought.
 
-        A bias that is not given starts at zero.
+        That is the error over the energy of what was wanted, ``before`` and ``after``.
         """
-        start = torch.zeros_like(self._cross)
-        start[: self._mixed] = weight.T.to(start)
-        if bias is not None:
-            start[self._mixed] = bias.to(start)
-        strength = ridge * self._gram.diagonal()[: self._mixed].mean()
+        mixed = len(self._gram) - self._has_bias
+        strength = ridge * self._gram.diagonal()[:mixed].mean()
         eye = torch.eye(len(self._gram), dtype=torch.float64, device=self._device)
-        solved = torch.linalg.solve(self._gram + strength * eye, self._cross + strength * start)
-        report = RefitReport(before=self._error(start), after=self._error(solved))
-        found = solved[-1].contiguous() if len(solved) > self._mixed else None
-        return solved[: self._mixed].T.contiguous(), found, report
+        solved = torch.linalg.solve(self._gram + strength * eye, self._cross + strength * self._start)
+        report = {"before": self._error(self._start), "after": self._error(solved)}
+        return solved[:mixed].T.contiguous(), solved[-1].contiguous() if self._has_bias else None, report
 
     def _error(self, w: Tensor) -> float:
         squared = (w * (self._gram @ w)).sum() - 2 * (w * self._cross).sum() + self._energy
         return float(squared.clamp_min(0) / self._energy)
+
+
+def output_weights(config: Layer, module: nn.Module) -> tuple[nn.Parameter, nn.Parameter | None] | None:
+    """The projection that a refit replaces, and its bias; none where the layer has no ``mix`` in front of one."""
+    if config.output_weights is None or not hasattr(module, "mix"):
+        return None
+    projection, bias = (getattr(module, name, None) for name in config.output_weights)
+    return None if projection is None else (projection, bias)
+
+
+def refit_output(
+    config: Layer,
+    module: nn.Module,
+    examples: Iterable[tuple[Tensor, Tensor]],
+    ridge: float,
+    *,
+    products: torch.dtype = torch.float64,
+) -> dict[str, float]:
+    """Refit a layer's output projection to pairs of what it mixes ``[B, T, n]`` and should give ``[B, T, D]``.
+
+    The module gets new parameters; the old ones, which may be the teacher's, stay what they were.
+    """
+    found = output_weights(config, module)
+    assert found is not None
+    assert config.output_weights is not None
+    refit = Refit(*found, products=products)
+    for mixed, wanted in examples:
+        refit.update(mixed, wanted)
+    *solved, report = refit.solve(ridge)
+    for name, old, new in zip(config.output_weights, found, solved, strict=True):
+        if old is not None and new is not None:
+            setattr(module, name, nn.Parameter(new.to(old), requires_grad=old.requires_grad))
+    return report

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
+    "Carrying",
     "Collector",
     "Example",
     "Moment",
@@ -109,8 +110,24 @@ class Transplant(Component):
     target: ClassVar[type[Attention]] = Attention
     """The attention that it starts."""
 
+    same: ClassVar[tuple[str, ...]] = ()
+    """Fields that source and target must agree in."""
+
+    without: ClassVar[tuple[str, ...]] = ()
+    """Fields that a source must not have, or have as null."""
+
     def check(self, source: Attention, target: Attention, width: int) -> None:
-        """Raise :class:`~caramba_core.errors.InvalidValue` with the reason where this pair cannot be converted."""
+        """Raise :class:`~caramba_core.errors.InvalidValue` with the reason where this pair cannot be converted.
+
+        Here by ``same`` and ``without``; subclasses add what else they need.
+        """
+        for field in self.same:
+            ours, theirs = _value(target, field), _value(source, field)
+            if ours != theirs:
+                raise InvalidValue(field, f"{ours} differs from the source's {theirs}", expected=str(theirs))
+        for field in self.without:
+            if getattr(source, field, None) is not None:
+                raise InvalidValue(None, f"the source has {field}, for which {type(self).__name__} has no start")
 
     def moments(self, source: Attention, target: Attention) -> Mapping[str, Moment]:
         """The statistics that :meth:`start` needs, by a name of the transplant's choosing."""
@@ -151,6 +168,39 @@ class Transplant(Component):
         held at once.  No gradient step; a transplant that has nothing to do here does not define it.
         """
         return {}
+
+
+def _value(config: Attention, field: str) -> Any:
+    """A field; ``scale`` as it is computed where it is not given."""
+    value = getattr(config, field, None)
+    return getattr(config, "head_dim") ** -0.5 if value is None and field == "scale" else value  # noqa: B009
+
+
+@component
+class Carrying(Transplant):
+    """Base of transplants to attentions that hold every weight of the source under its own name."""
+
+    def check(self, source: Attention, target: Attention, width: int) -> None:
+        """Each weight of the source must have its place."""
+        super().check(source, target, width)
+        for name in source.weights(width).keys() - target.weights(width).keys():
+            options = (option for option in (name, "qkv_bias") if hasattr(target, option))
+            raise InvalidValue(next(options, None), f"the source's {name} has no place", expected="true")
+
+    def start(
+        self,
+        source: Attention,
+        weights: Mapping[str, Tensor],
+        target: Attention,
+        width: int,
+        moments: Mapping[str, Mapping[str, Tensor]],
+    ) -> Started:
+        """The source's weights; what the target has besides starts at zero."""
+        import torch
+
+        declared = target.weights(width).items()
+        made = {name: weights[name] if name in weights else torch.zeros(weight.shape) for name, weight in declared}
+        return Started(weights=made)
 
 
 def find_transplant(site: Site, wanted: Transplant | None) -> Transplant:

@@ -1,5 +1,1 @@
-"""The start of linear attention from a teacher's attention: its weights, and the maps of the far part."""
-
-from caramba_plugins_linear.start.assemble import start
-
-__all__ = ["start"]
+"""The maps of the far part, from a teacher's attention: a step a file."""

@@ -24,7 +24,7 @@ def k_means(points: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor
     for race in races.to(points.device):
         # Of exponential clocks with these rates, each is the first to ring as often as its share of the mass.
         winner = (mass / race).argmax(dim=-1, keepdim=True)
-        centre = _picked(points, winner)
+        centre = points.gather(-2, winner[..., None].expand(*winner.shape, points.shape[-1]))
         chosen.append(centre)
         nearest = torch.minimum(nearest, (points - centre).square().sum(-1))
         left = weights * nearest
@@ -42,8 +42,3 @@ def k_means(points: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor
 def _places(points: Tensor, centres: Tensor) -> Tensor:
     """The nearest centre of each point: ``[..., N]``."""
     return (centres.square().sum(-1)[..., None, :] - 2 * points @ centres.transpose(-1, -2)).argmin(dim=-1)
-
-
-def _picked(rows: Tensor, index: Tensor) -> Tensor:
-    """``rows`` ``[..., N, d]`` at ``index`` ``[..., M]``: ``[..., M, d]``."""
-    return rows.gather(-2, index[..., None].expand(*index.shape, rows.shape[-1]))

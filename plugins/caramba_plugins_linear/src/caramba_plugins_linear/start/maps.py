@@ -9,15 +9,15 @@ Axes: N sequences, T tokens, G key/value heads, m query heads a key/value head, 
 
 from __future__ import annotations
 
-import attrs
 import torch
+from caramba_plugins_upcycle.transplant import Started
 from torch import Tensor
 
 from caramba_plugins_linear.attention import LinearAttention
 from caramba_plugins_linear.start.clusters import k_means
 from caramba_plugins_linear.start.far_attention import FarAttention, far_attention
 
-__all__ = ["Maps", "fit"]
+__all__ = ["fit"]
 
 _RIDGE = 1e-6
 _LEAST = 1e-3
@@ -29,25 +29,12 @@ _PRIOR = 0.1
 """Attention to a slot that is taken for granted before any is seen, relative to the mean slot's."""
 
 
-@attrs.frozen(kw_only=True)
-class Maps:
-    """The maps of all heads, and what is known of them.
+def fit(config: LinearAttention, query: Tensor, key: Tensor) -> Started:
+    """The maps for ``query`` ``[N, H, T, d]`` and ``key`` ``[N, G, T, d]`` of whole sequences, before rotation.
 
-    ``q_map`` ``[G, m, f, d]``, ``q_offset`` ``[G, m, f]``, ``k_map`` ``[G, f, d]``, ``k_offset`` ``[G, f]``; ``far`` is
-    the share of attention that goes to far tokens, ``scatter`` the mean squared distance of their keys from the slots'
+    Reports the share of attention that goes to far tokens, and the mean squared distance of their keys from the slots'
     centres over that from the mean of all.
     """
-
-    q_map: Tensor
-    q_offset: Tensor
-    k_map: Tensor
-    k_offset: Tensor
-    far: float
-    scatter: float
-
-
-def fit(config: LinearAttention, query: Tensor, key: Tensor) -> Maps:
-    """The maps for ``query`` ``[N, H, T, d]`` and ``key`` ``[N, G, T, d]`` of whole sequences, before rotation."""
     far = far_attention(config, query, key)
     count, groups, *rest = key.shape
     query, key = query.double().reshape(count, groups, -1, *rest), key.double()
@@ -67,13 +54,18 @@ def fit(config: LinearAttention, query: Tensor, key: Tensor) -> Maps:
         q_map = _turned(q_map, far.turn[:, :, None])
     q_map = q_map * config.multiplier
     shares = (key @ k_map.transpose(1, 2) + k_offset[:, None]).softmax(dim=-1)  # [N, G, T, f]
-    return Maps(
-        q_map=q_map,
-        q_offset=_offset(config, query, far, q_map, shares),
-        k_map=k_map,
-        k_offset=k_offset,
-        far=float(far.received.sum() / far.total.numel()),
-        scatter=float((scatter / (spread + tiny)).mean()),
+    q_offset = _offset(config, query, far, q_map, shares)
+    return Started(
+        weights={
+            "q_map": q_map.flatten(0, 1),
+            "q_map_bias": q_offset.flatten(0, 1),
+            "k_map": k_map,
+            "k_map_bias": k_offset,
+        },
+        report={
+            "far_attention": float(far.received.sum() / far.total.numel()),
+            "keys_scatter": float((scatter / (spread + tiny)).mean()),
+        },
     )
 
 

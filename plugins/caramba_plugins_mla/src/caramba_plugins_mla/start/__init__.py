@@ -1,5 +1,1 @@
-"""The start of MLA from a teacher's attention: the shared rotary key, the joint latent, all weights."""
-
-from caramba_plugins_mla.start.assemble import start
-
-__all__ = ["start"]
+"""The start of MLA from a teacher's attention, a step a file."""

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from caramba_plugins_standard.rotary import mean_rotation
 from caramba_plugins_upcycle.transplant import Started
 from torch import Tensor
 
 from caramba_core.component import Attention
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
 from caramba_plugins_mla.start.latent import solve
-from caramba_plugins_mla.start.rotary import Shared, choose, rotation_mean
+from caramba_plugins_mla.start.rotary import Shared, choose
 
 __all__ = ["start"]
 
@@ -44,7 +45,7 @@ def _shared_key(target: MultiHeadLatentAttention, moments: Moments, report: dict
         return None
     assert target.rope is not None
     frequencies = torch.tensor(target.rope.frequencies(target.head_dim), dtype=torch.float64)
-    rho = rotation_mean(moments["distance"]["attention"], frequencies)
+    rho = mean_rotation(moments["distance"]["attention"], frequencies)
     shared = choose(moments["query"]["second"], moments["key"]["second"], rho, target.pairs)
     report["pairs"] = shared.pairs.tolist()
     report["rotation_lost"] = 1.0 - shared.kept

@@ -15,7 +15,7 @@ import attrs
 import torch
 from torch import Tensor
 
-__all__ = ["Shared", "choose", "rotation_mean"]
+__all__ = ["Shared", "choose"]
 
 _RIDGE = 1e-6
 
@@ -32,13 +32,6 @@ class Shared:
     query: Tensor
     rest: Tensor
     kept: float
-
-
-def rotation_mean(attention: Tensor, frequencies: Tensor) -> Tensor:
-    """``rho_hp = E[exp(-i theta_p (t - s))]`` over attention by distance ``[H, T]``: complex128 ``[H, P]``."""
-    distance = torch.arange(attention.shape[-1], dtype=torch.float64)
-    angle = -distance[:, None] * frequencies.double()
-    return attention.to(torch.complex128) @ torch.polar(torch.ones_like(angle), angle)
 
 
 def choose(query_second: Tensor, key_second: Tensor, rho: Tensor, count: int) -> Shared:

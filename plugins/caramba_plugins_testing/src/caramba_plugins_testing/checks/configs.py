@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -11,8 +9,8 @@ import attrs
 
 from caramba_core.component import evolve
 from caramba_core.errors import InvalidValue
-from caramba_plugins_testing.case import Case, CheckFailed
-from caramba_plugins_testing.registered import check
+from caramba_plugins_testing.case import Case, CheckFailed, check, require
+from caramba_plugins_testing.interpreter import heavy_imports
 
 __all__ = ["bad_configs", "documented", "light"]
 
@@ -21,26 +19,20 @@ __all__ = ["bad_configs", "documented", "light"]
 def light(case: Case) -> None:
     """Plans, listings and schemas import configs; a fresh interpreter tells what comes with them."""
     module = type(case.config).__module__
-    program = f"import {module}, sys; print(*sorted({{'torch', 'numpy'}} & set(sys.modules)))"
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    if ran.returncode:
-        raise CheckFailed(f"{case.name}: importing {module} alone fails: {ran.stderr.strip().splitlines()[-1]}")
-    if ran.stdout.strip():
-        raise CheckFailed(
-            f"{case.name}: importing {module} imports {ran.stdout.strip()}; "
-            "put the torch module into another file and name it in builds"
-        )
+    heavy = heavy_imports(f"import {module}", what=f"importing {module}")
+    require(
+        not heavy, f"importing {module} imports {heavy}; put the torch module into another file and name it in builds"
+    )
 
 
 @check("the config and each of its fields say what they are")
 def documented(case: Case) -> None:
     """``caramba explain`` and the JSON Schema show these texts."""
     config: type[Any] = type(case.config)
-    if not (config.__doc__ or "").strip():
-        raise CheckFailed(f"{case.name}: {config.__name__} has no docstring")
+    require((config.__doc__ or "").strip(), f"{config.__name__} has no docstring")
     for field in attrs.fields(config):
-        if not str(field.metadata.get("help", "")).strip():
-            raise CheckFailed(f"{case.name}: the field {field.name} has no help; declare it with option(help=...)")
+        helped = str(field.metadata.get("help", "")).strip()
+        require(helped, f"the field {field.name} has no help; declare it with option(help=...)")
 
 
 @check("bad settings are refused by name")
@@ -70,15 +62,10 @@ def _refuse(case: Case, changes: Mapping[str, Any], width: int) -> None:
     try:
         evolve(case.config, **changes).check(width)
     except InvalidValue as error:
-        if not error.message.strip() or (changes and error.field is not None and error.field not in changes):
-            raise CheckFailed(
-                f"{case.name}: {words} is refused, but the message blames {error.field!r}: {error}"
-            ) from None
+        named = error.message.strip() and (not changes or error.field is None or error.field in changes)
+        require(named, f"{words} is refused, but the message blames {error.field!r}: {error}")
+        return
     except Exception as error:
-        raise CheckFailed(
-            f"{case.name}: {words} raises {type(error).__name__}, which points at no field; raise InvalidValue instead"
-        ) from error
-    else:
-        raise CheckFailed(
-            f"{case.name}: {words} is accepted; raise InvalidValue in __attrs_post_init__ or check(width)"
-        )
+        said = f"{words} raises {type(error).__name__}, which points at no field; raise InvalidValue instead"
+        raise CheckFailed(said) from error
+    raise CheckFailed(f"{words} is accepted; raise InvalidValue in __attrs_post_init__ or check(width)")

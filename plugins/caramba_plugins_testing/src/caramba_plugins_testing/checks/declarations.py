@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from caramba_core.component import Attention, Cost, Shape
 from caramba_core.graph import local_name
 from caramba_core.nn.build import build, load_object
-from caramba_plugins_testing.case import Case, CheckFailed
-from caramba_plugins_testing.registered import check
-from caramba_plugins_testing.subject import Subject, difference, graph_of, inputs
+from caramba_plugins_testing.case import Case, CheckFailed, check, require
+from caramba_plugins_testing.subject import Subject, graph_of, inputs, require_close
 
 __all__ = ["declared_cache", "declared_operations", "declared_shape", "declared_weights", "mixing", "probing"]
 
@@ -28,8 +26,8 @@ def declared_shape(case: Case) -> None:
     width = case.config.output_width(case.width)
     for batch, tokens in ((1, 1), (2, 5), (3, case.tokens)):
         found = tuple(subject.run(inputs(case, batch=batch, tokens=tokens)).shape)
-        if found != (batch, tokens, width):
-            raise CheckFailed(f"{case.name} declares outputs [{batch}, {tokens}, {width}] and gives {list(found)}")
+        declared = (batch, tokens, width)
+        require(found == declared, f"declares outputs {list(declared)} and gives {list(found)}")
 
 
 @check("the module has exactly the declared weights")
@@ -46,18 +44,16 @@ def declared_weights(case: Case) -> None:
     }
     for name in sorted(declared.keys() ^ real.keys()):
         what = "declares a weight that its module does not have" if name in declared else "has an undeclared weight"
-        raise CheckFailed(f"{case.name} {what}: {name}")
+        raise CheckFailed(f"{what}: {name}")
     for name, weight in declared.items():
         tensor = real[name]
-        if tuple(tensor.shape) != weight.shape:
-            raise CheckFailed(
-                f"{case.name} declares {name} as {list(weight.shape)}, the module has {list(tensor.shape)}"
-            )
-        if isinstance(tensor, nn.Parameter) != weight.trainable:
-            raise CheckFailed(f"{case.name} declares {name} trainable={weight.trainable}, the module says otherwise")
         dtype = torch.float32 if weight.dtype is None else getattr(torch, weight.dtype)
-        if tensor.dtype != dtype:
-            raise CheckFailed(f"{case.name} declares {name} in {dtype}, the module has {tensor.dtype}")
+        for what, said, found in (
+            ("as", list(weight.shape), list(tensor.shape)),
+            ("trainable:", weight.trainable, isinstance(tensor, nn.Parameter)),
+            ("in", dtype, tensor.dtype),
+        ):
+            require(said == found, f"declares {name} {what} {said}, and the module has {found}")
 
 
 @check("the declared operations are those that torch counts")
@@ -85,12 +81,14 @@ def _compare_operations(case: Case, subject: Subject, x: Tensor, shape: Shape, *
         subject.run(piece, subject.frame(piece, cache=cache))
     counted = counter.get_total_flops()
     words = f"decoding a token after {cached}" if cached else f"a pass over {shape.tokens} tokens"
-    if abs(declared.operations - counted) > 0.01 * counted:
-        raise CheckFailed(
-            f"{case.name} declares {declared.operations:,} operations for {words}, torch counts {counted:,}"
-        )
-    if declared.causal_operations > declared.operations:
-        raise CheckFailed(f"{case.name} declares more operations under a causal mask than without, for {words}")
+    require(
+        abs(declared.operations - counted) <= 0.01 * counted,
+        f"declares {declared.operations:,} operations for {words}, torch counts {counted:,}",
+    )
+    require(
+        declared.causal_operations <= declared.operations,
+        f"declares more operations under a causal mask than without, for {words}",
+    )
 
 
 @check("the cache holds what is declared, and nothing is kept elsewhere", applies=lambda case: case.is_attention)
@@ -104,41 +102,26 @@ def declared_cache(case: Case) -> None:
     subject.decode(x, [case.tokens - 1, 1], cache=cache)
     declared = 0
     for entry in case.config.cache_spec(case.width).values():
-        size = torch.empty(
-            0, dtype=torch.float32 if entry.dtype is None else getattr(torch, entry.dtype)
-        ).element_size()
+        size = torch.float32.itemsize if entry.dtype is None else getattr(torch, entry.dtype).itemsize
         tokens = 1 if not entry.per_token else min(case.tokens, entry.window or case.tokens)
         declared += x.shape[0] * tokens * entry.values * size
-    if cache.bytes != declared:
-        raise CheckFailed(
-            f"{case.name} declares {declared} cached bytes for {case.tokens} tokens, {cache.bytes} are held"
-        )
+    held = f"declares {declared} cached bytes for {case.tokens} tokens, {cache.bytes} are held"
+    require(cache.bytes == declared, held)
     (node,) = subject.nodes()
     for name, tensor in cache.layer(node.name).tensors.items():
-        if not bool(tensor.any()):
-            raise CheckFailed(f"{case.name} declares the cache entry {name!r}, and never writes it")
-    kept_after = _tensors_of(subject.module())
-    if kept_after != kept_before:
-        raise CheckFailed(
-            f"{case.name} keeps {kept_after - kept_before:+} values in its module while decoding: "
-            "everything that decoding keeps belongs into the cache, where it is counted, truncated and exported"
-        )
+        require(tensor.any(), f"declares the cache entry {name!r}, and never writes it")
+    more = _tensors_of(subject.module()) - kept_before
+    require(
+        more == 0,
+        f"keeps {more:+} values in its module while decoding: everything that decoding keeps belongs into the cache, "
+        "where it is counted, truncated and exported",
+    )
 
 
 def _tensors_of(module: nn.Module) -> int:
     """Number of values that a module holds in attributes of any kind."""
-    return sum(tensor.numel() for part in module.modules() for tensor in _walk(dict(vars(part))))
-
-
-def _walk(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _walk(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _walk(inner)
+    held = tree_leaves([dict(vars(part)) for part in module.modules()])
+    return sum(value.numel() for value in held if isinstance(value, Tensor))
 
 
 def _module_has(name: str, case: Case) -> bool:
@@ -151,20 +134,13 @@ def probing(case: Case) -> None:
     """Calibration sees the real attention: its output, and probabilities that are causal and sum to at most one."""
     subject, x = Subject(case, dtype=torch.float32), inputs(case).float()
     probe = subject.module().probe(x, subject.frame(x))  # type: ignore[operator]
-    error = difference(probe.output, subject.run(x))
-    if error > 1e-5:
-        raise CheckFailed(
-            f"{case.name}: the probe's output differs from the forward pass by {error:.1e} of the largest"
-        )
+    require_close(probe.output, subject.run(x), 1e-5, "the probe's output differs from the forward pass")
     probabilities = probe.probabilities
-    if bool(probabilities.triu(1).any()) or bool((probabilities < 0).any()):
-        raise CheckFailed(f"{case.name}: the probe's probabilities are negative or look ahead")
-    if float(probabilities.sum(-1).max()) > 1 + 1e-5:
-        raise CheckFailed(f"{case.name}: the probe's probabilities sum to more than one")
-    weights = dict(subject.module().named_parameters())
-    error = difference(linear(probe.mixed, weights["o_proj"], weights.get("o_bias")), probe.output)
-    if error > 1e-5:
-        raise CheckFailed(f"{case.name}: the output projection of the probe's mixture is not its output ({error:.1e})")
+    causal = not bool(probabilities.triu(1).any()) and not bool((probabilities < 0).any())
+    require(causal, "the probe's probabilities are negative or look ahead")
+    require(probabilities.sum(-1).max() <= 1 + 1e-5, "the probe's probabilities sum to more than one")
+    projected = _projected(subject, probe.mixed)
+    require_close(projected, probe.output, 1e-5, "the output projection of the probe's mixture differs from its output")
 
 
 @check("the output is o_proj of the mixture", applies=lambda case: _module_has("mix", case))
@@ -172,9 +148,10 @@ def probing(case: Case) -> None:
 def mixing(case: Case) -> None:
     """``mix`` is everything before the output projection, so that this can be refitted."""
     subject, x = Subject(case), inputs(case)
-    module = subject.module()
-    weights = dict(module.named_parameters())
-    mixed = module.mix(x, subject.frame(x))  # type: ignore[operator]
-    error = difference(linear(mixed, weights["o_proj"], weights.get("o_bias")), subject.run(x))
-    if error > 1e-10:
-        raise CheckFailed(f"{case.name}: o_proj(mix(x)) differs from the output by {error:.1e} of the largest")
+    mixed = subject.module().mix(x, subject.frame(x))  # type: ignore[operator]
+    require_close(_projected(subject, mixed), subject.run(x), 1e-10, "o_proj(mix(x)) differs from the output")
+
+
+def _projected(subject: Subject, mixed: Tensor) -> Tensor:
+    weights = dict(subject.module().named_parameters())
+    return linear(mixed, weights["o_proj"], weights.get("o_bias"))

@@ -6,9 +6,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from caramba_plugins_testing.case import Case, CheckFailed
-from caramba_plugins_testing.registered import check
-from caramba_plugins_testing.subject import Subject, difference, inputs
+from caramba_plugins_testing.case import Case, CheckFailed, check, require
+from caramba_plugins_testing.subject import Subject, inputs, require_close
 
 __all__ = ["bfloat16_drift", "compilation", "derivatives", "determinism", "gradients", "precision", "round_trip"]
 
@@ -25,16 +24,11 @@ def gradients(case: Case) -> None:
     torch.autograd.backward(y, torch.randn(y.shape, generator=torch.Generator().manual_seed(3)))
     for name, tensor in (("the input", x), *subject.parameters()):
         gradient = tensor.grad
-        if not tensor.requires_grad:
-            raise CheckFailed(f"{case.name}: {name} does not require a gradient; declare it trainable=False")
+        require(tensor.requires_grad, f"{name} does not require a gradient; declare it trainable=False")
         if gradient is None:
-            raise CheckFailed(
-                f"{case.name}: no gradient reaches {name}: it takes no part in the output, or is detached"
-            )
-        if not bool(gradient.isfinite().all()):
-            raise CheckFailed(f"{case.name}: the gradient of {name} is not finite")
-        if not bool(gradient.any()):
-            raise CheckFailed(f"{case.name}: the gradient of {name} is zero everywhere")
+            raise CheckFailed(f"no gradient reaches {name}: it takes no part in the output, or is detached")
+        require(gradient.isfinite().all(), f"the gradient of {name} is not finite")
+        require(gradient.any(), f"the gradient of {name} is zero everywhere")
 
 
 @check("the gradient is that of the function, computed in float64 where the input is")
@@ -54,12 +48,11 @@ def derivatives(case: Case) -> None:
         after, before = (subject.run(x + sign * _STEP * direction).double() for sign in (1, -1))
         measured = ((after - before) * cotangent).sum().item() / (2 * _STEP)
         scale = (gradient.double().norm() * direction.norm()).item() / x.numel() ** 0.5
-    if not abs(predicted - measured) <= 1e-4 * (abs(measured) + scale):
-        raise CheckFailed(
-            f"{case.name}: along a random direction the output changes by {measured:.6g}, "
-            f"the gradient says {predicted:.6g}: "
-            "the backward pass is wrong, or something is computed in a type narrower than the input's"
-        )
+    require(
+        abs(predicted - measured) <= 1e-4 * (abs(measured) + scale),
+        f"along a random direction the output changes by {measured:.6g}, the gradient says {predicted:.6g}: the "
+        "backward pass is wrong, or something is computed in a type narrower than the input's",
+    )
 
 
 @check("float32 agrees with float64, and the output has the type of the input")
@@ -72,14 +65,8 @@ def precision(case: Case) -> None:
     _copy(reference, subject, torch.float32)
     found, wanted = subject.run(x.float()), reference.run(x.float().double())
     for y, dtype in ((found, torch.float32), (wanted, torch.float64)):
-        if y.dtype != dtype:
-            raise CheckFailed(f"{case.name}: an input in {dtype} gives an output in {y.dtype}")
-    error = difference(found, wanted)
-    if not error <= 1e-4:
-        raise CheckFailed(
-            f"{case.name}: float32 differs from float64 by {error:.1e} of the largest output (at most 1e-4): "
-            "large terms cancel somewhere"
-        )
+        require(y.dtype == dtype, f"an input in {dtype} gives an output in {y.dtype}")
+    require_close(found, wanted, 1e-4, "float32 differs from float64", advice="large terms cancel somewhere")
 
 
 @check("bfloat16 stays finite and close")
@@ -91,14 +78,13 @@ def bfloat16_drift(case: Case) -> None:
     x = inputs(case).bfloat16()
     _copy(reference, subject, torch.bfloat16)
     found, wanted = subject.run(x), reference.run(x.double())
-    if found.dtype != torch.bfloat16:
-        raise CheckFailed(f"{case.name}: an input in bfloat16 gives an output in {found.dtype}")
+    require(found.dtype == torch.bfloat16, f"an input in bfloat16 gives an output in {found.dtype}")
     drift = ((found.double() - wanted).square().mean() / wanted.square().mean()).sqrt().item()
-    if not drift <= case.drift:
-        raise CheckFailed(
-            f"{case.name}: bfloat16 is off by {drift:.1%} of the output's root mean square (at most {case.drift:.0%}): "
-            "keep softmax, norms, states and angles in float32"
-        )
+    require(
+        drift <= case.drift,
+        f"bfloat16 is off by {drift:.1%} of the output's root mean square (at most {case.drift:.0%}): keep softmax, "
+        "norms, states and angles in float32",
+    )
 
 
 def _copy(reference: Subject, subject: Subject, dtype: torch.dtype) -> None:
@@ -117,26 +103,24 @@ def round_trip(case: Case) -> None:
     """Write every tensor as safetensors and read them into a model with other weights."""
     first, second = Subject(case, dtype=torch.float32), Subject(case, dtype=torch.float32, seed=7)
     state = {name: tensor.contiguous() for name, tensor in first.model.state_dict().items()}
-    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise CheckFailed(f"{case.name}: its state holds more than tensors, which checkpoints cannot take")
+    tensors = all(isinstance(tensor, Tensor) for tensor in state.values())
+    require(tensors, "its state holds more than tensors, which checkpoints cannot take")
     second.model.load_state_dict(load(save(state)))
     x = inputs(case).float()
-    if not torch.equal(first.run(x), second.run(x)):
-        raise CheckFailed(
-            f"{case.name}: after saving and loading, the outputs differ: "
-            "something that they depend on is neither a declared weight nor computed from the config"
-        )
+    require(
+        torch.equal(first.run(x), second.run(x)),
+        "after saving and loading, the outputs differ: something that they depend on is neither a declared weight nor "
+        "computed from the config",
+    )
 
 
 @check("the same seed gives the same weights and the same outputs")
 def determinism(case: Case) -> None:
     """Build and run twice, in evaluation and in training."""
     first, second = Subject(case, dtype=torch.float32), Subject(case, dtype=torch.float32)
-    for (name, one), (_, other) in zip(
-        first.model.state_dict().items(), second.model.state_dict().items(), strict=True
-    ):
-        if not torch.equal(one, other):
-            raise CheckFailed(f"{case.name}: two builds from one seed differ in {name}")
+    again = second.model.state_dict()
+    for name, tensor in first.model.state_dict().items():
+        require(torch.equal(tensor, again[name]), f"two builds from one seed differ in {name}")
     x = inputs(case).float()
     for training in (False, True):
         outputs = []
@@ -144,11 +128,9 @@ def determinism(case: Case) -> None:
             subject.model.train(training)
             torch.manual_seed(5)
             outputs.append(subject.run(x))
-        if not torch.equal(*outputs):
-            mode = "training" if training else "evaluation"
-            raise CheckFailed(
-                f"{case.name}: two passes from one seed differ in {mode}: draw from torch's generator only"
-            )
+        mode = "training" if training else "evaluation"
+        same = torch.equal(*outputs)
+        require(same, f"two passes from one seed differ in {mode}: draw from torch's generator only")
 
 
 @check("torch.compile takes it as one graph")
@@ -166,9 +148,7 @@ def compilation(case: Case) -> None:
                 found = compiled(x, frame)
             except torch._dynamo.exc.TorchDynamoException as error:
                 reason = str(error).strip().splitlines()[0]
-                raise CheckFailed(f"{case.name}: torch.compile(fullgraph=True) breaks its graph: {reason}") from error
-            error_size = difference(found, subject.run(x, frame))
-            if error_size > 1e-5:
-                raise CheckFailed(f"{case.name}: compiled, its output differs by {error_size:.1e} of the largest")
+                raise CheckFailed(f"torch.compile(fullgraph=True) breaks its graph: {reason}") from error
+            require_close(found, subject.run(x, frame), 1e-5, "its output compiled and not differs")
     finally:
         torch._dynamo.reset()

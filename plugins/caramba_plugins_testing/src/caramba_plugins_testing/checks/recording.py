@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from caramba_plugins_testing.case import Case, CheckFailed
-from caramba_plugins_testing.registered import check
+from caramba_plugins_testing.case import Case, CheckFailed, check
 from caramba_plugins_testing.subject import Subject, inputs
 
 __all__ = ["recording"]
@@ -26,13 +25,13 @@ def recording(case: Case) -> None:
             _step(case, device)
     except _Brought as brought:
         raise CheckFailed(
-            f"{case.name}: a pass copies a tensor of {brought} values to its device, for which a GPU waits: make such "
+            f"a pass copies a tensor of {brought} values to its device, for which a GPU waits: make such "
             "tensors once, as buffers, or with torch.arange and the like, device=x.device"
         ) from brought
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckFailed(
-            f"{case.name}: a pass needs values of its tensors on the CPU, or mixes devices, so that it cannot be "
+            f"a pass needs values of its tensors on the CPU, or mixes devices, so that it cannot be "
             f"recorded as a CUDA graph: {reason}"
         ) from error
 

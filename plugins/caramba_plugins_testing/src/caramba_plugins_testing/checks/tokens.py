@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from caramba_plugins_standard.quantized import Int4
 from torch import Tensor
 
 from caramba_core.component import Attention
 from caramba_core.nn.frame import Frame
-from caramba_plugins_testing.case import Case, CheckFailed
-from caramba_plugins_testing.registered import check
-from caramba_plugins_testing.subject import Subject, difference, inputs
+from caramba_plugins_testing.case import Case, check, require
+from caramba_plugins_testing.subject import Subject, difference, inputs, require_close
 
 __all__ = [
     "batch_independence",
@@ -39,16 +41,10 @@ def causality(case: Case) -> None:
     for cut in range(1, case.tokens):
         changed = torch.cat([x[:, :cut], 3 * inputs(case, seed=2)[:, cut:]], dim=1)
         after = subject.run(changed)
-        leak = difference(after[:, :cut], before[:, :cut])
-        if leak > _EXACT:
-            raise CheckFailed(
-                f"{case.name} is not causal: with other tokens from position {cut} on, "
-                f"the outputs before it change by {leak:.1e} of the largest"
-            )
-        if difference(after[:, cut:], before[:, cut:]) == 0.0:
-            raise CheckFailed(
-                f"{case.name} ignores its input: other tokens from position {cut} on give the same outputs"
-            )
+        words = f"is not causal: with other tokens from position {cut} on, the outputs before it change"
+        require_close(after[:, :cut], before[:, :cut], _EXACT, words)
+        blind = difference(after[:, cut:], before[:, cut:]) == 0.0
+        require(not blind, f"ignores its input: other tokens from position {cut} on give the same outputs")
 
 
 @check(
@@ -58,16 +54,13 @@ def causality(case: Case) -> None:
 def tokenwise(case: Case) -> None:
     """Replace all tokens but one, and compare that one's output."""
     subject, x, other = Subject(case), inputs(case), inputs(case, seed=2)
-    before = subject.run(x)
+    found = []
     for kept in range(case.tokens):
-        changed = other.clone()
-        changed[:, kept] = x[:, kept]
-        leak = difference(subject.run(changed)[:, kept], before[:, kept])
-        if leak > _EXACT:
-            raise CheckFailed(
-                f"{case.name} mixes tokens: the output at position {kept} changes by {leak:.1e} of the largest when "
-                "other tokens do; what mixes tokens is an attention: derive from Attention and declare its cache"
-            )
+        changed = torch.cat([other[:, :kept], x[:, kept : kept + 1], other[:, kept + 1 :]], dim=1)
+        found.append(subject.run(changed)[:, kept])
+    words = "mixes tokens: when the others change, a token's output does"
+    advice = "what mixes tokens is an attention: derive from Attention and declare its cache"
+    require_close(torch.stack(found, dim=1), subject.run(x), _EXACT, words, advice=advice)
 
 
 def _splits(tokens: int) -> dict[str, list[int]]:
@@ -97,22 +90,7 @@ def decoding(case: Case) -> None:
             for capacity in (None, tokens):
                 cache = subject.model.new_cache(3, capacity=capacity)
                 found = subject.decode(x, split, cache=cache)
-                _compare_decoding(case, found, wanted, words)
-
-
-def _compare_decoding(case: Case, found: Tensor, wanted: Tensor, words: str) -> None:
-    if found.shape != wanted.shape:
-        raise CheckFailed(
-            f"{case.name}: decoding {words} gives shape {tuple(found.shape)}, the full pass {tuple(wanted.shape)}"
-        )
-    error = difference(found, wanted)
-    if not error <= case.decoding_tolerance:
-        wrong = (found - wanted).abs().amax(dim=(0, 2)) / wanted.abs().max()
-        first = int((wrong > case.decoding_tolerance).nonzero()[0])
-        raise CheckFailed(
-            f"{case.name}: decoding {words} differs from the full pass by {error:.1e} of the largest output "
-            f"(at most {case.decoding_tolerance:.0e}), first at position {first}"
-        )
+                require_close(found, wanted, case.decoding_tolerance, f"decoding {words} differs from the full pass")
 
 
 @check(
@@ -124,24 +102,15 @@ def padding(case: Case) -> None:
     """Right-align sequences of unequal lengths behind other tokens, and compare with each alone."""
     subject, x = Subject(case), inputs(case, batch=3)
     starts = torch.tensor([0, 2, case.tokens - 3])
-    frame = Frame.of(x[..., 0], starts=starts)
-    found = {"in the full pass": subject.run(x, frame)}
+    found = {"in the full pass": subject.run(x, Frame.of(x[..., 0], starts=starts))}
     for words, split in _splits(case.tokens).items():
-        cache = subject.model.new_cache(3)
-        pieces = []
-        for piece in torch.split(x, split, dim=1):
-            pieces.append(subject.run(piece, Frame.of(piece[..., 0], cache=cache, starts=starts)))
-            cache.advance(piece.shape[1])
-        found[f"decoding {words}"] = torch.cat(pieces, dim=1)
+        found[f"decoding {words}"] = subject.decode(x, split, starts=starts)
     for row, start in enumerate(starts.tolist()):
         wanted = subject.run(x[row : row + 1, start:])
         for words, output in found.items():
-            error = difference(output[row : row + 1, start:], wanted)
-            if not error <= case.decoding_tolerance:
-                raise CheckFailed(
-                    f"{case.name}: {words}, a sequence behind {start} tokens of padding differs from it alone by "
-                    f"{error:.1e} of the largest output: hide keys by frame.hidden_padding, or leave takes_starts out"
-                )
+            words = f"{words}, a sequence behind {start} tokens of padding differs from it alone"
+            advice = "hide keys by frame.hidden_padding, or leave takes_starts out"
+            require_close(output[row : row + 1, start:], wanted, case.decoding_tolerance, words, advice=advice)
 
 
 def _rounds(case: Case) -> bool:
@@ -160,15 +129,12 @@ def rounding(case: Case) -> None:
         for words, split in _splits(case.tokens).items()
     }
     wanted = found["token by token"]
-    if difference(subject.run(x), wanted) < 1e-6:
-        raise CheckFailed(f"{case.name}: a cache that rounds to 4 bits changes nothing: attend to what extend returns")
+    rounded = difference(subject.run(x), wanted) >= 1e-6
+    require(rounded, "a cache that rounds to 4 bits changes nothing: attend to what extend returns")
     for words, output in found.items():
-        error = difference(output, wanted)
-        if not error <= case.decoding_tolerance:
-            raise CheckFailed(
-                f"{case.name}: with a cache in 4 bits, decoding {words} differs from decoding token by token by "
-                f"{error:.1e} of the largest output: attend to what extend returns in every pass"
-            )
+        words = f"with a cache in 4 bits, decoding {words} differs from decoding token by token"
+        advice = "attend to what extend returns in every pass"
+        require_close(output, wanted, case.decoding_tolerance, words, advice=advice)
 
 
 def _takes_back(case: Case) -> bool:
@@ -189,7 +155,8 @@ def truncation(case: Case) -> None:
     subject.decode(wrong, [kept, case.tokens - kept], cache=cache)
     cache.truncate(kept)
     found = subject.decode(x[:, kept:], [case.tokens - kept], cache=cache)
-    _compare_decoding(case, found, subject.run(x)[:, kept:], "after taking tokens back")
+    words = "decoding after taking tokens back differs from the full pass"
+    require_close(found, subject.run(x)[:, kept:], case.decoding_tolerance, words)
 
 
 @check("positions for each sequence give what positions for all give")
@@ -198,15 +165,10 @@ def positions(case: Case) -> None:
     """A frame's positions may be ``[T]`` or ``[B, T]``."""
     subject, x = Subject(case), inputs(case)
     frame = subject.frame(x)
-    from dataclasses import replace
-
     each = replace(frame, positions=frame.positions.expand(x.shape[0], -1).contiguous())
-    error = difference(subject.run(x, each), subject.run(x, frame))
-    if error > _EXACT:
-        raise CheckFailed(
-            f"{case.name}: equal positions given as [B, T] change the output by {error:.1e} of the largest; "
-            "cos and sin of [B, T] positions must broadcast over heads"
-        )
+    advice = "cos and sin of [B, T] positions must broadcast over heads"
+    words = "equal positions given as [B, T] change the output"
+    require_close(subject.run(x, each), subject.run(x, frame), _EXACT, words, advice=advice)
 
 
 @check("only distances between tokens count", applies=lambda case: case.relative)
@@ -216,12 +178,8 @@ def relative_positions(case: Case) -> None:
     subject, x = Subject(case), inputs(case)
     wanted = subject.run(x)
     for shift in (1, 1000):
-        error = difference(subject.run(x, subject.frame(x, shift=shift)), wanted)
-        if error > 1e-9:
-            raise CheckFailed(
-                f"{case.name} claims relative positions, but starting at position {shift} "
-                f"changes the output by {error:.1e} of the largest"
-            )
+        words = f"claims relative positions, but starting at position {shift} changes the output"
+        require_close(subject.run(x, subject.frame(x, shift=shift)), wanted, 1e-9, words)
 
 
 @check("a sequence's output does not depend on the others of its batch")
@@ -230,17 +188,10 @@ def batch_independence(case: Case) -> None:
     """Run sequences together and alone, with and without a cache."""
     subject, x = Subject(case), inputs(case, batch=3)
     half = case.tokens // 2
-    for words, together, alone in (
-        ("in the full pass", subject.run(x), [subject.run(row[None]) for row in x]),
-        (
-            "in decoding",
-            subject.decode(x, [half, case.tokens - half]),
-            [subject.decode(row[None], [half, case.tokens - half]) for row in x],
-        ),
-    ):
-        error = difference(together, torch.cat(alone))
-        if error > _EXACT:
-            raise CheckFailed(
-                f"{case.name}: the sequences of a batch see each other {words}: together and alone they differ by "
-                f"{error:.1e} of the largest output"
-            )
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "in the full pass": subject.run,
+        "in decoding": lambda rows: subject.decode(rows, [half, case.tokens - half]),
+    }
+    for words, run in ways.items():
+        alone = torch.cat([run(row[None]) for row in x])
+        require_close(run(x), alone, _EXACT, f"the sequences of a batch see each other {words}: outputs differ")

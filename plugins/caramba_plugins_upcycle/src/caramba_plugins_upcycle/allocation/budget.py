@@ -41,16 +41,17 @@ def allocate(curves: Sequence[Sensitivity], budget: int) -> tuple[list[int], flo
 
 
 def part_of_the_way(
-    curves: Sequence[Sensitivity], own: Sequence[int], best: Sequence[int], budget: int, step: float
+    curves: Sequence[Sensitivity], best: Sequence[int], budget: int, step: float
 ) -> tuple[list[int], float]:
-    """Sizes between ``own``, scaled to the budget, and ``best``: ``step`` of the way, and the predicted loss.
+    """Sizes between the manifest's own, scaled to the budget, and ``best``: ``step`` of the way; the predicted loss.
 
     Curves are measured near the sizes that the manifest has; the further away, the less they say.
     """
-    scale = budget / sum(own)
+    scale = budget / sum(curve.own for curve in curves)
     near = []
-    for curve, at, goal in zip(curves, own, best, strict=True):
-        target = at * scale + step * (goal - at * scale)
+    for curve, goal in zip(curves, best, strict=True):
+        equal = curve.own * scale
+        target = equal + step * (goal - equal)
         below = max((size for size in curve.sizes if size <= target), default=curve.sizes[0])
         above = min((size for size in curve.sizes if size >= target), default=curve.sizes[-1])
         places = sorted({curve.sizes.index(below), curve.sizes.index(above)})

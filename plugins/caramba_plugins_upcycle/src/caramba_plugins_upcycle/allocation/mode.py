@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,8 @@ from caramba_core.errors import InputError
 from caramba_core.manifest.writing import dump
 from caramba_core.modes import Results
 from caramba_core.run.context import RunContext
-from caramba_core.sites import Site
 from caramba_plugins_upcycle.allocation.budget import allocate, part_of_the_way
-from caramba_plugins_upcycle.allocation.sensitivity import Sensitivity, measure_sensitivities
+from caramba_plugins_upcycle.allocation.sensitivity import measure_sensitivities
 from caramba_plugins_upcycle.convert import calibration_batches
 from caramba_plugins_upcycle.modes import Allocate
 from caramba_plugins_upcycle.stages import stages
@@ -60,24 +59,28 @@ class AllocateRunner:
             )
         try:
             best, _ = allocate(curves, budget)
-            sizes, loss = part_of_the_way(curves, _own(curves, context.sites), best, budget, settings.allocation_step)
+            sizes, loss = part_of_the_way(curves, best, budget, settings.allocation_step)
         except ValueError as error:
             raise InputError(f"start.cache_budget: {settings.cache_budget} is too small: {error}") from error
-        chosen = _by_site(curves, sizes)
+        chosen: dict[str, dict[str, int]] = {}
+        for curve, size in zip(curves, sizes, strict=True):
+            chosen.setdefault(curve.site, {})[curve.field] = size
         context.directory.write_json(
             "allocation.json",
             {
                 "cache_budget": settings.cache_budget,
                 "cached_values": budget,
                 "predicted_divergence": loss,
-                "uniform_divergence": _uniform(curves, context.sites),
+                "uniform_divergence": sum(curve.losses[curve.sizes.index(curve.own)] for curve in curves),
                 "sizes": chosen,
                 "curves": [attrs.asdict(curve) for curve in curves],
             },
         )
         loaded = context.shared.loaded
-        document = _found_from_anywhere(loaded.resolved_group(context.group.name), loaded.folder)
-        context.directory.write_text("allocated.yml", dump(with_sizes(document, context.run.id, chosen)))
+        document = loaded.resolved_group(context.group.name)
+        _find_from_anywhere(document["groups"][0], loaded.folder)
+        _set_sizes(document, context.run.id, chosen)
+        context.directory.write_text("allocated.yml", dump(document))
         context.reporter.line(f"sizes by layer: {context.directory.path / 'allocated.yml'}")
         return Results(entries={"calibration_tokens": tokens, "cached_values": sum(sizes)})
 
@@ -87,31 +90,11 @@ def _cached(config: Any, width: int) -> int:
     return sum(entry.values for entry in config.cache_spec(width).values() if entry.per_token)
 
 
-def _by_site(curves: Sequence[Sensitivity], sizes: Sequence[int]) -> dict[str, dict[str, int]]:
-    chosen: dict[str, dict[str, int]] = {}
-    for curve, size in zip(curves, sizes, strict=True):
-        chosen.setdefault(curve.site, {})[curve.field] = size
-    return chosen
-
-
-def _own(curves: Sequence[Sensitivity], sites: Sequence[Site]) -> list[int]:
-    """The manifest's own sizes, by curve."""
-    configs = {site.name: site.student.config for site in sites}
-    return [getattr(configs[curve.site], curve.field) for curve in curves]
-
-
-def _uniform(curves: Sequence[Sensitivity], sites: Sequence[Site]) -> float:
-    """What the manifest's own sizes are predicted to lose."""
-    sizes = _own(curves, sites)
-    return sum(curve.losses[curve.sizes.index(size)] for curve, size in zip(curves, sizes, strict=True))
-
-
-def with_sizes(document: Mapping[str, Any], run: str, chosen: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    """The manifest without the allocating run, its repeated blocks with sizes by repetition (``each``)."""
-    made: dict[str, Any] = _copied(document)
-    for group in made["groups"]:
-        group["runs"] = [each for each in group["runs"] if each["id"] != run]
-    holders = [node for model in _models(made) for node in _repeated(model, len(chosen))]
+def _set_sizes(document: dict[str, Any], run: str, chosen: Mapping[str, Mapping[str, int]]) -> None:
+    """Leave the allocating run out of a manifest, and give its repeated blocks sizes by repetition (``each``)."""
+    (group,) = document["groups"]
+    group["runs"] = [each for each in group["runs"] if each["id"] != run]
+    holders = list(_repeated(document["model"], len(chosen)))
     if not holders:
         raise InputError(
             "the sizes cannot be written: the attentions do not stand in one repeated block",
@@ -122,40 +105,24 @@ def with_sizes(document: Mapping[str, Any], run: str, chosen: Mapping[str, Mappi
     for holder in holders:
         each = {f"{role}.{field}": [sizes[field] for sizes in chosen.values()] for field in fields}
         holder["each"] = {**holder.get("each", {}), **each}
-    return made
 
 
-def _found_from_anywhere(document: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The names of files below teachers and data as absolute paths: the new manifest lies in another folder."""
+def _repeated(node: Any, count: int) -> Iterator[dict[str, Any]]:
+    """Every mapping in ``node`` that repeats its layers ``count`` times."""
+    if isinstance(node, dict):
+        if node.get("repeat") == count:
+            yield node
+        node = list(node.values())
+    for item in node if isinstance(node, list) else ():
+        yield from _repeated(item, count)
+
+
+def _find_from_anywhere(group: dict[str, Any], folder: Path) -> None:
+    """Make the names of files below teacher and data absolute paths: the new manifest lies in another folder."""
 
     def absolute(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: absolute(item) for key, item in value.items()}
         return str(folder.resolve() / value) if isinstance(value, str) and (folder / value).exists() else value
 
-    groups = [
-        {key: absolute(value) if key in ("teacher", "data") else value for key, value in group.items()}
-        for group in document["groups"]
-    ]
-    return {**document, "groups": groups}
-
-
-def _models(document: Mapping[str, Any]) -> list[Any]:
-    groups = [group["model"] for group in document["groups"] if "model" in group]
-    return [document["model"], *groups] if "model" in document else groups
-
-
-def _repeated(node: Any, count: int) -> list[dict[str, Any]]:
-    """Every mapping below ``node`` that repeats its layers ``count`` times."""
-    if isinstance(node, list):
-        return [found for item in node for found in _repeated(item, count)]
-    if not isinstance(node, dict):
-        return []
-    here = [node] if node.get("repeat") == count else []
-    return here + [found for value in node.values() for found in _repeated(value, count)]
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, (list, tuple)) else value
+    group.update({key: absolute(group[key]) for key in ("teacher", "data") if key in group})

@@ -22,12 +22,12 @@ from caramba_core.nn.build import load_object
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.sites import Site
-from caramba_plugins_upcycle.calibration import collector_of, fill
-from caramba_plugins_upcycle.distillation_runner import divergence
+from caramba_plugins_upcycle.calibration import collectors_of, fill
 from caramba_plugins_upcycle.modes import Start
-from caramba_plugins_upcycle.refit import Refit
+from caramba_plugins_upcycle.refit import refit_output
 from caramba_plugins_upcycle.stages import Stage, input_of, stages
-from caramba_plugins_upcycle.transplant import SizeCurve, find_transplant
+from caramba_plugins_upcycle.strategy_runners import divergence
+from caramba_plugins_upcycle.transplant import find_transplant
 
 __all__ = ["Sensitivity", "measure_sensitivities"]
 
@@ -38,10 +38,11 @@ _SMALLEST_SHARE = 0.02
 
 @attrs.frozen(kw_only=True)
 class Sensitivity:
-    """One size of one site: ``losses`` in nats of divergence at each of ``sizes``."""
+    """One size of one site: ``losses`` in nats of divergence at each of ``sizes``; ``own`` is the manifest's."""
 
     site: str
     field: str
+    own: int
     sizes: tuple[int, ...]
     losses: tuple[float, ...]
 
@@ -97,10 +98,7 @@ class _Site:
         self.path = site.name.removeprefix(f"{ROOT}.")
         self.transplant = find_transplant(site, settings.transplant)
         module: Any = model.get_submodule(self.path)
-        collectors = {
-            name: collector_of(moment, self.source, site.student.width_in)
-            for name, moment in self.transplant.moments(self.source, self.target).items()
-        }
+        collectors = collectors_of(self.transplant, self.source, self.target, site.student.width_in)
         self.inputs: list[tuple[Frame, Tensor, Tensor]] = []
         for frame, x in states:
             read = input_of(module, onward[0], x, frame)
@@ -123,17 +121,10 @@ class _Site:
         floor = _SMALLEST_SHARE * max(measured.values())
         for curve in curves:
             alone = measured[curve.field] - (measured[curve.after] if curve.after is not None else 0.0)
-            yield self._scaled(curve, max(alone, floor))
-
-    def _scaled(self, curve: SizeCurve, loss: float) -> Sensitivity:
-        here = curve.lost[curve.sizes.index(getattr(self.target, curve.field))]
-        slope = loss / max(here, torch.finfo(torch.float32).eps)
-        return Sensitivity(
-            site=self.site.name,
-            field=curve.field,
-            sizes=curve.sizes,
-            losses=tuple(slope * lost for lost in curve.lost),
-        )
+            own: int = getattr(self.target, curve.field)
+            slope = max(alone, floor) / max(curve.lost[curve.sizes.index(own)], torch.finfo(torch.float32).eps)
+            losses = tuple(slope * lost for lost in curve.lost)
+            yield Sensitivity(site=self.site.name, field=curve.field, own=own, sizes=curve.sizes, losses=losses)
 
     def _divergence(self, config: Attention) -> float:
         """Mean KL in nats behind the model with this site converted to ``config``, its output refitted."""
@@ -143,14 +134,8 @@ class _Site:
         module: Any = load_object(config.builds)(config, width).to(like.device)
         fill(self.site.name, module, started.weights)
         if self.settings.refit:
-            bias = getattr(module, "o_bias", None)
-            refit = Refit(module.o_proj.shape[1], module.o_proj.shape[0], like.device, bias=bias is not None)
-            for frame, x, output in self.inputs:
-                refit.update(module.mix(x, frame), output)
-            weight, new_bias, _ = refit.solve(module.o_proj, bias, self.settings.ridge)
-            module.o_proj.copy_(weight)
-            if bias is not None and new_bias is not None:
-                bias.copy_(new_bias)
+            pairs = ((module.mix(x, frame), output) for frame, x, output in self.inputs)
+            refit_output(config, module, pairs, self.settings.ridge)
         total = count = 0.0
         with _in_place(self.model, self.path, module):
             for (frame, x), theirs in zip(self.looked, self.final, strict=True):

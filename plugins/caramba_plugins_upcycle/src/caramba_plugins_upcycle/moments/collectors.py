@@ -19,70 +19,67 @@ __all__ = [
     "AttendedValueCollector",
     "DistanceCollector",
     "KeyCollector",
+    "MeanCollector",
     "QueryCollector",
+    "wide",
 ]
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """Float64; on the CPU where the device has none."""
     return x.cpu().double() if x.device.type == "mps" else x.double()
 
 
-class _Sums:
-    """Named float64 sums; tensors that grow are padded with zeros at the end of the last axis."""
+class MeanCollector:
+    """Base of collectors whose statistics are means: float64 sums, each with the number of what was summed.
+
+    Sums that grow are padded with zeros at the end of the last axis.
+    """
 
     def __init__(self, config: Moment, source: Attention, width: int) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
 
-    def add(self, name: str, value: Tensor) -> None:
-        old = self.sums.get(name)
-        if old is None:
-            self.sums[name] = value
-        elif old.shape[-1] == value.shape[-1]:
-            old += value
-        else:
-            longer, shorter = (old, value) if old.shape[-1] > value.shape[-1] else (value, old)
+    def add(self, name: str, value: Tensor, count: int) -> None:
+        """Add the sum of ``count`` values to a statistic."""
+        old = self._sums.get(name)
+        if old is not None:
+            longer, shorter = (old, value) if old.shape[-1] >= value.shape[-1] else (value, old)
             longer[..., : shorter.shape[-1]] += shorter
-            self.sums[name] = longer
+            value = longer
+        self._sums[name] = value
+        self._counts[name] = self._counts.get(name, 0) + count
 
-    def mean(self, name: str) -> Tensor:
-        assert self.count, "a moment of nothing: no batch was seen"
-        return (self.sums[name] / self.count).cpu()
+    def add_moments(self, rows: Tensor) -> None:
+        """Add rows ``[..., N, n]`` to ``mean`` ``[..., n]`` and ``second`` ``[..., n, n]``."""
+        rows = wide(rows)
+        self.add("mean", rows.sum(-2), rows.shape[-2])
+        self.add("second", rows.transpose(-1, -2) @ rows, rows.shape[-2])
+
+    def result(self) -> Mapping[str, Tensor]:
+        """The means, on the CPU."""
+        assert self._sums, "a moment of nothing: no batch was seen"
+        return {name: (total / self._counts[name]).cpu() for name, total in self._sums.items()}
 
 
-class QueryCollector(_Sums):
-    """Mean and second moment of queries, a head."""
+class QueryCollector(MeanCollector):
+    """``mean`` ``[H, d]`` and ``second`` ``[H, d, d]`` of queries."""
 
     def update(self, probe: Probe) -> None:
         """Take one batch in."""
-        query = _wide(probe.query).transpose(0, 1).flatten(1, 2)  # [H, B T, d]
-        self.add("mean", query.sum(1))
-        self.add("second", query.transpose(1, 2) @ query)
-        self.count += query.shape[1]
-
-    def result(self) -> Mapping[str, Tensor]:
-        """``mean`` ``[H, d]``, ``second`` ``[H, d, d]``."""
-        return {"mean": self.mean("mean"), "second": self.mean("second")}
+        self.add_moments(probe.query.transpose(0, 1).flatten(1, 2))
 
 
-class KeyCollector(_Sums):
-    """Mean and second moment of keys, all heads side by side."""
+class KeyCollector(MeanCollector):
+    """``mean`` ``[G d]`` and ``second`` ``[G d, G d]`` of keys, all heads side by side."""
 
     def update(self, probe: Probe) -> None:
         """Take one batch in."""
-        key = _wide(_side_by_side(probe.key)).flatten(0, 1)
-        self.add("mean", key.sum(0))
-        self.add("second", key.T @ key)
-        self.count += key.shape[0]
-
-    def result(self) -> Mapping[str, Tensor]:
-        """``mean`` ``[G d]``, ``second`` ``[G d, G d]``."""
-        return {"mean": self.mean("mean"), "second": self.mean("second")}
+        self.add_moments(_side_by_side(probe.key).flatten(0, 1))
 
 
-class DistanceCollector(_Sums):
-    """Mean attention by distance."""
+class DistanceCollector(MeanCollector):
+    """``attention`` ``[H, T]``: mean attention by distance."""
 
     def update(self, probe: Probe) -> None:
         """Take one batch in."""
@@ -93,46 +90,32 @@ class DistanceCollector(_Sums):
         # of 2T - 1 instead of 2T.
         skewed = torch.nn.functional.pad(attended.flip(-1), (0, tokens)).flatten(1)[:, :-tokens]
         by_distance = skewed.view(-1, tokens, 2 * tokens - 1).sum(1)[:, tokens - 1 :]
-        self.add("attention", _wide(by_distance))
-        self.count += batch
+        self.add("attention", wide(by_distance), batch)
 
     def result(self) -> Mapping[str, Tensor]:
-        """``attention`` ``[H, T]``, float64; a head that only ever attends to the first token has zeros."""
-        total = self.mean("attention")
+        """Rows sum to one; a head that only ever attends to the first token has zeros."""
+        total = super().result()["attention"]
         return {"attention": total / total.sum(-1, keepdim=True).clamp_min(torch.finfo(total.dtype).tiny)}
 
 
-class AttendedKeyCollector(_Sums):
-    """Covariance of keys under attention."""
+class AttendedKeyCollector(MeanCollector):
+    """``covariance`` ``[G d, G d]`` of keys under attention."""
 
     def update(self, probe: Probe) -> None:
         """Take one batch in."""
         key = _side_by_side(probe.key)  # [B, T, G d]
         weight = probe.probabilities.sum((1, 2))  # [B, T]: how much each token is attended to
-        centre = _wide(probe.probabilities.flatten(1, 2) @ key).flatten(0, 1)  # [B H T, G d]
-        wide = _wide(key)
-        spread = torch.einsum("bsi,bs,bsj->ij", wide, _wide(weight), wide) - centre.T @ centre
-        self.add("covariance", spread)
-        self.count += centre.shape[0]
-
-    def result(self) -> Mapping[str, Tensor]:
-        """``covariance`` ``[G d, G d]``."""
-        return {"covariance": self.mean("covariance")}
+        centre = wide(probe.probabilities.flatten(1, 2) @ key).flatten(0, 1)  # [B H T, G d]
+        spread = torch.einsum("bsi,bs,bsj->ij", wide(key), wide(weight), wide(key)) - centre.T @ centre
+        self.add("covariance", spread, len(centre))
 
 
-class AttendedValueCollector(_Sums):
-    """Mean and second moment of attended values."""
+class AttendedValueCollector(MeanCollector):
+    """``mean`` ``[G d]`` and ``second`` ``[G d, G d]`` of values as attention mixes them."""
 
     def update(self, probe: Probe) -> None:
         """Take one batch in."""
-        attended = _wide(probe.probabilities.flatten(1, 2) @ _side_by_side(probe.value)).flatten(0, 1)  # [B H T, G d]
-        self.add("mean", attended.sum(0))
-        self.add("second", attended.T @ attended)
-        self.count += attended.shape[0]
-
-    def result(self) -> Mapping[str, Tensor]:
-        """``mean`` ``[G d]``, ``second`` ``[G d, G d]``."""
-        return {"mean": self.mean("mean"), "second": self.mean("second")}
+        self.add_moments((probe.probabilities.flatten(1, 2) @ _side_by_side(probe.value)).flatten(0, 1))
 
 
 def _side_by_side(x: Tensor) -> Tensor:

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from caramba_plugins_sliding_window.attention import SlidingWindowAttention
 from caramba_plugins_standard.rotary import cos_sin, rotate_reference
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm
-
-from caramba_plugins_sliding_window.attention import SlidingWindowAttention
 
 __all__ = ["mixed"]
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from caramba_plugins_linear.attention import LinearAttention
 from caramba_plugins_standard.rotary import cos_sin, rotate_reference
 from torch import Tensor
-from torch.nn.functional import linear
-
-from caramba_plugins_linear.attention import LinearAttention
+from torch.nn.functional import linear, rms_norm
 
 __all__ = ["mixed"]
 
@@ -23,6 +22,9 @@ def mixed(config: LinearAttention, weights: Mapping[str, Tensor], x: Tensor) -> 
     query, key, value = (
         linear(x, weights[f"{name}_proj"], weights.get(f"{name}_bias")).view(shape) for name in ("q", "k", "v")
     )
+    if config.qk_norm_eps is not None:
+        query = rms_norm(query, (config.head_dim,), weights["q_norm"], config.qk_norm_eps)
+        key = rms_norm(key, (config.head_dim,), weights["k_norm"], config.qk_norm_eps)
     heads = []
     for head in range(config.n_heads):
         group = head // (config.n_heads // config.n_kv_heads)

@@ -1,4 +1,4 @@
-"""The torch side of the kit's small components.
+"""The torch side of the small components.
 
 Axes: B batch, T tokens of this pass, S tokens seen, D model, H heads, d head width.
 """
@@ -11,27 +11,9 @@ from torch.nn import functional as F
 
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
-from caramba_plugins_testing.components import TinyAttention
+from tests.plugins.tiny import TinyAttention
 
-__all__ = ["TinyAttentionModule", "TinyEmbedderModule", "TinyHeadModule", "TinyLinearModule"]
-
-
-class TinyEmbedderModule(ComponentModule):
-    """``F.embedding``."""
-
-    weight: Tensor
-
-    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
-        """int64 ``[B, T] -> [B, T, D]``."""
-        return F.embedding(tokens, self.weight)
-
-
-class TinyHeadModule(ComponentModule):
-    """``F.linear`` with the matrix that it is given."""
-
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
-        """``[..., D]``, ``[V, D] -> [..., V]``."""
-        return F.linear(x, weight)
+__all__ = ["TinyAttentionModule", "TinyLinearModule"]
 
 
 class TinyLinearModule(ComponentModule):

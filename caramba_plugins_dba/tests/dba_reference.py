@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from caramba_plugins_dba.module import DecoupledBottleneckModule
+from torch import Tensor
 
 __all__ = ["reference"]
 

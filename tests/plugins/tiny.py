@@ -1,79 +1,16 @@
-"""Small components that the kit builds models with: an embedder, a head, a chain, a layer and an attention.
-
-They are real components in every respect, and as small as one can be; read :class:`TinyAttention` as an example.
-"""
+"""A small layer and a small attention: real components in every respect, and as small as one can be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
-from caramba_core.component import (
-    Attention,
-    Body,
-    CacheEntry,
-    Cost,
-    Embedder,
-    Head,
-    Layer,
-    Shape,
-    Topology,
-    Weight,
-    component,
-    option,
-)
+from caramba_core.component import Attention, CacheEntry, Cost, Layer, Shape, Weight, component, option
 from caramba_core.errors import InvalidValue
 
-__all__ = ["TinyAttention", "TinyChain", "TinyEmbedder", "TinyHead", "TinyLinear"]
+__all__ = ["TinyAttention", "TinyLinear"]
 
-_MODULES = "caramba_plugins_testing.modules"
-
-
-@component
-class TinyEmbedder(Embedder):
-    """One learned vector a token id."""
-
-    builds: ClassVar[str] = f"{_MODULES}:TinyEmbedderModule"
-
-    d_model: int = option(help="width of the vectors", minimum=1)
-
-    def output_width(self, width: int) -> int:
-        """``d_model``."""
-        return self.d_model
-
-    def weights(self, width: int) -> Mapping[str, Weight]:
-        """``weight`` ``[V, D]``."""
-        return {"weight": Weight(shape=(self.vocab_size, self.d_model))}
-
-
-@component
-class TinyHead(Head):
-    """``x weight^T``."""
-
-    builds: ClassVar[str] = f"{_MODULES}:TinyHeadModule"
-
-    def output_width(self, width: int) -> int:
-        """The vocabulary size."""
-        assert self.vocab_size is not None
-        return self.vocab_size
-
-    def weights(self, width: int) -> Mapping[str, Weight]:
-        """``weight`` ``[V, D]``, unless it is the embedder's."""
-        return {} if self.tied else {"weight": Weight(shape=(self.output_width(width), width))}
-
-
-@component
-class TinyChain(Topology):
-    """Layers in order."""
-
-    builds: ClassVar[str] = ""
-    inline: ClassVar[str | None] = "caramba_core.nn.sequence:chain"
-
-    layers: tuple[Layer, ...] = option(help="the layers, in order")
-
-    def bodies(self) -> Sequence[Body]:
-        """One chain in the enclosing scope."""
-        return (Body(layers=self.layers),)
+_MODULES = "tests.plugins.tiny_modules"
 
 
 @component

@@ -1,0 +1,136 @@
+"""Distillation of attentions, block by block, and of logits, in chunks that never hold more than some rows of them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from caramba_plugins_standard.training import StepResult, TrainingContext
+from caramba_plugins_standard.training.chunked_head import backward_in_chunks
+from torch import Tensor, nn
+
+from caramba_core.errors import InputError
+from caramba_core.nn.frame import Frame, Taps
+from caramba_plugins_upcycle.strategies import Blockwise, Global
+
+__all__ = ["BlockwiseRunner", "GlobalRunner", "divergence", "normalised_error"]
+
+
+def normalised_error(output: Tensor, target: Tensor) -> Tensor:
+    """Squared error over the target's energy, both summed over the batch: 1 is as bad as an output of zeros."""
+    target = at_least_float32(target)
+    return (at_least_float32(output) - target).square().sum() / target.square().sum()
+
+
+class BlockwiseRunner:
+    """One step: a teacher pass whose taps feed every site's own forward and backward.
+
+    With teacher inputs a site's graph is freed before the next block runs.  With student inputs the teacher's outputs
+    are kept and a pass of the student (without gradient) gives the inputs.
+    """
+
+    def __init__(self, config: Blockwise, context: TrainingContext) -> None:
+        self.config = config
+        self.context = context
+
+    def prepare(self) -> None:
+        """Tap the sites; refuse to claim that anything else trains."""
+        context = self.context
+        self.names = [site.name for site in context.sites]
+        if not self.names:
+            raise InputError("upcycle.blockwise has nothing to train: teacher and student have the same attentions")
+        others = sorted(context.trained - set(self.names))
+        if others:
+            raise InputError(
+                f"upcycle.blockwise trains converted attentions only, and trains: names {others[0]} "
+                f"(and {len(others) - 1} more)",
+                expected="trains: [attention], or patterns of converted attentions",
+            )
+        self.student = context.student.train()
+        self.teacher = context.teacher
+        self.teacher.tap(self.names)
+        if self.config.inputs == "student":
+            self.student.tap(self.names)
+        self.learners: list[nn.Module] = [
+            self.student.get_submodule(name.removeprefix("model.")) for name in self.names
+        ]
+
+    def step(self, tokens: Tensor) -> StepResult:
+        """int64 ``[B, T + 1]``; the last token is not used."""
+        inputs = tokens[:, :-1]
+        errors: list[Tensor] = []
+        plain = Frame.of(inputs)
+
+        def learn(index: int, x: Tensor, target: Tensor) -> None:
+            learner = self.learners[index]
+            if not any(parameter.requires_grad for parameter in learner.parameters()):
+                return
+            with torch.enable_grad(), self.context.autocast():
+                error = normalised_error(learner(x.detach(), plain), target)
+            error.backward()
+            errors.append(error.detach())
+
+        with torch.no_grad(), self.context.autocast():
+            if self.config.inputs == "teacher":
+                self.teacher.hidden(inputs, Frame.of(inputs, taps=Taps(learn)))
+            else:
+                targets: list[Tensor] = []
+                self.teacher.hidden(inputs, Frame.of(inputs, taps=Taps(lambda _, x, y: targets.append(y))))
+                self.student.hidden(inputs, Frame.of(inputs, taps=Taps(lambda i, x, y: learn(i, x, targets[i]))))
+        stacked = torch.stack(errors)
+        return StepResult(loss=stacked.mean(), metrics={"worst_block": stacked.max()})
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of each row, in nats times ``temperature**2``: ``[N, V], [N, V] -> [N]``.
+
+    The factor keeps gradients of one size over temperatures (Hinton, Vinyals, Dean 2015, section 2).
+    """
+    log_p = F.log_softmax(at_least_float32(teacher) / temperature, dim=-1)
+    log_q = F.log_softmax(at_least_float32(student) / temperature, dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1) * temperature**2
+
+
+class GlobalRunner:
+    """One step: both models over the same tokens, then loss and gradient a chunk of rows at a time."""
+
+    def __init__(self, config: Global, context: TrainingContext) -> None:
+        self.config = config
+        self.context = context
+
+    def prepare(self) -> None:
+        """Student and teacher stand ready; the context froze what does not train."""
+        self.student = self.context.student.train()
+        self.teacher = self.context.teacher
+        # One fused pass over the vocabulary instead of ten: worth it where memory bandwidth is the limit.
+        self.divergence = torch.compile(divergence) if self.context.run.compiles else divergence
+
+    def step(self, tokens: Tensor) -> StepResult:
+        """int64 ``[B, T + 1]``; the last token is only a target."""
+        config, context = self.config, self.context
+        inputs, targets = tokens[:, :-1], tokens[:, 1:].flatten()
+        with context.autocast():
+            with torch.no_grad():
+                wanted = self.teacher.hidden(inputs).flatten(0, 1)
+            hidden = self.student.hidden(inputs).flatten(0, 1)
+        parts: dict[str, list[Tensor]] = {}
+
+        def loss(part: Tensor, where: slice) -> Tensor:
+            with context.autocast():
+                with torch.no_grad():
+                    teacher_logits = self.teacher.logits(wanted[where])
+                logits = self.student.logits(part)
+            kl: Tensor = self.divergence(logits, teacher_logits, config.temperature).sum() / len(targets)
+            parts.setdefault("kl", []).append(kl.detach())
+            if not config.cross_entropy:
+                return kl
+            ce = F.cross_entropy(at_least_float32(logits), targets[where], reduction="sum") / len(targets)
+            parts.setdefault("cross_entropy", []).append(ce.detach())
+            return kl + config.cross_entropy * ce
+
+        total = backward_in_chunks(hidden, config.logit_rows, loss)
+        return StepResult(loss=total, metrics={name: torch.stack(values).sum() for name, values in parts.items()})
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Values of a narrower type in float32, others as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
