@@ -19,6 +19,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "router": ("softmax", "top_k"),
         "dataset": ("text", "tokens"),
         "mode": ("eval", "generate", "train"),
+        "reader": ("pretrained",),
         "storage": ("int4", "int8"),
         "evaluator": ("perplexity",),
         "strategy": ("pretrain",),
