@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Dataset", "Tokens", "stamp_of"]
 
 _READ_WHOLE = 1 << 24
-"""Token ids that are checked at once; of a longer array a sample is, and the rest as it is read."""
+"""Token ids of an array that is checked and hashed whole; of a longer one a sample is, and the rest as it is read."""
 
 _PIECE = 1 << 16
 _PIECES = 64
@@ -73,22 +73,23 @@ class Tokens:
     @property
     def hash(self) -> str:
         """SHA-256 of the ids; of a long array, of a sample."""
-        import numpy as np
-
-        count, digest = len(self.ids), hashlib.sha256(str(len(self.ids)).encode())
-        step = _PIECE if count <= _READ_WHOLE else (count - _PIECE) // (_PIECES - 1)
-        for first in range(0, count, step):
-            digest.update(np.asarray(self.ids[first : first + _PIECE]).astype("<u4").tobytes())
+        digest = hashlib.sha256(str(len(self.ids)).encode())
+        for first in self._sampled():
+            digest.update(self.ids[first : first + _PIECE].astype("<u4").tobytes())
         return digest.hexdigest()
+
+    def _sampled(self) -> range:
+        """Where pieces of a sample begin; of a short array they are all of it."""
+        count = len(self.ids)
+        return range(0, count, _PIECE if count <= _READ_WHOLE else (count - _PIECE) // (_PIECES - 1))
 
     def checked(self, limit: int | None = None) -> Tokens:
         """The same tokens, whose ids are from 0 on and below ``limit``: all of a short array's, a sample of a long one.
 
         The rest of a long array is checked as it is read.
         """
-        checked, count = attrs.evolve(self, limit=limit), len(self.ids)
-        step = _PIECE if count <= _READ_WHOLE else (count - _PIECE) // (_PIECES - 1)
-        for first in range(0, count, step):
+        checked = attrs.evolve(self, limit=limit)
+        for first in self._sampled():
             checked.read(first, first + _PIECE)
         return checked
 

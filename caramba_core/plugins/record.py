@@ -17,7 +17,7 @@ import attrs
 from caramba_core.errors import PluginError
 from caramba_core.plugins.metadata import ComponentEntry
 
-__all__ = ["last_failures", "note"]
+__all__ = ["last_failures", "note", "user_cache"]
 
 
 def last_failures() -> dict[ComponentEntry, PluginError]:
@@ -50,5 +50,9 @@ def note(entry: ComponentEntry, error: PluginError | None) -> None:
 
 def _file() -> Path:
     """The file of this Python environment; its name is a hash of the environment's place."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "caramba" / f"broken-plugins-{zlib.crc32(sys.prefix.encode()):08x}.json"
+    return user_cache() / f"broken-plugins-{zlib.crc32(sys.prefix.encode()):08x}.json"
+
+
+def user_cache() -> Path:
+    """caramba's part of the user's cache folder, all of which may be deleted; :class:`RuntimeError` without a home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "caramba"

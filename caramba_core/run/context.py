@@ -25,7 +25,7 @@ from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plugins.registry import registry
 from caramba_core.run.checkpoint import load_random, load_tensors, read_state, restore_optimizer, save_checkpoint
 from caramba_core.run.device import autocast, pick_device, torch_dtype
-from caramba_core.run.directory import RunDirectory, step_of
+from caramba_core.run.directory import RunDirectory
 from caramba_core.run.overlap import share_found
 from caramba_core.run.reporter import Reporter
 from caramba_core.run.signals import Interrupted, Signals
@@ -131,7 +131,7 @@ class GroupContext:
             for name, tensor in sorted(self._teacher[1].state_dict().items()):
                 sample = tensor.detach().flatten()[:: max(1, tensor.numel() // _SAMPLED)][:_SAMPLED]
                 digest.update(f"{name} {list(tensor.shape)} {sample.double().tolist()}".encode())
-            found["teacher"] = digest.hexdigest()
+            found[f"teacher in {self._teacher[0][1]}".replace("torch.", "")] = digest.hexdigest()
         return found
 
     def check(self, run: Run) -> None:
@@ -207,9 +207,8 @@ class RunContext:
         self.stop_reason: str | None = None
         self.pause_reason: str | None = None
         self.signals = signals or Signals()
-        state = directory.state()
-        self._began = time.perf_counter() - (0.0 if state is None else state.seconds)
-        self._superseded = [] if run.resumes else directory.checkpoints()
+        self._began = time.perf_counter()
+        self._superseded: list[Path] | None = None
 
     # ------------------------------------------------------------------------------------------------ what is there
 
@@ -284,6 +283,8 @@ class RunContext:
         result.
         """
         self.step, path = step, self.directory.checkpoint(step)
+        if self._superseded is None:  # the first of a run that begins: what an earlier attempt left gives way to it
+            self._superseded = self.directory.checkpoints()
         if path.exists() and path not in self._superseded:
             return path
         own = self.directory.begun()
@@ -307,8 +308,9 @@ class RunContext:
     def resume_at(self, checkpoint: Path) -> None:
         """Go on from a checkpoint of the run's own; later ones stay until the next is saved."""
         self.resume_from = checkpoint
-        later = [path for path in self.directory.checkpoints() if (step_of(path) or 0) > (step_of(checkpoint) or 0)]
-        self._superseded = later
+        checkpoints = self.directory.checkpoints()
+        self._superseded = checkpoints[checkpoints.index(checkpoint) + 1 :]
+        self._began -= self.directory.begun().seconds
 
     def restore(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
         """Put optimizer and random generators back where the run's last checkpoint left them, and give its scalars.

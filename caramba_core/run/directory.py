@@ -33,7 +33,8 @@ class State:
     """Where a run stands.
 
     ``document`` is everything in the manifest that shapes the run's result, ``inputs`` are hashes of what the run reads
-    (tokens, teacher), ``identity`` is drawn when it begins, and stands in its checkpoints.  ``seconds`` are of all
+    (tokens, teacher), ``identity`` is drawn when it begins, and stands in its checkpoints; ``changes`` are what was
+    changed in the manifest on the way.  ``seconds`` are of all
     calls that worked on it, as far as its last checkpoint or end.
     """
 
@@ -41,6 +42,7 @@ class State:
     document: dict[str, Any]
     inputs: dict[str, str] = attrs.Factory(dict)
     identity: str = attrs.Factory(lambda: uuid.uuid4().hex)
+    changes: list[str] = attrs.Factory(list)
     step: int = 0
     seconds: float = 0.0
     error: str | None = None

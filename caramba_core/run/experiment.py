@@ -228,15 +228,16 @@ class Experiment:
 
     def open(self, left: Sequence[tuple[Group, Run]]) -> None:
         """Open and check what the runs need: teachers, data, plugins, devices.  Nothing is computed or written."""
-        told: GroupContext | None = None
+        told = set[str]()
         for group, run in left:
             shared = self._open(group)
             shared.check(run)
             self._check_memory(group, run)
-            if shared.tokenizer is not None and shared.tokenizer.adds_bos and shared is not told:
-                token = shared.tokenizer.decode([shared.tokenizer.bos or 0])
-                self.reporter.line(f"{group.name}: texts and prompts begin with {token}, as the tokenizer's BOS")
-            told = shared
+            tokenizer = shared.tokenizer
+            if group.name not in told and tokenizer is not None and tokenizer.bos is not None and tokenizer.adds_bos:
+                token = tokenizer.decode([tokenizer.bos])
+                self.reporter.line(f"{group.name}: texts and prompts begin with {token}: the tokenizer adds BOS")
+            told.add(group.name)
 
     def _check_memory(self, group: Group, run: Run) -> None:
         """Say where a run will take more memory than its device has; refuse what could not be meant."""
@@ -295,23 +296,27 @@ class Experiment:
             if state is not None and self._is_done(group, run):
                 self.reporter.line(f"{run.id}: done by another process")
                 return True
-            changes = [] if state is None else self._changes(group, run, state)
-            if state is not None and run.resumes and (checkpoints := directory.checkpoints()):
+            document, checkpoints = self.document(group, run), directory.checkpoints()
+            if state is not None and run.resumes and checkpoints:
                 _require_same_inputs(state.inputs, inputs, "it")
-                context.resume_at(self._checkpoint(checkpoints))
-                shared.check_checkpoint(checkpoints[checkpoints.index(context.resume_from or checkpoints[-1])])
-                self.reporter.line(f"{run.id}: going on from {context.resume_from}")
-                self.reporter.line(f"changed since it began: {_listed(changes)}") if changes else None
+                checkpoint = self._checkpoint(checkpoints)
+                shared.check_checkpoint(checkpoint)
+                context.resume_at(checkpoint)
+                self.reporter.line(f"{run.id}: going on from {checkpoint}")
+                changes = self._changes(group, run, state)
+                if changes:
+                    self.reporter.line(f"changed since it began: {_listed(changes)}")
+                state = attrs.evolve(state, status="running", document=document, error=None)
+                state = attrs.evolve(state, changes=[*state.changes, *map(str, changes)])
             else:
                 directory.begin()
-            begun = state or State(status="running", document={})
-            document = self.document(group, run)
-            directory.set_state(attrs.evolve(begun, status="running", document=document, inputs=inputs, error=None))
+                state = State(status="running", document=document, inputs=inputs)
+            directory.set_state(state)
             pinned = None if shared.source is None else shared.source.pinned
             directory.write_text("manifest.yml", written_manifest(self.loaded, group, directory.path, pinned=pinned))
             directory.write_json("plan.json", plan)
             try:
-                done = self._compute(context, changes)
+                done = self._compute(context)
             except BaseException as error:
                 if directory.state() is not None and not self._is_done(group, run):  # a published result stays one
                     status = "failed" if isinstance(error, Exception) else "interrupted"
@@ -338,7 +343,7 @@ class Experiment:
             )
         return steps[wanted]
 
-    def _compute(self, context: RunContext, changes: Sequence[Change]) -> bool:
+    def _compute(self, context: RunContext) -> bool:
         """Do one run and publish its result; whether it came to its end."""
         from caramba_core.nn.build import load_object
         from caramba_core.run.context import evaluator_classes
@@ -369,7 +374,6 @@ class Experiment:
             "device": context.device.type,
             "dtype": context.dtype_name,
             **_marks(context),
-            **({"changed_on_the_way": [str(each) for each in changes]} if changes else {}),
             **results.entries,
             **{name: entry for evaluator in evaluators for name, entry in evaluator.entries().items()},
             "versions": _versions(),
@@ -546,12 +550,14 @@ def _named(
 
 
 def _marks(context: RunContext) -> dict[str, Any]:
-    """What a reader of the results has to know of the texts."""
+    """What a reader of the results has to know of its texts, and of settings that did not hold from start to end."""
     marks: dict[str, Any] = {}
     if context.tokenizer is not None:
         marks["tokenizer_adds_bos"] = context.tokenizer.adds_bos
     if "data.train" in context.run.needs and context.shared.heldout_in_train:
         marks["heldout_in_train"] = context.shared.heldout_in_train
+    if changes := context.directory.begun().changes:
+        marks["changed_on_the_way"] = changes
     return marks
 
 

@@ -13,7 +13,7 @@ __all__ = ["Interrupted", "Signals", "signals_held"]
 
 
 class Interrupted(BaseException):
-    """A signal ended the run, which is saved; ``number`` is the signal's."""
+    """A signal ended the runs; ``number`` is the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -23,19 +23,27 @@ class Interrupted(BaseException):
 class Signals:
     """SIGINT and SIGTERM while runs are done.
 
-    ``waits`` says whether the run is at work on something that it can finish and save (a training step): then the first
-    signal is kept in ``pending``.  At any other time, and from the second on, a signal ends the run at once.
+    A signal ends the run at once, but for the first one that comes in a block of :meth:`deferred`: it is ``pending``.
     """
 
     def __init__(self) -> None:
-        self.waits = False
         self.pending: int | None = None
+        self._deferred = False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """What the process calls."""
-        if not self.waits or self.pending is not None:
+        if not self._deferred or self.pending is not None:
             raise Interrupted(number)
         self.pending = number
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Work that is to be finished and saved (a training step), and that asks for ``pending`` itself."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
 
     def raise_pending(self) -> None:
         """End with a signal that came."""

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -28,11 +27,11 @@ def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    metrics = folder / "runs" / "small" / "half" / "finetune" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 3):
-        time.sleep(0.05)
-    assert process.poll() is None, process.communicate()
-    return process
+    assert process.stdout is not None
+    for line in process.stdout:  # a line of progress comes with the first step, also in a pipe
+        if line.startswith("  finetune: "):
+            return process
+    raise AssertionError(process.communicate()[1])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -28,6 +28,8 @@ _HASHED_BYTES = 256 << 20
 """Files of up to this size are hashed when they are opened: it takes less than half a second."""
 _CACHED_CHARACTERS = 1 << 20
 """Texts of so many characters are kept encoded: a second of work."""
+_ENCODED = 1
+"""A number to raise when the same text and tokenizer come to give other ids."""
 _BROKEN_HEADER = (ValueError, OSError, EOFError, TypeError, SyntaxError, OverflowError, TokenError)
 """What numpy raises for headers that are damaged in one way or another."""
 
@@ -130,7 +132,7 @@ class TextFile(_File):
         if not part:
             raise InputError(f"{origin} holds no text")
         bos = begin_of_text(tokenizer, self.add_bos, origin)
-        facts = (1, hashlib.sha256(part.encode()).hexdigest(), tokenizer.identity, self.special_tokens, bos)
+        facts = (_ENCODED, hashlib.sha256(part.encode()).hexdigest(), tokenizer.identity, self.special_tokens, bos)
         encoding = Encoding(add_bos=self.add_bos, special_tokens=self.special_tokens)
         ids = cached_ids(
             facts if len(part) >= _CACHED_CHARACTERS else None,

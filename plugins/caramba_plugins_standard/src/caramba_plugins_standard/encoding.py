@@ -73,7 +73,8 @@ def encode(texts: Iterable[Iterable[str]], tokenizer: Tokenizer, encoding: Encod
         found = tokenizer.encode_batch([piece for _, piece in held], special_tokens=encoding.special_tokens)
         rows = [np.array([*first, *ids], np.int64) for (first, _), ids in zip(held, found, strict=True)]
         ids = np.concatenate(rows)
-        return ids.astype(id_type(tokenizer, int(ids.max(initial=0))))
+        assert ids.max(initial=0) < tokenizer.vocab_size, "a tokenizer's ids are below its vocab_size"
+        return ids.astype(id_type(tokenizer))
 
     for text in texts:
         for number, piece in enumerate(pieces(text, tokenizer, special_tokens=encoding.special_tokens)):
@@ -86,9 +87,9 @@ def encode(texts: Iterable[Iterable[str]], tokenizer: Tokenizer, encoding: Encod
         yield batch()
 
 
-def id_type(tokenizer: Tokenizer, largest: int = 0) -> Literal["uint16", "uint32"]:
-    """The type of an array with ids up to ``largest``: of the whole vocabulary, whose size may leave ids out."""
-    return "uint16" if max(tokenizer.vocab_size - 1, largest) < 2**16 else "uint32"
+def id_type(tokenizer: Tokenizer) -> Literal["uint16", "uint32"]:
+    """The type of an array of a tokenizer's ids."""
+    return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
 
 
 def pieces(parts: Iterable[str], tokenizer: Tokenizer, *, special_tokens: bool = False) -> Iterator[str]:

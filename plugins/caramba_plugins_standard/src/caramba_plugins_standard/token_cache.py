@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from caramba_core.plugins.record import user_cache
+from caramba_core.run.atomic import publish_file
 from caramba_plugins_standard.tokenizing import write_array
 
 if TYPE_CHECKING:
@@ -29,30 +29,18 @@ def cached_ids(facts: tuple[object, ...] | None, encode: Callable[[], Iterator[I
     """
     if facts is None:
         return _in_memory(encode(), dtype)
-    name = hashlib.sha256(repr(facts).encode()).hexdigest()
     try:
-        caches = os.environ.get("XDG_CACHE_HOME")
-        folder = (Path(caches) if caches else Path.home() / ".cache") / "caramba" / "tokens"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{name}.npy"
-        if path.exists() and (found := _read(path, dtype)) is not None:
-            path.touch()
-            return found
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".new.")
-    except (OSError, RuntimeError):
-        return _in_memory(encode(), dtype)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write_array(file, encode(), dtype)
-        Path(temporary).replace(path)
-    except OSError:  # no room there
-        Path(temporary).unlink(missing_ok=True)
-        return _in_memory(encode(), dtype)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _forget(folder, path)
-    found = _read(path, dtype)
+        path = user_cache() / "tokens" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.npy"
+        found = _read(path, dtype)
+        if found is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with publish_file(path) as file:
+                write_array(file, encode(), dtype)
+            _forget(path)
+            found = _read(path, dtype)
+        path.touch()
+    except (OSError, RuntimeError):  # no home, no right to write there, no room
+        found = None
     return _in_memory(encode(), dtype) if found is None else found
 
 
@@ -69,13 +57,11 @@ def _in_memory(parts: Iterator[Ids], dtype: str) -> Ids:
     return found
 
 
-def _forget(folder: Path, kept: Path) -> None:
-    try:
-        files = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
-        size = sum(path.stat().st_size for path in files)
-        for path in files:
-            if size > _MOST_BYTES and path != kept:
-                size -= path.stat().st_size
-                path.unlink()
-    except OSError:
-        pass  # another process was faster
+def _forget(kept: Path) -> None:
+    """Remove the arrays that were not used for longest where all take too much room."""
+    used = sorted(kept.parent.glob("*.npy"), key=lambda path: path.stat().st_mtime)
+    size = sum(path.stat().st_size for path in used)
+    for path in used:
+        if size > _MOST_BYTES and path != kept:
+            size -= path.stat().st_size
+            path.unlink(missing_ok=True)

@@ -103,7 +103,8 @@ def write_array(file: IO[bytes], parts: Iterator[Ids], dtype: str) -> int:
     _write_header(file, count, dtype)
     begin = file.tell()
     for part in parts:
-        file.write(part.astype(dtype, casting="safe", copy=False).tobytes())
+        assert part.dtype == dtype
+        file.write(part.tobytes())
         count += len(part)
     file.seek(0)
     _write_header(file, count, dtype)

@@ -183,7 +183,7 @@ class Carrying(Transplant):
     def check(self, source: Attention, target: Attention, width: int) -> None:
         """Each weight of the source must have its place."""
         super().check(source, target, width)
-        for name in source.weights(width).keys() - target.weights(width).keys():
+        for name in sorted(source.weights(width).keys() - target.weights(width).keys()):
             options = (option for option in (name, "qkv_bias") if hasattr(target, option))
             raise InvalidValue(next(options, None), f"the source's {name} has no place", expected="true")
 

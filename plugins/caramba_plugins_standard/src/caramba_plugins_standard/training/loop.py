@@ -138,8 +138,7 @@ class TrainRunner:
         self._began = time.perf_counter() - self.seconds
         stops = self.context.stop_reason is not None
         done, all_tokens = self.step * self.tokens_a_step, self.steps * self.tokens_a_step
-        with self.context.reporter.bar(self.id, all_tokens, done=done) as bar:
-            self.context.signals.waits = True  # from here on there is a step to finish, and something to save
+        with self.context.signals.deferred(), self.context.reporter.bar(self.id, all_tokens, done=done) as bar:
             while self.step < self.steps and not stops:
                 self._one_step(bar)
                 if measured is not None and self.step % measured == 0:
@@ -149,7 +148,6 @@ class TrainRunner:
                     self._save()
             self._settle(bar)
             self._save()
-            self.context.signals.waits = False
 
     def _save(self) -> None:
         """Publish a checkpoint of the current step."""
