@@ -213,6 +213,11 @@ class RunContext:
     # ------------------------------------------------------------------------------------------------ what is there
 
     @property
+    def name(self) -> str:
+        """``GROUP/RUN``, as people are told of it."""
+        return f"{self.group.name}/{self.run.id}"
+
+    @property
     def sites(self) -> tuple[Site, ...]:
         """Pairs of nodes that differ between teacher and student."""
         return self.shared.sites

@@ -18,8 +18,8 @@ __all__ = ["Bar", "Reporter"]
 
 
 _SHORTEST: Final = 5.0
-_LONGEST: Final = 30.0
-"""Seconds between two lines of progress where there is no terminal."""
+_LONGEST: Final = 25.0
+"""Seconds between two lines of progress where there is no terminal: with a step of some seconds not above 30."""
 
 
 class _TokenSpeed(ProgressColumn):
@@ -85,10 +85,11 @@ class _PlainBar:
         said = [f"{self._done / max(1, self._tokens):.0%}", f"{self._done:,} of {self._tokens:,} tokens"]
         if speed > 0:
             said.append(f"{speed:,.0f} tokens/s")
-            said += (
-                [f"{format_duration((self._tokens - self._done) / speed)} left"] if self._done < self._tokens else []
-            )
-        self._say(f"{self._what}: {', '.join([*said, *([self._note] if self._note else [])])}")
+        if speed > 0 and self._done < self._tokens:
+            said.append(f"{format_duration((self._tokens - self._done) / speed)} left")
+        if self._note:
+            said.append(self._note)
+        self._say(f"{self._what}: {', '.join(said)}")
 
 
 class Reporter:

@@ -29,7 +29,7 @@ def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
     assert process.stdout is not None
     for line in process.stdout:  # a line of progress comes with the first step, also in a pipe
-        if line.startswith("  finetune: "):
+        if line.startswith("  half/finetune: "):
             return process
     raise AssertionError(process.communicate()[1])
 

@@ -30,11 +30,11 @@ class ConvertRunner:
         batches = calibration_batches(context, settings)
         tokens = sum(batch.numel() for batch in batches)
         context.reporter.stage(
-            f"convert {context.group.name}/{context.run.id}",
+            f"convert {context.name}",
             f"{len(context.sites)} attentions start from the teacher on {tokens:,} calibration tokens; nothing trains",
         )
         began = time.perf_counter()
-        with context.reporter.bar(context.run.id, tokens * sum(1 for _ in stages(context.student))) as bar:
+        with context.reporter.bar(context.name, tokens * sum(1 for _ in stages(context.student))) as bar:
             calibration = Calibration(
                 teacher=context.teacher,
                 student=context.student,

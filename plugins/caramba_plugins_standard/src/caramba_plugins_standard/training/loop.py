@@ -110,7 +110,7 @@ class TrainRunner:
         self.step = context.step
         self.seconds = float(state.get("seconds", 0.0))
         context.reporter.stage(
-            f"train {context.group.name}/{self.id}",
+            f"train {context.name}",
             f"{', '.join(settings.trains)}: {format_count(self.trained)} of {format_count(self.total)} parameters "
             f"train, {self.steps} steps of {self.tokens_a_step:,} tokens on {context.device.type}",
         )
@@ -138,7 +138,10 @@ class TrainRunner:
         self._began = time.perf_counter() - self.seconds
         stops = self.context.stop_reason is not None
         done, all_tokens = self.step * self.tokens_a_step, self.steps * self.tokens_a_step
-        with self.context.signals.deferred(), self.context.reporter.bar(self.id, all_tokens, done=done) as bar:
+        with (
+            self.context.signals.deferred(),
+            self.context.reporter.bar(self.context.name, all_tokens, done=done) as bar,
+        ):
             while self.step < self.steps and not stops:
                 self._one_step(bar)
                 if measured is not None and self.step % measured == 0:

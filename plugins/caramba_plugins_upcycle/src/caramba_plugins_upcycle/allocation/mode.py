@@ -44,11 +44,11 @@ class AllocateRunner:
             context, evolve(settings, tokens=windows * batches[0].shape[1]), skip=sum(map(len, batches))
         )
         context.reporter.stage(
-            f"allocate {context.group.name}/{context.run.id}",
+            f"allocate {context.name}",
             f"{budget:,} cached values a token for {len(context.sites)} attentions, by divergence on "
             f"{sum(batch.numel() for batch in measured):,} tokens; nothing trains",
         )
-        with context.reporter.bar(context.run.id, tokens * sum(1 for _ in stages(context.teacher))) as bar:
+        with context.reporter.bar(context.name, tokens * sum(1 for _ in stages(context.teacher))) as bar:
             curves = measure_sensitivities(
                 teacher=context.teacher,
                 sites=context.sites,
