@@ -89,8 +89,9 @@ class _Upcycle(Run):
         for site in sites:
             find_transplant(site, self.start.transplant)
             if self.start.refit:
-                weights = site.student.config.weights(site.student.width_in)
-                require_refittable(site, [name for name in ("o_proj", "o_bias") if name not in weights])
+                config = site.student.config
+                declared = config.weights(site.student.width_in)
+                require_refittable(site, [name for name in config.output_weights or () if name not in declared])
 
 
 @component
