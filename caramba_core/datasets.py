@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
-from caramba_core.component import Component, component
+from caramba_core.components import Component, component
 from caramba_core.errors import InputError
 
 if TYPE_CHECKING:

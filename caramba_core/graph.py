@@ -13,7 +13,7 @@ from typing import Final
 
 import attrs
 
-from caramba_core.component import Attention, Embedder, Layer, Topology
+from caramba_core.components import Attention, Embedder, Layer, Topology
 from caramba_core.errors import InputError
 from caramba_core.suggestions import listing, unknown
 

@@ -35,11 +35,11 @@ class Kind:
 KINDS: Final[dict[str, Kind]] = {
     kind.name: kind
     for kind in (
-        Kind("layer", "a config of a layer without a cache", "caramba_core.component:Layer"),
-        Kind("attention", "a config of a layer that mixes tokens", "caramba_core.component:Attention"),
-        Kind("embedder", "a config of what turns token ids into vectors", "caramba_core.component:Embedder"),
-        Kind("head", "a config of what turns vectors into logits", "caramba_core.component:Head"),
-        Kind("topology", "a config of a layer made of layers", "caramba_core.component:Topology"),
+        Kind("layer", "a config of a layer without a cache", "caramba_core.components:Layer"),
+        Kind("attention", "a config of a layer that mixes tokens", "caramba_core.components:Attention"),
+        Kind("embedder", "a config of what turns token ids into vectors", "caramba_core.components:Embedder"),
+        Kind("head", "a config of what turns vectors into logits", "caramba_core.components:Head"),
+        Kind("topology", "a config of a layer made of layers", "caramba_core.components:Topology"),
         Kind("origin", "what a model is taken from, by its from: key", "caramba_core.manifest.origins:Origin"),
         Kind("dataset", "a source of tokens", "caramba_core.datasets:Dataset"),
         Kind("mode", "a config of what a run does, named by its mode: key", "caramba_core.modes:Run"),

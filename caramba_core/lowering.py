@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import attrs
 
-from caramba_core.component import Body, Embedder, Layer, Model, Topology, evolve
+from caramba_core.components import Body, Embedder, Layer, Model, Topology, evolve
 from caramba_core.document.problem import Fault, Path
 from caramba_core.errors import Faults, InvalidValue
 from caramba_core.graph import MAX_NODES, ROOT, Graph, Names, Node, Scope, name_fault

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
 
 import attrs
 
-from caramba_core.component import Component, component, option
+from caramba_core.components import Component, component, option
 from caramba_core.datasets import Dataset
 from caramba_core.storage import Storage
 

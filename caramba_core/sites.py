@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import attrs
 
-from caramba_core.component import Attention
+from caramba_core.components import Attention
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph, Node
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from caramba_core.component import CacheEntry, Component, component
+from caramba_core.components import CacheEntry, Component, component
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from caramba_core.component import Model, component, option
+from caramba_core.components import Model, component, option
 from caramba_core.modes import NAME, NAME_FORM, Data, Evaluation, Run, Teacher
 
 __all__ = ["Group", "Manifest"]

@@ -10,7 +10,7 @@ from typing import Any, Final, get_args, get_origin
 
 import attrs
 
-from caramba_core.component import Model
+from caramba_core.components import Model
 from caramba_core.document.problem import Fault, key_of
 from caramba_core.document.source import TextSpan
 from caramba_core.document.tree import GAP, Gap, problem_at

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 
 import attrs
 
-from caramba_core.component import Component, Layer
+from caramba_core.components import Component, Layer
 from caramba_core.document.problem import Fault, key_of, shown
 from caramba_core.document.tree import GAP
 from caramba_core.errors import Faults, PluginError

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caramba_core.component import Constant, Given, Topology, Weight
+from caramba_core.components import Constant, Given, Topology, Weight
 from caramba_core.graph import Graph, Node
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.nn.module import ComponentModule

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caramba_core.component import Attention, CacheEntry
+from caramba_core.components import Attention, CacheEntry
 from caramba_core.graph import Graph
 from caramba_core.storage import Storage
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from caramba_core.component import Attention
+from caramba_core.components import Attention
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph, local_name
 from caramba_core.nn.cache import Cache

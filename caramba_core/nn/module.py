@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from caramba_core.component import Layer
+from caramba_core.components import Layer
 from caramba_core.nn.frame import Frame
 
 __all__ = ["ComponentModule", "TopologyModule"]

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import attrs
 
-from caramba_core.component import Attention, CacheEntry, Shape, Weight
+from caramba_core.components import Attention, CacheEntry, Shape, Weight
 from caramba_core.graph import Graph, Node
 from caramba_core.plugins.registry import registry
 from caramba_core.storage import ITEM_BYTES, Storage

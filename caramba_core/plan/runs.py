@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 
 import attrs
 
-from caramba_core.component import Weight
+from caramba_core.components import Weight
 from caramba_core.graph import trained_nodes
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Evaluation, Run, Workload

@@ -11,7 +11,7 @@ from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_upcycle.transplant import Started
 from torch import Tensor
 
-from caramba_core.component import Attention
+from caramba_core.components import Attention
 from caramba_core.nn.build import load_object
 from caramba_core.nn.cache import LayerCache
 from caramba_core.nn.frame import Frame

@@ -14,7 +14,7 @@ from dba_reference import reference
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from caramba_core.component import Shape
+from caramba_core.components import Shape
 from caramba_core.errors import InvalidValue
 
 ROPE = Rope(theta=100.0)

@@ -18,7 +18,7 @@ from caramba_plugins_upcycle.calibration import Calibration
 from caramba_plugins_upcycle.modes import Start
 from torch import Tensor
 
-from caramba_core.component import Attention
+from caramba_core.components import Attention
 from caramba_core.graph import Graph, Node
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from caramba_core.component import Head, Layer
+from caramba_core.components import Head, Layer
 from caramba_core.errors import Faults, ManifestError
 from caramba_core.graph import MAX_NODES
 from caramba_core.lowering import lower

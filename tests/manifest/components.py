@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from caramba_plugins_standard.modes import Evaluate, Generate, Train  # noqa: F401 - named by entries
 from caramba_plugins_standard.training import Optimizer, Strategy
 
-from caramba_core.component import Attention, Component, Embedder, Head, Layer, Topology, component, option
+from caramba_core.components import Attention, Component, Embedder, Head, Layer, Topology, component, option
 from caramba_core.datasets import Dataset
 from caramba_core.errors import InvalidValue
 from caramba_core.modes import Need, Run

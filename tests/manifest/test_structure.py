@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from caramba_core.component import Attention, component, option
+from caramba_core.components import Attention, component, option
 from caramba_core.datasets import Dataset
 from caramba_core.errors import Faults, InvalidValue, ManifestError, PluginError
 from caramba_core.manifest.structure import Structurer, structure_model

@@ -12,7 +12,7 @@ from caramba_plugins_standard.layers import LinearHead, RMSNorm, SwiGLU, TokenEm
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 
-from caramba_core.component import Layer, Model
+from caramba_core.components import Layer, Model
 from caramba_core.lowering import lower
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel

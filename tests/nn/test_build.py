@@ -9,7 +9,7 @@ import torch
 from caramba_plugins_standard.layers import Linear, RMSNorm
 from caramba_plugins_standard.topologies import Nested, Recurrent, Residual, Stacked
 
-from caramba_core.component import Layer
+from caramba_core.components import Layer
 from caramba_core.nn.build import build, initialize
 from caramba_core.nn.language_model import LanguageModel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from caramba_core.component import Attention, CacheEntry, Embedder, Head, component
+from caramba_core.components import Attention, CacheEntry, Embedder, Head, component
 from caramba_core.graph import Graph, Node
 from caramba_core.nn.cache import Cache, LayerCache
 

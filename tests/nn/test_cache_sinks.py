@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caramba_core.component import CacheEntry
+from caramba_core.components import CacheEntry
 from caramba_core.nn.cache import LayerCache
 
 

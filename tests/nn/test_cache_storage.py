@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from caramba_core.component import CacheEntry
+from caramba_core.components import CacheEntry
 from caramba_core.errors import InvalidValue
 from caramba_core.nn.cache import LayerCache
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from caramba_core.component import Layer
+from caramba_core.components import Layer
 from caramba_core.nn.frame import Frame, Taps
 from caramba_core.nn.language_model import LanguageModel
 
@@ -81,7 +81,7 @@ def _build(window: int | None) -> LanguageModel:
     from caramba_plugins_standard.gqa import GroupedQueryAttention
     from caramba_plugins_standard.layers import LinearHead, TokenEmbedder
 
-    from caramba_core.component import Model
+    from caramba_core.components import Model
     from caramba_core.lowering import lower
     from caramba_core.nn.build import build
 

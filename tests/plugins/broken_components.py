@@ -11,7 +11,7 @@ from caramba_plugins_standard.probing import Probe
 from torch import Tensor
 from torch.nn import functional as F
 
-from caramba_core.component import CacheEntry, Cost, Shape, Weight, component, option
+from caramba_core.components import CacheEntry, Cost, Shape, Weight, component, option
 from caramba_core.nn.frame import Frame
 from tests.plugins.tiny import TinyAttention, TinyLinear
 from tests.plugins.tiny_modules import TinyAttentionModule, TinyLinearModule

@@ -18,7 +18,7 @@ CORE_RANGE = f">={__version__},<9"
 
 ATTENTION = """
 from caramba_plugins_standard.gqa import GroupedQueryAttention
-from caramba_core.component import component, option
+from caramba_core.components import component, option
 
 @component
 class Attention(GroupedQueryAttention):

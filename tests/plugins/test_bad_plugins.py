@@ -42,13 +42,13 @@ BROKEN_ON_LOAD = {
     "is no class": ("Attention = 3", "bad:Attention is an int, not a class", "report it to its author"),
     "is another class": ("class Attention: pass", "is the class Attention", "report it to its author"),
     "is no component": (
-        "from caramba_core.component import Attention as Base\nclass Attention(Base): pass",
+        "from caramba_core.components import Attention as Base\nclass Attention(Base): pass",
         "is not a component expected: the decorator @component",
         "report it to its author",
     ),
     "is of another kind": (
         "from caramba_plugins_standard.layers import Linear as Attention",
-        "is the class Linear expected: a class derived from caramba_core.component.Attention",
+        "is the class Linear expected: a class derived from caramba_core.components.Attention",
         "report it to its author",
     ),
     "is gone": (None, "its module bad is not there", "pip uninstall caramba-plugin-bad"),

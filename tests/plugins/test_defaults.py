@@ -18,7 +18,7 @@ from tests.plugins.test_hooks_in_runs import MANIFEST
 
 SGD = "from caramba_plugins_standard.optimizers import SGD as Mine\n"
 DATASET = (
-    "from caramba_core.component import component\n"
+    "from caramba_core.components import component\n"
     "from caramba_plugins_standard.datasets import TokenArray\n"
     "@component\nclass Mine(TokenArray):\n    '''Tokens of another program.'''\n"
 )
@@ -132,7 +132,7 @@ def test_a_default_of_a_plugin_for_another_core_does_not_count(site: Site) -> No
 def test_a_default_that_needs_settings(site: Site) -> None:
     entries = {"caramba.router": {"mine": "mine:Mine", "default": "mine:Mine"}}
     text = (
-        "from caramba_core.component import component, option\n"
+        "from caramba_core.components import component, option\n"
         "from caramba_plugins_standard.fans import Router\n"
         "@component\nclass Mine(Router):\n    '''A router.'''\n    size: int = option(help='a size')\n"
     )

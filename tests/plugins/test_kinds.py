@@ -14,7 +14,7 @@ from tests.plugins.site import Site
 
 KIND = """
 from typing import ClassVar
-from caramba_core.component import Component, component
+from caramba_core.components import Component, component
 
 @component
 class Pruner(Component):
@@ -23,7 +23,7 @@ class Pruner(Component):
     builds: ClassVar[str] = ""
 """
 PRUNERS = """
-from caramba_core.component import component, option
+from caramba_core.components import component, option
 from made_kind import Pruner
 
 @component
@@ -75,7 +75,7 @@ def test_a_kind_belongs_to_the_first_who_declares_it(pruners: Site) -> None:
     declare(pruners, "caramba-plugin-other")
     pruners.add("caramba-plugin-bold", entries={"caramba.kind": {"attention": "made_kind:Pruner"}})
     plugins = registry()
-    assert plugins.kinds["attention"].contract == "caramba_core.component:Attention"
+    assert plugins.kinds["attention"].contract == "caramba_core.components:Attention"
     assert plugins.plugins["caramba-plugin-bold"].notes
     first, second = plugins.plugins["caramba-plugin-kind"], plugins.plugins["caramba-plugin-other"]
     assert second.notes and not first.notes  # in the order of names

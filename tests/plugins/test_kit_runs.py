@@ -21,7 +21,7 @@ from caramba_plugins_testing.strategies import check_strategy
 from caramba_plugins_upcycle.strategies import Global
 from safetensors.torch import load_file, save_file
 
-from caramba_core.component import component, option
+from caramba_core.components import component, option
 from caramba_core.errors import InputError, PluginError
 from caramba_core.hookspecs import Section, hookimpl
 from caramba_core.run.context import RunContext

@@ -24,7 +24,7 @@ from tests.plugins.test_public_names import FOR_PLUGINS
 CONFIG = '''
 from typing import ClassVar
 
-from caramba_core.component import component, option
+from caramba_core.components import component, option
 from caramba_core.modes import Need, Run, Workload
 
 

@@ -50,7 +50,7 @@ model:
 
 TINY = """
 from typing import ClassVar
-from caramba_core.component import Attention, Body, Embedder, Head, Layer, Topology, Weight, component, option
+from caramba_core.components import Attention, Body, Embedder, Head, Layer, Topology, Weight, component, option
 
 @component
 class Vectors(Embedder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from caramba_core.component import Attention, CacheEntry, Cost, Layer, Shape, Weight, component, option
+from caramba_core.components import Attention, CacheEntry, Cost, Layer, Shape, Weight, component, option
 from caramba_core.errors import InvalidValue
 
 __all__ = ["TinyAttention", "TinyLinear"]

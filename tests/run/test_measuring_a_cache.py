@@ -15,7 +15,7 @@ from caramba_plugins_standard.quantized import Blocks, Int4, Int8
 from caramba_plugins_standard.training.compiling import compile_blocks
 
 from caramba_core.cli import main
-from caramba_core.component import evolve
+from caramba_core.components import evolve
 from caramba_core.datasets import Tokens
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model

@@ -191,7 +191,7 @@ class Model:
 
     def _settings(self, **changes: Any) -> Evaluation:
         """How this model is measured, with the changes that are not ``None``."""
-        from caramba_core.component import evolve
+        from caramba_core.components import evolve
         from caramba_core.modes import Evaluation
 
         own = Evaluation() if self._run is None else self._run.evaluation

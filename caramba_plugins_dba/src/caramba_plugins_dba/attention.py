@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from caramba_plugins_standard.gqa import HeadedAttention
 from caramba_plugins_standard.rope import Rope
 
-from caramba_core.component import CacheEntry, Constant, Cost, Given, Shape, Weight, component, option
+from caramba_core.components import CacheEntry, Constant, Cost, Given, Shape, Weight, component, option
 from caramba_core.errors import InvalidValue
 
 __all__ = ["DecoupledBottleneckAttention"]

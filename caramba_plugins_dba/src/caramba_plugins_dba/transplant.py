@@ -17,7 +17,7 @@ from caramba_plugins_upcycle.moments import (
 )
 from caramba_plugins_upcycle.transplant import Example, Moment, SizeCurve, Started, Transplant
 
-from caramba_core.component import Attention, component, option
+from caramba_core.components import Attention, component, option
 from caramba_core.errors import InvalidValue
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 import attrs
 
-from caramba_core.component import Topology
+from caramba_core.components import Topology
 from caramba_core.errors import CarambaError
 from caramba_core.graph import Graph, Node
 from caramba_core.plugins.registry import registry

@@ -13,7 +13,7 @@ from caramba_plugins_standard.layers import LinearHead, RMSNorm, SwiGLU, TokenEm
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 
-from caramba_core.component import Model
+from caramba_core.components import Model
 from caramba_core.errors import InvalidValue
 from caramba_core.lowering import lower
 

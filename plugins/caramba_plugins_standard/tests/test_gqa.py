@@ -12,7 +12,7 @@ from caramba_plugins_standard.gqa_module import GroupedQueryAttentionModule
 from caramba_plugins_standard.rope import Rope
 from torch import Tensor, nn
 
-from caramba_core.component import Shape
+from caramba_core.components import Shape
 from caramba_core.errors import InvalidValue
 from caramba_core.nn.build import initialize
 from caramba_core.nn.frame import Frame

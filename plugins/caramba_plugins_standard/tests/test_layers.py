@@ -13,7 +13,7 @@ from caramba_plugins_testing import Case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caramba_core.component import Layer, Shape
+from caramba_core.components import Layer, Shape
 from caramba_core.errors import InvalidValue
 from caramba_core.nn.build import initialize, load_object
 from caramba_core.nn.frame import Frame

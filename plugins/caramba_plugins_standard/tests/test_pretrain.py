@@ -15,7 +15,7 @@ from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Residual, Stacked
 from torch.nn import functional as F
 
-from caramba_core.component import Model
+from caramba_core.components import Model
 from caramba_core.lowering import lower
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel

@@ -15,7 +15,7 @@ from caramba_plugins_testing import Case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caramba_core.component import Layer, Model, Shape, Topology
+from caramba_core.components import Layer, Model, Shape, Topology
 from caramba_core.errors import Faults, InvalidValue
 from caramba_core.lowering import lower
 from caramba_core.nn.build import build

@@ -13,7 +13,7 @@ from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 from torch import Tensor, nn
 
-from caramba_core.component import Model
+from caramba_core.components import Model
 from caramba_core.lowering import lower
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel

@@ -10,7 +10,7 @@ from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.layers import LayerNorm, LinearHead, RMSNorm, SwiGLU, TokenEmbedder
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 
-from caramba_core.component import Model
+from caramba_core.components import Model
 from caramba_core.document.source import SourceText, TextSpan
 from caramba_core.document.tree import List, Map, MapItem, Node, Scalar, plain, replaced_at
 from caramba_core.errors import InvalidValue

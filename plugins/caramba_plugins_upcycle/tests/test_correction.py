@@ -16,7 +16,7 @@ from caramba_plugins_upcycle.modes import Start
 from caramba_plugins_upcycle.stages import adds_to_stream, stages
 from torch import Tensor
 
-from caramba_core.component import Attention, Layer, Model
+from caramba_core.components import Attention, Layer, Model
 from caramba_core.graph import Graph
 from caramba_core.lowering import lower
 from caramba_core.nn.build import build, initialize

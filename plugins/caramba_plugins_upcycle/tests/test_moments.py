@@ -14,7 +14,7 @@ from caramba_plugins_upcycle.moments import (
 )
 from caramba_plugins_upcycle.transplant import Collector, Moment
 
-from caramba_core.component import Attention
+from caramba_core.components import Attention
 from caramba_core.nn.build import load_object
 
 HEADS, GROUPS, WIDTH, D = 6, 2, 3, 10

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from caramba_plugins_standard.training import Schedule
 
-from caramba_core.component import component, option
+from caramba_core.components import component, option
 from caramba_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import torch
 from caramba_plugins_upcycle.transplant import Started
 from torch import Tensor
 
-from caramba_core.component import Attention
+from caramba_core.components import Attention
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.start.linear_algebra import basis, block_diagonal
 from caramba_plugins_dba.start.rotation import Rotation

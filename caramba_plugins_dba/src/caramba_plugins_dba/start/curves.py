@@ -8,7 +8,7 @@ import torch
 from caramba_plugins_upcycle.transplant import SizeCurve
 from torch import Tensor
 
-from caramba_core.component import Attention, evolve
+from caramba_core.components import Attention, evolve
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.start.assemble import key_signal, moved_dims, value_weighting
 from caramba_plugins_dba.start.linear_algebra import block_diagonal, spectrum

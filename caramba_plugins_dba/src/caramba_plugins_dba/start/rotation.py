@@ -11,7 +11,7 @@ from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.rotary import mean_rotation
 from torch import Tensor
 
-from caramba_core.component import Attention
+from caramba_core.components import Attention
 from caramba_plugins_dba.start.selection import folded, importance, stand_in
 
 __all__ = ["Rotation"]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from caramba_core.component import Attention, CacheEntry, Cost, Shape, Weight, component, option
+from caramba_core.components import Attention, CacheEntry, Cost, Shape, Weight, component, option
 from caramba_core.errors import InvalidValue
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 import attrs
 
-from caramba_core.component import Attention, Component, Embedder, Head, Layer, Topology
+from caramba_core.components import Attention, Component, Embedder, Head, Layer, Topology
 from caramba_core.formatting import format_bytes, format_count, format_indexes
 from caramba_core.plan import ModelPlan, NodePlan, ScopePlan
 from caramba_core.plugins.registry import registry

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from caramba_core.component import Head, Topology
+from caramba_core.components import Head, Topology
 from caramba_core.formatting import format_bytes, format_count, format_indexes
 from caramba_core.plan import Figures, ModelPlan, NodePlan, RunPlan
 from caramba_core.plan.data import operations_per_token, plan_sections, quantized_cache

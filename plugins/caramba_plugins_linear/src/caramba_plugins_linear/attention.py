@@ -19,7 +19,7 @@ from typing import ClassVar, Final
 
 from caramba_plugins_standard.gqa import GroupedAttention
 
-from caramba_core.component import CacheEntry, Constant, Cost, Normal, Shape, Weight, component, option
+from caramba_core.components import CacheEntry, Constant, Cost, Normal, Shape, Weight, component, option
 from caramba_core.errors import InvalidValue
 
 __all__ = ["CHUNK", "LinearAttention"]

@@ -12,7 +12,7 @@ from caramba_plugins_standard.probing import Probe
 from caramba_plugins_upcycle.transplant import Moment
 from torch import Tensor
 
-from caramba_core.component import Attention
+from caramba_core.components import Attention
 from caramba_plugins_linear.transplant import SequenceMoments
 
 __all__ = ["SequenceCollector"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from caramba_plugins_upcycle.transplant import Carrying, Moment, Started
 
-from caramba_core.component import Attention, component, option
+from caramba_core.components import Attention, component, option
 from caramba_core.errors import InputError
 from caramba_plugins_linear.attention import LinearAttention
 

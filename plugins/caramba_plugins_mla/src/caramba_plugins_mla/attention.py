@@ -17,7 +17,7 @@ import attrs
 from caramba_plugins_standard.gqa import HeadedAttention
 from caramba_plugins_standard.rope import Rope
 
-from caramba_core.component import CacheEntry, Constant, Cost, Given, Normal, Shape, Weight, component, option
+from caramba_core.components import CacheEntry, Constant, Cost, Given, Normal, Shape, Weight, component, option
 from caramba_core.errors import InvalidValue
 
 __all__ = ["MultiHeadLatentAttention"]

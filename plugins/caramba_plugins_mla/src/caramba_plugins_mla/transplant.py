@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from caramba_plugins_upcycle.moments import DistanceMoments, KeyMoments, QueryMoments
 from caramba_plugins_upcycle.transplant import Moment, Started, Transplant
 
-from caramba_core.component import Attention, component
+from caramba_core.components import Attention, component
 from caramba_core.errors import InvalidValue
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
 

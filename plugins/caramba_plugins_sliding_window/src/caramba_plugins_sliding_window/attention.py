@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from caramba_plugins_standard.gqa import GroupedAttention
 
-from caramba_core.component import CacheEntry, Cost, Shape, component, option
+from caramba_core.components import CacheEntry, Cost, Shape, component, option
 from caramba_core.errors import InvalidValue
 
 __all__ = ["SlidingWindowAttention"]

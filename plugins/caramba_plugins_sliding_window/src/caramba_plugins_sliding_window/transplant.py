@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from caramba_plugins_upcycle.transplant import Carrying
 
-from caramba_core.component import Attention, component
+from caramba_core.components import Attention, component
 from caramba_core.errors import InvalidValue
 from caramba_plugins_sliding_window.attention import SlidingWindowAttention
 

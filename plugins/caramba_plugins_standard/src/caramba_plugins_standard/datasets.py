@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
-from caramba_core.component import component, option
+from caramba_core.components import component, option
 from caramba_core.datasets import Dataset, Tokens, stamp_of
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.teachers import begin_of_text

@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 
 import attrs
 
-from caramba_core.component import Layer, Topology
+from caramba_core.components import Layer, Topology
 from caramba_core.errors import InvalidValue
 from caramba_core.graph import Names
 from caramba_core.manifest.values import is_literal, members, settings_of, words

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-from caramba_core.component import Body, Component, Cost, Layer, Normal, Shape, Topology, Weight, component, option
+from caramba_core.components import Body, Component, Cost, Layer, Normal, Shape, Topology, Weight, component, option
 from caramba_core.errors import InvalidValue
 
 __all__ = ["Branching", "Parallel", "Router", "SoftmaxRouter", "TopKRouter"]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import attrs
 
-from caramba_core.component import Attention, CacheEntry, Constant, Cost, Normal, Shape, Weight, component, option
+from caramba_core.components import Attention, CacheEntry, Constant, Cost, Normal, Shape, Weight, component, option
 from caramba_core.errors import InvalidValue
 from caramba_plugins_standard.rope import Rope
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from caramba_core.component import Constant, Cost, Embedder, Head, Layer, Normal, Shape, Weight, component, option
+from caramba_core.components import Constant, Cost, Embedder, Head, Layer, Normal, Shape, Weight, component, option
 
 __all__ = ["Dropout", "LayerNorm", "Linear", "LinearHead", "RMSNorm", "SwiGLU", "TokenEmbedder"]
 

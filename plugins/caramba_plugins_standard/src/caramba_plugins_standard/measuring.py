@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from caramba_core.component import evolve
+from caramba_core.components import evolve
 from caramba_core.datasets import Tokens
 from caramba_core.errors import InputError
 from caramba_core.modes import Evaluation, Results

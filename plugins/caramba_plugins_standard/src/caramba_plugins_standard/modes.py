@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from caramba_core.component import component, option
+from caramba_core.components import component, option
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.modes import Data, Device, DType, Evaluation, Need, Run, Teacher, Workload
 from caramba_plugins_standard.training import Training

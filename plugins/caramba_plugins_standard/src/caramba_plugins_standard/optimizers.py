@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from caramba_core.component import component, option
+from caramba_core.components import component, option
 from caramba_core.errors import InvalidValue
 from caramba_plugins_standard.training import Optimizer
 

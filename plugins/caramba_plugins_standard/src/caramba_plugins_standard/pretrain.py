@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from caramba_core.component import component, option
+from caramba_core.components import component, option
 from caramba_plugins_standard.training import Strategy
 
 __all__ = ["Pretrain"]

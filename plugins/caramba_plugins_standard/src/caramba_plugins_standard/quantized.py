@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from caramba_core.component import component, option
+from caramba_core.components import component, option
 from caramba_core.storage import Storage
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import Final, Literal
 
-from caramba_core.component import component, option
+from caramba_core.components import component, option
 from caramba_core.errors import InvalidValue
 
 __all__ = ["Rope"]

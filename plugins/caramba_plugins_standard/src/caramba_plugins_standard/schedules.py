@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from caramba_core.component import component, option
+from caramba_core.components import component, option
 from caramba_core.errors import InvalidValue
 from caramba_plugins_standard.training import Schedule
 

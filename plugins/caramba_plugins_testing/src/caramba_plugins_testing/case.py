@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import attrs
 
-from caramba_core.component import Attention, Layer, Topology
+from caramba_core.components import Attention, Layer, Topology
 
 __all__ = ["CHECKS", "Case", "Check", "CheckFailed", "about", "check", "require"]
 

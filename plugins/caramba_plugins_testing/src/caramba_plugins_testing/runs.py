@@ -17,7 +17,7 @@ from caramba_plugins_standard.topologies import Stacked
 from caramba_plugins_standard.training import Strategy, Training
 from rich.console import Console
 
-from caramba_core.component import Model
+from caramba_core.components import Model
 from caramba_core.datasets import Dataset, Tokens
 from caramba_core.lowering import lower
 from caramba_core.manifest.load import Loaded

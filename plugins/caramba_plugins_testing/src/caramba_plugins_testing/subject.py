@@ -9,7 +9,7 @@ from caramba_plugins_standard.layers import LinearHead, TokenEmbedder
 from caramba_plugins_standard.topologies import Stacked
 from torch import Tensor
 
-from caramba_core.component import Model
+from caramba_core.components import Model
 from caramba_core.graph import Graph, Node, local_name
 from caramba_core.lowering import lower
 from caramba_core.nn.build import build

@@ -12,7 +12,7 @@ from typing import Any, Final, get_args
 import attrs
 
 from caramba_core import modes
-from caramba_core.component import Model
+from caramba_core.components import Model
 from caramba_core.errors import PluginError
 from caramba_core.manifest import schema
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, kinds_of, members, settings_of

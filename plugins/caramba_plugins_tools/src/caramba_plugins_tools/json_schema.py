@@ -19,7 +19,7 @@ from typing import Any, Final, get_args, get_origin
 import attrs
 
 from caramba_core import __version__
-from caramba_core.component import Layer, Model
+from caramba_core.components import Layer, Model
 from caramba_core.errors import PluginError
 from caramba_core.manifest.schema import Group, Manifest
 from caramba_core.manifest.values import is_list, is_literal, is_mapping, kinds_of, members, settings_of

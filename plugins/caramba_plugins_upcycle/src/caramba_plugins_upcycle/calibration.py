@@ -20,7 +20,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from caramba_core.component import Attention, Layer
+from caramba_core.components import Attention, Layer
 from caramba_core.errors import NumericalStop
 from caramba_core.graph import ROOT, local_name
 from caramba_core.nn.build import load_object

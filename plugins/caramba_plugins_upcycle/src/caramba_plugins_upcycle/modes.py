@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from caramba_core.component import Attention, Layer, component, option
+from caramba_core.components import Attention, Layer, component, option
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.graph import Graph
 from caramba_core.modes import Data, Evaluation, Need, Run, Teacher, Workload

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from caramba_core.component import Layer
+from caramba_core.components import Layer
 
 __all__ = ["Refit", "output_weights", "refit_output"]
 

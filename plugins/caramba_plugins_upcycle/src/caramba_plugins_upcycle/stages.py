@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from caramba_core.component import Topology
+from caramba_core.components import Topology
 from caramba_core.graph import ROOT
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from caramba_plugins_standard.training import Strategy
 
-from caramba_core.component import component, option
+from caramba_core.components import component, option
 
 __all__ = ["Blockwise", "Global"]
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 import attrs
 from caramba_plugins_standard.loading import Checkpoint, cached_source, fetch_source, find_loader, lower_checkpoint
 
-from caramba_core.component import Layer
+from caramba_core.components import Layer
 from caramba_core.document.problem import Path, dotted
 from caramba_core.document.source import SourceText, TextSpan
 from caramba_core.document.tree import Gap, List, Map, MapItem, Node, Scalar, find, merge, plain, replaced_at

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import attrs
 
-from caramba_core.component import Attention, Component, component
+from caramba_core.components import Attention, Component, component
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.plugins.registry import registry
 from caramba_core.sites import Site

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import attrs
 
-from caramba_core.component import Component, component, evolve, option
+from caramba_core.components import Component, component, evolve, option
 from caramba_core.errors import InvalidValue
 from caramba_core.modes import Device, DType, Run
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import attrs
 
-from caramba_core.component import evolve
+from caramba_core.components import evolve
 from caramba_core.errors import InvalidValue
 from caramba_plugins_testing.case import Case, CheckFailed, check, require
 from caramba_plugins_testing.interpreter import heavy_imports

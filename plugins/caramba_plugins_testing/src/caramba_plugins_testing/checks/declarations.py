@@ -9,7 +9,7 @@ from torch.nn.functional import linear
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from caramba_core.component import Attention, Cost, Shape
+from caramba_core.components import Attention, Cost, Shape
 from caramba_core.graph import local_name
 from caramba_core.nn.build import build, load_object
 from caramba_plugins_testing.case import Case, CheckFailed, check, require

@@ -9,7 +9,7 @@ import torch
 from caramba_plugins_standard.quantized import Int4
 from torch import Tensor
 
-from caramba_core.component import Attention
+from caramba_core.components import Attention
 from caramba_core.nn.frame import Frame
 from caramba_plugins_testing.case import Case, check, require
 from caramba_plugins_testing.subject import Subject, difference, inputs, require_close

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from caramba_core.component import Attention, evolve
+from caramba_core.components import Attention, evolve
 from caramba_core.errors import InputError
 from caramba_core.manifest.writing import dump
 from caramba_core.modes import Results

@@ -15,7 +15,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from caramba_core.component import Attention
+from caramba_core.components import Attention
 from caramba_core.errors import InputError
 from caramba_core.graph import ROOT
 from caramba_core.nn.build import load_object

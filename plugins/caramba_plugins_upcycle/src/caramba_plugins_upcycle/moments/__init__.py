@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from caramba_core.component import component
+from caramba_core.components import component
 from caramba_plugins_upcycle.transplant import Moment
 
 __all__ = ["AttendedKeyMoments", "AttendedValueMoments", "DistanceMoments", "KeyMoments", "QueryMoments"]

@@ -11,7 +11,7 @@ import torch
 from caramba_plugins_standard.probing import Probe
 from torch import Tensor
 
-from caramba_core.component import Attention
+from caramba_core.components import Attention
 from caramba_plugins_upcycle.transplant import Moment
 
 __all__ = [
