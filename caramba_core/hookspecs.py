@@ -13,12 +13,14 @@ names; those with ``@hookimpl(tryfirst=True)`` run before, those with ``@hookimp
 the same order.  Hooks run between optimizer steps, never inside ``forward``, and their numbers are on the CPU already:
 no hook makes a device synchronize.
 
-caramba runs in one process: ``torchrun`` with more of them is refused.
+caramba runs in one process: ``torchrun`` with more of them is refused.  Hooks are plain functions, no coroutines and no
+generators.  What :data:`QUIET` hooks print goes to stderr: stdout may hold data for a program.
 
-An exception in an :data:`OBSERVERS` hook is reported once, that hook of the plugin is not called again, and the run
-continues: a tracker that lost its network must not end hours of training.  In every other hook it ends the command with
-exit code 2 and names the plugin.  A :class:`~caramba_core.errors.CarambaError` is deliberate: it ends the run from any
-hook, with its own exit code (except in ``run_failed``, where the error that failed the run counts).
+An exception in an :data:`OBSERVERS` hook (``SystemExit``, too) is reported once, that hook of the plugin is not called
+again, and the run continues: a tracker that lost its network must not end hours of training.  In every other hook it
+ends the command with exit code 2 and names the plugin.  A :class:`~caramba_core.errors.CarambaError` is deliberate: it
+ends the run from any hook, with its own exit code (except in ``run_failed``, where the error that failed the run
+counts).  Ctrl-C stays Ctrl-C.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from caramba_core.plan import Plan
     from caramba_core.run.context import RunContext
 
-__all__ = ["OBSERVERS", "SECTIONS", "Section", "checked_sections", "hookimpl", "hookspec", "implementations"]
+__all__ = ["OBSERVERS", "QUIET", "SECTIONS", "Section", "checked_sections", "hookimpl", "hookspec", "implementations"]
 
 hookspec = pluggy.HookspecMarker("caramba")
 hookimpl = pluggy.HookimplMarker("caramba")
@@ -47,6 +49,7 @@ OBSERVERS: Final = frozenset(
     ("step_finished", "evaluated", "checkpoint_saved", "run_finished", *_REPORTS, "run_failed")
 )
 SECTIONS: Final = frozenset(("plan_sections", *_REPORTS))
+QUIET: Final = SECTIONS | {"graph_lowered"}
 
 
 @attrs.frozen(kw_only=True)

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cache, partial
 from importlib import import_module
 from typing import Annotated, Any, Final, NamedTuple
@@ -197,8 +199,15 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``caramba`` with these arguments (the process's own by default) and exit."""
     from caramba_core.cli.failures import guarded, wants_json
+    from caramba_core.cli.output import data_alone
 
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:  # it is closed: no file that is opened from here on may take its number
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(_app)
-    standalone = not wants_json(given)  # then click reports faults of the command line, as text
-    sys.exit(guarded(lambda: command(args=given, prog_name="caramba", standalone_mode=standalone), given))
+    as_data = wants_json(given)  # then faults of the command line are no texts of click's
+    with data_alone() if as_data else nullcontext():
+        code = guarded(lambda: command(args=given, prog_name="caramba", standalone_mode=not as_data), given)
+    sys.exit(code)

@@ -23,27 +23,32 @@ def command(
     format: Annotated[str, typer.Option(help="text, or json for the plan and for errors as data")] = "text",
 ) -> None:
     """Check a manifest and plan it: parameters, operations, cache and memory, without torch."""
+    import sys
+    from contextlib import redirect_stdout
+
     from caramba_core.errors import InputError, PluginError
     from caramba_core.manifest.load import load_manifest
     from caramba_core.manifest.writing import dump
     from caramba_core.plan import plan_manifest
+    from caramba_core.plan.data import plan_document
 
     if format not in ("text", "json"):
         raise InputError(f"there is no format {format!r}", expected="text or json")
-    loaded = load_manifest(manifest, overrides=set_ or [])
-    names = [known.name for known in loaded.manifest.groups]
-    if group is not None and group not in names:
-        raise InputError(f"there is no group {group!r}", expected=", ".join(names) or "no --group: it has no groups")
-    plans = plan_manifest(loaded, group=group, context=context)
+    with redirect_stdout(sys.stderr):  # where what components print goes
+        loaded = load_manifest(manifest, overrides=set_ or [])
+        names = [known.name for known in loaded.manifest.groups]
+        if group is not None and group not in names:
+            known_names = ", ".join(names) or "no --group: it has no groups"
+            raise InputError(f"there is no group {group!r}", expected=known_names)
+        plans = plan_manifest(loaded, group=group, context=context)
+        data = [plan_document(plan) for plan in plans] if json or format == "json" else None
     if resolved:
         document = loaded.document if group is None else loaded.resolved_group(group)
         typer.echo(dump(document, loaded.teacher_keys(group)), nl=False)
-    elif json or format == "json":
+    elif data is not None:
         from json import dumps
 
-        from caramba_core.plan.data import plan_document
-
-        typer.echo(dumps([plan_document(plan) for plan in plans], indent=1))
+        typer.echo(dumps(data, indent=1))
     elif print_plan or full:
         from caramba_core.plugins.registry import registry
 

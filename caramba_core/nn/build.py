@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from caramba_core.graph import Graph, Node
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.nn.module import ComponentModule
 from caramba_core.nn.sequence import LayerSequence, Wiring, chain
+from caramba_core.plugins.guard import import_guarded
 
 __all__ = ["build", "initialize", "load_object"]
 
@@ -22,7 +22,7 @@ __all__ = ["build", "initialize", "load_object"]
 def load_object(path: str) -> Any:
     """The object that an import path ``package.module:Name`` names."""
     module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
+    return getattr(import_guarded(module, module.partition(".")[0]), name)
 
 
 def build(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from importlib import import_module
-from inspect import Parameter, signature
+from inspect import Parameter, isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from caramba_core.errors import PluginError
 from caramba_core.kinds import Kind
-from caramba_core.plugins.metadata import CORE, ComponentEntry, Plugin, extra_of, normalized, required
+from caramba_core.plugins.guard import import_guarded, what_was_raised
+from caramba_core.plugins.metadata import CORE, ComponentEntry, Plugin, applies, extra_of, normalized, required
 from caramba_core.suggestions import article, nearest, suggestion
 
 __all__ = ["broken", "check_hooks", "import_entry", "required_methods"]
+
+_NO_FUNCTIONS: Final = (
+    (iscoroutinefunction, "a coroutine (async def)"),
+    (isasyncgenfunction, "an asynchronous generator (async def with yield)"),
+    (isgeneratorfunction, "a generator (def with yield)"),
+)
 
 
 def broken(entry: ComponentEntry, what: str, *, expected: str | None = None, hint: str | None = None) -> PluginError:
@@ -31,10 +36,10 @@ def import_entry(entry: ComponentEntry, plugin: Plugin, kind: Kind | None) -> An
     """
     module_name, _, attributes = entry.value.partition(":")
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            found: Any = import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise _import_failure(entry, plugin, module_name, error) from error
+        found: Any = import_guarded(module_name, f"{entry.distribution} {entry.version}")
+    except Exception as error:  # noqa: BLE001 - whatever a plugin raises
+        cause = what_was_raised(error)
+        raise _import_failure(entry, plugin, module_name, cause) from cause
     for attribute in attributes.split(".") if attributes else ():
         if not hasattr(found, attribute):
             raise broken(
@@ -82,8 +87,8 @@ def _place(error: BaseException) -> str:
 def _how_to_install(module: str, plugin: Plugin) -> str:
     """The pip command that brings a missing module: through the plugin's own requirements where they name it."""
     for requirement in plugin.requirements:
-        if required(requirement)[0] == normalized(module):
-            extra = extra_of(requirement)
+        extra = extra_of(requirement)
+        if required(requirement)[0] == normalized(module) and applies(requirement, extra or ""):
             return f"pip install '{f'{plugin.name}[{extra}]' if extra else requirement.partition(';')[0].strip()}'"
     return f"pip install {module}, or pip install --force-reinstall {plugin.name} with its dependencies"
 
@@ -144,6 +149,9 @@ def check_hooks(entry: ComponentEntry, module: Any) -> None:
             raise broken(
                 entry, f"{hook!r} is a hook wrapper", expected=expected, hint="use tryfirst=True or trylast=True"
             )
+        for is_one, what in _NO_FUNCTIONS:
+            if is_one(getattr(module, name)):
+                raise broken(entry, f"its hook {hook!r} is {what}, which nothing runs", expected="a plain function")
         given = signature(getattr(hookspecs, hook)).parameters
         for asked, parameter in signature(getattr(module, name)).parameters.items():
             if asked not in given and parameter.default is Parameter.empty:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping
 from functools import wraps
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ import pluggy
 
 from caramba_core import hookspecs
 from caramba_core.errors import CarambaError, PluginError
+from caramba_core.plugins.guard import plugin_code, what_was_raised
 from caramba_core.plugins.loading import check_hooks
 from caramba_core.plugins.metadata import ComponentEntry
 
@@ -79,12 +80,16 @@ def _guarded(entry: ComponentEntry, hook: str, function: Callable[..., Any]) -> 
             return None
         started = time.perf_counter()
         try:
-            result = function(*arguments)
+            with plugin_code(quiet=hook in hookspecs.QUIET):
+                result = function(*arguments)
+            if isinstance(result, Coroutine | Generator | AsyncGenerator):
+                raise TypeError(f"it gives a {type(result).__name__}, which nothing runs")
             return hookspecs.checked_sections(result) if hook in hookspecs.SECTIONS else result
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             if isinstance(error, CarambaError) and hook != "run_failed":
                 raise
-            said = f"{type(error).__name__}: {error}"
+            raised = what_was_raised(error)
+            said = f"{type(raised).__name__}: {raised}"
             if hook not in hookspecs.OBSERVERS:
                 raise PluginError(f"{failed}: {said}", hint=f"report it to the plugin's author, or {switch}") from error
             is_left_out = True

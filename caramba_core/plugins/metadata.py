@@ -27,7 +27,18 @@ from caramba_core.kinds import HOOKS_GROUP, KINDS, LAYER_KINDS
 from caramba_core.plugins import API_VERSION
 from caramba_core.suggestions import nearest
 
-__all__ = ["CORE", "DEFAULT", "ComponentEntry", "Plugin", "State", "extra_of", "installed", "normalized", "required"]
+__all__ = [
+    "CORE",
+    "DEFAULT",
+    "ComponentEntry",
+    "Plugin",
+    "State",
+    "applies",
+    "extra_of",
+    "installed",
+    "normalized",
+    "required",
+]
 
 State = Literal["ok", "disabled", "incompatible", "broken"]
 
@@ -38,6 +49,7 @@ _GROUPS = ("hooks", "api", "kind", "catalogue", "command_help")
 _HEADER = re.compile(r"^(name|version|requires-dist):(.*)$", re.IGNORECASE | re.MULTILINE)
 _NAME = re.compile(r"\.?[A-Za-z0-9_](?:[A-Za-z0-9_.\-]*[A-Za-z0-9_])?")
 _OBJECT = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?::[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)?")
+_EXTRA = re.compile(r"""\bextra\s*==\s*['"]([^'"]+)['"]""")
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._\-]+)\s*(?:\[[^\]]*\])?\s*\(?([^;)@]*)\)?\s*(?:;.*)?")
 
 
@@ -113,8 +125,8 @@ class Plugin:
     @property
     def core_range(self) -> str | None:
         """The version range of the core that it requires, as written."""
-        own = (required(one)[1] for one in self.requirements if required(one)[0] == CORE and extra_of(one) is None)
-        return next(own, None) or None
+        own = [required(one)[1] for one in self.requirements if required(one)[0] == CORE and applies(one)]
+        return ",".join(filter(None, own)) or None
 
 
 def normalized(name: str) -> str:
@@ -130,7 +142,21 @@ def required(requirement: str) -> tuple[str, str]:
 
 def extra_of(requirement: str) -> str | None:
     """The extra that a distribution has a requirement for, if it is for one."""
-    return requirement.partition("extra ==")[2].strip(" '\"()") or None
+    found = _EXTRA.search(requirement.partition(";")[2])
+    return None if found is None else found[1]
+
+
+def applies(requirement: str, extra: str = "") -> bool:
+    """Whether a requirement is one in this environment, by its marker, with an ``extra`` or without."""
+    marker = requirement.partition(";")[2]
+    if not marker.strip():
+        return True
+    from packaging.markers import InvalidMarker, Marker  # few requirements have one
+
+    try:
+        return Marker(marker).evaluate({"extra": extra})
+    except InvalidMarker:
+        return True
 
 
 def installed() -> dict[str, Plugin]:

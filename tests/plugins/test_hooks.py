@@ -109,12 +109,6 @@ def test_a_stop_that_is_meant_keeps_its_exit_code(plugin: Callable[..., None]) -
     registry().hooks.run_failed(context=None, error=ValueError())  # the first error counts
 
 
-def test_an_interrupt_passes_through(plugin: Callable[..., None]) -> None:
-    plugin("a", "@hookimpl\ndef step_finished(): raise KeyboardInterrupt")
-    with pytest.raises(KeyboardInterrupt):
-        registry().hooks.step_finished(context=None, step=1, metrics={})
-
-
 def test_trace(plugin: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     plugin("a", "@hookimpl\ndef step_finished(step): pass")
     monkeypatch.setenv("CARAMBA_PLUGINS_TRACE", "1")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, version
 from typing import Any, Final
 
@@ -15,7 +14,8 @@ import typer
 from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.hookspecs import implementations
 from caramba_core.kinds import LAYER_KINDS
-from caramba_core.plugins.metadata import ComponentEntry, Plugin, extra_of, normalized, required
+from caramba_core.plugins.guard import import_guarded, plugin_code, what_was_raised
+from caramba_core.plugins.metadata import ComponentEntry, Plugin, applies, extra_of, normalized, required
 from caramba_core.plugins.registry import Registry
 from caramba_core.suggestions import listing, nearest
 from caramba_plugins_tools.explain import explain_entry, render
@@ -58,7 +58,7 @@ def _about(registry: Registry, plugin: Plugin) -> Iterable[str]:
     for address in about.get_all("Project-URL", ()):
         yield address.replace(", ", ": ", 1)
     for extra in about.get_all("Provides-Extra", ()):
-        wanted = [required(one)[0] for one in plugin.requirements if extra_of(one) == extra]
+        wanted = [required(one)[0] for one in plugin.requirements if extra_of(one) == extra and applies(one, extra)]
         if plugin.name in wanted:  # made of others, which speak for themselves
             continue
         missing = [name for name in wanted if not _is_installed(name)]
@@ -145,7 +145,7 @@ def _build(entry: ComponentEntry, config: Any) -> str:
         return ""
     module_name, _, name = path.partition(":")
     with _reported_as_broken(entry, f"what it builds, {path}, cannot be imported"):
-        target = getattr(import_module(module_name), name)
+        target = getattr(import_guarded(module_name, f"{entry.distribution} {entry.version}"), name)
     required = any(field.default is attrs.NOTHING for field in attrs.fields(config))
     if required or entry.kind not in LAYER_KINDS or entry.kind == "topology":
         return f": {name} imports"
@@ -180,9 +180,11 @@ def _named(registry: Registry, name: str) -> Plugin:
 def _reported_as_broken(entry: ComponentEntry, what: str) -> Iterator[None]:
     """Whatever a plugin's own code raises, as a :class:`PluginError` that says ``what`` failed."""
     try:
-        yield
-    except (Exception, SystemExit) as error:
-        said = f"{type(error).__name__}: {error}"
+        with plugin_code(quiet=True):
+            yield
+    except Exception as error:
+        raised = what_was_raised(error)
+        said = f"{type(raised).__name__}: {raised}"
         raise PluginError(f"{entry} {entry.version} is broken: {what}: {said}") from error
 
 
