@@ -272,6 +272,10 @@ def test_token_ids(folder: Path) -> None:
     assert out[:3] == [1, 2, 3] and len(out) == 7
     assert out[3] == int(run.logits([1, 2, 3])[-1].argmax())
     assert out == run.generate(np.array([1, 2, 3]), max_new_tokens=4)
+    drawn = run.generate([1, 2, 3], 40, temperature=2.0, top_k=9, seed=5)
+    assert drawn == run.generate([1, 2, 3], 40, temperature=2.0, top_k=9, seed=5) != run.generate([1, 2, 3], 40)
+    assert drawn != run.generate([1, 2, 3], 40, temperature=2.0, top_k=9, seed=6)
+    assert run.generate([1, 2, 3], 40, temperature=2.0, top_k=1) == run.generate([1, 2, 3], 40)
 
 
 def test_tokens_that_cannot_be(folder: Path) -> None:
@@ -297,6 +301,10 @@ def test_tokens_that_cannot_be(folder: Path) -> None:
         run.perplexity(cache="int2")
     with pytest.raises(caramba.InputError, match="max_new_tokens is -1"):
         run.generate([1], -1)
+    with pytest.raises(caramba.InputError, match=r"top_p: 1\.5 is above 1"):
+        run.generate([1], top_p=1.5)
+    with pytest.raises(caramba.InputError, match="temperature: nan is not a finite number"):
+        run.generate([1], temperature=float("nan"))
 
 
 def test_a_conversion_with_its_teacher_and_tokenizer(converted: Path) -> None:

@@ -8,8 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caramba_plugins_standard.opening import is_run
+
 from caramba._display import Printed, notebook_console
-from caramba._opening import is_run
 from caramba._runs import Runs, run_info
 from caramba_core.errors import InputError
 

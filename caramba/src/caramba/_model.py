@@ -9,7 +9,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, overload
 
-from caramba._opening import OpenedRun, find_runs, is_run, load_checkpoint, open_run
+from caramba_plugins_standard.opening import OpenedRun, is_run, load_checkpoint, open_checkpoint, open_run
+
 from caramba_core.errors import InputError, InvalidValue
 
 if TYPE_CHECKING:
@@ -96,16 +97,51 @@ class Model:
 
     @overload
     def generate(
-        self, prompt: str, max_new_tokens: int = 128, *, ignore_eos: bool = False, cache: str | None = None
+        self,
+        prompt: str,
+        max_new_tokens: int = 128,
+        *,
+        ignore_eos: bool = False,
+        cache: str | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int = 0,
     ) -> str: ...
     @overload
     def generate(
-        self, prompt: TokenIds, max_new_tokens: int = 128, *, ignore_eos: bool = False, cache: str | None = None
+        self,
+        prompt: TokenIds,
+        max_new_tokens: int = 128,
+        *,
+        ignore_eos: bool = False,
+        cache: str | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int = 0,
     ) -> list[int]: ...
     def generate(
-        self, prompt: str | TokenIds, max_new_tokens: int = 128, *, ignore_eos: bool = False, cache: str | None = None
+        self,
+        prompt: str | TokenIds,
+        max_new_tokens: int = 128,
+        *,
+        ignore_eos: bool = False,
+        cache: str | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int = 0,
     ) -> str | list[int]:
-        """Continue a prompt greedily, through the model's own cache, to the token that ends a text or a turn.
+        """Continue a prompt through the model's own cache, to the token that ends a text or a turn.
+
+        Greedily, unless a setting of sampling is given; they do what they do in transformers' ``generate``.
 
         Args:
             prompt: a text, or its token ids ``[T]``.  A text begins with BOS where the checkpoint's tokenizer puts it;
@@ -113,19 +149,33 @@ class Model:
             max_new_tokens: most tokens to add.
             ignore_eos: go on behind the tokens that end a text.
             cache: how keys and values are stored: ``full``, ``int8`` or ``int4``; as the run measures if not given.
+            temperature: what logits are divided by before a draw; 0 is greedy.
+            top_k: draw from so many of the likeliest tokens.
+            top_p: draw from the likeliest tokens of this probability together.
+            min_p: draw from tokens of this share of the likeliest one's probability.
+            repetition_penalty: what logits of tokens of the text so far are divided by.
+            seed: seed of the draws.
 
         Returns:
             Prompt and continuation: a text for a text, token ids for token ids.
         """
         from caramba_plugins_standard.generation import generate
+        from caramba_plugins_standard.modes import Sampling
 
         if max_new_tokens < 0:
             raise InputError(f"max_new_tokens is {max_new_tokens}", expected="0 or more")
+        try:
+            sampling = Sampling(
+                temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
+            )
+        except InvalidValue as error:
+            raise InputError(str(error), expected=error.expected, hint=error.hint) from None
         storage = self._settings(cache=cache).cache
         tokens = self._tensor(prompt, axes=(1,))[None]
         stops = frozenset() if ignore_eos or self.tokenizer is None else self.tokenizer.stops
+        settings: dict[str, Any] = {"storage": storage, "stops": stops, "sampling": sampling, "seed": seed}
         with self._computing():
-            out: list[int] = generate(self.model, tokens, max_new_tokens, storage=storage, stops=stops)[0].tolist()
+            out: list[int] = generate(self.model, tokens, max_new_tokens, **settings)[0].tolist()
         return self._require_tokenizer().decode(out) if isinstance(prompt, str) else out
 
     def logits(self, text: str | TokenIds) -> Tensor:
@@ -268,22 +318,7 @@ def open_model(path: str | PathLike[str], *, device: str, dtype: str | None, ste
             checkpoint=opened.teacher,
             run=opened,
         )
-    inside = [str(run) for run in find_runs(folder)]
-    if inside:
-        shown = ", ".join(inside[:4]) + (", ..." if len(inside) > 4 else "")
-        raise InputError(f"{folder} is not a run's folder, but holds some", expected=f"one of: {shown}")
-    from caramba_plugins_standard.loading import open_source
-
-    try:
-        checkpoint = open_source(str(path), Path())
-    except InputError as error:
-        if not folder.exists():
-            raise
-        raise InputError(
-            f"{path} is not a run's folder, and cannot be opened as a checkpoint: {error.message}",
-            expected=error.expected or "a folder such as runs/NAME/GROUP/RUN, or a checkpoint",
-            hint=error.hint or "caramba.runs() lists the runs that there are",
-        ) from error
+    checkpoint = open_checkpoint(str(path))
     held = dtype or "float32"
     return _of_checkpoint(checkpoint, load_checkpoint(checkpoint, device, held), held)
 

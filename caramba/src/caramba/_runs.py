@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex, overload
 
 import attrs
+from caramba_plugins_standard.opening import find_runs
 
 from caramba._display import Printed
-from caramba._opening import find_runs
 from caramba_core.errors import InputError
 
 if TYPE_CHECKING:

@@ -1,23 +1,51 @@
-"""Greedy decoding through a model's cache, and mode ``generate``."""
+"""Generating tokens through a model's cache, greedily or by sampling, and mode ``generate``."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from caramba_core.errors import InputError
 from caramba_core.modes import Results
-from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
 from caramba_core.storage import Storage
 from caramba_core.teachers import begin_of_text
-from caramba_plugins_standard.modes import Generate
+from caramba_plugins_standard.decoding import Decoder
+from caramba_plugins_standard.modes import Generate, Sampling
+from caramba_plugins_standard.sampling import Sampler
 
-__all__ = ["GenerateRunner", "generate", "generate_each"]
+__all__ = ["GenerateRunner", "continuations", "generate", "generate_each", "padded"]
+
+
+@torch.no_grad()
+def continuations(decoder: Decoder, logits: Tensor, count: int, sampler: Sampler) -> Iterator[Tensor]:
+    """The tokens that follow those with the logits ``[B, V]``: at most ``count`` times one for each row, int64 ``[B]``.
+
+    The only loop that takes decode steps one by one.  A step is taken when the next tokens are asked for, so that the
+    last ones are not in the cache.
+    """
+    for left in range(count, 0, -1):
+        tokens = sampler(logits)
+        yield tokens
+        if left > 1:
+            logits = decoder.step(tokens)
+
+
+def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Prompts of any lengths as one tensor, int64 ``[B, T]``, padded on the left.
+
+    With it, where each begins, int64 ``[B]``; ``None`` where all are equally long.
+    """
+    assert prompts and all(prompts), "a prompt has at least one token"
+    longest = max(map(len, prompts))
+    starts = [longest - len(prompt) for prompt in prompts]
+    rows = [[0] * start + list(prompt) for start, prompt in zip(starts, prompts, strict=True)]
+    return torch.tensor(rows, device=device), torch.tensor(starts, device=device) if any(starts) else None
 
 
 @torch.no_grad()
@@ -29,25 +57,31 @@ def generate(
     starts: Tensor | None = None,
     storage: Storage | None = None,
     stops: Collection[int] = (),
+    sampling: Sampling | None = None,
+    seed: int = 0,
 ) -> Tensor:
-    """Greedy continuation of token ids, int64 ``[B, T]``, by at most ``count`` tokens: ``[B, T + N]``.
+    """Continuation of token ids, int64 ``[B, T]``, by at most ``count`` tokens: ``[B, T + N]``.
 
     A row that has come to one of the ids ``stops`` repeats it until every row has.  Prompts of unequal lengths are
-    padded on the left; ``starts``, int64 ``[B]``, says where each begins.
+    padded on the left; ``starts``, int64 ``[B]``, says where each begins.  ``sampling`` is greedy if not given; row
+    ``b`` draws from the seed ``seed + b``.
     """
-    cache = model.new_cache(tokens.shape[0], capacity=tokens.shape[1] + count, storage=storage)
-    ends = torch.tensor(sorted(stops), dtype=torch.int64, device=tokens.device)
-    new, done = tokens, torch.zeros(tokens.shape[0], 1, dtype=torch.bool, device=tokens.device)
-    for _ in range(count):
-        hidden = model.hidden(new, Frame.of(new, cache=cache, starts=starts))
-        following = model.logits(hidden[:, -1]).argmax(dim=-1, keepdim=True)
-        new = torch.where(done, new[:, -1:], following)
-        tokens = torch.cat([tokens, new], dim=1)
+    if count == 0:
+        return tokens
+    batch, device = tokens.shape[0], tokens.device
+    decoder = Decoder(model, batch=batch, capacity=tokens.shape[1] + count, storage=storage)
+    sampler = Sampler(sampling or Sampling(), range(seed, seed + batch), tokens, model.graph.vocab_size, starts)
+    logits = decoder.prefill(tokens, starts=starts)
+    ends = torch.tensor(sorted(stops), dtype=torch.int64, device=device)
+    done = torch.zeros(batch, dtype=torch.bool, device=device)
+    columns = [tokens[:, -1]]
+    for new in continuations(decoder, logits, count, sampler):
+        columns.append(torch.where(done, columns[-1], new))
         if stops:
-            done = torch.isin(new, ends)
+            done = torch.isin(columns[-1], ends)
             if bool(done.all()):
                 break
-    return tokens
+    return torch.cat([tokens, torch.stack(columns[1:], dim=1)], dim=1)
 
 
 def generate_each(
@@ -57,21 +91,20 @@ def generate_each(
     *,
     storage: Storage | None = None,
     stops: Collection[int] = (),
+    sampling: Sampling | None = None,
+    seed: int = 0,
 ) -> list[list[int]]:
-    """Greedy continuations of prompts of any lengths in one batch: each prompt with at most ``count`` new tokens.
+    """Continuations of prompts of any lengths in one batch: each prompt with at most ``count`` new tokens.
 
     The last of them is the first of the ids ``stops`` that came.
     """
-    assert prompts and all(prompts), "a prompt has at least one token"
-    longest, device = max(map(len, prompts)), model.head_weight.device
-    tokens = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    starts = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    unequal = starts if bool(starts.any()) else None
-    out = generate(model, tokens, count, starts=unequal, storage=storage, stops=stops)
-    rows = []
-    for row, start in zip(out.tolist(), starts.tolist(), strict=True):
+    tokens, starts = padded(prompts, model.head_weight.device)
+    settings: dict[str, Any] = {"storage": storage, "stops": stops, "sampling": sampling, "seed": seed}
+    out = generate(model, tokens, count, starts=starts, **settings)
+    longest, rows = tokens.shape[1], []
+    for row, prompt in zip(out.tolist(), prompts, strict=True):
         end = next((at for at, id_ in enumerate(row[longest:], longest + 1) if id_ in stops), len(row))
-        rows.append(row[start:end])
+        rows.append(row[longest - len(prompt) : end])
     return rows
 
 
@@ -83,7 +116,7 @@ class GenerateRunner:
         self.context = context
 
     def run(self) -> Results:
-        """One greedy continuation through the cache that ``eval:`` describes."""
+        """One continuation through the cache that ``eval:`` describes."""
         run, context = self.run_config, self.context
         tokenizer, model = context.tokenizer, context.student
         assert tokenizer is not None  # the mode needs one
@@ -95,7 +128,8 @@ class GenerateRunner:
         stops: frozenset[int] = frozenset() if run.ignore_eos else tokenizer.stops
         storage, began = context.evaluation.cache, time.perf_counter()
         with context.autocast():
-            out = generate(model, tokens, run.max_new_tokens, storage=storage, stops=stops)[0].tolist()
+            settings: dict[str, Any] = {"storage": storage, "stops": stops, "sampling": run.sampling, "seed": run.seed}
+            out = generate(model, tokens, run.max_new_tokens, **settings)[0].tolist()
         seconds = time.perf_counter() - began
         text = tokenizer.decode(out)
         context.reporter.line(text)

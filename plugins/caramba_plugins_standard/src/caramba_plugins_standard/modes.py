@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -15,7 +16,7 @@ from caramba_plugins_standard.training import Training
 if TYPE_CHECKING:
     from caramba_core.sites import Site
 
-__all__ = ["CUBLAS_WORKSPACE", "Evaluate", "Generate", "Train"]
+__all__ = ["CUBLAS_WORKSPACE", "Evaluate", "Generate", "Sampling", "Train"]
 
 _log = logging.getLogger("caramba.run")
 
@@ -116,8 +117,43 @@ class Evaluate(Run):
 
 
 @component
+class Sampling:
+    """How the next token is chosen: the likeliest, or drawn as transformers' ``generate`` does.
+
+    Any setting but the penalty makes it a draw, unless the temperature is 0.
+    """
+
+    temperature: float | None = option(
+        default=None, help="logits are divided by it before a draw; 0 takes the likeliest token", minimum=0.0
+    )
+    top_k: int | None = option(default=None, help="draw from so many of the likeliest tokens", minimum=1)
+    top_p: float | None = option(
+        default=None, help="draw from the likeliest tokens of this probability together", minimum=0.0, maximum=1.0
+    )
+    min_p: float | None = option(
+        default=None, help="draw from tokens of this share of the likeliest one's probability", minimum=0.0, maximum=1.0
+    )
+    repetition_penalty: float | None = option(
+        default=None, help="logits of tokens of the text so far are divided by it, negative ones multiplied", above=0.0
+    )
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise InvalidValue(name, f"{value} is not a finite number")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        if self.temperature is not None:
+            return self.temperature == 0
+        return self.top_k is None and self.top_p is None and self.min_p is None
+
+
+@component
 class Generate(Run):
-    """Continue a prompt greedily, through the model's own cache, to the token that ends a text."""
+    """Continue a prompt through the model's own cache, greedily or by sampling, to the token that ends a text."""
 
     builds: ClassVar[str] = "caramba_plugins_standard.generation:GenerateRunner"
     needs: ClassVar[frozenset[Need]] = frozenset({"tokenizer"})
@@ -128,6 +164,7 @@ class Generate(Run):
     add_bos: bool | None = option(default=None, help="begin with BOS; as the checkpoint's tokenizer does if not given")
     special_tokens: bool = option(default=True, help="read what spells a special token in the prompt as one")
     ignore_eos: bool = option(default=False, help="go on behind the tokens that end a text or a turn")
+    sampling: Sampling = option(factory=Sampling, help="how the next token is chosen: greedily if not given")
 
     def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:
         """One sequence, through a cache of its new tokens; the prompt's come on top."""

@@ -10,8 +10,6 @@ import attrs
 from caramba_core.errors import InputError
 
 if TYPE_CHECKING:
-    from caramba_plugins_standard.loading import Checkpoint
-
     from caramba_core.datasets import Tokens
     from caramba_core.graph import Graph
     from caramba_core.manifest.load import Loaded
@@ -19,8 +17,9 @@ if TYPE_CHECKING:
     from caramba_core.modes import Evaluation, Run
     from caramba_core.nn.language_model import LanguageModel
     from caramba_core.teachers import Tokenizer
+    from caramba_plugins_standard.loading import Checkpoint
 
-__all__ = ["OpenedRun", "find_runs", "is_run", "load_checkpoint", "open_run"]
+__all__ = ["OpenedRun", "find_runs", "is_run", "load_checkpoint", "open_checkpoint", "open_run"]
 
 
 _DEEPEST: Final = 4
@@ -69,8 +68,11 @@ class OpenedRun:
 
         return open_source(self.group.teacher.source, self.loaded.folder, sha256=self.group.teacher.sha256)
 
-    def model(self, device: str) -> LanguageModel:
-        """The model with the weights of the run's checkpoint, each in the type that the run held it in."""
+    def model(self, device: str, dtype: str | None = None) -> LanguageModel:
+        """The model with the weights of the run's checkpoint, each in the type that the run held it in.
+
+        With ``dtype`` all of them are in that one.
+        """
         import torch
 
         from caramba_core.graph import trained_nodes
@@ -80,13 +82,14 @@ class OpenedRun:
         from caramba_core.run.student import assemble
 
         graph = lower_group(self.loaded, self.group)
+        held = torch.float32 if self.group.teacher is None else torch_dtype(self.group.teacher.dtype)
         return assemble(
             graph,
             teacher=None,
             tensors=load_tensors(self.checkpoint),
-            trained=trained_nodes(graph, self.run.trains),
+            trained=trained_nodes(graph, self.run.trains) if dtype is None else frozenset(),
             device=pick_device(device),
-            dtype=torch.float32 if self.group.teacher is None else torch_dtype(self.group.teacher.dtype),
+            dtype=held if dtype is None else torch_dtype(dtype),
             seed=self.run.seed,
         )
 
@@ -120,7 +123,8 @@ def open_run(path: Path, step: int | None) -> OpenedRun:
     if step is None and state.status != "done":
         raise InputError(
             f"the run {path} has not finished: it is {state.status} at step {state.step}",
-            hint=f"finish it (caramba run ... --resume), or open its last checkpoint with step={max(checkpoints)}",
+            hint=f"finish it (caramba run ... --resume), or open its last checkpoint with step={max(checkpoints)} "
+            f"(--step {max(checkpoints)})",
         )
     loaded = load_manifest(path / "manifest.yml")
     group_name, run_id = path.resolve().parts[-2:]
@@ -135,13 +139,36 @@ def open_run(path: Path, step: int | None) -> OpenedRun:
     )
 
 
+def open_checkpoint(path: str) -> Checkpoint:
+    """The pretrained checkpoint of a file, folder or address that is no run's folder, its headers read.
+
+    A folder that is neither is told what runs it holds (:class:`InputError`).
+    """
+    from caramba_plugins_standard.loading import open_source
+
+    folder = Path(path)
+    inside = [] if "://" in path else [str(run) for run in find_runs(folder)]
+    if inside:
+        shown = ", ".join(inside[:4]) + (", ..." if len(inside) > 4 else "")
+        raise InputError(f"{folder} is not a run's folder, but holds some", expected=f"one of: {shown}")
+    try:
+        return open_source(path, Path())
+    except InputError as error:
+        if not folder.exists():
+            raise
+        raise InputError(
+            f"{path} is not a run's folder, and cannot be opened as a checkpoint: {error.message}",
+            expected=error.expected or "a folder such as runs/NAME/GROUP/RUN, or a checkpoint",
+            hint=error.hint or "caramba.runs() lists the runs that there are",
+        ) from error
+
+
 def load_checkpoint(checkpoint: Checkpoint, device: str, dtype: str) -> LanguageModel:
     """The model of a pretrained checkpoint, with its weights."""
-    from caramba_plugins_standard.loading import PretrainedModel
-
     from caramba_core.lowering import lower
     from caramba_core.manifest.structure import structure_model
     from caramba_core.run.device import pick_device, torch_dtype
+    from caramba_plugins_standard.loading import PretrainedModel
 
     graph = lower(structure_model(checkpoint.model(), origin=str(checkpoint.path)))
     return PretrainedModel(checkpoint, graph, str(checkpoint.path)).load(pick_device(device), torch_dtype(dtype))
