@@ -8,11 +8,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import attrs
-
 from caramba_core import __version__
+from tests import prepared
+from tests.prepared import Ran, Started
 
-__all__ = ["ATTENTION", "CORE_RANGE", "Ran", "Site"]
+__all__ = ["ATTENTION", "CORE_RANGE", "Site"]
 
 CORE_RANGE = f">={__version__},<9"
 
@@ -27,20 +27,6 @@ class Attention(GroupedQueryAttention):
     n_kv_heads: int = option(default=1, help="key/value heads", minimum=1)
     head_dim: int = option(default=8, help="width of a head", minimum=1)
 """
-
-
-@attrs.frozen
-class Ran:
-    """A command that ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def said(self) -> str:
-        """Both outputs, with spaces and line ends evened out."""
-        return " ".join(f"{self.out} {self.err}".split())
 
 
 class Site:
@@ -73,26 +59,45 @@ class Site:
             (self.folder / f"{module}.py").write_text(text)
         return info
 
-    def run(self, *arguments: str, environment: Mapping[str, str] | None = None, cwd: Path | None = None) -> Ran:
-        """``python ARGUMENTS`` with these distributions beside the real ones."""
-        variables = {
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The variables that commands run with: these distributions stand beside the real ones."""
+        return {
             **{key: value for key, value in os.environ.items() if not key.startswith("CARAMBA_")},
             "PYTHONPATH": str(self.folder),
             "XDG_CACHE_HOME": str(self.cache),
             "COLUMNS": "200",
             "NO_COLOR": "1",
-            **(environment or {}),
+            **(more or {}),
         }
+
+    def python(self, program: str) -> Ran:
+        """``python -c PROGRAM`` in an interpreter that has imported nothing."""
         ran = subprocess.run(
-            [sys.executable, *arguments],
-            env=variables,
+            [sys.executable, "-c", program],
+            env=self.environment(),
             capture_output=True,
             text=True,
             check=False,
-            cwd=cwd or self.folder,
+            cwd=self.folder,
         )
         return Ran(ran.returncode, ran.stdout, ran.stderr)
 
+    def start(
+        self, module: str, *arguments: str, environment: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> Started:
+        """Start ``python -m MODULE ARGUMENTS``."""
+        return prepared.start(module, *arguments, cwd=cwd or self.folder, environment=self.environment(environment))
+
+    def run(
+        self, module: str, *arguments: str, environment: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> Ran:
+        """``python -m MODULE ARGUMENTS``, to its end."""
+        return self.start(module, *arguments, environment=environment, cwd=cwd).ended()
+
     def caramba(self, *arguments: str, environment: Mapping[str, str] | None = None, cwd: Path | None = None) -> Ran:
         """``caramba ARGUMENTS``."""
-        return self.run("-m", "caramba", *arguments, environment=environment, cwd=cwd)
+        return self.run("caramba", *arguments, environment=environment, cwd=cwd)
+
+    def check(self, *arguments: str) -> Ran:
+        """``caramba plugins check ARGUMENTS`` in a new interpreter: it says who imports torch."""
+        return self.python(f"from caramba_core.cli import main; main({['plugins', 'check', *arguments]!r})")

@@ -135,7 +135,7 @@ def test_broken_plugin_stops_only_what_needs_it(site: Site) -> None:
     assert "command caramba-plugin-bad:broken 1.0 is broken: SystemExit: stop" in ran.said
     assert ran.out == ""  # what a plugin prints goes to stderr
 
-    checked = site.caramba("plugins", "check", "caramba-plugin-bad")
+    checked = site.check("caramba-plugin-bad")
     assert checked.code == 2
     assert "3 broken" in checked.out
     after = json.loads(site.caramba("plugins", "list", "--json").out)
@@ -149,7 +149,7 @@ def test_broken_plugin_stops_only_what_needs_it(site: Site) -> None:
     assert states["caramba-plugins-standard"]["state"] == "ok"
 
     (site.folder / "bad.py").write_text(ATTENTION + "def command(): pass\n")
-    assert site.caramba("plugins", "check", "caramba-plugin-bad").code == 0
+    assert site.check("caramba-plugin-bad").code == 0
     assert '"broken",' not in site.caramba("plugins", "list", "--json").out
 
 
@@ -184,13 +184,13 @@ def test_hook_module_that_does_not_register(site: Site, text: str, message: str,
         "registry().hooks.run_finished(context=None, summary={})\n"
         "registry().load(registry().find(('attention',), 'bad'))\n"
     )
-    ran = site.run("-c", program)
+    ran = site.python(program)
     assert "warning: plugin caramba-plugin-bad takes no part" in ran.said
     assert message in ran.said
     assert hint in ran.said
     assert "PluginError: attention caramba-plugin-bad:bad cannot be used" in ran.said
     # what does not need the plugin goes on
-    ran = site.run("-c", program.replace("'bad'", "'gqa'"))
+    ran = site.python(program.replace("'bad'", "'gqa'"))
     assert ran.code == 0
 
 

@@ -135,7 +135,7 @@ def test_known_commands_do_not_wait_for_those_of_plugins(site: Site) -> None:
         "assert 'caramba_core.plugins.registry' not in sys.modules"
     )
     for command in ("run", "compile"):
-        ran = site.run("-c", program.format(command))
+        ran = site.python(program.format(command))
         assert ran.code == 0, ran.err
 
 

@@ -188,7 +188,7 @@ def test_every_command_of_the_table_exists(command: str) -> None:
 
 def test_both_module_names_run_it(made: Site) -> None:
     for module in ("caramba", "caramba_core"):
-        ran = made.run("-m", module, "--version")
+        ran = made.run(module, "--version")
         assert (ran.code, ran.out.split()[0]) == (0, "caramba")
 
 

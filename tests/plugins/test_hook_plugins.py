@@ -11,7 +11,8 @@ import pytest
 from caramba_plugins_testing.hooks import play_run
 
 from tests.plugins.made import early_stop
-from tests.plugins.site import Ran, Site
+from tests.plugins.site import Site
+from tests.prepared import Ran
 
 MADE = Path(__file__).with_name("made")
 

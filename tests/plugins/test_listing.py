@@ -31,7 +31,7 @@ def test_listings_import_no_plugin_and_nothing_heavy(site: Site, arguments: tupl
         "plugins = {name for name in sys.modules if name.startswith('caramba_plugins')} - own\n"
         "assert not found and not plugins, (found, plugins)"
     )
-    ran = site.run("-c", program)
+    ran = site.python(program)
     assert ran.code == 0, ran.err
 
 
@@ -114,7 +114,7 @@ def test_check_names_hooks_and_who_imports_torch(site: Site) -> None:
             "heavy_hooks": "from caramba_core.hookspecs import hookimpl\n@hookimpl\ndef run_started(): pass\n",
         },
     )
-    checked = site.caramba("plugins", "check")
+    checked = site.check()
     assert checked.code == 0
     (slow,) = [line for line in checked.out.splitlines() if "imports torch" in line]
     assert "attention heavy: " in slow
@@ -158,5 +158,5 @@ def test_the_kit_costs_a_pytest_run_nothing_until_it_is_asked_for(site: Site) ->
         "from caramba_plugins_testing import Case\n"
         f"assert not set({HEAVY!r}) & set(sys.modules)"
     )
-    ran = site.run("-c", "import sys, pytest\nbefore = set(sys.modules)\n" + program)
+    ran = site.python("import sys, pytest\nbefore = set(sys.modules)\n" + program)
     assert ran.code == 0, ran.err

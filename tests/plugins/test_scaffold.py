@@ -12,7 +12,7 @@ from caramba_plugins_tools.scaffold import SCAFFOLDS, write_distribution
 
 from caramba_core.errors import InputError
 from caramba_core.kinds import LAYER_KINDS
-from tests.plugins.site import Ran, Site
+from tests.plugins.site import Site
 
 
 def install(site: Site, folder: Path) -> None:
@@ -25,7 +25,7 @@ def install(site: Site, folder: Path) -> None:
 
 def own_tests(site: Site, folder: Path) -> int:
     """Run a distribution's own tests as its author would, and return how many passed."""
-    ran: Ran = site.run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder)
+    ran = site.run("pytest", "-q", "-p", "no:cacheprovider", cwd=folder)
     assert ran.code == 0, ran.out
     summary = re.search(r"(\d+) passed", ran.out)
     assert summary is not None and "skipped" not in ran.out, ran.out
@@ -44,7 +44,7 @@ def test_written_distribution_passes_its_own_tests(site: Site, tmp_path: Path, k
     folder = tmp_path / f"caramba-plugin-odd-{kind}"
     install(site, folder)
     assert own_tests(site, folder) >= CHECKS[kind]
-    checked = site.caramba("plugins", "check", f"caramba-plugin-odd-{kind}")
+    checked = site.check(f"caramba-plugin-odd-{kind}")
     assert checked.code == 0, checked.out
     assert "imports torch" not in checked.out
     shown = site.caramba("plugins", "show", f"odd_{kind}")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from importlib import import_module
 from pathlib import Path
@@ -133,15 +130,13 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def kill_behind_the_first_checkpoint(site: Site, folder: Path, *arguments: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(site.folder), "XDG_CACHE_HOME": str(site.cache)}
-    command = [sys.executable, "-m", "caramba", "run", *arguments]
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    started = site.start("caramba", "run", *arguments, cwd=folder)
     saved = folder / "runs/tiny/main/push/checkpoints/step_000002"
-    while process.poll() is None and not saved.exists():
+    while started.process.is_alive() and not saved.exists():
         time.sleep(0.02)
-    assert process.poll() is None, "the run ended before it was killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert started.process.is_alive(), "the run ended before it was killed"
+    started.send_signal(signal.SIGKILL)
+    assert started.ended().code == -signal.SIGKILL
 
 
 def test_documented_names_are_enough() -> None:

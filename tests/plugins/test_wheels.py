@@ -16,7 +16,8 @@ import pytest
 
 from caramba_core import __version__
 from tests.distributions import DISTRIBUTIONS
-from tests.plugins.site import Ran, Site
+from tests.plugins.site import Site
+from tests.prepared import Ran
 
 MANIFEST = """
 version: 1

@@ -2,13 +2,14 @@
 
 ``python -m tests.run.kill_points MANIFEST POINTS`` does a manifest's runs once, then ``POINTS`` times with a SIGKILL at
 an event of their own, spread evenly; it prints as JSON how many events there are and what differed from the first time.
-Each attempt is a fork of one process that has everything imported.
+Each attempt is a fork of one process that has imported what the first one needed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -25,7 +26,7 @@ from caramba_core.cli import main
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree", "shutil.move")
 
 
-def attempt(manifest: Path, runs: Path, *, kill_at: int | None, count: Path | None = None) -> int:
+def attempt(manifest: Path, runs: Path, *, kill_at: int | None, noted: Path | None = None) -> int:
     """The exit status of a fork that does the manifest's runs; negative where a signal ended it."""
     child = os.fork()
     if child:
@@ -46,8 +47,8 @@ def attempt(manifest: Path, runs: Path, *, kill_at: int | None, count: Path | No
             main(["run", str(manifest), "--output", str(runs), "--resume"])
         except SystemExit as ended:
             code = int(ended.code or 0)
-    if count is not None:
-        count.write_text(str(seen))
+    if noted is not None:
+        noted.write_text(json.dumps({"events": seen, "modules": list(sys.modules)}))
     if code:
         sys.stderr.write(said.getvalue())
         sys.stderr.flush()
@@ -76,9 +77,12 @@ def differing(manifest: Path, points: int) -> dict[str, Any]:
     """What is not as it is without a kill, by the event at which the run was killed."""
     torch.set_num_threads(1)
     folder = manifest.parent
-    whole, counted = folder / "whole", folder / "count"
-    assert attempt(manifest, whole, kill_at=None, count=counted) == 0
-    expected, events = result(whole), int(counted.read_text())
+    whole, noted = folder / "whole", folder / "noted.json"
+    assert attempt(manifest, whole, kill_at=None, noted=noted) == 0
+    expected, (events, modules) = result(whole), json.loads(noted.read_text()).values()
+    for name in modules:
+        with contextlib.suppress(ImportError):  # some are made by others, and have no file
+            importlib.import_module(name)
     wrong: dict[str, Any] = {}
     for point in range(points):
         at, runs = 1 + point * events // points, folder / "killed"

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ import pytest
 
 from tests.distributions import ROOT
 from tests.plugins.test_hooks_in_runs import MANIFEST
+from tests.prepared import start
 
 from .workspace import make_workspace
 
@@ -42,15 +41,15 @@ def evaluated(folder: Path) -> Path:
 @pytest.mark.parametrize("make", [pretrain, make_workspace, evaluated])
 def test_kills(tmp_path: Path, make: object) -> None:
     manifest = make(tmp_path)  # type: ignore[operator]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.run.kill_points", str(manifest), str(POINTS)],
+    points = start(
+        "tests.run.kill_points",
+        str(manifest),
+        str(POINTS),
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+        environment={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    done = points.ended()
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
     assert found["events"] > 20
-    assert found["wrong"] == {}, done.stderr
+    assert found["wrong"] == {}, done.err
