@@ -52,8 +52,9 @@ def unlike(written: list[Written]) -> list[Written]:
 @each_preset
 def test_a_misspelt_key(name: str, tmp_path: Path) -> None:
     text = preset_text(name)
-    for index, key in enumerate(unlike(keys(text))):
-        siblings = {str(other.path[-1]) for other in keys(text) if other.path[:-1] == key.path[:-1]}
+    written = keys(text)
+    for index, key in enumerate(unlike(written)):
+        siblings = {str(other.path[-1]) for other in written if other.path[:-1] == key.path[:-1]}
         for typo in typos(key.value)[index % STEP :: STEP]:
             if typo in siblings:
                 continue  # a duplicate key, not a misspelt one

@@ -56,7 +56,9 @@ def test_bytes_while_decoding(name: str, storage: str) -> None:
 
 
 def check_decoding(graph: Graph, storage: Storage | None) -> None:
-    model = build(graph, seed=0, dtype=torch.bfloat16)
+    model = build(graph, dtype=torch.bfloat16)
+    for tensor in model.state_dict().values():  # bytes do not depend on values
+        tensor.zero_()
     plan = plan_model(graph, context=128, dtype="bfloat16")
     cache = model.new_cache(1, storage=storage)
     tokens = torch.zeros(1, 128, dtype=torch.long)
