@@ -17,11 +17,17 @@ from caramba_core.components import Attention, Embedder, Layer, Topology
 from caramba_core.errors import InputError
 from caramba_core.suggestions import listing, unknown
 
-__all__ = ["MAX_NODES", "RESERVED", "ROOT", "Graph", "Names", "Node", "local_name", "matches", "name_fault"]
-__all__ += ["trained_nodes"]
+__all__ = ["MAX_APPLICATIONS", "MAX_NODES", "MAX_VALUES", "RESERVED", "ROOT", "Graph", "Names", "Node", "local_name"]
+__all__ += ["matches", "name_fault", "trained_nodes"]
 
 MAX_NODES: Final = 20_000
 """Nodes that a model may have once its repetitions are spelled out."""
+
+MAX_APPLICATIONS: Final = 1_000_000
+"""Nodes that one pass may run, those that are applied several times counted as often."""
+
+MAX_VALUES: Final = 1 << 40
+"""Values that one tensor may have, a weight or what a cache keeps of one token: 4 TiB in float32."""
 
 ROOT: Final = "model"
 """First part of every node's name."""

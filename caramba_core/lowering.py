@@ -6,16 +6,17 @@ has the width and the one that cannot take it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import attrs
 
-from caramba_core.components import Body, Embedder, Layer, Model, Topology, evolve
+from caramba_core.components import Attention, Body, Embedder, Layer, Model, Topology, evolve
 from caramba_core.document.problem import Fault, Path
 from caramba_core.errors import Faults, InvalidValue
-from caramba_core.graph import MAX_NODES, ROOT, Graph, Names, Node, Scope, name_fault
+from caramba_core.graph import MAX_APPLICATIONS, MAX_NODES, MAX_VALUES, ROOT, Graph, Names, Node, Scope, name_fault
 
 __all__ = ["lower"]
 
@@ -23,7 +24,7 @@ __all__ = ["lower"]
 def lower(model: Model, path: Path = ("model",)) -> Graph:
     """The graph of a model; ``path`` is where the model stands in the resolved manifest.
 
-    Raises :class:`Faults` with every fault: widths that do not meet, names that cannot be, too many nodes.
+    Raises :class:`Faults` with every fault: widths that do not meet, names that cannot be, what is too large.
     """
     return _Lowering().model(model, path)
 
@@ -45,8 +46,9 @@ class _Lowering:
     def __init__(self) -> None:
         self._faults: dict[tuple[Path, str], Fault] = {}
         self._count = 0
-        self._around: list[tuple[int, Path]] = []
-        """The topologies around the node at hand: how many bodies each has, and where it was written."""
+        self._applied = 0
+        self._around: list[tuple[int, int, Path]] = []
+        """The topologies around the node at hand: how many bodies each has and runs, and where it was written."""
 
     def model(self, model: Model, path: Path) -> Graph:
         """Embedder, layers and head."""
@@ -57,7 +59,12 @@ class _Lowering:
             head = self._head(model, path, embedder, flow)
         if self._faults:
             raise Faults(*self._faults.values())
-        return Graph(embedder=embedder, topology=topology, head=head, tied_embeddings=model.tied_embeddings)
+        graph = Graph(embedder=embedder, topology=topology, head=head, tied_embeddings=model.tied_embeddings)
+        for node in {(id(node.config), node.width_in): node for node in graph.walk()}.values():
+            self._check_sizes(node)
+        if self._faults:
+            raise Faults(*self._faults.values())
+        return graph
 
     # ------------------------------------------------------------------------------------------------ the two ends
 
@@ -113,7 +120,7 @@ class _Lowering:
     def _layer(
         self, config: Layer, path: Path, scope: str, names: Names, flow: _Flow, applications: int
     ) -> tuple[Node, _Flow]:
-        self._spend(1, path)
+        self._spend(1, path, applications=applications)
         inline = isinstance(config, Topology) and config.inline is not None and config.name is None
         name = scope if inline else f"{scope}.{self._local(config, path, names)}"
         if isinstance(config, Topology):
@@ -131,17 +138,39 @@ class _Lowering:
         )
         return node, _Flow(width, name, path)
 
-    def _spend(self, nodes: int, path: Path, *, ahead: int = 0) -> None:
-        """Count nodes; ``ahead`` are those that will follow at least."""
+    def _spend(self, nodes: int, path: Path, *, applications: int = 0, ahead: int = 0) -> None:
+        """Count nodes, and how often a pass runs them; ``ahead`` are those that will follow at least."""
         self._count += nodes
+        self._applied += applications
         if self._count + ahead > MAX_NODES:
-            _, most = max(self._around, default=(0, path), key=lambda around: around[0])
+            _, _, most = max(self._around, default=(0, 0, path), key=lambda around: around[0])
             self._fault(
                 most,
                 f"the model has more than {MAX_NODES:,} nodes once its repetitions are spelled out",
                 hint="lower the repeat: of this component or of one around it",
             )
             raise _TooManyError
+        if self._applied > MAX_APPLICATIONS:
+            _, _, most = max(self._around, default=(0, 0, path), key=lambda around: around[1])
+            self._fault(
+                most,
+                f"one pass runs more than {MAX_APPLICATIONS:,} nodes, each as often as it is applied",
+                hint="lower the times: of this component or of one around it",
+            )
+            raise _TooManyError
+
+    def _check_sizes(self, node: Node) -> None:
+        """Note tensors that no machine holds."""
+        config, width = node.config, node.width_in
+        shapes = {f"the weight {name}": weight.shape for name, weight in config.weights(width).items()}
+        if isinstance(config, Attention):
+            cached = config.cache_spec(width).items()
+            shapes |= {f"the cached {name}": entry.shape for name, entry in cached}
+        for what, shape in shapes.items():
+            if math.prod(shape) > MAX_VALUES:
+                sizes = " x ".join(f"{size:,}" for size in shape)
+                expected = f"at most {MAX_VALUES:,} values"
+                self._fault(node.path, f"{what} is too large: {sizes} values", expected=expected)
 
     def _topology(
         self, config: Topology, path: Path, name: str, enclosing: Names | None, flow: _Flow, applications: int
@@ -150,7 +179,7 @@ class _Lowering:
         with self._reading(path, flow, name):
             config.check(flow.width)
         bodies = config.bodies()
-        self._around.append((len(bodies), path))
+        self._around.append((len(bodies), sum(body.applications for body in bodies), path))
         self._spend(0, path, ahead=len(bodies))
         if config.inline is not None:
             assert len(bodies) == 1, f"{name}: an inline topology has one body"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from caramba_core.datasets import Tokens
     from caramba_core.graph import Graph
     from caramba_core.sites import Site
+    from caramba_core.teachers import Tokenizer
 
 __all__ = [
     "DType",
@@ -110,14 +111,15 @@ class Workload:
     ``sequences`` is how many sequences the whole run trains on, forward and backward; ``uses_teacher`` adds a pass of
     the teacher over each.  ``whole_model`` is false where backward runs through one node at a time.  An optimizer keeps
     ``state_values`` values for each parameter that trains, of its type, and ``state_scalars`` float32 numbers for each
-    tensor; ``logit_values`` float32 values of logits are held at once.  ``caches`` counts a cache of ``context`` tokens
-    for each sequence.
+    tensor; ``logit_values`` float32 values of logits and the token ids of ``batches`` batches are held at once.
+    ``caches`` counts a cache of ``context`` tokens for each sequence.
     """
 
     batch_size: int
     context: int
     dtype: str
     sequences: int = 0
+    batches: int = 1
     uses_teacher: bool = False
     whole_model: bool = True
     state_values: int = 0
@@ -223,6 +225,12 @@ class Run(Component):
         A mode that needs settings of the process (environment variables that libraries read once) makes them here.
 
         ``device`` is ``cpu``, ``cuda`` or ``mps``; ``sites`` are the nodes that differ from the teacher's.
+        """
+
+    def check_inputs(self, tokens: Tokens | None, tokenizer: Tokenizer | None) -> None:
+        """Raise :class:`~caramba_core.errors.InputError` where what the run reads does not do; nothing is built yet.
+
+        ``tokens`` are those of ``data.train``, ``tokenizer`` is the teacher's: each where the mode needs it.
         """
 
     def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:

@@ -51,10 +51,17 @@ def group_faults(manifest: Manifest) -> Iterator[Fault]:
     """Settings of runs that do not go with their groups."""
     for i, group in enumerate(manifest.groups):
         for j, run in enumerate(group.runs):
+            data = group.data or Data()
             try:
-                run.check(group.teacher, group.data or Data())
+                run.check(group.teacher, data)
             except InvalidValue as error:
                 yield Fault.of(error, "groups", i, "runs", j)
+            wanted = None if run.verify is None else run.verify.perplexity_ratio_at_most
+            if wanted is not None and (group.teacher is None or data.heldout is None or not run.measures):
+                message = (
+                    "there is no ratio to hold against it: that takes a teacher, data.heldout, and a mode that measures"
+                )
+                yield Fault(path=("groups", i, "runs", j, "verify", "perplexity_ratio_at_most"), message=message)
 
 
 def _runs(group: Any) -> list[Any]:

@@ -165,6 +165,7 @@ def _training(known: Memory, model: ModelPlan, load: Workload, trained: Collecti
     matrices = sum(weight.numel for weight in weights if len(weight.shape) > 1)
     saved = saved_bytes(model, trained, load.dtype)
     kept = sum(saved) if load.whole_model else max(saved, default=0)
+    ids = ITEM_BYTES["int64"] * load.batches * load.batch_size * (load.context + 1)
     return attrs.evolve(
         known,
         gradients=gradients,
@@ -172,7 +173,7 @@ def _training(known: Memory, model: ModelPlan, load: Workload, trained: Collecti
         activations=kept * load.batch_size,
         cast=0 if load.dtype == "float32" else matrices * ITEM_BYTES[load.dtype],
         logits=load.logit_values * ITEM_BYTES["float32"],
-        working=max(saved, default=0) * load.batch_size,
+        working=max(saved, default=0) * load.batch_size + ids,
     )
 
 

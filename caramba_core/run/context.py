@@ -158,6 +158,10 @@ class GroupContext:
                 )
         trained_nodes(self.graph, run.trains)
         run.check_before(device.type, self.sites)
+        run.check_inputs(
+            self.tokens("train") if "data.train" in run.needs else None,
+            self.tokenizer if "tokenizer" in run.needs else None,
+        )
 
     def teacher(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         """The teacher on a device, loaded once, frozen."""

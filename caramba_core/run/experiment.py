@@ -283,10 +283,9 @@ class Experiment:
         # whatever can still be wrong is, before the run's folder exists: damaged weights leave nothing behind
         if shared.source is not None:
             _ = context.teacher
+        inputs, directory = shared.inputs(run), context.directory  # its tokens are open from here on
         if context.parent is not None:
-            shared.check(run)  # its tokens are open from here on
             shared.check_checkpoint(context.parent)
-        inputs, directory = shared.inputs(run), context.directory
         parent = self.manifest.parent_of(group, run)
         if parent is not None and parent[0] is group and (before := self.directory(*parent).state()):
             _require_same_inputs(before.inputs, inputs, f"the run {parent[1].id} that it continues from")

@@ -8,7 +8,7 @@ import pytest
 
 from caramba_core.components import Head, Layer
 from caramba_core.errors import Faults, ManifestError
-from caramba_core.graph import MAX_NODES
+from caramba_core.graph import MAX_APPLICATIONS, MAX_NODES, MAX_VALUES
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
 
@@ -171,6 +171,44 @@ def test_the_node_budget() -> None:
     assert fault.path == ("model", "topology", "layers", 0)
     with pytest.raises(ManifestError, match="is above 20000"):
         graph_of(nested(10**9, NORM))
+
+
+def repeated(kind: str, times: int, *layers: dict[str, Any]) -> dict[str, Any]:
+    return {"type": kind, "times": times, "layers": list(layers)}
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "cyclic"])
+def test_how_often_nodes_are_applied(kind: str) -> None:
+    assert graph_of(repeated(kind, 100_000, MLP)).nodes()[f"model.{kind}"]
+    with pytest.raises(ManifestError, match="is above 1000000"):
+        graph_of(repeated(kind, 10**9, MLP))
+    inner = repeated(kind, 2_000, MLP)
+    for outer in (repeated("recurrent", 1_000, inner), nested(1_000, inner), repeated("cyclic", 1_000, inner)):
+        (fault,) = faults_of(outer)
+        assert f"more than {MAX_APPLICATIONS:,} nodes" in fault.message
+        assert fault.path == ("model", "topology", "layers", 0, "layers", 0)  # which applies the most
+
+
+HUGE = 1 << 62
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        ({"type": "swiglu", "d_ff": HUGE}, "the weight gate_proj is too large: 4,611,686,018,427,387,904 x 24 values"),
+        ({**GQA, "n_heads": HUGE}, "the weight q_proj is too large"),
+        ({**GQA, "type": "linear_attention", "features": 1 << 39, "window": 4}, "the cached state is too large"),
+        (
+            {"type": "parallel", "combine": "concatenate", "d_out": HUGE, "layers": [MLP]},
+            "the weight out_proj is too large",
+        ),
+    ],
+    ids=["mlp", "heads", "state", "parallel"],
+)
+def test_tensors_that_no_machine_holds(layer: dict[str, Any], said: str) -> None:
+    faults = faults_of(layer, linear(24))
+    assert any(said in fault.message for fault in faults)
+    assert all(fault.expected == f"at most {MAX_VALUES:,} values" for fault in faults)
 
 
 def test_work_grows_with_the_number_of_layers_alone(monkeypatch: pytest.MonkeyPatch) -> None:

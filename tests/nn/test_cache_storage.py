@@ -57,6 +57,13 @@ def test_blocks_of_equal_values_come_back() -> None:
         torch.testing.assert_close(read, values, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("storage", [Int8, Int4])
+def test_a_block_may_be_longer_than_a_token(storage: type[Blocks]) -> None:
+    values, entry = values_of(3, 2, 4, 5), CacheEntry(shape=(5,))
+    one, other = (layer_of(entry, storage(block=block)).round_trip("token", values) for block in (5, 1 << 62))
+    assert torch.equal(one, other)
+
+
 def test_codes_are_spent_on_the_range_that_is_there() -> None:
     """Sixteen levels between the least and the greatest value, both among them, wherever the block lies."""
     values = torch.linspace(7.0, 8.0, 16).view(1, 1, 16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,33 @@ def test_the_plan_in_a_terminal(manifest: Path, capsys: pytest.CaptureFixture[st
     assert "its size is not known" in " ".join(shown.split())  # a long folder name moves the line's breaks
     assert caramba("compile", manifest, "--full", "--group", "b") == 0
     assert capsys.readouterr().out.count("swiglu") == 3
+
+
+@pytest.mark.parametrize(
+    ("written", "huge", "said"),
+    [
+        (
+            "vocab_size: 40",
+            f"vocab_size: {1 << 62}",
+            r"6:13: error: model\.embedder: the weight weight is too large: 4,611,",
+        ),
+        ("d_ff: 32}", f"d_ff: {1 << 62}}}", r"\d+:\d+: error: model\..*: the weight gate_proj is too large: 4,611,"),
+        (
+            "type: nested\n        repeat: 3",
+            f"type: recurrent\n        times: {10**9}",
+            r"11:16: error: .* is above 1000000",
+        ),
+        ("repeat: 3", f"repeat: {10**9}", r"11:17: error: .* is above 20000"),
+    ],
+    ids=["vocabulary", "width", "applications", "repetitions"],
+)
+def test_what_is_too_large_is_said_where_it_stands(
+    manifest: Path, written: str, huge: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert written in MANIFEST
+    manifest.write_text(MANIFEST.replace(written, huge))
+    assert caramba("compile", manifest) == 2
+    assert re.search(rf"small\.yml:{said}", capsys.readouterr().err)
 
 
 def test_the_plan_as_data(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -216,6 +216,12 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "fewer layers than the teacher": (("--set", "vars.layers=2"), "model.blocks.2"),
     "a pattern that matches nothing": (("--set", "vars.trains=[atention]"), "atention"),
     "held-out text that is too short": (("--set", "groups.0.eval.windows=4000"), "too few"),
+    "training text that is too short": (("--set", "groups.0.runs.1.train.context=5000"), "too few for one window"),
+    "too little text to calibrate on": (("--set", "groups.0.runs.0.start.tokens=5000"), "too few to calibrate on"),
+    "batches that no memory holds": (
+        ("--set", "groups.0.runs.1.train.accumulate=1000000000000"),
+        "run half/finetune takes about",
+    ),
     "a token file that is not there": (("--set", "groups.0.data.train=none.npy"), "none.npy"),
 }
 

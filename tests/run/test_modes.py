@@ -63,6 +63,10 @@ def test_a_run_that_changes_nothing_hands_on_what_it_started_from(tmp_path: Path
             "{id: again, mode: convert, start: {transplant: gqa_to_mla}}",
             "model.blocks.0.attention",
         ),
+        (
+            "{id: more, mode: allocate, start: {tokens: 3900, max_context: 32, cache_budget: 0.5x}}",
+            "too few to calibrate on",
+        ),
     ],
 )
 def test_a_dry_run_says_what_a_mode_lacks(

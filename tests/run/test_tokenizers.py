@@ -144,6 +144,18 @@ def test_checkpoints_carry_the_identity(manifest: Path) -> None:
         assert state(manifest, run_id)[1]["tokenizer"] == note["tokenizer"]
 
 
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [("prompt: ''", "the prompt holds no token"), ("prompt: a, add_bos: true", "the tokenizer has none")],
+)
+def test_a_dry_run_says_what_is_wrong_with_a_prompt(
+    manifest: Path, capsys: pytest.CaptureFixture[str], keys: str, words: str
+) -> None:
+    manifest.write_text(f"{manifest.read_text()}      - {{id: say, mode: generate, {keys}}}\n")
+    assert run(manifest, "--dry-run") == 2
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("which", ["train", "heldout"])
 def test_arrays_of_another_tokenizer_are_refused(
     manifest: Path, capsys: pytest.CaptureFixture[str], which: str

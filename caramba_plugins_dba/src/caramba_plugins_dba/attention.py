@@ -27,7 +27,9 @@ class DecoupledBottleneckAttention(HeadedAttention):
 
     builds: ClassVar[str] = "caramba_plugins_dba.module:DecoupledBottleneckModule"
 
-    head_dim: int = option(help="width of a head before the split: twice the rotary pairs to choose from", minimum=2)
+    head_dim: int = option(
+        help="width of a head before the split: twice the rotary pairs to choose from", minimum=2, maximum=65536
+    )
     sem_dim: int = option(help="cached values of the semantic keys", unit="values a token and layer", minimum=0)
     geo_dim: int = option(
         help="cached values of the rotary keys, all heads together", unit="values a token and layer", minimum=0

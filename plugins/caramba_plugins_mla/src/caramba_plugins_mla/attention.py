@@ -34,10 +34,15 @@ class MultiHeadLatentAttention(HeadedAttention):
         help="heads of keys and values that the latent expands to; divides n_heads, which it is if not given",
         minimum=1,
     )
-    head_dim: int = option(help="width of a head's content queries, keys and values", unit="features", minimum=1)
+    head_dim: int = option(
+        help="width of a head's content queries, keys and values", unit="features", minimum=1, maximum=65536
+    )
     rank: int = option(help="cached values of the latent", unit="values a token and layer", minimum=1)
     rope_dim: int = option(
-        help="cached values of the rotary key that all heads share; even", unit="values a token and layer", minimum=0
+        help="cached values of the rotary key that all heads share; even",
+        unit="values a token and layer",
+        minimum=0,
+        maximum=65536,
     )
     rope: Rope | None = option(
         default=None, help="rotary embedding of width head_dim that the shared key takes its frequencies from"

@@ -14,12 +14,12 @@ from caramba_core.modes import Results
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
 from caramba_core.storage import Storage
-from caramba_core.teachers import begin_of_text
+from caramba_core.teachers import Tokenizer, begin_of_text
 from caramba_plugins_standard.decoding import Decoder
 from caramba_plugins_standard.modes import Generate, Sampling
 from caramba_plugins_standard.sampling import Sampler
 
-__all__ = ["GenerateRunner", "continuations", "generate", "generate_each", "padded"]
+__all__ = ["GenerateRunner", "continuations", "generate", "generate_each", "padded", "prompt_ids"]
 
 
 @torch.no_grad()
@@ -108,6 +108,15 @@ def generate_each(
     return rows
 
 
+def prompt_ids(run: Generate, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """BOS where a run's prompt begins with it, and the ids of the prompt; :class:`InputError` where there is no id."""
+    ids = tokenizer.encode(run.prompt, special_tokens=run.special_tokens)
+    bos = begin_of_text(tokenizer, run.add_bos, f"run {run.id}: its prompt")
+    if not bos and not ids:
+        raise InputError(f"run {run.id}: the prompt holds no token", expected="a text, or add_bos: true")
+    return bos, ids
+
+
 class GenerateRunner:
     """Mode ``generate``: prints and records the continuation."""
 
@@ -120,11 +129,8 @@ class GenerateRunner:
         run, context = self.run_config, self.context
         tokenizer, model = context.tokenizer, context.student
         assert tokenizer is not None  # the mode needs one
-        ids = tokenizer.encode(run.prompt, special_tokens=run.special_tokens)
-        bos = begin_of_text(tokenizer, run.add_bos, f"run {run.id}: its prompt")
+        bos, ids = prompt_ids(run, tokenizer)
         tokens = torch.tensor([[*bos, *ids]], device=context.device)
-        if not tokens.numel():
-            raise InputError(f"run {run.id}: the prompt holds no token", expected="a text, or add_bos: true")
         stops: frozenset[int] = frozenset() if run.ignore_eos else tokenizer.stops
         storage, began = context.evaluation.cache, time.perf_counter()
         with context.autocast():

@@ -22,7 +22,7 @@ class HeadedAttention(Attention):
 
     n_heads: int = option(help="query heads", minimum=1)
     n_kv_heads: int = option(help="key/value heads; divides n_heads", minimum=1)
-    head_dim: int = option(help="width of a head", unit="features", minimum=1)
+    head_dim: int = option(help="width of a head", unit="features", minimum=1, maximum=65536)
     rope: Rope | None = option(default=None, help="rotary positions; none if not given")
     scale: float | None = option(default=None, help="multiplier of scores; head_dim ** -0.5 if not given", above=0.0)
 

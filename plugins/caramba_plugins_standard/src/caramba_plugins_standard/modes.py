@@ -14,7 +14,9 @@ from caramba_core.modes import Data, Device, DType, Evaluation, Need, Run, Teach
 from caramba_plugins_standard.training import Training
 
 if TYPE_CHECKING:
+    from caramba_core.datasets import Tokens
     from caramba_core.sites import Site
+    from caramba_core.teachers import Tokenizer
 
 __all__ = ["CUBLAS_WORKSPACE", "Evaluate", "Generate", "Sampling", "Train"]
 
@@ -91,6 +93,13 @@ class Train(Run):
         if self.train.deterministic:  # cuBLAS reads this once, before its first product of a process
             os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
 
+    def check_inputs(self, tokens: Tokens | None, tokenizer: Tokenizer | None) -> None:
+        """There must be a window to train on."""
+        from caramba_plugins_standard.training.windows import Windows
+
+        assert tokens is not None  # the mode needs them
+        Windows(tokens, context=self.train.context, seed=self.seed)
+
     def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:
         """Every step's sequences, forward and backward."""
         train = self.train.complete()
@@ -100,6 +109,7 @@ class Train(Run):
             context=train.context,
             dtype=train.dtype,
             sequences=self.steps * train.accumulate * train.batch_size,
+            batches=train.accumulate,
             uses_teacher=train.strategy.needs_teacher,
             whole_model=train.strategy.whole_model,
             state_values=train.optimizer.state_values(),
@@ -165,6 +175,13 @@ class Generate(Run):
     special_tokens: bool = option(default=True, help="read what spells a special token in the prompt as one")
     ignore_eos: bool = option(default=False, help="go on behind the tokens that end a text or a turn")
     sampling: Sampling = option(factory=Sampling, help="how the next token is chosen: greedily if not given")
+
+    def check_inputs(self, tokens: Tokens | None, tokenizer: Tokenizer | None) -> None:
+        """The prompt must hold a token."""
+        from caramba_plugins_standard.generation import prompt_ids
+
+        assert tokenizer is not None  # the mode needs one
+        prompt_ids(self, tokenizer)
 
     def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:
         """One sequence, through a cache of its new tokens; the prompt's come on top."""

@@ -19,6 +19,7 @@ def quantize(values: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor]:
     range (65504).
     """
     count = values.shape[2]
+    block = min(block, count)
     padded = torch.cat([values, values[..., -1:].expand(*values.shape[:2], -count % block)], dim=2)
     wide = padded.to(torch.promote_types(padded.dtype, torch.float32))
     blocks = wide.view(*wide.shape[:2], -1, block)
@@ -39,5 +40,6 @@ def dequantize(codes: Tensor, blocks: Tensor, count: int, bits: int, block: int)
     """The ``count`` values of each token, ``[B, T, C]`` in float32, that :func:`quantize` stored."""
     if bits == 4:
         codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(2)[..., :count]
+    block = min(block, count)
     step, least = (part.repeat_interleave(block, -1)[..., :count] for part in blocks.float().unbind(-1))
     return torch.addcmul(least, step, codes)

@@ -9,7 +9,7 @@ from caramba_core.components import Body, Layer, Topology, component, option
 from caramba_core.document.problem import Path
 from caramba_core.document.tree import List, Map, Node, Scalar, find, plain, replaced_at
 from caramba_core.errors import InvalidValue
-from caramba_core.graph import MAX_NODES
+from caramba_core.graph import MAX_APPLICATIONS, MAX_NODES
 from caramba_plugins_standard.each import spread
 
 __all__ = ["Cyclic", "Nested", "Recurrent", "Residual", "Stacked"]
@@ -163,7 +163,7 @@ class Recurrent(Topology):
     builds: ClassVar[str] = "caramba_plugins_standard.topology_modules:RecurrentModule"
 
     layers: tuple[Layer, ...] = option(help="the layers of f, in order")
-    times: int = option(help="how often f is applied", minimum=1)
+    times: int = option(help="how often f is applied", minimum=1, maximum=MAX_APPLICATIONS)
     inject: bool = option(default=False, help="add the input again before every application but the first")
 
     def __attrs_post_init__(self) -> None:
@@ -189,7 +189,7 @@ class Cyclic(Topology):
     builds: ClassVar[str] = "caramba_plugins_standard.topology_modules:CyclicModule"
 
     layers: tuple[Layer, ...] = option(help="the k layers; a chain of several is one stacked layer")
-    times: int = option(help="applications in all, at least one of each layer", minimum=1)
+    times: int = option(help="applications in all, at least one of each layer", minimum=1, maximum=MAX_APPLICATIONS)
 
     def __attrs_post_init__(self) -> None:
         _need_layers(self.layers)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
-from caramba_plugins_standard.training.windows import windows_of
+from caramba_plugins_standard.training.windows import Windows
 from torch import Tensor
 
+from caramba_core.datasets import Tokens
 from caramba_core.errors import InputError
 from caramba_core.modes import Results
 from caramba_core.run.context import RunContext
@@ -14,7 +15,7 @@ from caramba_plugins_upcycle.calibration import Calibration
 from caramba_plugins_upcycle.modes import Convert, Start
 from caramba_plugins_upcycle.stages import stages
 
-__all__ = ["ConvertRunner", "calibration_batches"]
+__all__ = ["ConvertRunner", "calibration_batches", "calibration_windows"]
 
 
 class ConvertRunner:
@@ -57,20 +58,29 @@ class ConvertRunner:
         )
 
 
+def calibration_windows(tokens: Tokens, settings: Start, seed: int, *, skip: int = 0) -> tuple[Windows, int]:
+    """The windows that calibration draws from, and how many it takes; :class:`InputError` where there are too few.
+
+    ``skip`` are taken by something else.
+    """
+    length = min(settings.max_context, settings.tokens)
+    windows = Windows(tokens, context=length, seed=seed)
+    count = max(1, settings.tokens // length)
+    if skip + count > windows.count:
+        raise InputError(
+            f"{tokens.origin} has {windows.count:,} windows of {length:,} tokens, too few to calibrate on",
+            expected=f"{skip + count:,} windows for start.tokens: {settings.tokens}",
+            hint="use fewer calibration tokens, or more text",
+        )
+    return windows, count
+
+
 def calibration_batches(context: RunContext, settings: Start, *, skip: int = 0) -> list[Tensor]:
     """Calibration windows int64 ``[B, T]`` on the run's device, the same for a seed whatever the batch size.
 
     ``skip`` leaves out so many windows at first: those that something else has seen.
     """
-    length = min(settings.max_context, settings.tokens)
-    windows = windows_of(context, length)
-    count = max(1, settings.tokens // length)
-    if skip + count > windows.count:
-        raise InputError(
-            f"{windows.tokens.origin} has {windows.count} windows of {length} tokens, too few to calibrate on",
-            expected=f"{skip + count} windows for start.tokens: {settings.tokens}",
-            hint="use fewer calibration tokens, or more text",
-        )
+    windows, count = calibration_windows(context.shared.tokens("train"), settings, context.seed, skip=skip)
     batches = []
     for first in range(skip, skip + count, settings.batch_size):
         size = min(settings.batch_size, skip + count - first)

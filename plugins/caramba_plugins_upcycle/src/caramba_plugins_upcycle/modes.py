@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from caramba_core.components import Attention, Layer, component, option
 from caramba_core.errors import InputError, InvalidValue
@@ -11,6 +11,10 @@ from caramba_core.graph import Graph
 from caramba_core.modes import Data, Evaluation, Need, Run, Teacher, Workload
 from caramba_core.sites import Site
 from caramba_plugins_upcycle.transplant import Transplant, find_transplant, require_refittable
+
+if TYPE_CHECKING:
+    from caramba_core.datasets import Tokens
+    from caramba_core.teachers import Tokenizer
 
 __all__ = ["Allocate", "Convert", "Start"]
 
@@ -93,6 +97,13 @@ class _Upcycle(Run):
                 declared = config.weights(site.student.width_in)
                 require_refittable(site, [name for name in config.output_weights or () if name not in declared])
 
+    def check_inputs(self, tokens: Tokens | None, tokenizer: Tokenizer | None) -> None:
+        """There must be windows enough to calibrate on."""
+        from caramba_plugins_upcycle.convert import calibration_windows
+
+        assert tokens is not None  # the mode needs them
+        calibration_windows(tokens, self.start, self.seed)
+
 
 @component
 class Convert(_Upcycle):
@@ -136,3 +147,13 @@ class Allocate(_Upcycle):
         """There must be a budget."""
         if self.start.cache_budget is None:
             raise InvalidValue("start", "mode allocate needs a budget: cache_budget", expected="such as 0.5x")
+
+    def check_inputs(self, tokens: Tokens | None, tokenizer: Tokenizer | None) -> None:
+        """There must be windows to calibrate on, and others to measure on."""
+        from caramba_plugins_upcycle.allocation.mode import measured
+        from caramba_plugins_upcycle.convert import calibration_windows
+
+        super().check_inputs(tokens, tokenizer)
+        assert tokens is not None  # the mode needs them
+        settings, skip = measured(self.start)
+        calibration_windows(tokens, settings, self.seed, skip=skip)

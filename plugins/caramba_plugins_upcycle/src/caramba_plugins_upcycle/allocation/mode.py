@@ -16,10 +16,10 @@ from caramba_core.run.context import RunContext
 from caramba_plugins_upcycle.allocation.budget import allocate, part_of_the_way
 from caramba_plugins_upcycle.allocation.sensitivity import measure_sensitivities
 from caramba_plugins_upcycle.convert import calibration_batches
-from caramba_plugins_upcycle.modes import Allocate
+from caramba_plugins_upcycle.modes import Allocate, Start
 from caramba_plugins_upcycle.stages import stages
 
-__all__ = ["AllocateRunner"]
+__all__ = ["AllocateRunner", "measured"]
 
 _MEASURED_TOKENS = 4096
 
@@ -39,14 +39,12 @@ class AllocateRunner:
         budget = int(share * sum(_cached(site.teacher.config, site.teacher.width_in) for site in context.sites))
         batches = calibration_batches(context, settings)
         tokens = sum(batch.numel() for batch in batches)
-        windows = max(1, min(_MEASURED_TOKENS, tokens // 4) // batches[0].shape[1])
-        measured = calibration_batches(
-            context, evolve(settings, tokens=windows * batches[0].shape[1]), skip=sum(map(len, batches))
-        )
+        measuring, skip = measured(settings)
+        looked = calibration_batches(context, measuring, skip=skip)
         context.reporter.stage(
             f"allocate {context.name}",
             f"{budget:,} cached values a token for {len(context.sites)} attentions, by divergence on "
-            f"{sum(batch.numel() for batch in measured):,} tokens; nothing trains",
+            f"{sum(batch.numel() for batch in looked):,} tokens; nothing trains",
         )
         with context.reporter.bar(context.name, tokens * sum(1 for _ in stages(context.teacher))) as bar:
             curves = measure_sensitivities(
@@ -54,7 +52,7 @@ class AllocateRunner:
                 sites=context.sites,
                 settings=settings,
                 calibration=batches,
-                measured=measured,
+                measured=looked,
                 progress=bar.advance,
             )
         try:
@@ -83,6 +81,14 @@ class AllocateRunner:
         context.directory.write_text("allocated.yml", dump(document))
         context.reporter.line(f"sizes by layer: {context.directory.path / 'allocated.yml'}")
         return Results(entries={"calibration_tokens": tokens, "cached_values": sum(sizes)})
+
+
+def measured(settings: Start) -> tuple[Start, int]:
+    """How windows are drawn for measuring, and how many come before them: those of the calibration."""
+    length = min(settings.max_context, settings.tokens)
+    count = max(1, settings.tokens // length)
+    windows = max(1, min(_MEASURED_TOKENS, count * length // 4) // length)
+    return evolve(settings, tokens=windows * length), count
 
 
 def _cached(config: Any, width: int) -> int:
