@@ -6,11 +6,11 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
-from caramba_core.document.problem import Path
+from caramba_core.document.problem import Path, shown
 from caramba_core.document.tree import Gap, List, Map, MapItem, Node, Scalar, merge, noted, plain
 from caramba_core.manifest.reading import Reading
 from caramba_core.manifest.variables import Variables, declared
@@ -102,6 +102,8 @@ def _matrix(group: Map, path: Path, variables: Mapping[str, MapItem], reading: R
             axes[name] = [MapItem(item.key, value) for value in values.items]
         else:
             reading.mismatch(values, "a list of values, one for each group", (*path, name))
+    if not _is_named(group):
+        axes = {name: _distinct(items, (*path, name), reading) for name, items in axes.items()}
     combinations = math.prod(map(len, axes.values()))
     if combinations > _MOST:
         reading.gap(matrix.key, f"this makes {combinations} groups", path=path, expected=f"at most {_MOST}")
@@ -114,11 +116,37 @@ def _matrix(group: Map, path: Path, variables: Mapping[str, MapItem], reading: R
 def _suffixed(group: Map, chosen: Mapping[str, MapItem]) -> Map:
     """A name of its own for each combination, unless the user's name is made from variables."""
     name = group.get("name")
-    if name is None or name.text is None or name.dynamic:
+    if name is None or name.text is None or _is_named(group):
         return group
-    parts = [name.text]
-    for variable, item in chosen.items():
-        value = plain(item.value)
-        short = _NOT_IN_NAMES.sub("-", str(value).lower() if isinstance(value, bool) else str(value)).strip("-")
-        parts.append(f"{variable}_{short}")
+    parts = [name.text, *(f"{variable}_{_in_name(plain(item.value))}" for variable, item in chosen.items())]
     return group.set("name", Scalar("-".join(parts), name.span, notes=name.notes))
+
+
+def _is_named(group: Map) -> bool:
+    """Whether the user's own name is made from variables."""
+    name = group.get("name")
+    return name is not None and name.dynamic
+
+
+def _in_name(value: Any) -> str:
+    """A value in the name of a folder; of numbers the sign stays."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value).replace("+", "")
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return _NOT_IN_NAMES.sub("-", text).strip("-")
+
+
+def _distinct(items: Sequence[MapItem], path: Path, reading: Reading) -> list[MapItem]:
+    """The values that give groups names of their own; of others it is reported that they do not."""
+    first: dict[str, MapItem] = {}
+    for index, item in enumerate(items):
+        value = plain(item.value)
+        other = first.setdefault(_in_name(value).casefold(), item)  # names are folders, where capitals may not count
+        if other is item:
+            continue
+        message, hint = f"{shown(value)} is there twice", None
+        if plain(other.value) != value:
+            message = f"{shown(value)} and {shown(plain(other.value))} would give two groups one name"
+            hint = "make the group's name from variables: name: NAME-${VARIABLE}"
+        reading.gap(item.value.span, message, path=(*path, index), hint=hint)
+    return list(first.values())

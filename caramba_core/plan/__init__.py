@@ -5,7 +5,7 @@ teacher that is on this machine.
 """
 
 from caramba_core.plan.nodes import Figures, ModelPlan, NodePlan, ScopePlan, plan_model
-from caramba_core.plan.planning import Plan, plan_manifest
+from caramba_core.plan.planning import Plan, longest_context, plan_manifest
 from caramba_core.plan.runs import Memory, RunPlan
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Plan",
     "RunPlan",
     "ScopePlan",
+    "longest_context",
     "plan_manifest",
     "plan_model",
 ]

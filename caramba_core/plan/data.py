@@ -9,7 +9,10 @@
 
 ``operations_per_token`` are floating-point operations of matrix products, a multiply-add counted as two: ``forward``
 as ``torch.utils.flop_counter`` counts, ``forward_causal`` only the pairs that a causal mask keeps, ``training`` forward
-and backward with every weight training, ``decoding`` one more token with ``context`` cached.  Equal bodies of a
+and backward with every weight training, ``decoding`` one more token with ``context`` cached.  Of a cache that holds
+``context`` tokens, ``bytes_at_context`` is the whole, ``state_bytes`` what is kept once per sequence, and
+``bytes_per_token`` the rest divided by ``context``; ``values_per_token`` are those of a token that every window still
+holds.  Equal bodies of a
 topology stand once in ``scopes``, with the ``names`` of all.
 """
 
@@ -22,7 +25,7 @@ import attrs
 
 from caramba_core.errors import PluginError
 from caramba_core.hookspecs import Section
-from caramba_core.plan.nodes import ModelPlan, NodePlan
+from caramba_core.plan.nodes import ModelPlan, NodePlan, per_token
 from caramba_core.plan.runs import RunPlan, backward_operations
 from caramba_core.plugins.registry import registry
 from caramba_core.sections import section_data
@@ -84,15 +87,16 @@ def operations_per_token(model: ModelPlan) -> dict[str, float]:
     }
 
 
-def quantized_cache(model: ModelPlan) -> dict[str, dict[str, int]]:
-    """Bytes of the cache in each installed storage: per token, and of the whole context."""
+def quantized_cache(model: ModelPlan) -> dict[str, dict[str, float]]:
+    """Bytes of the cache in each installed storage: per token of the context, and of all of it."""
     found = {}
     for entry in registry().entries("storage"):
         with suppress(PluginError):  # a broken one is no business of a model that does not use it
             storage: Storage = registry().load(entry)()
+            once, whole = (model.cached_bytes(tokens, storage) for tokens in (0, model.context))
             found[entry.name] = {
-                "bytes_per_token": model.cached_bytes(1, storage) - model.cached_bytes(0, storage),
-                "bytes_at_context": model.cached_bytes(model.context, storage),
+                "bytes_per_token": per_token(whole - once, model.context),
+                "bytes_at_context": whole,
             }
     return found
 

@@ -12,7 +12,7 @@ from caramba_core.graph import Graph, Node
 from caramba_core.plugins.registry import registry
 from caramba_core.storage import ITEM_BYTES, Storage
 
-__all__ = ["Figures", "ModelPlan", "NodePlan", "ScopePlan", "cached_bytes", "plan_model", "weight_bytes"]
+__all__ = ["Figures", "ModelPlan", "NodePlan", "ScopePlan", "cached_bytes", "per_token", "plan_model", "weight_bytes"]
 
 
 @attrs.frozen(kw_only=True)
@@ -21,8 +21,9 @@ class Figures:
 
     ``operations``, ``causal_operations`` and ``saved`` (values kept for the backward pass) are those of a pass over one
     sequence of the plan's context length; ``decoding_operations`` those of one more token with that many cached.
-    ``cache_values`` and ``cache_bytes`` are cached per token, ``state_bytes`` once per sequence; ``context_bytes`` is
-    the whole cache of a sequence at that context.
+    ``context_bytes`` is the whole cache of a sequence at that context: ``state_bytes`` are kept once per sequence, and
+    ``cache_bytes`` is the rest per token of the context, to which a window that is shorter contributes less.
+    ``cache_values`` are those cached of a token that every window still holds.
     """
 
     parameters: int = 0
@@ -33,7 +34,7 @@ class Figures:
     decoding_operations: int = 0
     saved: int = 0
     cache_values: int = 0
-    cache_bytes: int = 0
+    cache_bytes: float = 0
     state_bytes: int = 0
     context_bytes: int = 0
 
@@ -168,7 +169,7 @@ class _Planner:
         cache = config.cache_spec(width) if isinstance(config, Attention) else {}
         forward = config.cost(width, Shape(batch=1, tokens=self._context, context=self._context))
         decoding = config.cost(width, Shape(batch=1, tokens=1, context=self._context))
-        state = cached_bytes(cache, self._dtype, 0)
+        state, whole = (cached_bytes(cache, self._dtype, tokens) for tokens in (0, self._context))
         own = Figures(
             parameters=sum(weight.numel for weight in weights.values() if weight.trainable),
             buffers=sum(weight.numel for weight in weights.values() if not weight.trainable),
@@ -178,11 +179,16 @@ class _Planner:
             decoding_operations=decoding.operations,
             saved=forward.saved,
             cache_values=sum(entry.values for entry in cache.values() if entry.per_token),
-            cache_bytes=cached_bytes(cache, self._dtype, 1) - state,
+            cache_bytes=per_token(whole - state, self._context),
             state_bytes=state,
-            context_bytes=cached_bytes(cache, self._dtype, self._context),
+            context_bytes=whole,
         )
         return NodePlan(node=node, type=registry().name_of(type(config)), weights=weights, cache=cache, own=own)
+
+
+def per_token(count: int, context: int) -> float:
+    """A count over a context as one per token, an integer where it is one."""
+    return count / context if count % context else count // context
 
 
 def weight_bytes(weight: Weight, dtype: str) -> int:

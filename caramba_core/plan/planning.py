@@ -10,7 +10,7 @@ import attrs
 
 from caramba_core.document.problem import Fault
 from caramba_core.errors import InputError, ManifestError, PluginError
-from caramba_core.formatting import format_bytes, format_count
+from caramba_core.formatting import format_average, format_bytes, format_count
 from caramba_core.graph import Graph, trained_nodes
 from caramba_core.lowered import group_path, located, lower_all
 from caramba_core.manifest.schema import Group
@@ -23,7 +23,7 @@ from caramba_core.teachers import reader
 if TYPE_CHECKING:
     from caramba_core.manifest.load import Loaded
 
-__all__ = ["Plan", "plan_manifest"]
+__all__ = ["Plan", "longest_context", "plan_manifest"]
 
 _CONTEXT = 1024
 """Tokens that a model is planned for where no run says how many."""
@@ -59,7 +59,8 @@ class Plan:
         if ours == theirs:
             return ("a cache as large as the teacher's",)
         compared = f"{theirs / ours:.2f} times smaller" if ours < theirs else f"{ours / theirs:.2f} times larger"
-        return (f"a cache {compared} than the teacher's {self.teacher.model.total.cache_bytes:,} bytes per token",)
+        per_token = format_average(self.teacher.model.total.cache_bytes)
+        return (f"a cache {compared} than the teacher's {per_token} bytes per token",)
 
     def line(self) -> str:
         """The plan in one line."""
@@ -90,7 +91,7 @@ def plan_manifest(loaded: Loaded, *, group: str | None = None, context: int | No
     chosen = [each for each in loaded.manifest.groups if group is None or each.name == group]
     for each in chosen:
         registry().hooks.graph_lowered(graph=graphs[each.name])
-    return tuple(_plan(loaded, each, graphs[each.name], context or _longest(each)) for each in chosen)
+    return tuple(_plan(loaded, each, graphs[each.name], context or longest_context(each)) for each in chosen)
 
 
 def _plan(loaded: Loaded, group: Group, graph: Graph, context: int) -> Plan:
@@ -115,8 +116,8 @@ def plan_teacher(teacher: Teacher, folder: Path, context: int) -> TeacherPlan:
     return TeacherPlan(source=teacher.source, dtype=teacher.dtype, model=model)
 
 
-def _longest(group: Group) -> int:
-    """The longest sequence that a run of the group trains or is measured on."""
+def longest_context(group: Group) -> int:
+    """The longest sequence that a run of the group trains or is measured on: what its plan is stated for."""
     lengths = []
     for run in group.runs:
         settings = group.evaluation(run)

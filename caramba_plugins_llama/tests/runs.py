@@ -27,6 +27,9 @@ SUMMARY = {
     "perplexity_standard_error": {"teacher": 0.5, "start": 0.75, "end": 0.25},
     "perplexity_ratio": {"start": 1.6, "end": 1.1},
     "cache_bytes_per_token": {"teacher": 4096.0, "student": 2048.0},
+    "cache_bytes_once": {"teacher": 0, "student": 512},
+    "cache_context": 1024,
+    "cache_dtype": "float32",
     "versions": {"caramba-core": "0.1.0"},
 }
 

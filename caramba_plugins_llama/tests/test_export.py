@@ -190,7 +190,8 @@ def test_the_card_holds_the_measured_table(tmp_path: Path) -> None:
     export(tmp_path / "run", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| perplexity on held-out text | 12.500 ± 0.500 | 20.000 ± 0.750 | 13.750 ± 0.250 |" in card
-    assert "| cached bytes per token | 4,096 | 2,048 | 2,048 |" in card
+    assert "| cached bytes per token at a context of 1,024 | 4,096 | 2,048 | 2,048 |" in card
+    assert "| cached bytes once per sequence | 0 | 512 | 512 |" in card
     assert 'from_pretrained("out")' in card
     assert "Run `n/g/r`, seed 3" in card
 

@@ -46,6 +46,14 @@ def test_a_matrix_makes_a_group_of_each_combination(workspace: Workspace) -> Non
     assert [block(loaded, index).repeat for index in range(4)] == [1, 1, 3, 3]
 
 
+def test_numbers_of_a_matrix_have_names_of_their_own(workspace: Workspace) -> None:
+    text = changed(
+        ("vars: {", "vars: {lr: 1, "), ("    teacher:", "    matrix: {lr: [0.5, -0.5, 1.0e+16, 1.0e-16]}\n    teacher:")
+    )
+    names = [group.name for group in workspace.load(text).manifest.groups]
+    assert names == ["main-lr_0.5", "main-lr_-0.5", "main-lr_1e16", "main-lr_1e-16"]
+
+
 def test_a_matrix_leaves_a_name_alone_that_is_made_of_variables(workspace: Workspace) -> None:
     text = changed(
         ("name: main", 'name: "depth${n_layers}"'), ("    teacher:", "    matrix: {n_layers: [1, 3]}\n    teacher:")

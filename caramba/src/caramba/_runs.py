@@ -12,6 +12,7 @@ from caramba_plugins_standard.opening import find_runs
 
 from caramba._display import Printed
 from caramba_core.errors import InputError
+from caramba_core.formatting import format_average, format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +42,8 @@ class RunInfo:
         step: training steps taken.
         perplexity, standard_error: on the held-out tokens, at the end of the run.
         ratio: that perplexity over the teacher's.
-        cache_bytes_per_token: bytes that decoding keeps for each token, counted from allocated tensors.
+        cache_bytes_per_token: bytes that decoding keeps per token of a context of ``cache_context`` tokens, beside
+            ``cache_bytes_once`` that it keeps whatever the context.
         path: the run's folder, for :func:`caramba.open`.
 
     What a run has not measured is ``None``.
@@ -56,6 +58,8 @@ class RunInfo:
     standard_error: float | None
     ratio: float | None
     cache_bytes_per_token: float | None
+    cache_bytes_once: int | None
+    cache_context: int | None
     path: Path
 
     def cells(self) -> tuple[str, ...]:
@@ -69,8 +73,14 @@ class RunInfo:
             f"{self.step:,}",
             "" if self.perplexity is None else f"{self.perplexity:.2f}{error}",
             "" if self.ratio is None else f"{self.ratio:.3f}",
-            "" if self.cache_bytes_per_token is None else f"{self.cache_bytes_per_token:,.0f}",
+            self._cached(),
         )
+
+    def _cached(self) -> str:
+        if self.cache_bytes_per_token is None:
+            return ""
+        once = f" + {format_bytes(self.cache_bytes_once)} once" if self.cache_bytes_once else ""
+        return f"{format_average(self.cache_bytes_per_token)} at {self.cache_context:,}{once}"
 
 
 class Runs(Printed, tuple[RunInfo, ...]):
@@ -137,5 +147,7 @@ def run_info(path: Path) -> RunInfo:
         standard_error=summary.get("perplexity_standard_error", {}).get("end"),
         ratio=summary.get("perplexity_ratio", {}).get("end"),
         cache_bytes_per_token=summary.get("cache_bytes_per_token", {}).get("student"),
+        cache_bytes_once=summary.get("cache_bytes_once", {}).get("student"),
+        cache_context=summary.get("cache_context"),
         path=path,
     )

@@ -161,6 +161,18 @@ def test_mermaid_is_a_tree_of_closed_subgraphs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_mermaid_names_nothing_twice(name: str) -> None:
+    """A node or subgraph that takes another's identifier replaces it, or closes a circle that does not render."""
+    identifiers = []
+    for line in mermaid(sketch_of(name)).splitlines():
+        opened = re.fullmatch(r'\s*(?:subgraph )?([a-z]\d+)(?:\(\["|\(\(?"|\[)(.*)(?:"\]\)|"\)\)?|\])(?::::\w+)?', line)
+        if opened:
+            identifiers.append(opened[1])
+            assert '"' not in opened[2].strip('"')
+    assert len(identifiers) == len(set(identifiers))
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_page_holds_picture_and_figures(name: str) -> None:
     text = page(sketch_of(name), plan_of(name))
     assert text.count("<svg") == text.count("</svg>") == 1

@@ -25,6 +25,7 @@ class _Writer:
         self._nodes: list[str] = []
         self._edges: list[str] = []
         self._count = 0
+        self._subgraphs = 0
         self._depth = 1
 
     def document(self, sketch: Sketch) -> str:
@@ -86,7 +87,8 @@ class _Writer:
         return name
 
     def _open(self, title: str) -> None:
-        self._nodes.append(f"{'  ' * self._depth}subgraph s{self._count}[{_quoted(title)}]")
+        self._nodes.append(f"{'  ' * self._depth}subgraph s{self._subgraphs}[{_quoted(title)}]")
+        self._subgraphs += 1
         self._depth += 1
 
     def _close(self) -> None:

@@ -23,13 +23,14 @@ td.w { color: #6c757d; } td:first-child { white-space: pre; }
 .t { color: #3b5bdb; }
 .g { color: #adb5bd; font-family: monospace; }
 """
-_COLUMNS = ("node", "type", "width", "parameters", "operations per token", "cached bytes per token", "weights")
+_COLUMNS = ("node", "type", "width", "parameters", "operations per token{at}", "cached bytes per token{at}", "weights")
 _NUMERIC = range(2, 6)
 
 
 def page(sketch: Sketch, model: ModelPlan) -> str:
     """An HTML document that needs nothing else."""
-    heads = "".join(f"<th{' class=n' if index in _NUMERIC else ''}>{name}</th>" for index, name in enumerate(_COLUMNS))
+    names = (name.format(at=f" at a context of {model.context:,}") for name in _COLUMNS)
+    heads = "".join(f"<th{' class=n' if index in _NUMERIC else ''}>{name}</th>" for index, name in enumerate(names))
     rows = []
     for row in model_rows(model):
         label = escape(row.label) + (f" <b>\u00d7 {row.times}</b>" if row.times > 1 else "")

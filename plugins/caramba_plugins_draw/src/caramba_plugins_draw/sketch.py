@@ -13,8 +13,8 @@ from typing import Any, Final, Literal, TypeAlias, cast
 import attrs
 
 from caramba_core.components import Attention, Component, Embedder, Head, Layer, Topology
-from caramba_core.formatting import format_bytes, format_count, format_indexes
-from caramba_core.plan import ModelPlan, NodePlan, ScopePlan
+from caramba_core.formatting import format_average, format_bytes, format_count, format_indexes
+from caramba_core.plan import Figures, ModelPlan, NodePlan, ScopePlan
 from caramba_core.plugins.registry import registry
 from caramba_plugins_draw.terminal import drawn
 
@@ -113,11 +113,11 @@ def sketch(model: ModelPlan, title: str, facts: Sequence[str] = ()) -> Sketch:
     total = model.total
     own = [
         f"{format_count(total.parameters)} parameters",
-        f"{format_count(total.operations / model.context)} operations per token over {model.context:,}",
-        f"{total.cache_bytes:,} cached bytes per token in {model.dtype}",
+        f"at a context of {model.context:,}: {format_count(total.operations / model.context)} operations per token",
+        f"{format_average(total.cache_bytes)} cached bytes per token in {model.dtype}",
     ]
     if total.state_bytes:
-        own.append(f"{format_bytes(total.state_bytes)} of state per sequence")
+        own.append(f"{format_bytes(total.state_bytes)} cached once per sequence")
     return Sketch(title=title, facts=(*own, *facts), chain=_chain([model.roots]))
 
 
@@ -262,7 +262,7 @@ def _card(nodes: Sequence[NodePlan]) -> Card:
         parameters=_parameters(nodes),
         settings=tuple(_settings([node.node.config for node in nodes])),
         cache=tuple(_cache(nodes)),
-        cache_size=_cache_size(nodes),
+        cache_size=_cache_size([node.total for node in nodes]),
         weights=tuple(_weights(nodes)),
         tip=first.node.name,
         **_widths(nodes, nodes),
@@ -291,9 +291,9 @@ def _figures(scopes: Sequence[ScopePlan], *, each: bool) -> str:
     """Parameters and cache of a body."""
     totals = [scope.total for scope in scopes]
     words = [f"{_span([total.parameters for total in totals], format_count)} parameters"]
-    cached = [total.cache_bytes for total in totals]
-    if any(cached):
-        words.append(f"{_span(cached)} cached bytes per token")
+    cached = _cache_size(totals, "cached bytes")
+    if cached:
+        words.append(cached)
     return ", ".join(words) + (" each" if each else "")
 
 
@@ -332,12 +332,12 @@ def _cache(nodes: Sequence[NodePlan]) -> Iterator[str]:
         yield text if entry.per_token else f"{text} once"
 
 
-def _cache_size(nodes: Sequence[NodePlan]) -> str:
-    """``1,024 bytes per token``."""
-    per_token, once = ([getattr(node.total, f"{kind}_bytes") for node in nodes] for kind in ("cache", "state"))
-    sizes = [f"{_span(per_token)} bytes per token"] if any(per_token) else []
+def _cache_size(totals: Sequence[Figures], what: str = "bytes") -> str:
+    """``1,024 bytes per token and 12 KiB once per sequence``."""
+    per_token, once = [total.cache_bytes for total in totals], [total.state_bytes for total in totals]
+    sizes = [f"{_span(per_token, format_average)} {what} per token"] if any(per_token) else []
     if any(once):
-        sizes.append(f"{_span(once, format_bytes)} per sequence")
+        sizes.append(f"{_span(once, format_bytes)} once per sequence")
     return " and ".join(sizes)
 
 
@@ -358,7 +358,7 @@ def _widths(first: Sequence[NodePlan], last: Sequence[NodePlan]) -> dict[str, st
     }
 
 
-def _span(values: Sequence[int], words: Callable[[float], str] = "{:,}".format) -> str:
+def _span(values: Sequence[float], words: Callable[[float], str] = "{:,}".format) -> str:
     """A number, or the range of several."""
     low, high = words(min(values)), words(max(values))
     return low if low == high else f"{low} \u2013 {high}"

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from caramba_core.components import Head, Topology
-from caramba_core.formatting import format_bytes, format_count, format_indexes
+from caramba_core.formatting import format_average, format_bytes, format_count, format_indexes
 from caramba_core.plan import Figures, ModelPlan, NodePlan, RunPlan
 from caramba_core.plan.data import operations_per_token, plan_sections, quantized_cache
 from caramba_core.sections import plain_table, section_table
@@ -127,7 +127,7 @@ def _row(figures: Figures, model: ModelPlan, **rest: Any) -> Row:
 
 
 def _cache_words(figures: Figures) -> str:
-    words = [f"{figures.cache_bytes:,}"] if figures.cache_bytes else []
+    words = [format_average(figures.cache_bytes)] if figures.cache_bytes else []
     if figures.state_bytes:
         words.append(f"{format_bytes(figures.state_bytes)} once")
     return " + ".join(words)
@@ -148,7 +148,8 @@ def _model_table(model: ModelPlan, width: int, *, full: bool) -> Table:
     table = Table(box=None, padding=(0, 1 if narrow else 2, 0, 0), header_style="dim")
     table.add_column("node", no_wrap=True)
     table.add_column("type", no_wrap=True, style="cyan")
-    for head in ("width", "parameters", "operations\nper token", "cached bytes\nper token"):
+    at = f"\nat {model.context:,}"
+    for head in ("width", "parameters", f"operations\nper token{at}", f"cached bytes\nper token{at}"):
         table.add_column(head, justify="right", no_wrap=True)
     if weights:
         table.add_column("weights", style="dim", overflow="fold")
@@ -194,13 +195,13 @@ def _size(model: ModelPlan) -> str:
 
 def _cache_line(plan: Plan) -> str:
     model, total = plan.model, plan.model.total
-    words = f"{_cache_words(total) or 0} bytes per token in {model.dtype}"
+    words = f"{format_average(total.cache_bytes)} bytes per token at a context of {model.context:,} in {model.dtype}"
     if total.cache_bytes:
-        quantized = (f"{sizes['bytes_per_token']:,} in {name}" for name, sizes in quantized_cache(model).items())
-        words += f" ({', '.join(quantized)})"
-    if total.context_bytes < total.state_bytes + model.context * total.cache_bytes:
-        words += " until windows are full"
-    words += f", {format_bytes(total.context_bytes)} at {model.context:,} tokens"
+        sizes = {name: size["bytes_per_token"] for name, size in quantized_cache(model).items()}
+        words += f" ({', '.join(f'{format_average(size)} in {name}' for name, size in sizes.items())})"
+    if total.state_bytes:
+        words += f" and {format_bytes(total.state_bytes)} once per sequence"
+    words += f", {format_bytes(total.context_bytes)} in all"
     return "; ".join((words, *plan.facts())) if plan.teacher is not None and plan.teacher.model is not None else words
 
 

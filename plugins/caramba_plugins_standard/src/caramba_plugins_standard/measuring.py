@@ -7,21 +7,23 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from caramba_core.components import evolve
 from caramba_core.datasets import Tokens
 from caramba_core.errors import InputError
+from caramba_core.graph import Graph
 from caramba_core.modes import Evaluation, Results
+from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel
+from caramba_core.plan import longest_context
 from caramba_core.run.atomic import write_text
 from caramba_core.run.context import RunContext
 from caramba_core.storage import Storage
 from caramba_plugins_standard.modes import Evaluate
 from caramba_plugins_standard.perplexity import Measurement, measure, paired_difference, require_enough
 
-__all__ = ["EvaluateRunner", "Perplexities", "cache_bytes_per_token", "measure_run"]
-
-_PROBE_TOKENS = 256
-"""Cached tokens by which bytes a token are measured: the difference between this many and twice as many."""
+__all__ = ["EvaluateRunner", "Perplexities", "cache_bytes", "measure_run"]
 
 
 class Perplexities:
@@ -69,7 +71,7 @@ class Perplexities:
 
     def entries(self) -> dict[str, Any]:
         """What the summary says of all of them."""
-        entries: dict[str, Any] = {"cache_bytes_per_token": self._cache_bytes()}
+        entries = self._cache_entries()
         if not self.measured:
             return entries
         entries["perplexity"] = {name: m.perplexity for name, m in self.measured.items()}
@@ -126,12 +128,19 @@ class Perplexities:
             if (theirs / f"{source}.npy").exists() and not (self.folder / f"{target}.npy").exists():
                 Measurement.load(theirs / f"{source}.npy").save(self.folder / f"{target}.npy")
 
-    def _cache_bytes(self) -> dict[str, float]:
-        context = self.context
-        found = {"student": cache_bytes_per_token(context.student, context.evaluation.cache)}
-        if context.shared.source is not None:
-            found = {"teacher": cache_bytes_per_token(context.teacher), **found}
-        return found
+    def _cache_entries(self) -> dict[str, Any]:
+        """Bytes that decoding keeps, as the group's plan states them: counted from the tensors of caches."""
+        context, source = self.context, self.context.shared.source
+        dtype = "float32" if context.group.teacher is None else context.group.teacher.dtype
+        tokens = longest_context(context.group)
+        found = {} if source is None else {"teacher": cache_bytes(source.graph, tokens, dtype)}
+        found["student"] = cache_bytes(context.graph, tokens, dtype, context.evaluation.cache)
+        return {
+            "cache_bytes_per_token": {name: per_token for name, (per_token, _) in found.items()},
+            "cache_bytes_once": {name: once for name, (_, once) in found.items()},
+            "cache_context": tokens,
+            "cache_dtype": dtype,
+        }
 
 
 class EvaluateRunner:
@@ -165,8 +174,13 @@ def measure_run(
     return result
 
 
-def cache_bytes_per_token(model: LanguageModel, storage: Storage | None = None) -> float:
-    """Bytes that decoding keeps for one more token, counted from allocated tensors."""
-    small = model.new_cache(1, capacity=_PROBE_TOKENS, storage=storage).bytes
-    large = model.new_cache(1, capacity=2 * _PROBE_TOKENS, storage=storage).bytes
-    return (large - small) / _PROBE_TOKENS
+def cache_bytes(graph: Graph, tokens: int, dtype: str, storage: Storage | None = None) -> tuple[float, int]:
+    """Bytes that a cache of one sequence of ``tokens`` tokens holds per token, and those that it holds once.
+
+    They are counted from its tensors, whose values are never allocated.
+    """
+    once, whole = (
+        Cache(graph, batch=1, dtype=getattr(torch, dtype), device="meta", capacity=capacity, storage=storage).bytes
+        for capacity in (0, tokens)
+    )
+    return (whole - once) / tokens, once

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caramba_core.formatting import format_count, format_duration
+from caramba_core.formatting import format_average, format_bytes, format_count, format_duration
 from caramba_core.hookspecs import Section, hookimpl
 
 __all__ = ["group_sections"]
@@ -16,19 +16,23 @@ def group_sections(summaries: Sequence[Mapping[str, Any]]) -> list[Section]:
     """Perplexity, cache, parameters, tokens and time of each run of a group, and of its teacher."""
     rows: list[tuple[str, ...]] = []
     teacher = next((one for one in summaries if "teacher" in one.get("perplexity", {})), None)
+    contexts = {one["cache_context"] for one in summaries if "cache_context" in one}
+    one_context = len(contexts) == 1
     if teacher is not None:
-        rows.append(("teacher", _perplexity(teacher, "teacher"), "1.000", _cached(teacher, "teacher"), "", "", ""))
-    rows += map(_row, summaries)
-    columns = ("", "perplexity", "ratio", "cache B/token", "params", "tokens", "time")
+        cached = _cached(teacher, "teacher", one_context)
+        rows.append(("teacher", _perplexity(teacher, "teacher"), "1.000", cached, "", "", ""))
+    rows += (_row(summary, one_context) for summary in summaries)
+    at = f" at {contexts.pop():,}" if one_context else ""
+    columns = ("", "perplexity", "ratio", f"cache B/token{at}", "params", "tokens", "time")
     return [Section(title="results", columns=columns, rows=tuple(rows))]
 
 
-def _row(summary: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(summary: Mapping[str, Any], one_context: bool) -> tuple[str, ...]:
     return (
         summary["run"],
         _perplexity(summary, "end") if "end" in summary.get("perplexity", {}) else "",
         f"{summary['perplexity_ratio']['end']:.3f}" if "perplexity_ratio" in summary else "",
-        _cached(summary, "student"),
+        _cached(summary, "student", one_context),
         format_count(summary["parameters"]) if "parameters" in summary else "",
         format_count(summary.get("tokens", 0) or summary.get("calibration_tokens", 0)),
         format_duration(summary["seconds"]),
@@ -40,6 +44,10 @@ def _perplexity(summary: Mapping[str, Any], name: str) -> str:
     return f"{summary['perplexity'][name]:.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
-def _cached(summary: Mapping[str, Any], model: str) -> str:
-    count = summary.get("cache_bytes_per_token", {}).get(model)
-    return "" if count is None else f"{count:,.0f}"
+def _cached(summary: Mapping[str, Any], model: str, one_context: bool) -> str:
+    """Bytes per token, and those kept once; the context that they hold for where the table's head does not tell it."""
+    count, once = (summary.get(f"cache_bytes_{kind}", {}).get(model) for kind in ("per_token", "once"))
+    if count is None:
+        return ""
+    at = "" if one_context else f" at {summary['cache_context']:,}"
+    return format_average(count) + at + (f" + {format_bytes(once)} once" if once else "")
