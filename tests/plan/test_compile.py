@@ -262,7 +262,7 @@ def test_a_local_teacher_is_planned(manifest: Path, teacher: Path, capsys: pytes
     assert fit["teacher"] == plan["teacher"]["weight_bytes"]
     assert fit["weights"] + fit["shared"] == student["weight_bytes"] + 3 * 3 * 24 * 32 * 2  # MLPs train in float32
     assert caramba("compile", manifest, "--print-plan", "--group", "a") == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert "a cache 2.00 times smaller than the teacher's 288 bytes per token" in shown
 
 
