@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,10 @@ import pytest
 import caramba
 import caramba_plugins_dba
 import caramba_plugins_llama
+
+# Compiled modules are kept, also where the shell says otherwise: each process would compile hundreds of files again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A test file's module is named by its path from here, such as caramba_plugins_llama.tests.test_export.  Where a
 # distribution's folder is named like its package, the package itself must be there first.
@@ -34,3 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 f"{item.path} would run the tests of {module.__file__}: both are {module.__name__}; "
                 "leave __init__.py out of a distribution's tests"
             )
+
+
+def pytest_collection_finish() -> None:
+    """What exists by now stays: the garbage collector need not go through it again and again."""
+    gc.freeze()
