@@ -101,7 +101,7 @@ class Verify:
 
 # ------------------------------------------------------------------------------------------------ what a mode says
 
-Need = Literal["teacher", "tokenizer", "data.train", "data.heldout"]
+Need = Literal["teacher", "tokenizer", "data.train", "data.heldout", "weights"]
 
 
 @attrs.frozen(kw_only=True)
@@ -155,7 +155,7 @@ class Evaluator(Protocol):
 
     @classmethod
     def check(cls, tokens: Tokens, settings: Evaluation) -> None:
-        """Raise :class:`~caramba_core.errors.InputError` where the held-out tokens do not do for these settings."""
+        """Raise :class:`~caramba_core.errors.InvalidValue` where the held-out tokens do not do for these settings."""
 
     def before(self) -> Iterator[tuple[str, float]]:
         """Measure where the run starts from; gives the name and value of each figure that was not known yet."""
@@ -174,7 +174,7 @@ class Run(Component):
     kind: ClassVar[str] = "mode"
     tag: ClassVar[str] = "mode"
     needs: ClassVar[frozenset[Need]] = frozenset()
-    """What its group must have; checked before anything is computed."""
+    """What its group must have, and ``weights``: those of a run before it, or all of them the teacher's."""
     measures: ClassVar[bool] = True
     """Whether teacher, start and end are measured, where the group has held-out tokens."""
     changes_weights: ClassVar[bool] = False
@@ -219,6 +219,13 @@ class Run(Component):
     def check(self, teacher: Teacher | None, data: Data) -> None:
         """Raise :class:`~caramba_core.errors.InvalidValue` for settings that do not go with the run's group."""
 
+    def check_model(self, sites: Sequence[Site], trained: frozenset[str]) -> None:
+        """Raise :class:`~caramba_core.errors.InvalidValue` for settings that do not go with the model.
+
+        ``sites`` are the nodes that differ from the teacher's, ``trained`` names those that train.  Plans ask it too,
+        where the teacher is on this machine.
+        """
+
     def check_before(self, device: str, sites: Sequence[Site]) -> None:
         """Raise :class:`~caramba_core.errors.CarambaError` for what would stop the run later; nothing is built yet.
 
@@ -228,7 +235,7 @@ class Run(Component):
         """
 
     def check_inputs(self, tokens: Tokens | None, tokenizer: Tokenizer | None) -> None:
-        """Raise :class:`~caramba_core.errors.InputError` where what the run reads does not do; nothing is built yet.
+        """Raise :class:`~caramba_core.errors.InvalidValue` where what the run reads does not do; nothing is built yet.
 
         ``tokens`` are those of ``data.train``, ``tokenizer`` is the teacher's: each where the mode needs it.
         """

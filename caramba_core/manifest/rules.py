@@ -100,7 +100,7 @@ def _needed(
     except PluginError:  # which structuring reports
         return
     lacking = []
-    for key, *inner in dict.fromkeys(_PLACES[need] for need in sorted(needs)):
+    for key, *inner in dict.fromkeys(_PLACES[need] for need in sorted(needs) if need in _PLACES):
         held = group.get(key)
         if path[:2] in misspelt or (inner and (*path[:2], key) in misspelt):
             continue

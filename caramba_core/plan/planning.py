@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,15 @@ import attrs
 from caramba_core.document.problem import Fault
 from caramba_core.errors import InputError, ManifestError, PluginError
 from caramba_core.formatting import format_average, format_bytes, format_count
-from caramba_core.graph import Graph, trained_nodes
-from caramba_core.lowered import group_path, located, lower_all
+from caramba_core.graph import Graph
+from caramba_core.lowered import located, lower_all
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Teacher
+from caramba_core.plan.checks import pattern_faults, run_faults
 from caramba_core.plan.nodes import ModelPlan, plan_model
 from caramba_core.plan.runs import RunPlan, TeacherPlan, plan_runs
 from caramba_core.plugins.registry import registry
+from caramba_core.sites import find_sites
 from caramba_core.teachers import reader
 
 if TYPE_CHECKING:
@@ -84,14 +87,32 @@ def plan_manifest(loaded: Loaded, *, group: str | None = None, context: int | No
     that is there and cannot be read.
     """
     own, graphs = lower_all(loaded)
-    _check_patterns(loaded, graphs)
+    _refuse(loaded, (f for each in loaded.manifest.groups for f in pattern_faults(loaded, each, graphs[each.name])))
     if not graphs:
         registry().hooks.graph_lowered(graph=own)
         return (Plan(name=loaded.manifest.name, model=plan_model(own, context=context or _CONTEXT)),)
     chosen = [each for each in loaded.manifest.groups if group is None or each.name == group]
     for each in chosen:
         registry().hooks.graph_lowered(graph=graphs[each.name])
-    return tuple(_plan(loaded, each, graphs[each.name], context or longest_context(each)) for each in chosen)
+    plans = tuple(_plan(loaded, each, graphs[each.name], context or longest_context(each)) for each in chosen)
+    _refuse(loaded, (fault for each, plan in zip(chosen, plans, strict=True) for fault in _faults(loaded, each, plan)))
+    return plans
+
+
+def _faults(loaded: Loaded, group: Group, plan: Plan) -> Iterator[Fault]:
+    """What can be said of a group's runs where its teacher is on this machine, or there is none."""
+    teacher = None if plan.teacher is None else plan.teacher.model
+    if group.teacher is not None and teacher is None:
+        return
+    with suppress(InputError):  # a teacher of another shape, which a run says
+        sites = () if teacher is None else find_sites(teacher.graph, plan.model.graph)
+        for run in group.runs:
+            yield from run_faults(loaded, group, run, plan.model.graph, sites)
+
+
+def _refuse(loaded: Loaded, faults: Iterator[Fault]) -> None:
+    if found := list(faults):
+        raise ManifestError(located(loaded, found))
 
 
 def _plan(loaded: Loaded, group: Group, graph: Graph, context: int) -> Plan:
@@ -126,18 +147,3 @@ def longest_context(group: Group) -> int:
         if run.trains:
             lengths.append(run.workload(settings, vocab_size=0).context)
     return max(lengths, default=_CONTEXT)
-
-
-def _check_patterns(loaded: Loaded, graphs: Mapping[str, Graph]) -> None:
-    """Every pattern under ``trains`` must match a node."""
-    faults = []
-    for group in loaded.manifest.groups:
-        for index, run in enumerate(group.runs):
-            for place, pattern in enumerate(run.trains):
-                try:
-                    trained_nodes(graphs[group.name], (pattern,))
-                except InputError as error:
-                    path = (*group_path(loaded, group), "runs", index, *run.trains_key, place)
-                    faults.append(Fault(path=path, message=error.message, expected=error.expected))
-    if faults:
-        raise ManifestError(located(loaded, faults))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +15,15 @@ import torch
 from torch import nn
 
 from caramba_core.datasets import Tokens
-from caramba_core.errors import CarambaError, InputError, NumericalStop, PluginError
+from caramba_core.document.problem import Fault
+from caramba_core.errors import CarambaError, InputError, InvalidValue, ManifestError, NumericalStop, PluginError
 from caramba_core.graph import ROOT, Graph, trained_nodes
-from caramba_core.lowered import lower_group
+from caramba_core.lowered import group_path, located, lower_group
 from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Evaluator, Run
 from caramba_core.nn.language_model import LanguageModel
+from caramba_core.plan.checks import run_faults
 from caramba_core.plugins.registry import registry
 from caramba_core.run.checkpoint import load_random, load_tensors, read_state, restore_optimizer, save_checkpoint
 from caramba_core.run.device import autocast, pick_device, torch_dtype
@@ -147,7 +149,8 @@ class GroupContext:
                 problem = f"group {self.group.name} has data.heldout, and no installed plugin measures anything on it"
                 raise PluginError(problem, hint="install one with an evaluator, or leave data.heldout out")
             for evaluator in evaluators:
-                evaluator.check(self.tokens("heldout"), self.group.evaluation(run))
+                with self._located(*(self._path(run) if run.eval else ()), "eval"):
+                    evaluator.check(self.tokens("heldout"), self.group.evaluation(run))
         if "data.train" in run.needs:
             self.tokens("train")
             if self.heldout_in_train:
@@ -156,12 +159,24 @@ class GroupContext:
                     f"warning: group {self.group.name}: {share} of the held-out tokens are training tokens too"
                     f" ({heldout}): its perplexities are of a text that was seen"
                 )
-        trained_nodes(self.graph, run.trains)
-        run.check_before(device.type, self.sites)
-        run.check_inputs(
-            self.tokens("train") if "data.train" in run.needs else None,
-            self.tokenizer if "tokenizer" in run.needs else None,
-        )
+        if faults := list(run_faults(self.loaded, self.group, run, self.graph, self.sites)):
+            raise ManifestError(located(self.loaded, faults))
+        tokens = self.tokens("train") if "data.train" in run.needs else None
+        with self._located(*self._path(run)):
+            run.check_before(device.type, self.sites)
+            run.check_inputs(tokens, self.tokenizer if "tokenizer" in run.needs else None)
+
+    def _path(self, run: Run) -> tuple[str | int, ...]:
+        return "runs", self.group.runs.index(run)
+
+    @contextmanager
+    def _located(self, *path: str | int) -> Iterator[None]:
+        """An :class:`InvalidValue` of what the group has under a path, as an error with its place in the manifest."""
+        try:
+            yield
+        except InvalidValue as error:
+            fault = Fault.of(error, *group_path(self.loaded, self.group), *path)
+            raise ManifestError(located(self.loaded, [fault])) from error
 
     def teacher(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         """The teacher on a device, loaded once, frozen."""

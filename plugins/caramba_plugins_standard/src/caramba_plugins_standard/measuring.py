@@ -20,7 +20,7 @@ from caramba_core.plan import longest_context
 from caramba_core.run.atomic import write_text
 from caramba_core.run.context import RunContext
 from caramba_core.storage import Storage
-from caramba_plugins_standard.modes import Evaluate
+from caramba_plugins_standard.modes import Evaluate, blamed_on
 from caramba_plugins_standard.perplexity import Measurement, measure, paired_difference, require_enough
 
 __all__ = ["EvaluateRunner", "Perplexities", "cache_bytes", "measure_run"]
@@ -41,7 +41,8 @@ class Perplexities:
     @classmethod
     def check(cls, tokens: Tokens, settings: Evaluation) -> None:
         """There must be enough held-out tokens."""
-        require_enough(tokens, settings)
+        with blamed_on("context" if len(tokens.ids) < settings.context else "windows"):
+            require_enough(tokens, settings)
 
     def before(self) -> Iterator[tuple[str, float]]:
         """Measure teacher and start; gives each perplexity that was not known yet."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from caramba_core.components import component, option
@@ -18,12 +19,21 @@ if TYPE_CHECKING:
     from caramba_core.sites import Site
     from caramba_core.teachers import Tokenizer
 
-__all__ = ["CUBLAS_WORKSPACE", "Evaluate", "Generate", "Sampling", "Train"]
+__all__ = ["CUBLAS_WORKSPACE", "Evaluate", "Generate", "Sampling", "Train", "blamed_on"]
 
 _log = logging.getLogger("caramba.run")
 
 CUBLAS_WORKSPACE: Final = "CUBLAS_WORKSPACE_CONFIG"
 """The environment variable that gives cuBLAS workspaces of fixed sizes, without which its results vary."""
+
+
+@contextmanager
+def blamed_on(field: str, *within: str) -> Iterator[None]:
+    """An :class:`InputError` in the block is of a setting: it is raised as the :class:`InvalidValue` of that one."""
+    try:
+        yield
+    except InputError as error:
+        raise InvalidValue(field, error.message, expected=error.expected, hint=error.hint, within=within) from error
 
 
 @component
@@ -35,7 +45,7 @@ class Train(Run):
     changes_weights: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
     without_effect: ClassVar[frozenset[str]] = Run.without_effect | {
-        *("train.device", "train.checkpoint_every", "train.evaluate_every")
+        *("train.device", "train.checkpoint_every", "train.checkpoint_minutes", "train.evaluate_every")
     }
     may_change: ClassVar[frozenset[str]] = frozenset(
         {"steps", "train.lr", "train.clip", "train.schedule", "train.dtype"}
@@ -74,6 +84,10 @@ class Train(Run):
                 "train", "there is nothing to measure on: the group has no data.heldout", within=("evaluate_every",)
             )
 
+    def check_model(self, sites: Sequence[Site], trained: frozenset[str]) -> None:
+        """A strategy may train some nodes only."""
+        self.train.strategy.check(sites, trained)
+
     def check_before(self, device: str, sites: Sequence[Site]) -> None:
         """CUDA graphs need CUDA; the same bits need workspaces of fixed sizes."""
         if self.train.cuda_graph and device != "cuda":
@@ -98,7 +112,8 @@ class Train(Run):
         from caramba_plugins_standard.training.windows import Windows
 
         assert tokens is not None  # the mode needs them
-        Windows(tokens, context=self.train.context, seed=self.seed)
+        with blamed_on("train", "context"):
+            Windows(tokens, context=self.train.context, seed=self.seed)
 
     def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:
         """Every step's sequences, forward and backward."""
@@ -123,7 +138,7 @@ class Evaluate(Run):
     """Measure a run's result, or the teacher where there is none, on the held-out tokens."""
 
     builds: ClassVar[str] = "caramba_plugins_standard.measuring:EvaluateRunner"
-    needs: ClassVar[frozenset[Need]] = frozenset({"data.heldout"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"data.heldout", "weights"})
 
 
 @component
@@ -166,7 +181,7 @@ class Generate(Run):
     """Continue a prompt through the model's own cache, greedily or by sampling, to the token that ends a text."""
 
     builds: ClassVar[str] = "caramba_plugins_standard.generation:GenerateRunner"
-    needs: ClassVar[frozenset[Need]] = frozenset({"tokenizer"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"tokenizer", "weights"})
     measures: ClassVar[bool] = False
 
     prompt: str = option(help="text to continue")
@@ -181,7 +196,8 @@ class Generate(Run):
         from caramba_plugins_standard.generation import prompt_ids
 
         assert tokenizer is not None  # the mode needs one
-        prompt_ids(self, tokenizer)
+        with blamed_on("prompt"):
+            prompt_ids(self, tokenizer)
 
     def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:
         """One sequence, through a cache of its new tokens; the prompt's come on top."""

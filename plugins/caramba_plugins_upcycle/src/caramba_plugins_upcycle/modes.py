@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from caramba_plugins_standard.modes import blamed_on
+
 from caramba_core.components import Attention, Layer, component, option
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.graph import Graph
@@ -102,7 +104,8 @@ class _Upcycle(Run):
         from caramba_plugins_upcycle.convert import calibration_windows
 
         assert tokens is not None  # the mode needs them
-        calibration_windows(tokens, self.start, self.seed)
+        with blamed_on("start", "tokens"):
+            calibration_windows(tokens, self.start, self.seed)
 
 
 @component
@@ -156,4 +159,5 @@ class Allocate(_Upcycle):
         super().check_inputs(tokens, tokenizer)
         assert tokens is not None  # the mode needs them
         settings, skip = measured(self.start)
-        calibration_windows(tokens, settings, self.seed, skip=skip)
+        with blamed_on("start", "tokens"):
+            calibration_windows(tokens, settings, self.seed, skip=skip)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from caramba_plugins_standard.training import Strategy
 
 from caramba_core.components import component, option
+from caramba_core.errors import InvalidValue
+from caramba_core.sites import Site
 
 __all__ = ["Blockwise", "Global"]
 
@@ -22,6 +25,20 @@ class Blockwise(Strategy):
     inputs: Literal["teacher", "student"] = option(
         default="teacher", help="whose hidden states the student's attentions read while they learn"
     )
+
+    def check(self, sites: Sequence[Site], trained: frozenset[str]) -> None:
+        """It trains converted attentions, and nothing else."""
+        if not sites:
+            said = "there is nothing to train: teacher and student have the same attentions"
+            raise InvalidValue("train", said, within=("strategy",))
+        if others := sorted(trained - {site.name for site in sites}):
+            raise InvalidValue(
+                "train",
+                f"upcycle.blockwise trains converted attentions only, and this names {others[0]} "
+                f"(and {len(others) - 1} more)",
+                expected="trains: [attention], or patterns of converted attentions",
+                within=("trains",),
+            )
 
 
 @component

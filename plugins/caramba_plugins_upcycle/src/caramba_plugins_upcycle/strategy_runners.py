@@ -8,7 +8,6 @@ from caramba_plugins_standard.training import StepResult, TrainingContext
 from caramba_plugins_standard.training.chunked_head import backward_in_chunks
 from torch import Tensor, nn
 
-from caramba_core.errors import InputError
 from caramba_core.nn.frame import Frame, Taps
 from caramba_plugins_upcycle.strategies import Blockwise, Global
 
@@ -33,18 +32,10 @@ class BlockwiseRunner:
         self.context = context
 
     def prepare(self) -> None:
-        """Tap the sites; refuse to claim that anything else trains."""
+        """Tap the sites."""
         context = self.context
+        self.config.check(context.sites, context.trained)  # which said so before; Python may start it otherwise
         self.names = [site.name for site in context.sites]
-        if not self.names:
-            raise InputError("upcycle.blockwise has nothing to train: teacher and student have the same attentions")
-        others = sorted(context.trained - set(self.names))
-        if others:
-            raise InputError(
-                f"upcycle.blockwise trains converted attentions only, and trains: names {others[0]} "
-                f"(and {len(others) - 1} more)",
-                expected="trains: [attention], or patterns of converted attentions",
-            )
         self.student = context.student.train()
         self.teacher = context.teacher
         self.teacher.tap(self.names)

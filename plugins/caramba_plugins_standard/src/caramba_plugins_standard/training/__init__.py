@@ -127,6 +127,12 @@ class Strategy(Component):
         held = min(rows, getattr(self, "logit_rows", rows))
         return held * vocab_size * (8 if self.needs_teacher else 4) if self.whole_model else 0
 
+    def check(self, sites: Sequence[Site], trained: frozenset[str]) -> None:
+        """Raise :class:`InvalidValue` of ``train`` where this strategy cannot train these nodes, before any step.
+
+        ``sites`` are the nodes that differ from the teacher's.
+        """
+
     def start(self, context: TrainingContext) -> StrategyRunner:
         """The runner of this strategy."""
         from caramba_core.nn.build import load_object
@@ -158,6 +164,12 @@ class Training:
         default=False, help="only algorithms that give the same bits every time, on CUDA too, where they are slower"
     )
     checkpoint_every: int | None = option(default=None, help="steps between checkpoints", unit="steps", minimum=1)
+    checkpoint_minutes: float | None = option(
+        default=10.0,
+        help="minutes between checkpoints, where checkpoint_every is not given; null for none but the last",
+        unit="minutes",
+        above=0.0,
+    )
     evaluate_every: int | None = option(default=None, help="steps between evaluations", unit="steps", minimum=1)
 
     def __attrs_post_init__(self) -> None:

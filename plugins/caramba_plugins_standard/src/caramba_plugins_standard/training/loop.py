@@ -134,8 +134,8 @@ class TrainRunner:
 
     def _train(self) -> None:
         """Train until the last step, or until something asks to stop; either way a checkpoint of the end exists."""
-        every, measured = self.settings.checkpoint_every, self.settings.evaluate_every
-        self._began = time.perf_counter() - self.seconds
+        measured = self.settings.evaluate_every
+        self._began, self._saved = time.perf_counter() - self.seconds, self.context.reporter.clock()
         stops = self.context.stop_reason is not None
         done, all_tokens = self.step * self.tokens_a_step, self.steps * self.tokens_a_step
         with (
@@ -147,10 +147,17 @@ class TrainRunner:
                 if measured is not None and self.step % measured == 0:
                     self._evaluate()
                 stops = self.context.should_stop()
-                if every is not None and self.step % every == 0 and self.step < self.steps:
+                if self.step < self.steps and self._is_due():
                     self._save()
             self._settle(bar)
             self._save()
+
+    def _is_due(self) -> bool:
+        """Whether to save between the first step and the last: by steps, or else by the time since the last one."""
+        every, minutes = self.settings.checkpoint_every, self.settings.checkpoint_minutes
+        if every is not None:
+            return self.step % every == 0
+        return minutes is not None and self.context.reporter.clock() - self._saved >= 60 * minutes
 
     def _save(self) -> None:
         """Publish a checkpoint of the current step."""
@@ -159,6 +166,7 @@ class TrainRunner:
         tokens = self.step * self.tokens_a_step
         state = {"samples": tokens // self.settings.context, "tokens": tokens, "seconds": self.seconds}
         self.context.save(self.step, optimizer=self.optimizer, state=state)
+        self._saved = self.context.reporter.clock()
 
     def _one_step(self, bar: Bar) -> None:
         settings, device = self.settings, self.context.device
