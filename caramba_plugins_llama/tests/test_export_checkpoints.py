@@ -159,7 +159,7 @@ def test_runs_whose_values_are_no_numbers(tmp_path: Path) -> None:
     model = make_run(tmp_path / "run", decoder(GQA))
     model.state_dict()["norm.weight"][2] = torch.inf
     save_checkpoint(RunDirectory(tmp_path / "run").checkpoint(3), model=model, optimizer=None, state={"step": 3})
-    with pytest.raises(InputError, match=r"norm\.weight: it holds NaN or infinity"):
+    with pytest.raises(InputError, match=r"1 of \d+ tensors hold NaN or infinity: norm\.weight"):
         export(tmp_path / "run", tmp_path / "out")
 
 

@@ -204,7 +204,36 @@ def test_a_loss_that_is_no_number_stops_with_code_4_and_keeps_the_last_good_stat
     assert all(tensor.isfinite().all() for tensor in weights(folder).values())
     assert not (folder / "summary.json").exists()
     monkeypatch.undo()
-    assert run(manifest, "--resume") == 0
+    assert "hint: lower train.lr" in said
+    hint = ("--set", "vars.lr=1.0e-4", "--set", "groups.0.runs.1.train.clip=0.5")
+    assert run(manifest, "--resume", *hint) == 0  # as the hint says, to the end
+    assert summary(manifest, "finetune")["steps"] == 6
+    assert summary(manifest, "finetune")["changed_on_the_way"][0].endswith("train.lr: 0.001 -> 0.0001")
+
+
+def test_weights_that_are_no_numbers_are_not_saved(
+    manifest: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of the optimizer may spoil weights whose loss and gradient were fine."""
+    step, steps = torch.optim.AdamW.step, 0
+
+    def spoils_the_fourth(optimizer: torch.optim.AdamW) -> None:
+        nonlocal steps
+        step(optimizer)
+        steps += 1
+        if steps == 4:
+            optimizer.param_groups[0]["params"][0].data.view(-1)[1] = float("nan")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoils_the_fourth)
+    assert run(manifest) == 4
+    said = capsys.readouterr().err
+    assert "step 4: 1 weights hold NaN or infinity, model." in said
+    assert "the last good state is" in said
+    folder = folder_of(manifest, "finetune")
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_000002"]
+    monkeypatch.undo()
+    assert run(manifest, "--resume", "--set", "vars.lr=1.0e-4") == 0
+    assert all(tensor.isfinite().all() for tensor in weights(folder).values())
 
 
 BAD: dict[str, tuple[tuple[str, ...], str]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from caramba_plugins_standard.loading import Checkpoint, find_loader
 from torch import Tensor
 
 from caramba_core.errors import InputError
+from caramba_core.plugins.metadata import ComponentEntry
 from caramba_core.plugins.registry import registry
 from caramba_core.run.atomic import publish_folder
 from caramba_core.run.checkpoint import save_tensors
@@ -28,17 +28,24 @@ _SHARD_BYTES: Final = 5_000_000_000
 _INDEX: Final = "model.safetensors.index.json"
 _SHOWN: Final = 8
 """Lines of an error."""
+_LONGEST_NAME: Final = 200
+"""Bytes of a folder's name: file systems take 255, of which the name that it is written under needs some."""
+_SHOWN_NAME: Final = 60
 
 
 @attrs.frozen(kw_only=True)
 class Exported:
-    """What was written: ``files`` by name, ``dtype`` of the weights, the ``exporter`` that described the folder."""
+    """What was written: ``files`` by name, ``dtype`` of the weights, the ``exporter`` that described the folder.
+
+    ``unfinished`` says of a run that has no result what became of it.
+    """
 
     path: Path
     exporter: str
     dtype: str
     parameters: int
     files: tuple[str, ...]
+    unfinished: str | None = None
 
 
 def export(source: str | Path, output: Path, *, dtype: str = "auto", origin: str | None = None) -> Exported:
@@ -51,28 +58,39 @@ def export(source: str | Path, output: Path, *, dtype: str = "auto", origin: str
     """
     _require_room(output)
     found = open_export_source(str(source), origin)
-    name, folder = _described(found)
+    entry, folder = _described(found)
     kind = _dtype(found.tensors, dtype)
+    config = {**folder.config, "torch_dtype": kind}
+    shipped = not {"tokenizer.json", "tokenizer_config.json"}.isdisjoint((*found.companions, *folder.files))
+    exporter = f"{entry.distribution} {entry.version}"
+    card = model_card(output.name, folder, found, config, tokenizer=shipped, exporter=exporter)
+    tensors = _converted(found.tensors, getattr(torch, kind))
     with publish_folder(output) as scratch:
-        config = {**folder.config, "torch_dtype": kind}
         _write(scratch / "config.json", json.dumps(config, indent=2) + "\n")
         for file, content in {**found.companions, **folder.files}.items():
             _write(scratch / file, content)
-        tensors = _converted(found.tensors, getattr(torch, kind))
         _write_weights(scratch, {folder.key(name): values for name, values in tensors.items()})
-        written = {path.name for path in scratch.iterdir()}
-        tokenizer = not written.isdisjoint(("tokenizer.json", "tokenizer_config.json"))
-        _write(scratch / "README.md", model_card(output.name, folder, found, config, tokenizer=tokenizer))
+        _write(scratch / "README.md", card)
         _require_same(find_loader(scratch), tensors)
         files = tuple(sorted(path.name for path in scratch.iterdir()))
     count = sum(values.numel() for values in tensors.values() if values.is_floating_point())
-    return Exported(path=output, exporter=name, dtype=kind, parameters=count, files=files)
+    return Exported(
+        path=output, exporter=entry.name, dtype=kind, parameters=count, files=files, unfinished=found.unfinished
+    )
 
 
 def _require_room(output: Path) -> None:
     """The folder can be made: nothing stands in its place, and what stands above it is a folder to write in."""
     if output.exists() or output.is_symlink():
         raise InputError(f"{output} exists already", hint="name a folder that is not there yet")
+    name = output.name
+    if name in ("", "..") or not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
+        shown = name if len(name) <= _SHOWN_NAME else f"{name[:_SHOWN_NAME]}..."
+        raise InputError(
+            f"{shown!r} is no name for a folder that others load",
+            expected=f"letters, digits, punctuation and spaces, at most {_LONGEST_NAME} bytes",
+            hint="name another one with --output",
+        )
     above = next(parent for parent in output.absolute().parents if parent.exists() or parent.is_symlink())
     if not above.is_dir():
         raise InputError(f"{output} cannot be made: {above} is no folder", hint="name a folder elsewhere")
@@ -80,14 +98,14 @@ def _require_room(output: Path) -> None:
         raise InputError(f"{output} cannot be made: {above} is not yours to write in", hint="name a folder elsewhere")
 
 
-def _described(source: ExportSource) -> tuple[str, Folder]:
+def _described(source: ExportSource) -> tuple[ComponentEntry, Folder]:
     """The folder, by the first exporter that can express the model."""
     plugins = registry()
     reasons = []
     for entry in plugins.entries("exporter"):
         exporter: type[Exporter] = plugins.load(entry)
         try:
-            return entry.name, exporter.describe(source.graph, source.model, source.settings)
+            return entry, exporter.describe(source.graph, source.model, source.settings)
         except ExportError as error:
             reasons.append(f"{entry.name}: {error}")
     raise InputError(
@@ -112,15 +130,18 @@ def _write(path: Path, content: str) -> None:
 
 def _converted(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """Floating-point tensors in ``dtype``; :class:`InputError` names every one whose values it cannot hold."""
+    broken = [name for name, values in tensors.items() if values.is_floating_point() and not values.isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{len(broken)} of {len(tensors)} tensors hold NaN or infinity: {', '.join(broken[:_SHOWN])}"
+            f"{', ...' if len(broken) > _SHOWN else ''}",
+            hint="such a model says nothing: export the run that it continues, or train it again with a lower lr",
+        )
     converted = {name: values.to(dtype) if values.is_floating_point() else values for name, values in tensors.items()}
     problems = []
     for name, values in converted.items():
         if values.is_floating_point() and not values.isfinite().all():
-            largest = tensors[name].abs().max().item()
-            finite = math.isfinite(largest)
-            problems.append(
-                f"{name}: {f'its largest value is {largest:,.6g}' if finite else 'it holds NaN or infinity'}"
-            )
+            problems.append(f"{name}: its largest value is {tensors[name].abs().max().item():,.6g}")
     if problems:
         kind, most = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
         shown = [*problems[:_SHOWN], *(["..."] if len(problems) > _SHOWN else [])]

@@ -37,6 +37,8 @@ def command(
     from caramba_plugins_llama.export import export
 
     done = export(source, output, dtype=dtype, origin=origin)
+    if done.unfinished is not None:
+        typer.echo(f"warning: {done.unfinished}", err=True)
     typer.echo(
         f"wrote {done.path}: {done.parameters:,} parameters in {done.dtype}, by the exporter {done.exporter}\n"
         f"  {', '.join(done.files)}",

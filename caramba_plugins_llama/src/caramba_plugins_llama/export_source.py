@@ -18,13 +18,17 @@ from caramba_core.lowering import lower
 from caramba_core.manifest.load import load_manifest
 from caramba_core.modes import Evaluation
 from caramba_core.nn.build import build
+from caramba_core.nn.fitting import require_fit
 from caramba_core.run.checkpoint import load_tensors, read_state
 from caramba_core.run.directory import RunDirectory
 from caramba_plugins_llama.json_file import parse_object
+from caramba_plugins_llama.model_summary import checked_summary
 from caramba_plugins_llama.provenance import Licence, Teacher, data_lines, licence_of
 
 __all__ = ["ExportSource", "open_export_source"]
 
+_TOKENIZER: Final = "tokenizer_config.json"
+_ENDED: Final = {"failed": "failed", "interrupted": "was interrupted", "running": "has not ended"}
 _EXPECTED: Final = "a folder such as runs/NAME/GROUP/RUN, or a checkpoint: a file, a folder or hf://org/repo"
 
 
@@ -33,9 +37,10 @@ class ExportSource:
     """A model to write, and what its folder holds and says beside.
 
     ``tensors`` go by the names of the graph (without ``model.``); ``companions`` are files of the checkpoint that
-    tokenizer and settings come from, ``settings`` its ``config.json``.  Of a run there are its ``summary``, where it
-    has ended, its ``data`` and the ``context`` of its measurements.  ``unchanged`` is the model of a checkpoint as it
-    is; its ``teacher`` is that checkpoint.
+    tokenizer and settings come from, ``settings`` its ``config.json``; ``left_out`` is code that these files name and
+    that is not among them.  Of a run there are its ``summary``, where it has ended, what became of it where it is
+    ``unfinished``, its ``data`` and the ``context`` of its measurements.  ``unchanged`` is the model of a checkpoint as
+    it is; its ``teacher`` is that checkpoint.
     """
 
     graph: Graph
@@ -46,6 +51,8 @@ class ExportSource:
     teacher: Teacher | None
     unchanged: bool
     summary: Mapping[str, Any] = attrs.field(factory=dict)
+    unfinished: str | None = None
+    left_out: tuple[str, ...] = ()
     data: Mapping[str, str] = attrs.field(factory=dict)
     context: int | None = None
 
@@ -61,7 +68,8 @@ def open_export_source(source: str, origin: str | None) -> ExportSource:
 
 
 def _of_run(run: Path, origin: str | None) -> ExportSource:
-    checkpoints = RunDirectory(run).checkpoints()
+    directory = RunDirectory(run)
+    checkpoints = directory.checkpoints()
     if not checkpoints:
         raise InputError(
             f"{run} holds no checkpoint", hint="a run that evaluates or generates makes none: name the one before"
@@ -79,17 +87,35 @@ def _of_run(run: Path, origin: str | None) -> ExportSource:
         checkpoint = _opened(source, loaded.folder)
         companions = _companions(checkpoint, source, graph, None)
         teacher = Teacher(source=_shown(source, loaded.folder), licence=licence_of(source, checkpoint))
-    summary = RunDirectory(run).summary() or {}
+    tensors = {local_name(name): values for name, values in load_tensors(checkpoints[-1]).items()}
+    require_fit(checkpoints[-1], graph, ((name, name, tuple(values.shape)) for name, values in tensors.items()))
+    state, saved = directory.state(), read_state(checkpoints[-1])
+    if state is not None and saved["run"] != state.identity:
+        problem = f"the checkpoint {checkpoints[-1]} is of another run than {run}"
+        raise InputError(problem, hint="remove it, or name the run that it is of")
+    unfinished = None
+    if state is not None and state.status != "done":
+        why = f": {state.error.splitlines()[0]}" if state.error else ""
+        unfinished = (
+            f"the run {_ENDED[state.status]}{why}; the weights are those of its checkpoint at step {saved['step']}"
+        )
+    summary = {} if unfinished else checked_summary(run / "summary.json", directory.summary() or {})
+    if summary and summary["run"] not in {one.id for one in group.runs}:
+        raise InputError(
+            f"{run / 'summary.json'} is of the run {summary['run']}, which its manifest does not have",
+            hint="put its own back, or remove it: the card then tells no figures",
+        )
     measured = next((one.eval for one in group.runs if one.id == summary.get("run")), None)
     return ExportSource(
         graph=graph,
         model=written["model"],
-        tensors={local_name(name): values for name, values in load_tensors(checkpoints[-1]).items()},
-        companions=companions,
+        tensors=tensors,
         settings=json.loads(companions.pop("config.json", "{}")),
+        **_without_code(companions),
         teacher=teacher,
         unchanged=False,
         summary=summary,
+        unfinished=unfinished,
         data=data_lines(written["groups"][0]),
         context=(measured or group.eval or Evaluation()).context,
     )
@@ -113,8 +139,8 @@ def _of_checkpoint(source: str, origin: str | None) -> ExportSource:
         graph=graph,
         model=checkpoint.model(),
         tensors=dict(checkpoint.tensors()),
-        companions=companions,
         settings=settings,
+        **_without_code(companions),
         teacher=Teacher(source=pinned, licence=licence_of(pinned, checkpoint)),
         unchanged=True,
     )
@@ -169,6 +195,17 @@ def _companions(checkpoint: Checkpoint, source: str, graph: Graph, identity: str
                 hint="name the checkpoint that the run started from: --origin FILE, FOLDER or hf://org/repo",
             )
     return found
+
+
+def _without_code(companions: Mapping[str, str]) -> dict[str, Any]:
+    """The files without what they say of code that does not come along, and the names of that code."""
+    settings = json.loads(companions.get(_TOKENIZER, "{}"))
+    named = settings.pop("auto_map", None)
+    if not named:
+        return {"companions": companions}
+    classes = [part for value in named.values() for part in (value if isinstance(value, list) else [value]) if part]
+    kept = {**companions, _TOKENIZER: json.dumps(settings, indent=2, ensure_ascii=False) + "\n"}
+    return {"companions": kept, "left_out": tuple(dict.fromkeys(map(str, classes)))}
 
 
 def _token_ids(files: Mapping[str, Mapping[str, Any]]) -> int:

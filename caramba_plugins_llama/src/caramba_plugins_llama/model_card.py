@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -22,24 +23,42 @@ print(tokenizer.decode(model.generate(ids, max_new_tokens=20)[0]))
 """
 
 
-def model_card(name: str, folder: Folder, source: ExportSource, config: Mapping[str, Any], *, tokenizer: bool) -> str:
-    """Markdown; numbers come from the run's ``summary.json`` alone.  ``tokenizer``: whether the folder holds one."""
+def model_card(
+    name: str,
+    folder: Folder,
+    source: ExportSource,
+    config: Mapping[str, Any],
+    *,
+    tokenizer: bool,
+    exporter: str,
+) -> str:
+    """Markdown; numbers come from the run's ``summary.json`` alone.  ``tokenizer``: whether the folder holds one.
+
+    ``exporter`` is the distribution whose exporter described the folder, and its version.
+    """
     code = [file for file in folder.files if file.endswith(".py")]
     usage = folder.usage + (_TOKENIZER if tokenizer else "")
     trust = ", trust_remote_code=True" if code else ""
     parts = [
         _metadata(source, custom=bool(code)),
         f"# {name}\n",
-        f"```python\n{usage.format(folder=name, trust=trust).rstrip()}\n```\n",
-        f'"{name}" is the path of this folder, or its name on a hub.\n',
+        f"```python\n{usage.format(folder=_in_quotes(name), trust=trust).rstrip()}\n```\n",
+        f'"{_in_quotes(name)}" is the path of this folder, or its name on a hub.\n',
     ]
     if code:
         parts.append(
-            f"transformers has no such architecture: `trust_remote_code=True` runs {_listed(code)}, which lies in this "
-            "folder.  Read it before, if the folder comes from somebody else.\n"
+            f"transformers has no such architecture: `trust_remote_code=True` runs {_listed(code, folder.files)}, "
+            f"which lies in this folder and came with {exporter}.  Read it before, if the folder comes from somebody "
+            "else.\n"
         )
+    else:
+        parts.append("Nothing in this folder is code: the classes of transformers run it.\n")
+    if source.left_out:
+        parts.append(f"The tokenizer's settings named code that is left out: {', '.join(source.left_out)}.\n")
     if not tokenizer:
         parts.append("The checkpoint that this model started from came without a tokenizer, and so does this folder.\n")
+    if source.unfinished is not None:
+        parts.append(f"**Not a finished run:** {source.unfinished}.\n")
     parts.append("## Made from\n")
     parts.append("\n".join(f"- {line}" for line in _made_from(source)) + "\n")
     rows = list(_rows(source.summary))
@@ -69,8 +88,13 @@ def _metadata(source: ExportSource, *, custom: bool) -> str:
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in found.items()), "---\n"])
 
 
-def _listed(files: list[str]) -> str:
-    return ", ".join(f"`{file}`" for file in files)
+def _listed(names: list[str], files: Mapping[str, str]) -> str:
+    return ", ".join(f"`{name}` (SHA-256 {hashlib.sha256(files[name].encode()).hexdigest()})" for name in names)
+
+
+def _in_quotes(name: str) -> str:
+    """A name as it stands between the quotes of a text in Python."""
+    return json.dumps(name, ensure_ascii=False)[1:-1]
 
 
 def _made_from(source: ExportSource) -> Iterator[str]:
@@ -93,7 +117,7 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[str]:
     perplexity, errors = summary.get("perplexity", {}), summary.get("perplexity_standard_error", {})
     if perplexity:
         cells = [
-            "" if when not in perplexity else f"{perplexity[when]:.3f}{_error(errors[when])}"
+            "" if when not in perplexity else f"{perplexity[when]:.3f}{_error(errors.get(when))}"
             for when in ("teacher", "start", "end")
         ]
         yield f"| perplexity on held-out text | {' | '.join(cells)} |"

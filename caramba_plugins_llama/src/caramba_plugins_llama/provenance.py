@@ -88,6 +88,8 @@ def licence_of(source: str, checkpoint: Checkpoint) -> Licence:
 def _front_matter(card: Path) -> Mapping[str, Any]:
     """The metadata on top of a card; nothing where it cannot be read."""
     try:
+        if not card.is_file():  # opening a named pipe would wait for somebody to write
+            return {}
         with card.open(encoding="utf-8") as file:
             found = _FRONT.match(file.read(_LONGEST))
         metadata = YAML(typ="safe", pure=True).load(StringIO(found[1])) if found is not None else None

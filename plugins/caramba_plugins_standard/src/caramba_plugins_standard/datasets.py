@@ -180,6 +180,8 @@ def _read_note(path: Path) -> dict[str, Any]:
     file = path.with_name(f"{path.name}.json")
     if not file.exists():
         return {}
+    if not file.is_file():
+        raise InputError(f"{file} is not a file", expected="what data prepare wrote beside the array, or nothing")
     try:
         note = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
