@@ -5,7 +5,7 @@ It lists the class of its reader as ``default`` in ``caramba.reader``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from caramba_core.graph import Graph
     from caramba_core.nn.language_model import LanguageModel
 
-__all__ = ["Pretrained", "Reader", "Tokenizer", "begin_of_text", "reader"]
+__all__ = ["Pretrained", "Reader", "Tokenizer", "begin_of_text", "reader", "require_ids"]
 
 
 class Tokenizer(Protocol):
@@ -56,6 +56,17 @@ class Tokenizer(Protocol):
 
     def decode(self, tokens: list[int]) -> str:
         """The text of token ids."""
+
+
+def require_ids(stops: Collection[int], vocab_size: int) -> None:
+    """Raise :class:`InputError` for an id that ends a text and that a model of this vocabulary never gives."""
+    beyond = sorted(id_ for id_ in stops if id_ >= vocab_size)
+    if beyond:
+        raise InputError(
+            f"the tokenizer ends a text with token {beyond[0]}, beyond the model's vocabulary",
+            expected=f"ids below {vocab_size}",
+            hint="correct eos_token_id in the checkpoint's config.json or generation_config.json",
+        )
 
 
 def begin_of_text(tokenizer: Tokenizer, add_bos: bool | None, what: str) -> list[int]:

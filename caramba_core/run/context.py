@@ -33,7 +33,7 @@ from caramba_core.run.reporter import Reporter
 from caramba_core.run.signals import Interrupted, Signals
 from caramba_core.run.student import assemble
 from caramba_core.sites import Site, find_sites
-from caramba_core.teachers import Pretrained, Tokenizer, reader
+from caramba_core.teachers import Pretrained, Tokenizer, reader, require_ids
 
 __all__ = ["GroupContext", "RunContext", "check_tokens"]
 
@@ -143,6 +143,8 @@ class GroupContext:
             self.source.check()
         if "tokenizer" in run.needs and self.tokenizer is None:
             raise InputError(f"run {run.id} needs a tokenizer: the teacher's checkpoint carries none")
+        if "tokenizer" in run.needs and self.tokenizer is not None:
+            require_ids(self.tokenizer.stops, self.graph.vocab_size)
         if self.group.data is not None and self.group.data.heldout is not None:
             evaluators = evaluator_classes()
             if run.measures and not evaluators:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,3 +245,11 @@ def test_a_card_says_which_code_runs(tmp_path: Path) -> None:
         f"runs `{file.name}` (SHA-256 {digest}), which lies in this folder and came with caramba-plugins-dba 0."
         in card(tmp_path / "out")
     )
+
+
+def test_a_pipe_in_place_of_a_card_is_not_waited_for(tmp_path: Path) -> None:
+    write_oracle(tmp_path / "hf", "llama")
+    os.mkfifo(tmp_path / "hf" / "README.md")
+    command = [sys.executable, "-m", "caramba_core", "export", "hf", "-o", "out"]
+    assert subprocess.run(command, cwd=tmp_path, check=False, timeout=300, capture_output=True).returncode == 0
+    assert "- Licence: unknown" in card(tmp_path / "out")

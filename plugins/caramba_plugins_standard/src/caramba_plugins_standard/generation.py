@@ -14,7 +14,7 @@ from caramba_core.modes import Results
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
 from caramba_core.storage import Storage
-from caramba_core.teachers import Tokenizer, begin_of_text
+from caramba_core.teachers import Tokenizer, begin_of_text, require_ids
 from caramba_plugins_standard.decoding import Decoder
 from caramba_plugins_standard.modes import Generate, Sampling
 from caramba_plugins_standard.sampling import Sampler
@@ -66,6 +66,7 @@ def generate(
     padded on the left; ``starts``, int64 ``[B]``, says where each begins.  ``sampling`` is greedy if not given; row
     ``b`` draws from the seed ``seed + b``.
     """
+    require_ids(stops, model.graph.vocab_size)
     if count == 0:
         return tokens
     batch, device = tokens.shape[0], tokens.device
