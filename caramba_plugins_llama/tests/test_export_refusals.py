@@ -103,6 +103,8 @@ def test_weights_that_are_no_numbers(tmp_path: Path, value: float) -> None:
                 {"cache_bytes_per_token": {"student": [1]}},
                 {"scored_tokens": "many"},
                 {"scored_tokens": True},
+                {"cache_bytes_once": 512},
+                {"cache_context": "long"},
             )
         ),
     ],

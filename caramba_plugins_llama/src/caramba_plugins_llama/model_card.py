@@ -128,7 +128,8 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[str]:
     cache = summary.get("cache_bytes_per_token", {})
     if cache:
         cells = [f"{cache[who]:,.0f}" if who in cache else "" for who in ("teacher", "student", "student")]
-        yield f"| cached bytes per token at a context of {summary['cache_context']:,} | {' | '.join(cells)} |"
+        at = f" at a context of {summary['cache_context']:,}" if "cache_context" in summary else ""
+        yield f"| cached bytes per token{at} | {' | '.join(cells)} |"
     once = summary.get("cache_bytes_once", {})
     if any(once.values()):
         cells = [f"{once[who]:,}" if who in once else "" for who in ("teacher", "student", "student")]

@@ -12,8 +12,9 @@ from caramba_core.errors import InputError
 __all__ = ["checked_summary"]
 
 _TEXTS: Final = ("name", "group", "run")
-_COUNTS: Final = ("seed", "scored_tokens", "tokens", "calibration_tokens", "parameters")
-_FIGURES: Final = ("perplexity", "perplexity_standard_error", "perplexity_ratio", "cache_bytes_per_token")
+_COUNTS: Final = ("seed", "scored_tokens", "tokens", "calibration_tokens", "parameters", "cache_context")
+_PERPLEXITIES: Final = ("perplexity", "perplexity_standard_error", "perplexity_ratio")
+_FIGURES: Final = (*_PERPLEXITIES, "cache_bytes_per_token", "cache_bytes_once")
 
 
 def checked_summary(path: Path, summary: Mapping[str, Any]) -> Mapping[str, Any]:
