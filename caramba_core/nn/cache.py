@@ -190,6 +190,11 @@ class Cache:
         """Bytes of all tensors as allocated."""
         return sum(layer.bytes for layer in self._layers.values())
 
+    def reserve(self, capacity: int) -> None:
+        """Make room for ``capacity`` tokens in all; what is cached stays."""
+        for layer in self._layers.values():
+            layer.reserve(capacity)
+
     def advance(self, tokens: int) -> None:
         """Count the tokens of the pass that just ended as cached."""
         self._move(self.length + tokens)

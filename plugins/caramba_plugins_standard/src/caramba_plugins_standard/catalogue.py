@@ -46,6 +46,9 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "preset": ("llama32_1b_dba", "smollm2_135m_dba"),
         "exporter": ("dba",),
     },
+    "caramba-plugins-decode": {
+        "command": ("chat", "generate"),
+    },
     "caramba-plugins-draw": {
         "command": ("graph",),
     },

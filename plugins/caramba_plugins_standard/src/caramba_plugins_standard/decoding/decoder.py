@@ -44,6 +44,11 @@ class Decoder:
         """One more token of each sequence, int64 ``[B]``: logits ``[B, V]``, which hold until the next step."""
         return self.prefill(tokens[:, None])
 
+    def grow(self, capacity: int) -> None:
+        """Make room for ``capacity`` tokens of each sequence; what is cached stays."""
+        self.cache.reserve(capacity)
+        self.capacity = max(capacity, self.capacity)
+
     def truncate(self, length: int) -> None:
         """Keep the first ``length`` tokens of the cache; see :meth:`Cache.truncate`."""
         self.cache.truncate(length)

@@ -1,0 +1,1 @@
+"""Text in, text out: the commands ``generate`` and ``chat``, chat templates, speculative decoding."""
