@@ -106,3 +106,13 @@ def test_states_cannot_go_back_but_start_anew() -> None:
         cache.truncate(4)
     cache.truncate(0)
     assert not cache.layer("model.attention").tensors["state"].any()
+
+
+def test_room_that_is_made_later_keeps_what_is_cached() -> None:
+    cache = cache_of(capacity=4, token=TOKEN)
+    push(cache, 4)
+    cache.advance(4)
+    cache.reserve(100)
+    assert cache.length == 4 and cache.bytes == 2 * 100 * TOKEN.values * 4
+    planes = cache.layer("model.attention").tensors["token"]
+    assert bool((planes[:, :4] == 1).all()) and not planes[:, 4:].any()
