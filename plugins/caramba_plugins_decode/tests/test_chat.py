@@ -182,7 +182,8 @@ def test_a_terminal(tmp_path: Path) -> None:
         terminal.wait_for("> ")
         terminal.type("The sea?\n")
         terminal.wait_for("\n")
-        terminal.type("\x03")  # at once: it may come before the answer does
+        assert select.select([terminal.end], [], [], 120.0)[0], "no answer begins"
+        terminal.type("\x03")
         terminal.wait_for("[stopped]")
         terminal.wait_for("> ")
         terminal.type("/reset\n")
