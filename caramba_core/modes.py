@@ -148,7 +148,8 @@ class Evaluator(Protocol):
     """What is measured before and after the work of a run: perplexities, say.  Made as ``cls(context)``.
 
     Every installed one is asked, for runs whose mode :attr:`~Run.measures`; it keeps what it measures in the run's
-    folder, so that a run that goes on does not measure again.
+    folder, so that a run that goes on does not measure again, and raises
+    :class:`~caramba_core.run.limit.Paused` (``context.pause_if_due``) where the call is to end before it is through.
     """
 
     def __init__(self, context: Any) -> None: ...  # a caramba_core.run.context.RunContext
@@ -183,6 +184,8 @@ class Run(Component):
     """Whether the teacher is what the run's start is measured on: the mode makes the student's weights from its."""
     resumes: ClassVar[bool] = False
     """Whether a run that stopped goes on from its last checkpoint (``context.resume_from``); others start over."""
+    heeds_evaluation: ClassVar[bool] = False
+    """Whether ``eval:`` shapes the run's work, not only how it is measured."""
     without_effect: ClassVar[frozenset[str]] = frozenset({"device", "verify"})
     """Keys, dotted where they are nested, that do not shape the result: a run may be resumed with other values."""
     may_change: ClassVar[frozenset[str]] = frozenset()

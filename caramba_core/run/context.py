@@ -27,10 +27,10 @@ from caramba_core.plan.checks import run_faults
 from caramba_core.plugins.registry import registry
 from caramba_core.run.checkpoint import load_random, load_tensors, read_state, restore_optimizer, save_checkpoint
 from caramba_core.run.device import autocast, pick_device, torch_dtype
-from caramba_core.run.directory import RunDirectory
+from caramba_core.run.directory import RunDirectory, step_of
+from caramba_core.run.limit import Limit, Paused
 from caramba_core.run.overlap import share_found
 from caramba_core.run.reporter import Reporter
-from caramba_core.run.signals import Interrupted, Signals
 from caramba_core.run.student import assemble
 from caramba_core.sites import Site, find_sites
 from caramba_core.teachers import Pretrained, Tokenizer, reader, require_ids
@@ -112,14 +112,19 @@ class GroupContext:
             return self.tokenizer.identity
         return next((tokens.tokenizer for tokens in self._tokens.values() if tokens.tokenizer is not None), None)
 
-    def check_checkpoint(self, path: Path) -> None:
-        """Raise where a checkpoint is damaged, of another run than its folder's, or made with another tokenizer."""
+    def check_checkpoint(self, path: Path) -> dict[str, Any]:
+        """The scalars of a checkpoint.
+
+        Raises :class:`InputError` for one that is damaged, of another run than its folder's, or made with another
+        tokenizer.
+        """
         state, run = read_state(path), RunDirectory(path.parents[1]).state()
         if run is not None and state["run"] != run.identity:
             problem = f"the checkpoint {path} is of another run than {path.parents[1]}"
             raise InputError(problem, hint="remove it, or start anew with --again")
         owner = "the data's tokenizer" if self.tokenizer is None else "the teacher's tokenizer"
         _require_same_tokenizer(str(path), state.get("tokenizer"), owner, self.identity)
+        return state
 
     def inputs(self, run: Run) -> dict[str, str]:
         """Hashes of what a run reads: tokens, and the teacher's weights by a sample of each."""
@@ -195,7 +200,8 @@ class RunContext:
 
     ``group`` has the run's own variables resolved, ``graph`` is the student's, ``evaluation`` is how the run measures.
     ``student`` and ``teacher`` are built when first asked for.  ``parent`` is the checkpoint that the run continues
-    from, ``resume_from`` its own last one where it goes on from there; ``step`` counts the steps of the last one saved.
+    from (``lost_parent`` says that it is gone), ``resume_from`` its own last one where it goes on from there; ``step``
+    counts the steps of the last one saved.
     """
 
     def __init__(
@@ -207,8 +213,8 @@ class RunContext:
         reporter: Reporter,
         hooks: Any,
         parent: Path | None,
-        deadline: float | None = None,
-        signals: Signals | None = None,
+        lost_parent: InputError | None = None,
+        limit: Limit | None = None,
     ) -> None:
         self.shared = shared
         self.group = shared.group
@@ -218,7 +224,7 @@ class RunContext:
         self.reporter = reporter
         self.hooks = hooks
         self.parent = parent
-        self.deadline = deadline
+        self.lost_parent = lost_parent
         self.seed = run.seed
         device, self.dtype_name = run.computation
         self.device = pick_device(device)
@@ -227,7 +233,7 @@ class RunContext:
         self.step = 0
         self.stop_reason: str | None = None
         self.pause_reason: str | None = None
-        self.signals = signals or Signals()
+        self.limit = limit or Limit()
         self._began = time.perf_counter()
         self._superseded: list[Path] | None = None
 
@@ -272,7 +278,21 @@ class RunContext:
         Weights outside of ``trained`` may share the teacher's memory: give a module a new parameter instead of writing
         into one.
         """
-        path = self.resume_from or self.parent
+        return self._assembled(self.resume_from or self.parent)
+
+    def start(self) -> LanguageModel:
+        """The student as it was before the run's first step: a model of its own where the run goes on."""
+        if self.resume_from is None:
+            return self.student
+        self.check_start()
+        return self._assembled(self.parent)
+
+    def check_start(self) -> None:
+        """Raise :class:`InputError` where what the run started from cannot be had any more."""
+        if self.resume_from is not None and self.lost_parent is not None:
+            raise self.lost_parent
+
+    def _assembled(self, path: Path | None) -> LanguageModel:
         teacher = self.teacher if self.shared.source is not None else None
         return assemble(
             self.graph,
@@ -328,12 +348,14 @@ class RunContext:
         self._superseded = []
         self.directory.drop_checkpoints(self.directory.checkpoints()[:-2])
         self.directory.update(step=step, seconds=self.seconds)
+        self.limit.worked()
         self.hooks.checkpoint_saved(context=self, path=path)
         return path
 
     def resume_at(self, checkpoint: Path) -> None:
         """Go on from a checkpoint of the run's own; later ones stay until the next is saved."""
         self.resume_from = checkpoint
+        self.step = step_of(checkpoint) or 0
         checkpoints = self.directory.checkpoints()
         self._superseded = checkpoints[checkpoints.index(checkpoint) + 1 :]
         self._began -= self.directory.begun().seconds
@@ -357,11 +379,15 @@ class RunContext:
 
     def should_stop(self) -> bool:
         """Whether to end behind the step that was just taken: something asked for it, or the time limit has passed."""
-        if self.signals.pending is not None:
-            self.pause_reason = f"{Interrupted(self.signals.pending)}"
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            self.pause_reason = "the time limit of this call was reached"  # which leaves a run to be resumed
+        self.limit.worked()
+        self.pause_reason = self.pause_reason or self.limit.reason  # which leaves a run to be resumed
         return self.stop_reason is not None or self.pause_reason is not None
+
+    def pause_if_due(self) -> None:
+        """Raise :class:`~caramba_core.run.limit.Paused` between two units of work where the call is to end."""
+        self.pause_reason = self.pause_reason or self.limit.reason
+        if self.pause_reason is not None:
+            raise Paused(self.pause_reason)
 
     def request_stop(self, reason: str) -> None:
         """End the run for good behind the current step: its result is what it has learned so far (early stopping)."""

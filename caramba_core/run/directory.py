@@ -34,8 +34,8 @@ class State:
 
     ``document`` is everything in the manifest that shapes the run's result, ``inputs`` are hashes of what the run reads
     (tokens, teacher), ``identity`` is drawn when it begins, and stands in its checkpoints; ``changes`` are what was
-    changed in the manifest on the way.  ``seconds`` are of all
-    calls that worked on it, as far as its last checkpoint or end.
+    changed in the manifest on the way.  ``results`` is what the mode gave once its work is done: then it has only to be
+    measured.  ``seconds`` are of all calls that worked on it, as far as its last checkpoint or end.
     """
 
     status: Literal["running", "interrupted", "failed", "done"]
@@ -43,6 +43,7 @@ class State:
     inputs: dict[str, str] = attrs.Factory(dict)
     identity: str = attrs.Factory(lambda: uuid.uuid4().hex)
     changes: list[str] = attrs.Factory(list)
+    results: dict[str, Any] | None = None
     step: int = 0
     seconds: float = 0.0
     error: str | None = None
@@ -127,10 +128,11 @@ class RunDirectory:
             shutil.rmtree(kept, ignore_errors=True)
             self.path.rename(kept)
 
-    def begin(self) -> None:
-        """Remove what an attempt left that had no checkpoint to go on from; its measurements are made again."""
+    def begin(self, *, keeps_measured: bool) -> None:
+        """Remove what an attempt left that had no checkpoint to go on from; its measurements may still hold."""
         (self.path / "metrics.jsonl").unlink(missing_ok=True)
-        shutil.rmtree(self.path / "evaluation", ignore_errors=True)
+        if not keeps_measured:
+            shutil.rmtree(self.path / "evaluation", ignore_errors=True)
 
     def write_json(self, name: str, data: Any) -> None:
         """Publish a JSON file of the run."""
@@ -145,16 +147,21 @@ class RunDirectory:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``, but for one that a process died while writing."""
+        path, found = self.path / "metrics.jsonl", []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            with suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    found.append(record)
+        return found
+
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines of steps after ``step``: a resumed run writes them again."""
-        path = self.path / "metrics.jsonl"
-        if path.exists():
-            kept = []
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                with suppress(ValueError, TypeError, KeyError):  # the process died while writing its last line
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line)
-            write_text(path, "".join(kept))
+        if (self.path / "metrics.jsonl").exists():
+            kept = (record for record in self.metrics() if record["step"] <= step)
+            write_text(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 

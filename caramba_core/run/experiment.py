@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -28,8 +27,9 @@ from caramba_core.plan import Plan, plan_manifest
 from caramba_core.plan.data import plan_document
 from caramba_core.plugins.registry import registry
 from caramba_core.run.directory import RunDirectory, State, step_of
+from caramba_core.run.limit import Limit, Paused
 from caramba_core.run.reporter import Reporter
-from caramba_core.run.signals import Signals, signals_held
+from caramba_core.run.signals import signals_held
 from caramba_core.run.written import written_manifest
 from caramba_core.sections import section_data, section_table
 from caramba_core.teachers import reader
@@ -73,9 +73,8 @@ class Experiment:
         self.root = output / manifest.name
         self.groups = _named(manifest.groups, "group", group, lambda group: group.name)
         self.chosen = [(one, each) for one in self.groups for each in _named(one.runs, "run", run, lambda run: run.id)]
-        self._deadline: float | None = None
         self._resume_from: int | None = None
-        self._signals = Signals()
+        self._limit = Limit()
         self._opened: dict[str, GroupContext] = {}
 
     def complete(
@@ -155,25 +154,58 @@ class Experiment:
                 raise InputError(problem, hint="put state.json back, or start anew with --again")
             return
         changes = self._changes(group, run, state)
-        done = state.status == "done"
-        wrong = [each for each in changes if not _may_change(each, group, run, state)]
+        done, measures = state.status == "done", all(self._is_evaluation(each, group, run) for each in changes)
+        wrong = [each for each in changes if not self._may_change(each, group, run, state)]
         if wrong:
             raise InputError(
                 f"{directory.path} holds a run of another version of this manifest:\n    " + _listed(wrong),
                 hint="do it anew with --again, give the manifest another name, or choose another folder with --output",
             )
-        if not (run.resumes and directory.checkpoints()) or resume or (done and not changes):
+        begins = state.results is None and not (run.resumes and directory.checkpoints())
+        if begins or resume or (not changes and (done or not run.resumes)):
             return
         stopped = f"{directory.path} holds a run that {'ended' if done else 'stopped'} at step {state.step}"
         stopped += f": {state.error}" if state.error else ""
         raise InputError(
             stopped + (f"\n    {_listed(changes)}" if changes else ""),
-            hint="add --resume to go on from its last checkpoint, or --again to start anew",
+            hint=f"add --resume to {'measure it again' if done and measures else 'go on from its last checkpoint'}, "
+            "or --again to start anew",
         )
 
     def _changes(self, group: Group, run: Run, state: State) -> list[Change]:
         """What differs in the manifest from when a run began."""
         return list(_differences(state.document, self.document(group, run)))
+
+    def _is_evaluation(self, change: Change, group: Group, run: Run) -> bool:
+        """Whether a change is of how runs are measured alone, this one or one that it continues from."""
+        current: tuple[Group, Run] | None = (group, run)
+        while current is not None:
+            owner, one = current
+            places = (f"groups.{owner.name}.{key}" for key in ("eval", "data.heldout", f"runs.{one.id}.eval"))
+            if not run.heeds_evaluation and any(change.lies_in(place) for place in places):
+                return True
+            current = self.manifest.parent_of(owner, one)
+        return False
+
+    def _may_change(self, change: Change, group: Group, run: Run, state: State) -> bool:
+        """Whether a run may go on with a change.
+
+        That is one of how it is measured; or one of its own settings, for what is left of it, and never fewer steps.
+        """
+        if self._is_evaluation(change, group, run):
+            return True
+        own = f"groups.{group.name}.runs.{run.id}"
+        if run.may_change and change.lies_in(f"{own}.steps") and "steps" in run.may_change:
+            more, least = change.after, change.before if state.status == "done" else state.step
+            return isinstance(more, int) and isinstance(least, int) and more >= least
+        return state.status != "done" and any(change.lies_in(f"{own}.{key}") for key in run.may_change)
+
+    def _has_weights(self, group: Group, run: Run) -> bool:
+        """Whether a run's result is what the manifest asks for, however it was measured."""
+        state = self.directory(group, run).state()
+        if state is None or state.status != "done":
+            return False
+        return all(self._is_evaluation(each, group, run) for each in self._changes(group, run, state))
 
     def _is_done(self, group: Group, run: Run) -> bool:
         """Whether a run has its result, and nothing of the manifest asks for more."""
@@ -206,12 +238,14 @@ class Experiment:
                 reader(teacher.source).open(teacher.source, self.loaded.folder)  # says what is wrong with it
         for group, run in left:
             parent = self.manifest.parent_of(group, run)
-            if parent is not None and parent not in left and not self._is_done(*parent):
+            if parent is not None and parent not in left and not self._has_weights(*parent):
                 named = parent[1].id if parent[0] is group else f"{parent[0].name}/{parent[1].id}"
                 raise InputError(
                     f"run {group.name}/{run.id} continues from {named}, which has no result yet",
                     hint=f"run it first: --group {parent[0].name} --run {parent[1].id}",
                 )
+            if parent is not None and parent not in left and not self.directory(group, run).checkpoints():
+                self._parent(group, run)  # says whose checkpoints are gone
 
     def _missing(self, group: Group, run: Run) -> Iterator[Fault]:
         """Files of data that a run needs and that are not there."""
@@ -264,10 +298,16 @@ class Experiment:
         The first of them goes on from the checkpoint of the step ``resume_from``, if given.  Raises
         :class:`~caramba_core.run.signals.Interrupted` behind a run that a signal stopped, once it is saved.
         """
-        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self._resume_from = resume_from
-        with signals_held() as self._signals:
-            return all(self._one(group, run) for group, run in left)
+        with signals_held() as signals:
+            self._limit = Limit(signals, minutes)
+            for group, run in left:
+                if reason := self._limit.reason:
+                    self.reporter.line(f"{group.name}/{run.id} did not begin: {reason}; --resume goes on")
+                    return False
+                if not self._one(group, run):
+                    return False
+        return True
 
     def finished_context(self, group: Group, run: Run) -> RunContext | None:
         """A run's context with its result as the student, or ``None`` where it has none, or not yet."""
@@ -284,11 +324,12 @@ class Experiment:
         if shared.source is not None:
             _ = context.teacher
         inputs, directory = shared.inputs(run), context.directory  # its tokens are open from here on
-        if context.parent is not None:
-            shared.check_checkpoint(context.parent)
         parent = self.manifest.parent_of(group, run)
         if parent is not None and parent[0] is group and (before := self.directory(*parent).state()):
-            _require_same_inputs(before.inputs, inputs, f"the run {parent[1].id} that it continues from")
+            known = _still_meant(before.inputs, self._changes(*parent, before))
+            _require_same_inputs(known, inputs, f"the run {parent[1].id} that it continues from")
+        if context.parent is not None:
+            inputs["parent"] = shared.check_checkpoint(context.parent)["files"]["model.safetensors"]
         plan = plan_document(self.plans[group.name])
         with directory:
             state = directory.state()
@@ -296,19 +337,23 @@ class Experiment:
                 self.reporter.line(f"{run.id}: done by another process")
                 return True
             document, checkpoints = self.document(group, run), directory.checkpoints()
-            if state is not None and run.resumes and checkpoints:
-                _require_same_inputs(state.inputs, inputs, "it")
-                checkpoint = self._checkpoint(checkpoints)
-                shared.check_checkpoint(checkpoint)
-                context.resume_at(checkpoint)
-                self.reporter.line(f"{run.id}: going on from {checkpoint}")
-                changes = self._changes(group, run, state)
+            changes = [] if state is None else self._changes(group, run, state)
+            worked = state is not None and state.results is not None and (checkpoints or not run.changes_weights)
+            if state is not None and (worked or (run.resumes and checkpoints)):
+                _require_same_inputs(_still_meant(state.inputs, changes), inputs, "it")
+                results = state.results if all(self._is_evaluation(each, group, run) for each in changes) else None
+                if checkpoints:
+                    checkpoint = self._checkpoint(checkpoints)
+                    shared.check_checkpoint(checkpoint)
+                    context.resume_at(checkpoint)
+                    results = results if checkpoint == checkpoints[-1] else None
+                    self.reporter.line(f"{run.id}: going on from {checkpoint}")
                 if changes:
                     self.reporter.line(f"changed since it began: {_listed(changes)}")
-                state = attrs.evolve(state, status="running", document=document, error=None)
-                state = attrs.evolve(state, changes=[*state.changes, *map(str, changes)])
+                state = attrs.evolve(state, status="running", document=document, inputs=inputs, error=None)
+                state = attrs.evolve(state, changes=[*state.changes, *map(str, changes)], results=results)
             else:
-                directory.begin()
+                directory.begin(keeps_measured=state is not None and state.inputs == inputs)
                 state = State(status="running", document=document, inputs=inputs)
             directory.set_state(state)
             pinned = None if shared.source is None else shared.source.pinned
@@ -326,7 +371,7 @@ class Experiment:
             if not done:
                 directory.update(status="interrupted", seconds=context.seconds)
                 self.reporter.line(f"{run.id} stopped at step {context.step}: {context.pause_reason}; --resume goes on")
-        self._signals.raise_pending()
+        self._limit.signals.raise_pending()
         return done
 
     def _checkpoint(self, checkpoints: Sequence[Path]) -> Path:
@@ -344,25 +389,20 @@ class Experiment:
 
     def _compute(self, context: RunContext) -> bool:
         """Do one run and publish its result; whether it came to its end."""
-        from caramba_core.nn.build import load_object
         from caramba_core.run.context import evaluator_classes
 
         run = context.run
         context.hooks.run_started(context=context)
         evaluators = [evaluator(context) for evaluator in evaluator_classes()] if run.measures else []
-        for evaluator in evaluators:
-            _tell(context, evaluator.before())
-        runner: ModeRunner = load_object(run.builds)(run, context)
-        results = runner.run()
-        if not results.done:
+        try:
+            for evaluator in evaluators:
+                _tell(context, evaluator.before())
+            results = _results(context)
+            for evaluator in evaluators:
+                _tell(context, evaluator.after())
+        except Paused as paused:
+            context.pause_reason = str(paused)
             return False
-        if run.changes_weights and not context.directory.checkpoints():
-            raise PluginError(
-                f"run {run.id} ended without a checkpoint, and mode {run.mode} changes weights",
-                hint="its runner has to call context.save; this is a fault of the plugin that supplies the mode",
-            )
-        for evaluator in evaluators:
-            _tell(context, evaluator.after())
         summary = {
             "name": self.manifest.name,
             "group": context.group.name,
@@ -373,38 +413,54 @@ class Experiment:
             "device": context.device.type,
             "dtype": context.dtype_name,
             **_marks(context),
-            **results.entries,
+            **results,
             **{name: entry for evaluator in evaluators for name, entry in evaluator.entries().items()},
             "versions": _versions(),
         }
         context.directory.write_json("summary.json", summary)
-        context.directory.update(status="done")
-        _verify(run, summary)
-        context.hooks.run_finished(context=context, summary=summary)
         sections = [section_data(one) for part in context.hooks.report_sections(summary=summary) for one in part]
         context.directory.write_json("report.json", {"sections": sections})
+        context.directory.update(status="done")  # nothing is written behind it
+        _verify(run, summary)
+        context.hooks.run_finished(context=context, summary=summary)
         return True
 
     def _context(self, group: Group, run: Run) -> RunContext:
         from caramba_core.run.context import RunContext
 
+        parent, lost = None, None
+        try:
+            parent = self._parent(group, run)
+        except InputError as error:
+            if not self.directory(group, run).checkpoints():
+                raise
+            lost = error  # which matters only where the start is to be had again
         return RunContext(
             shared=self._open(group),
             run=run,
             directory=self.directory(group, run),
             reporter=self.reporter,
             hooks=registry().hooks,
-            parent=self._parent(group, run),
-            deadline=self._deadline,
-            signals=self._signals,
+            parent=parent,
+            lost_parent=lost,
+            limit=self._limit,
         )
 
     def _parent(self, group: Group, run: Run) -> Path | None:
-        """The checkpoint that a run continues from; a run that changes no weights hands on the one before it."""
+        """The checkpoint that a run continues from; a run that changes no weights hands on the one before it.
+
+        Raises :class:`InputError` where a run that has changed weights has no checkpoint any more.
+        """
         parent = self.manifest.parent_of(group, run)
         if parent is None:
             return None
-        checkpoints = self.directory(*parent).checkpoints()
+        directory = self.directory(*parent)
+        checkpoints = directory.checkpoints()
+        if not checkpoints and parent[1].changes_weights:
+            raise InputError(
+                f"{group.name}/{run.id} continues from {parent[1].id}, whose checkpoints are gone: {directory.path}",
+                hint=f"do that one anew: --group {parent[0].name} --run {parent[1].id} --again",
+            )
         return checkpoints[-1] if checkpoints else self._parent(*parent)
 
     def _open(self, group: Group) -> GroupContext:
@@ -442,6 +498,31 @@ class Experiment:
                 _verify(run, summary)
 
 
+def _results(context: RunContext) -> dict[str, Any]:
+    """What the run's mode gives for its summary: kept once its work is done, which may go on to be measured later.
+
+    Raises :class:`Paused` where the work stopped midway.
+    """
+    from caramba_core.nn.build import load_object
+
+    run, known = context.run, context.directory.begun().results
+    if known is not None:
+        return known
+    context.pause_if_due()
+    runner: ModeRunner = load_object(run.builds)(run, context)
+    results = runner.run()
+    if not results.done:
+        raise Paused(context.pause_reason or "its mode stopped midway")
+    if run.changes_weights and not context.directory.checkpoints():
+        raise PluginError(
+            f"run {run.id} ended without a checkpoint, and mode {run.mode} changes weights",
+            hint="its runner has to call context.save; this is a fault of the plugin that supplies the mode",
+        )
+    context.directory.update(results=results.entries, seconds=context.seconds)
+    context.limit.worked()
+    return results.entries
+
+
 def _tell(context: RunContext, measured: Iterable[tuple[str, float]]) -> None:
     """Tell plugins of figures as they are measured."""
     for name, figure in measured:
@@ -455,6 +536,10 @@ class Change:
     path: str
     before: Any
     after: Any
+
+    def lies_in(self, place: str) -> bool:
+        """Whether it is of what stands at this path, or of a part of it."""
+        return self.path == place or self.path.startswith(f"{place}.")
 
     def __str__(self) -> str:
         before, after = (_short(value) for value in (self.before, self.after))
@@ -473,6 +558,8 @@ def _listed(changes: Sequence[Change]) -> str:
 
 def _differences(before: Any, after: Any, path: str = "") -> Iterator[Change]:
     """Where two documents differ, in the order of their keys."""
+    if isinstance(before, dict) != isinstance(after, dict):  # what is in a mapping that is there in one of them alone
+        before, after = {} if before is None else before, {} if after is None else after
     if isinstance(before, dict) and isinstance(after, dict):
         for key in dict.fromkeys((*before, *after)):
             yield from _differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
@@ -483,23 +570,18 @@ def _differences(before: Any, after: Any, path: str = "") -> Iterator[Change]:
         yield Change(path, before, after)
 
 
-def _may_change(change: Change, group: Group, run: Run, state: State) -> bool:
-    """Whether a run may go on with a change: of its own settings, for what is left of it, and never fewer steps."""
-    own = f"groups.{group.name}.runs.{run.id}."
-    key = change.path.removeprefix(own)
-    if not change.path.startswith(own):
-        return False
-    if key == "steps" and key in run.may_change:
-        more, least = change.after, change.before if state.status == "done" else state.step
-        return isinstance(more, int) and isinstance(least, int) and more >= least
-    return state.status != "done" and any(key == one or key.startswith(f"{one}.") for one in run.may_change)
+def _still_meant(inputs: Mapping[str, str], changes: Sequence[Change]) -> dict[str, str]:
+    """Hashes of what a run read, without those of held-out tokens in whose place the manifest names others by now."""
+    others = any(".data.heldout" in change.path for change in changes)
+    return {name: digest for name, digest in inputs.items() if not (others and name == "heldout")}
 
 
 def _require_same_inputs(before: Mapping[str, str], now: Mapping[str, str], whose: str) -> None:
     """Raise where what a run reads is not what it, or the run before it, has read."""
     other = [name for name in before if name in now and now[name] != before[name]]
     if other:
-        named = " and ".join({"train": "data.train", "heldout": "data.heldout"}.get(name, name) for name in other)
+        words = {"train": "data.train", "heldout": "data.heldout", "parent": "the result that it continues from"}
+        named = " and ".join(words.get(name, name) for name in other)
         raise InputError(
             f"{named}: not what {whose} has read: the content has changed",
             hint="put the file back, or start anew with --again",

@@ -39,11 +39,11 @@ class Signals:
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Work that is to be finished and saved (a training step), and that asks for ``pending`` itself."""
-        self._deferred = True
+        before, self._deferred = self._deferred, True
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred = before
 
     def raise_pending(self) -> None:
         """End with a signal that came."""

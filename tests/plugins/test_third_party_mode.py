@@ -204,7 +204,8 @@ def test_settings_of_a_mode_are_checked_like_a_components(nudge: Site, tmp_path:
 
 
 def test_a_run_outlives_a_new_option_of_its_plugin(nudge: Site, tmp_path: Path) -> None:
-    stopped = nudge.caramba("run", "tiny.yml", "--minutes", "0", cwd=tmp_path)
+    for _ in range(3):  # two windows of the start, then a step
+        stopped = nudge.caramba("run", "tiny.yml", "--minutes", "0", cwd=tmp_path)
     assert stopped.code == 0 and "push stopped at step 1" in stopped.said, stopped.err
     more = CONFIG.replace("    pause:", '    scale: float = option(default=1.0, help="something new")\n    pause:')
     (nudge.folder / "nudge.py").write_text(more)

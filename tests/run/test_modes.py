@@ -79,7 +79,30 @@ def test_a_dry_run_says_what_a_mode_lacks(
 def test_starting_over_keeps_the_old_checkpoint_until_there_is_a_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mode that does not resume, ended while its result was measured."""
+    """A mode that does not resume, ended when its checkpoint was published."""
+    manifest = make_workspace(tmp_path)
+    command = ("run", manifest, "--run", "convert", "--output", tmp_path / "runs")
+    folder = tmp_path / "runs" / "small" / "half" / "convert"
+
+    def ended(*arguments: Any, **settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("caramba_core.run.directory.RunDirectory.update", ended)
+        assert caramba(*command) == 130
+    first = newest(folder).stat().st_ino
+    with monkeypatch.context() as patch:
+        patch.setattr("caramba_plugins_upcycle.calibration.Calibration.run", ended)
+        assert caramba(*command) == 130
+    assert newest(folder).stat().st_ino == first
+    assert caramba(*command) == 0
+    assert newest(folder).stat().st_ino != first
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_000000"]
+
+
+def test_a_conversion_that_was_done_is_measured_without_converting_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = make_workspace(tmp_path)
     command = ("run", manifest, "--run", "convert", "--output", tmp_path / "runs")
     folder = tmp_path / "runs" / "small" / "half" / "convert"
@@ -91,13 +114,12 @@ def test_starting_over_keeps_the_old_checkpoint_until_there_is_a_new_one(
         patch.setattr("caramba_plugins_standard.measuring.Perplexities.after", ended)
         assert caramba(*command) == 130
     first = newest(folder).stat().st_ino
-    with monkeypatch.context() as patch:
-        patch.setattr("caramba_plugins_upcycle.calibration.Calibration.run", ended)
-        assert caramba(*command) == 130
-    assert newest(folder).stat().st_ino == first
+    monkeypatch.setattr("caramba_plugins_upcycle.calibration.Calibration.run", ended)
     assert caramba(*command) == 0
-    assert newest(folder).stat().st_ino != first
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_000000"]
+    assert newest(folder).stat().st_ino == first
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["calibration_tokens"] == 512
+    assert set(summary["perplexity"]) == {"teacher", "start", "end"}
 
 
 def test_strategies_and_evaluations_are_held_against_their_group(

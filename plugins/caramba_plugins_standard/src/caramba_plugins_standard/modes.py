@@ -183,6 +183,7 @@ class Generate(Run):
     builds: ClassVar[str] = "caramba_plugins_standard.generation:GenerateRunner"
     needs: ClassVar[frozenset[Need]] = frozenset({"tokenizer", "weights"})
     measures: ClassVar[bool] = False
+    heeds_evaluation: ClassVar[bool] = True
 
     prompt: str = option(help="text to continue")
     max_new_tokens: int = option(default=128, help="most tokens to add", unit="tokens", minimum=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +20,15 @@ from caramba_core.errors import InputError, NumericalStop
 from caramba_core.modes import Evaluation
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.atomic import publish_file, write_text
+from caramba_core.run.atomic import publish_file
 from caramba_core.storage import Storage
 
 __all__ = ["Measurement", "measure", "paired_difference", "require_enough"]
 
 _BLOCK = 128
 """Neighbouring tokens share their context, so errors are estimated from means over blocks of this many tokens."""
+
+_DIGEST = hashlib.sha256().digest_size
 
 _LOGIT_ROWS = 256
 """Tokens whose logits are held at once."""
@@ -54,28 +57,24 @@ class Measurement:
         return int(self.nll.size)
 
     def save(self, path: Path) -> None:
-        """Keep the likelihoods of every token, and a hash of the file beside it."""
+        """Keep the likelihoods of every token: a ``.npy`` file, and its SHA-256 at the end, which readers pass over."""
+        content = io.BytesIO()
+        np.lib.format.write_array(content, self.nll)
         with publish_file(path) as file:
-            # numpy.save writes by itself, and its error for a full disk has no number
-            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(self.nll))
-            file.write(self.nll.tobytes())
-        write_text(path.with_suffix(".sha256"), f"{_hash(path)}\n")
+            file.write(content.getvalue() + hashlib.sha256(content.getvalue()).digest())
 
     @classmethod
     def load(cls, path: Path) -> Measurement:
         """Read what :meth:`save` kept; :class:`InputError` where it is not that any more."""
+        hint = "remove it, and it is measured anew"
         try:
-            intact = path.with_suffix(".sha256").read_text(encoding="utf-8").strip() == _hash(path)
-            if intact:
-                return cls(nll=np.load(path, allow_pickle=False))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read: {error}", hint="start the run anew with --again") from error
-        raise InputError(f"{path} is not as it was written", hint="start the run anew with --again")
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error}", hint=hint) from error
+        array, digest = content[:-_DIGEST], content[-_DIGEST:]
+        if hashlib.sha256(array).digest() != digest:
+            raise InputError(f"{path} is not as it was written", hint=hint)
+        return cls(nll=np.load(io.BytesIO(array), allow_pickle=False))
 
 
 def paired_difference(a: Measurement, b: Measurement) -> tuple[float, float | None]:
@@ -89,9 +88,14 @@ def measure(
     tokens: Tokens,
     settings: Evaluation,
     *,
+    known: Measurement | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
+    stops: Callable[[], bool] = lambda: False,
 ) -> Measurement:
     """Score consecutive windows of ``settings.context`` tokens; each token but a window's first counts once.
+
+    ``known`` has the first windows, which are not measured again.  ``stops`` is asked behind every batch: where it says
+    so, the measurement that is returned lacks the last windows.
 
     With a rounded ``settings.cache`` every key and value, a token's own too, is read back from such a cache: the
     likelihoods are those of decoding token by token through it, in one pass a window.
@@ -101,12 +105,14 @@ def measure(
     needed = require_enough(tokens, settings)
     device = model.head_weight.device
     windows = tokens.read(0, needed).reshape(settings.windows, settings.context)
-    rows = []
+    rows = [] if known is None else [torch.from_numpy(known.nll)]
     with torch.inference_mode():
-        for first in range(0, settings.windows, settings.batch_size):
+        for first in range(sum(map(len, rows)), settings.windows, settings.batch_size):
             batch = torch.from_numpy(windows[first : first + settings.batch_size]).to(device)
             rows.append(_nll(model, batch, settings.cache).cpu())
             progress(batch.numel())
+            if stops():
+                break
     nll = torch.cat(rows).numpy()
     if not np.isfinite(nll).all():
         raise NumericalStop(

@@ -16,8 +16,9 @@ from caramba_core.errors import NumericalStop
 from caramba_core.formatting import format_count
 from caramba_core.modes import Results
 from caramba_core.run.context import RunContext
+from caramba_core.run.limit import Paused
 from caramba_core.run.reporter import Bar
-from caramba_plugins_standard.measuring import measure_run
+from caramba_plugins_standard.measuring import measure_step, measured_in
 from caramba_plugins_standard.modes import Train
 from caramba_plugins_standard.training import StepResult, StrategyRunner
 from caramba_plugins_standard.training.compiling import compile_blocks
@@ -80,7 +81,7 @@ class TrainRunner:
         with deterministic(self.id) if self.settings.deterministic else nullcontext():
             self._prepare()
             self._train()
-        if self.step < self.steps and context.stop_reason is None:
+        if (self.step < self.steps and context.stop_reason is None) or self._owes_evaluation():
             return Results(done=False)
         entries: dict[str, Any] = {
             "tokens": self.step * self.tokens_a_step,
@@ -139,9 +140,12 @@ class TrainRunner:
         stops = self.context.stop_reason is not None
         done, all_tokens = self.step * self.tokens_a_step, self.steps * self.tokens_a_step
         with (
-            self.context.signals.deferred(),
+            self.context.limit.signals.deferred(),
             self.context.reporter.bar(self.context.name, all_tokens, done=done) as bar,
         ):
+            if self._owes_evaluation():
+                self._evaluate()
+                stops = self.context.should_stop()
             while self.step < self.steps and not stops:
                 self._one_step(bar)
                 if measured is not None and self.step % measured == 0:
@@ -206,9 +210,21 @@ class TrainRunner:
     def _evaluate(self) -> None:
         """Measure the student on the held-out tokens in the middle of training."""
         self._settle(None)
-        results = {"perplexity": measure_run(self.context, title=f"perplexity at step {self.step}").perplexity}
-        self.context.directory.append_metrics({"step": self.step, **results})
+        try:
+            results = {"perplexity": measure_step(self.context, self.step).perplexity}
+        except Paused as paused:
+            self.context.pause_reason = str(paused)  # and the rest of it is measured when the run goes on
+            return
+        measured_on = measured_in(self.context)  # lines of another are not comparable
+        self.context.directory.append_metrics({"step": self.step, **results, "measured": measured_on})
         self.context.hooks.evaluated(context=self.context, step=self.step, results=results)
+
+    def _owes_evaluation(self) -> bool:
+        """Whether the run stopped while the step that it goes on from was measured."""
+        every = self.settings.evaluate_every
+        if every is None or self.step == 0 or self.step % every:
+            return False
+        return not any(line["step"] == self.step and "perplexity" in line for line in self.context.directory.metrics())
 
     def _settle(self, bar: Bar | None) -> None:
         """Read, check and record the numbers of the previous step."""
