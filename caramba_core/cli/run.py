@@ -23,7 +23,7 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, compute nothing")] = False,
     output: Annotated[Path, typer.Option(help="folder that takes the runs")] = Path("runs"),
     minutes: Annotated[
-        float | None, typer.Option(help="stop at a step boundary after this time, with a checkpoint")
+        float | None, typer.Option(help="end after this time, between two steps or batches; --resume goes on")
     ] = None,
 ) -> None:
     """Run a manifest: convert, train and measure, group by group."""

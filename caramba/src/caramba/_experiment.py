@@ -118,7 +118,7 @@ class Experiment:
             run: only this run of each group.
             resume: go on with runs that stopped midway, from their last checkpoint.
             output: the folder that takes the runs, as ``NAME/GROUP/RUN``.
-            minutes: stop at a step boundary after this time, with a checkpoint.
+            minutes: end after this time, between two steps or batches; ``resume`` goes on.
 
         Returns:
             The table of the chosen runs.
