@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import caramba
+import caramba_document
 import caramba_plugins_dba
 import caramba_plugins_llama
 
@@ -20,7 +21,7 @@ sys.dont_write_bytecode = False
 
 # A test file's module is named by its path from here, such as caramba_plugins_llama.tests.test_export.  Where a
 # distribution's folder is named like its package, the package itself must be there first.
-for _package in (caramba, caramba_plugins_dba, caramba_plugins_llama):
+for _package in (caramba, caramba_document, caramba_plugins_dba, caramba_plugins_llama):
     assert Path(_package.__path__[0]).name == _package.__name__
 
 

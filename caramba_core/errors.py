@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:  # import caramba, which names errors, imports nothing but them
-    from caramba_core.document.problem import Fault, ManifestProblem
+    from caramba_document.problem import Fault, ManifestProblem
 
 __all__ = [
     "CarambaError",

@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 import attrs
+from caramba_document.suggestions import listing, unknown
 
 from caramba_core.components import Attention, Embedder, Layer, Topology
 from caramba_core.errors import InputError
-from caramba_core.suggestions import listing, unknown
 
 __all__ = ["MAX_APPLICATIONS", "MAX_NODES", "MAX_VALUES", "RESERVED", "ROOT", "Graph", "Names", "Node", "local_name"]
 __all__ += ["matches", "name_fault", "trained_nodes"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from caramba_core.document.problem import Fault, ManifestProblem, Path, in_order
-from caramba_core.document.tree import problem_at
+from caramba_document.problem import Fault, ManifestProblem, Path, in_order
+from caramba_document.tree import problem_at
+
 from caramba_core.errors import Faults, ManifestError
 from caramba_core.graph import Graph
 from caramba_core.lowering import lower

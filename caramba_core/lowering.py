@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import attrs
+from caramba_document.problem import Fault, Path
 
 from caramba_core.components import Attention, Body, Embedder, Layer, Model, Topology, evolve
-from caramba_core.document.problem import Fault, Path
 from caramba_core.errors import Faults, InvalidValue
 from caramba_core.graph import MAX_APPLICATIONS, MAX_NODES, MAX_VALUES, ROOT, Graph, Names, Node, Scope, name_fault
 

@@ -1,4 +1,4 @@
-"""The core names no component: what other distributions supply stands nowhere in its sources.
+"""The core and what it reads documents with name no component: what others supply stands nowhere in their sources.
 
 Looked for are the short names of components, their classes, and the distributions themselves.
 """
@@ -16,10 +16,12 @@ from typing import Final
 import pytest
 
 import caramba_core
+import caramba_document
 from caramba_core.plugins.metadata import CORE
 from caramba_core.plugins.registry import registry
 
-ROOT = Path(caramba_core.__file__).parent
+PACKAGES = [Path(str(package.__file__)).parent for package in (caramba_core, caramba_document)]
+FILES = sorted(file for package in PACKAGES for file in package.rglob("*.py"))
 COMPONENTS = [entry for plugin in registry().plugins.values() if plugin.name != CORE for entry in plugin.components]
 NAMES = {entry.name for entry in COMPONENTS}
 CLASSES = {name for entry in COMPONENTS if re.search("[A-Z].*[A-Z]", name := entry.value.rpartition(":")[2])}
@@ -33,7 +35,7 @@ READ = (tokenize.NAME, tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FST
 MEANS_MORE: Final = {
     "data": "groups[].data of a manifest",
     "eval": "groups[].eval and runs[].eval of a manifest",
-    "explain": "a function of manifest.syntax",
+    "explain": "a function of caramba_document.syntax",
     "graph": "the module caramba_core.graph",
     "int8": "a type of torch's",
     "key": "what a problem points at",
@@ -72,9 +74,9 @@ def found_in(source: str) -> Iterator[tuple[int, str]]:
                     yield token.start[0] + offset, distribution
 
 
-@pytest.mark.parametrize("file", sorted(str(file.relative_to(ROOT.parent)) for file in ROOT.rglob("*.py")))
-def test_core_names_no_component(file: str) -> None:
-    found = sorted(set(found_in((ROOT.parent / file).read_text(encoding="utf-8"))))
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_core_names_no_component(file: Path) -> None:
+    found = sorted(set(found_in(file.read_text(encoding="utf-8"))))
     assert not found, "\n".join(f"{file}:{line}: {name} is what another distribution supplies" for line, name in found)
 
 

@@ -26,9 +26,10 @@ def command(
     import sys
     from contextlib import redirect_stdout
 
+    from caramba_document.writing import dump
+
     from caramba_core.errors import InputError, PluginError
     from caramba_core.manifest.load import load_manifest
-    from caramba_core.manifest.writing import dump
     from caramba_core.plan import plan_manifest
     from caramba_core.plan.data import plan_document
 

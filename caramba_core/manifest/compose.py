@@ -12,15 +12,15 @@ from pathlib import Path as FilePath
 from typing import Final
 
 import attrs
+from caramba_document.problem import Fault, ManifestProblem, shown
+from caramba_document.reading import Reading, check_depth
+from caramba_document.source import SUFFIXES, Broken, SourceText, TextSpan, read_source
+from caramba_document.suggestions import nearest
+from caramba_document.texts import read_text
+from caramba_document.tree import Gap, List, Map, Node, Scalar, mapped, merge, plain, problem_at
 
-from caramba_core.document.problem import Fault, ManifestProblem, shown
-from caramba_core.document.source import SUFFIXES, Broken, SourceText, TextSpan, read_source
-from caramba_core.document.tree import Gap, List, Map, Node, Scalar, mapped, merge, plain, problem_at
 from caramba_core.errors import PluginError
-from caramba_core.manifest.reading import Reading, check_depth
-from caramba_core.manifest.texts import read_text
 from caramba_core.plugins.registry import Registry
-from caramba_core.suggestions import nearest
 
 __all__ = ["Composer", "check_requires", "find_source", "is_file_name"]
 

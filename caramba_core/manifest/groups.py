@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import attrs
-
-from caramba_core.document.problem import Path, shown
-from caramba_core.document.tree import Gap, List, Map, MapItem, Node, Scalar, merge, noted, plain
-from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.variables import Variables, declared
-from caramba_core.suggestions import unknown
+from caramba_document.problem import Path, shown
+from caramba_document.reading import Reading
+from caramba_document.suggestions import unknown
+from caramba_document.tree import Gap, List, Map, MapItem, Node, Scalar, merge, noted, plain
+from caramba_document.variables import Variables, declared
 
 __all__ = ["expand_groups"]
 

@@ -12,22 +12,22 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import attrs
+from caramba_document.overrides import apply, override_name, parse
+from caramba_document.problem import ManifestProblem, Path, in_order
+from caramba_document.reading import Reading, check_depth
+from caramba_document.source import Broken
+from caramba_document.suggestions import nearest
+from caramba_document.tree import Gap, List, Map, Node, merge, plain, problem_at
+from caramba_document.variables import Variables, declared, misspelt
 
-from caramba_core.document.problem import ManifestProblem, Path, in_order
-from caramba_core.document.source import Broken
-from caramba_core.document.tree import Gap, List, Map, Node, merge, plain, problem_at
 from caramba_core.errors import Faults, ManifestError
 from caramba_core.manifest.compose import Composer, check_requires, find_source, is_file_name
 from caramba_core.manifest.groups import expand_groups
 from caramba_core.manifest.origins import spell_out_models
-from caramba_core.manifest.overrides import apply, override_name, parse
-from caramba_core.manifest.reading import Reading, check_depth
 from caramba_core.manifest.rules import group_faults, rule_faults
 from caramba_core.manifest.schema import Manifest
 from caramba_core.manifest.structure import Structurer
-from caramba_core.manifest.variables import Variables, declared, misspelt
 from caramba_core.plugins.registry import registry
-from caramba_core.suggestions import nearest
 
 __all__ = ["Loaded", "load_manifest"]
 

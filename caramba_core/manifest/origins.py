@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path as FilePath
 from typing import Any, Protocol
 
-from caramba_core.document.problem import Fault, Path, shown
-from caramba_core.document.tree import Gap, Map, Node, find, plain, problem_at, replaced_at
+from caramba_document.problem import Fault, Path, shown
+from caramba_document.reading import Reading
+from caramba_document.tree import Gap, Map, Node, find, plain, problem_at, replaced_at
+
 from caramba_core.errors import PluginError
-from caramba_core.manifest.reading import Reading
 from caramba_core.plugins.registry import Registry
 
 __all__ = ["Origin", "spell_out_models"]

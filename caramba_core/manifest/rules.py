@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from caramba_core.document.problem import Fault, Path
+from caramba_document.problem import Fault, Path
+from caramba_document.suggestions import listing, unknown
+
 from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.manifest.schema import Manifest
 from caramba_core.modes import Data, Need
 from caramba_core.plugins.registry import Registry
-from caramba_core.suggestions import listing, unknown
 
 __all__ = ["group_faults", "rule_faults"]
 

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, get_args, get_origin
 
 import attrs
+from caramba_document.problem import Fault, key_of
+from caramba_document.source import TextSpan
+from caramba_document.suggestions import article, listing, nearest, suggestion
+from caramba_document.tree import GAP, Gap, problem_at
 
 from caramba_core.components import Model
-from caramba_core.document.problem import Fault, key_of
-from caramba_core.document.source import TextSpan
-from caramba_core.document.tree import GAP, Gap, problem_at
 from caramba_core.errors import Faults, InvalidValue, ManifestError, PluginError
 from caramba_core.manifest.schema import Group, Manifest
 from caramba_core.manifest.values import (
@@ -29,7 +30,6 @@ from caramba_core.manifest.values import (
     words,
 )
 from caramba_core.plugins.registry import Registry, registry
-from caramba_core.suggestions import article, listing, nearest, suggestion
 
 __all__ = ["Structurer", "structure_model"]
 

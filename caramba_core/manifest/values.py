@@ -10,13 +10,13 @@ from types import NoneType, UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import attrs
+from caramba_document.problem import Fault, key_of, shown
+from caramba_document.suggestions import article, nearest, suggestion
+from caramba_document.tree import GAP
 
 from caramba_core.components import Component, Layer
-from caramba_core.document.problem import Fault, key_of, shown
-from caramba_core.document.tree import GAP
 from caramba_core.errors import Faults, PluginError
 from caramba_core.kinds import LAYER_KINDS
-from caramba_core.suggestions import article, nearest, suggestion
 
 __all__ = ["PLAIN", "is_list", "is_literal", "is_mapping", "kinds_of", "literal", "members", "misfit"]
 __all__ += ["settings_of", "words"]

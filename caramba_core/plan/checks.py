@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from caramba_core.document.problem import Fault
+from caramba_document.problem import Fault
+
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.graph import Graph, Node, trained_nodes
 from caramba_core.lowered import group_path

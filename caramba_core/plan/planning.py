@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
+from caramba_document.problem import Fault
 
-from caramba_core.document.problem import Fault
 from caramba_core.errors import InputError, ManifestError, PluginError
 from caramba_core.formatting import format_average, format_bytes, format_count
 from caramba_core.graph import Graph

@@ -7,11 +7,12 @@ from inspect import Parameter, isasyncgenfunction, iscoroutinefunction, isgenera
 from pathlib import Path
 from typing import Any, Final
 
+from caramba_document.suggestions import article, nearest, suggestion
+
 from caramba_core.errors import PluginError
 from caramba_core.kinds import Kind
 from caramba_core.plugins.guard import import_guarded, what_was_raised
 from caramba_core.plugins.metadata import CORE, ComponentEntry, Plugin, applies, extra_of, normalized, required
-from caramba_core.suggestions import article, nearest, suggestion
 
 __all__ = ["broken", "check_hooks", "import_entry", "required_methods"]
 

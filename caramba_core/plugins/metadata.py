@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Literal
 
 import attrs
+from caramba_document.suggestions import nearest
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from caramba_core import __version__ as core_version
 from caramba_core.errors import PluginError
 from caramba_core.kinds import HOOKS_GROUP, KINDS, LAYER_KINDS
 from caramba_core.plugins import API_VERSION
-from caramba_core.suggestions import nearest
 
 __all__ = [
     "CORE",

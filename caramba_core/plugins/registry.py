@@ -15,13 +15,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from caramba_document.suggestions import article, listing, nearest, suggestion
 
 from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.kinds import KINDS, Kind
 from caramba_core.plugins import record
 from caramba_core.plugins.loading import broken, import_entry
 from caramba_core.plugins.metadata import CORE, DEFAULT, ComponentEntry, Plugin, State, installed, normalized
-from caramba_core.suggestions import article, listing, nearest, suggestion
 
 if TYPE_CHECKING:
     import pluggy

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from caramba_document.problem import Fault
 from torch import nn
 
 from caramba_core.datasets import Tokens
-from caramba_core.document.problem import Fault
 from caramba_core.errors import CarambaError, InputError, InvalidValue, ManifestError, NumericalStop, PluginError
 from caramba_core.graph import ROOT, Graph, trained_nodes
 from caramba_core.lowered import group_path, located, lower_group

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
+from caramba_document.problem import Fault
+from caramba_document.tree import plain
 
-from caramba_core.document.problem import Fault
-from caramba_core.document.tree import plain
 from caramba_core.errors import CarambaError, InputError, ManifestError, PluginError, VerificationFailed
 from caramba_core.formatting import format_bytes
 from caramba_core.lowered import group_path, located

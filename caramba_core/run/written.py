@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from caramba_document.writing import dump
+
 from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
-from caramba_core.manifest.writing import dump
 
 __all__ = ["written_manifest"]
 

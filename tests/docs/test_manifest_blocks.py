@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 
 import pytest
+from caramba_document.writing import dump
 from ruamel.yaml import YAML
 
 from caramba_core.manifest.load import load_manifest
-from caramba_core.manifest.writing import dump
 from caramba_core.plan import plan_manifest
 from tests.docs.blocks import ROOT, Block, blocks
 

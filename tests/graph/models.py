@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from caramba_document.problem import Fault
 
-from caramba_core.document.problem import Fault
 from caramba_core.errors import Faults
 from caramba_core.graph import Graph
 from caramba_core.lowering import lower

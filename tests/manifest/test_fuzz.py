@@ -10,12 +10,12 @@ import os
 from pathlib import Path
 
 import pytest
+from caramba_document.writing import dump
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from caramba_core.errors import ManifestError
 from caramba_core.manifest.load import Loaded, load_manifest
-from caramba_core.manifest.writing import dump
 
 from .mutants import PRESETS, keys, leaves, preset_text
 

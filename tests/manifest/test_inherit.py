@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from caramba_document.writing import dump
 
 from caramba_core.errors import ManifestError
 from caramba_core.lowering import lower
 from caramba_core.manifest.load import Loaded, load_manifest
-from caramba_core.manifest.writing import dump
 from caramba_core.plugins.registry import Registry, registry
 
 CONFIG = {

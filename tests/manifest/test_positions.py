@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from caramba_core.document.problem import ManifestProblem, dotted
+from caramba_document.problem import ManifestProblem, dotted
+
 from caramba_core.errors import ManifestError
 from caramba_core.manifest.load import load_manifest
 

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from caramba_document.writing import dump
 
 from caramba_core.manifest.load import load_manifest
-from caramba_core.manifest.writing import dump
 from caramba_core.plugins.registry import registry
 
 NAMES = [entry.name for entry in registry().entries("preset")]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
-from caramba_core.document.problem import ManifestProblem, dotted, shown
-from caramba_core.document.source import SourceText, TextSpan
+from caramba_document.problem import ManifestProblem, dotted, shown
+from caramba_document.source import SourceText, TextSpan
 
 
 def render(text: str, start: int, end: int, message: str = "wrong") -> list[str]:

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from caramba_document.reading import Reading
+from caramba_document.source import MAX_BYTES, SourceText
+from caramba_document.texts import read_text
+from caramba_document.tree import plain
+from caramba_document.writing import dump
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caramba_core.document.source import MAX_BYTES, SourceText
-from caramba_core.document.tree import plain
 from caramba_core.errors import ManifestError
 from caramba_core.manifest.load import load_manifest
-from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.texts import read_text
-from caramba_core.manifest.writing import dump
 
 from .workspace import SMALL, Workspace
 

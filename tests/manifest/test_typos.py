@@ -9,10 +9,11 @@ import os
 import re
 from pathlib import Path
 
-from caramba_core.document.problem import ManifestProblem
+from caramba_document.problem import ManifestProblem
+from caramba_document.suggestions import nearest
+
 from caramba_core.errors import ManifestError
 from caramba_core.manifest.load import load_manifest
-from caramba_core.suggestions import nearest
 
 from .mutants import Written, each_preset, keys, leaves, preset_text, typos
 

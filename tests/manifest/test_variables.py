@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from caramba_document.expressions import ExpressionError, evaluate
+from caramba_document.reading import Reading
+from caramba_document.source import SourceText, TextSpan
+from caramba_document.tree import Scalar
+from caramba_document.variables import Variables
 from hypothesis import given
 from hypothesis import strategies as st
-
-from caramba_core.document.source import SourceText, TextSpan
-from caramba_core.document.tree import Scalar
-from caramba_core.manifest.expressions import ExpressionError, evaluate
-from caramba_core.manifest.reading import Reading
-from caramba_core.manifest.variables import Variables
 
 from .workspace import Workspace, block, changed
 

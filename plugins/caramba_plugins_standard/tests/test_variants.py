@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from caramba_document.source import SourceText, TextSpan
+from caramba_document.tree import List, Map, MapItem, Node, Scalar, plain, replaced_at
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.layers import LayerNorm, LinearHead, RMSNorm, SwiGLU, TokenEmbedder
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 
 from caramba_core.components import Model
-from caramba_core.document.source import SourceText, TextSpan
-from caramba_core.document.tree import List, Map, MapItem, Node, Scalar, plain, replaced_at
 from caramba_core.errors import InvalidValue
 from caramba_core.lowering import lower
 from caramba_core.nn.build import build

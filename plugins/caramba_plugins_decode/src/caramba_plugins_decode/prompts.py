@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
 import attrs
+from caramba_document.suggestions import nearest, suggestion
 
 from caramba_core.errors import InputError
-from caramba_core.suggestions import nearest, suggestion
 
 __all__ = ["Prompt", "read_prompts"]
 

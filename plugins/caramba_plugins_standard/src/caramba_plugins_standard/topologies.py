@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from caramba_document.problem import Path
+from caramba_document.tree import List, Map, Node, Scalar, find, plain, replaced_at
+
 from caramba_core.components import Body, Layer, Topology, component, option
-from caramba_core.document.problem import Path
-from caramba_core.document.tree import List, Map, Node, Scalar, find, plain, replaced_at
 from caramba_core.errors import InvalidValue
 from caramba_core.graph import MAX_APPLICATIONS, MAX_NODES
 from caramba_plugins_standard.each import spread

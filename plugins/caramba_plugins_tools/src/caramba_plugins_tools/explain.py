@@ -11,12 +11,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 import attrs
+from caramba_document.suggestions import nearest, suggestion
 
 from caramba_core.errors import InputError
 from caramba_core.hookspecs import Section
 from caramba_core.plugins.metadata import ComponentEntry
 from caramba_core.plugins.registry import Registry
-from caramba_core.suggestions import nearest, suggestion
 from caramba_plugins_tools.fields import Field, doc_text, fields_of, is_config, sections
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import attrs
 import typer
+from caramba_document.suggestions import listing, nearest
 
 from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.hookspecs import implementations
@@ -17,7 +18,6 @@ from caramba_core.kinds import LAYER_KINDS
 from caramba_core.plugins.guard import import_guarded, plugin_code, what_was_raised
 from caramba_core.plugins.metadata import ComponentEntry, Plugin, applies, extra_of, normalized, required
 from caramba_core.plugins.registry import Registry
-from caramba_core.suggestions import listing, nearest
 from caramba_plugins_tools.explain import explain_entry, render
 
 __all__ = ["check_plugins", "show_plugin"]

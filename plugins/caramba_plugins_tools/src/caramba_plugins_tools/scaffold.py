@@ -9,6 +9,7 @@ from string import Template
 from typing import Final
 
 import attrs
+from caramba_document.suggestions import nearest
 
 from caramba_core import __version__
 from caramba_core.errors import InputError, PluginError
@@ -16,7 +17,6 @@ from caramba_core.kinds import LAYER_KINDS
 from caramba_core.plugins import API_VERSION
 from caramba_core.plugins.metadata import CORE
 from caramba_core.plugins.registry import registry
-from caramba_core.suggestions import nearest
 
 __all__ = ["SCAFFOLDS", "write_distribution"]
 

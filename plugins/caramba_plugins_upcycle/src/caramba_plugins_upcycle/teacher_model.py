@@ -12,19 +12,19 @@ from pathlib import Path as FilePath
 from typing import Any, Final, Protocol, runtime_checkable
 
 import attrs
+from caramba_document.problem import Path, dotted
+from caramba_document.reading import Reading
+from caramba_document.source import SourceText, TextSpan
+from caramba_document.suggestions import nearest, suggestion
+from caramba_document.tree import Gap, List, Map, MapItem, Node, Scalar, find, merge, plain, replaced_at
 from caramba_plugins_standard.loading import Checkpoint, cached_source, fetch_source, find_loader, lower_checkpoint
 
 from caramba_core.components import Layer
-from caramba_core.document.problem import Path, dotted
-from caramba_core.document.source import SourceText, TextSpan
-from caramba_core.document.tree import Gap, List, Map, MapItem, Node, Scalar, find, merge, plain, replaced_at
 from caramba_core.errors import CarambaError, InputError, PluginError, ResourceExhausted
 from caramba_core.graph import Graph, local_name, matches
 from caramba_core.graph import Node as GraphNode
 from caramba_core.kinds import LAYER_KINDS
-from caramba_core.manifest.reading import Reading
 from caramba_core.plugins.registry import Registry
-from caramba_core.suggestions import nearest, suggestion
 
 __all__ = ["Repeated", "TeacherModel"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from caramba_document.writing import dump
 
 from caramba_core.components import Attention, evolve
 from caramba_core.errors import InputError
-from caramba_core.manifest.writing import dump
 from caramba_core.modes import Results
 from caramba_core.run.context import RunContext
 from caramba_plugins_upcycle.allocation.budget import allocate, part_of_the_way

@@ -13,7 +13,7 @@ from typing import Final, Unpack
 
 import attrs
 
-from caramba_core.document.problem import About, ManifestProblem
+from caramba_document.problem import About, ManifestProblem
 
 __all__ = ["MAX_BYTES", "SUFFIXES", "Broken", "SourceText", "TextSpan", "check_characters", "read_source"]
 

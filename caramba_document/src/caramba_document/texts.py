@@ -13,13 +13,13 @@ from typing import Any, Final
 from ruamel.yaml import YAML, events
 from ruamel.yaml.error import MarkedYAMLError, StringMark
 
-from caramba_core.document.problem import shown
-from caramba_core.document.source import SourceText, TextSpan
-from caramba_core.document.tree import Gap, List, Map, MapItem, Node, Scalar, noted
-from caramba_core.manifest.reading import Reading, check_depth
-from caramba_core.manifest.scalars import BadScalarError, resolve_scalar
-from caramba_core.manifest.syntax import explain_json, explain_yaml
-from caramba_core.suggestions import nearest, suggestion
+from caramba_document.problem import shown
+from caramba_document.reading import Reading, check_depth
+from caramba_document.scalars import BadScalarError, resolve_scalar
+from caramba_document.source import SourceText, TextSpan
+from caramba_document.suggestions import nearest, suggestion
+from caramba_document.syntax import explain_json, explain_yaml
+from caramba_document.tree import Gap, List, Map, MapItem, Node, Scalar, noted
 
 __all__ = ["read_text"]
 
@@ -41,7 +41,7 @@ def read_text(source: SourceText, reading: Reading) -> Node:
     """The tree of a text: JSON in a file of that suffix, else YAML.
 
     What can be skipped (a duplicate key, a foreign tag) is noted as a problem and leaves a gap; raises
-    :class:`~caramba_core.document.source.Broken` where reading cannot go on.
+    :class:`~caramba_document.source.Broken` where reading cannot go on.
     """
     is_json = source.file is not None and source.file.suffix.lower() == ".json"
     return _Builder(source, reading, _json_events(source) if is_json else _yaml_events(source)).document()

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 
 import attrs
 
-from caramba_core.manifest.scalars import MAX_INTEGER
+from caramba_document.scalars import MAX_INTEGER
 
 __all__ = ["NAME", "USE", "ExpressionError", "evaluate"]
 

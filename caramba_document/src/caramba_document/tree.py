@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import attrs
 
-from caramba_core.document.problem import Fault, ManifestProblem, Path
-from caramba_core.document.source import TextSpan
+from caramba_document.problem import Fault, ManifestProblem, Path
+from caramba_document.source import TextSpan
 
 __all__ = ["GAP", "MAX_DEPTH", "Gap", "List", "Map", "MapItem", "Node", "Scalar"]
 __all__ += ["find", "mapped", "merge", "noted", "plain", "problem_at", "replaced_at"]

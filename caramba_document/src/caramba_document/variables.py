@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-from caramba_core.document.problem import ManifestProblem, Path
-from caramba_core.document.source import TextSpan
-from caramba_core.document.tree import Gap, Map, MapItem, Node, Scalar, mapped, noted
-from caramba_core.manifest.expressions import NAME, USE, ExpressionError, evaluate
-from caramba_core.manifest.reading import Reading, check_depth
-from caramba_core.suggestions import nearest, unknown
+from caramba_document.expressions import NAME, USE, ExpressionError, evaluate
+from caramba_document.problem import ManifestProblem, Path
+from caramba_document.reading import Reading, check_depth
+from caramba_document.source import TextSpan
+from caramba_document.suggestions import nearest, unknown
+from caramba_document.tree import Gap, Map, MapItem, Node, Scalar, mapped, noted
 
 __all__ = ["Variables", "declared", "misspelt", "unknown_variable"]
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from ruamel.yaml.error import MarkedYAMLError
 
-from caramba_core.document.source import Broken, SourceText, TextSpan
+from caramba_document.source import Broken, SourceText, TextSpan
 
 __all__ = ["explain_json", "explain_yaml"]
 

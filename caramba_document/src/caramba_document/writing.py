@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import attrs
 
-from caramba_core.document.problem import Path
-from caramba_core.manifest.scalars import BadScalarError, resolve_scalar
+from caramba_document.problem import Path
+from caramba_document.scalars import BadScalarError, resolve_scalar
 
 __all__ = ["dump"]
 

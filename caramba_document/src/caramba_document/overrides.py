@@ -8,13 +8,13 @@ from typing import Any, Final
 
 import attrs
 
-from caramba_core.document.problem import Path, dotted, shown
-from caramba_core.document.source import Broken, SourceText, TextSpan, check_characters
-from caramba_core.document.tree import Gap, List, Map, Node, Scalar, plain
-from caramba_core.manifest.reading import Reading, check_depth
-from caramba_core.manifest.texts import read_text
-from caramba_core.manifest.variables import unknown_variable
-from caramba_core.suggestions import unknown
+from caramba_document.problem import Path, dotted, shown
+from caramba_document.reading import Reading, check_depth
+from caramba_document.source import Broken, SourceText, TextSpan, check_characters
+from caramba_document.suggestions import unknown
+from caramba_document.texts import read_text
+from caramba_document.tree import Gap, List, Map, Node, Scalar, plain
+from caramba_document.variables import unknown_variable
 
 __all__ = ["Override", "apply", "override_name", "parse"]
 

@@ -6,9 +6,9 @@ from typing import Final, Unpack
 
 import attrs
 
-from caramba_core.document.problem import About, ManifestProblem, Path, shown
-from caramba_core.document.source import TextSpan
-from caramba_core.document.tree import MAX_DEPTH, Gap, Node, plain
+from caramba_document.problem import About, ManifestProblem, Path, shown
+from caramba_document.source import TextSpan
+from caramba_document.tree import MAX_DEPTH, Gap, Node, plain
 
 __all__ = ["Reading", "check_depth"]
 
@@ -53,7 +53,7 @@ class Reading:
         return self.gap(node.span, message, path=path, found=found, expected=wanted, notes=notes)
 
     def write(self, size: int, span: TextSpan) -> None:
-        """Count values of a text; raises :class:`~caramba_core.document.source.Broken` where they are too many."""
+        """Count values of a text; raises :class:`~caramba_document.source.Broken` where they are too many."""
         self.written += size
         _check_size(self.written, _MOST_WRITTEN, span)
 
@@ -74,6 +74,6 @@ def _check_size(size: int, most: int, span: TextSpan) -> None:
 
 
 def check_depth(depth: int, span: TextSpan) -> None:
-    """Raise :class:`~caramba_core.document.source.Broken` where lists and mappings nest too deep."""
+    """Raise :class:`~caramba_document.source.Broken` where lists and mappings nest too deep."""
     if depth > MAX_DEPTH:
         raise span.broken(f"lists and mappings nest more than {MAX_DEPTH} deep here")
