@@ -58,7 +58,7 @@ def test_a_prompt_is_streamed(caramba: Caramba, checkpoint: Path, opened: TextMo
 def test_the_prompt_from_stdin(
     caramba: Caramba, checkpoint: Path, opened: TextModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("The sea"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The sea\n"))
     arguments = ("--max-new-tokens", 8, "--device", "cpu", "--dtype", "float64")
     assert caramba("generate", checkpoint, "-", *arguments)[1] == expected_of(opened, "The sea", 8) + "\n"
 

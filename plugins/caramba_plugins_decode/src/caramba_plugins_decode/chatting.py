@@ -107,12 +107,14 @@ def converse(chat: Chat) -> None:
                 break
             interrupts = _heed(chat, line)
         except (EOFError, _Left):
+            typer.echo(err=True)
             break
         except KeyboardInterrupt:
             interrupts += 1
+            typer.echo(err=True)
             if interrupts > 1:
                 break
-            typer.echo("\n[Ctrl-C once more, or /exit, ends the chat]", err=True)
+            typer.echo("[Ctrl-C once more, or /exit, ends the chat]", err=True)
     typer.echo(
         f"[{tokens_in_words(chat.speed.tokens)}{chat.speed.words}; cache {format_bytes(chat.texts.bytes)}"
         f"{tell_drafts(chat.texts)}]",

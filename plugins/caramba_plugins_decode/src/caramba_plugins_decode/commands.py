@@ -54,7 +54,12 @@ Context = Annotated[
 
 def generate(
     source: Source,
-    prompt: Annotated[str | None, typer.Argument(help="the text to continue; - reads it from stdin")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PROMPT]", help="the text to continue; - reads it from stdin, without its last line break"
+        ),
+    ] = None,
     file: Annotated[
         str | None,
         typer.Option(
@@ -75,7 +80,7 @@ def generate(
     add_bos: Annotated[
         bool | None, typer.Option("--add-bos/--no-bos", help="begin with BOS; as the tokenizer if left out")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="prompts of a file at a time [default: 8]", min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="prompts of a file at a time; 8 if not given", min=1)] = None,
     draft: Draft = None,
     draft_tokens: DraftTokens = None,
     group: Group = None,
@@ -113,7 +118,7 @@ def generate(
     )
     how = _opening(group, step, tokenizer, device, dtype, cache, context)
     opened = None if file in (None, "-") else _binary(Path(str(file)))
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     model, drafting = _models(source, how, draft, draft_tokens)
     if text is not None:
         ids = len(model.encode(text, add_bos))  # a prompt that cannot be is refused before weights are read

@@ -151,12 +151,16 @@ def continue_one(model: TextModel, texts: Texts, prompt: str, wanted: Wanted, *,
     """Continue one prompt: its text on stdout as it comes, or one JSON object at the end."""
     ids = model.encode(prompt, wanted.add_bos)
     answer, speed = wanted.answer(model, ids), Speed()
-    for token in speed.watch(texts.tokens(ids, answer.most, wanted.sampling, wanted.seed)):
-        piece = answer.add(token)
-        if piece and not as_json:
-            typer.echo(printable(piece), nl=False)
-        if answer.finish is not None:
-            break
+    try:
+        for token in speed.watch(texts.tokens(ids, answer.most, wanted.sampling, wanted.seed)):
+            piece = answer.add(token)
+            if piece and not as_json:
+                typer.echo(printable(piece), nl=False)
+            if answer.finish is not None:
+                break
+    except KeyboardInterrupt:
+        typer.echo(err=True)  # what the shell says next begins a line of its own
+        raise
     if as_json:
         timing = {"tokens_per_second": speed.per_second, "prefill_seconds": speed.prefill_seconds}
         sizes: dict[str, Any] = {"cache_bytes": texts.bytes}
