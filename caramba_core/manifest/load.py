@@ -7,7 +7,7 @@ Everything works on the located tree; each step adds what it finds wrong to one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -17,8 +17,8 @@ from caramba_document.problem import ManifestProblem, Path, in_order
 from caramba_document.reading import Reading, check_depth
 from caramba_document.source import Broken
 from caramba_document.suggestions import nearest
-from caramba_document.tree import Gap, List, Map, Node, merge, plain, problem_at
-from caramba_document.variables import Variables, declared, misspelt
+from caramba_document.tree import Gap, List, Map, Node, keys_of_sources, merge, plain, problem_at
+from caramba_document.variables import Variables, declared, escaped, misspelt
 
 from caramba_core.errors import Faults, ManifestError
 from caramba_core.manifest.compose import Composer, check_requires, find_source, is_file_name
@@ -47,7 +47,7 @@ class Loaded:
     @property
     def document(self) -> dict[str, Any]:
         """The resolved manifest as plain data that reads as the same manifest again."""
-        document: dict[str, Any] = _escaped(plain(self.tree))
+        document: dict[str, Any] = escaped(plain(self.tree))
         for group in document.get("groups", ()):
             if group.get("model") == document["model"]:
                 del group["model"]
@@ -55,7 +55,7 @@ class Loaded:
 
     def resolved_group(self, name: str) -> dict[str, Any]:
         """A resolved manifest with one group of this one, and that group's model, alone."""
-        document: dict[str, Any] = _escaped(plain(self.tree))
+        document: dict[str, Any] = escaped(plain(self.tree))
         group = document["groups"][self._index(name)]
         return {**document, "model": group.pop("model"), "groups": [group]}
 
@@ -65,21 +65,11 @@ class Loaded:
         With ``name``, the values of :meth:`resolved_group`.
         """
         if name is None:
-            return dict(_keys(self.tree, ()))
-        return dict(_keys(self.tree.items_at("groups")[self._index(name)].get("model"), ("model",)))
+            return dict(keys_of_sources(self.tree))
+        return dict(keys_of_sources(self.tree.items_at("groups")[self._index(name)].get("model"), ("model",)))
 
     def _index(self, name: str) -> int:
         return [group.name for group in self.manifest.groups].index(name)
-
-
-def _keys(node: Node | None, path: Path) -> Iterator[tuple[Path, str]]:
-    """Every value of a tree that came from a teacher's configuration, with its key there."""
-    if isinstance(node, List | Map):
-        parts: Iterable[str | int] = node.entries if isinstance(node, Map) else range(len(node.items))
-        for part, child in zip(parts, node.children, strict=True):
-            yield from _keys(child, (*path, part))
-    elif node is not None and node.span.source.key is not None:
-        yield path, node.span.source.key
 
 
 def load_manifest(source: str | FilePath, *, overrides: Sequence[str] = (), fetch: bool = False) -> Loaded:
@@ -180,14 +170,3 @@ def _resolved_group(group: Node, index: int, root: Map, scope: Variables, readin
     elif own_model is None:  # the manifest's missing model is reported once, for the manifest
         group = group.set("model", Gap(group.head))
     return scope.resolve(group.without("vars"))
-
-
-def _escaped(value: Any) -> Any:
-    """Strings in which ``${`` stands for itself, as a manifest writes it."""
-    if isinstance(value, str):
-        return value.replace("${", "$${")
-    if isinstance(value, list):
-        return [_escaped(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _escaped(item) for key, item in value.items()}
-    return value

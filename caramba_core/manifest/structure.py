@@ -12,7 +12,7 @@ import attrs
 from caramba_document.problem import Fault, key_of
 from caramba_document.source import TextSpan
 from caramba_document.suggestions import article, listing, nearest, suggestion
-from caramba_document.tree import GAP, Gap, problem_at
+from caramba_document.tree import GAP, Gap, as_read, problem_at
 
 from caramba_core.components import Model
 from caramba_core.errors import Faults, InvalidValue, ManifestError, PluginError
@@ -43,18 +43,11 @@ _MOST_UNKNOWN: Final = 30
 def structure_model(model: Mapping[str, Any], *, origin: str = "model") -> Model:
     """A typed model from plain data in the words of a manifest; ``origin`` names it in problems."""
     try:
-        made: Model = Structurer(registry()).structure(_as_read(model), Model)
+        made: Model = Structurer(registry()).structure(as_read(model), Model)
     except Faults as error:
         nowhere = Gap(TextSpan.nowhere(origin))
         raise ManifestError(tuple(problem_at(nowhere, fault) for fault in error.below("model"))) from None
     return made
-
-
-def _as_read(value: Any) -> Any:
-    """Plain data with dictionaries and lists alone, as a manifest's text gives it."""
-    if isinstance(value, Mapping):
-        return {key: _as_read(item) for key, item in value.items()}
-    return [_as_read(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class Structurer:

@@ -34,14 +34,7 @@ from caramba_core.storage import Storage
 if TYPE_CHECKING:
     from caramba_core.plan.planning import Plan
 
-__all__ = [
-    "operations_per_token",
-    "plan_document",
-    "plan_sections",
-    "quantized_cache",
-    "section_data",
-    "training_operations",
-]
+__all__ = ["operations_per_token", "plan_document", "plan_sections", "quantized_cache", "training_operations"]
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:

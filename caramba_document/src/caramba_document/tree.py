@@ -6,7 +6,7 @@ change, so a value that stands in two places (anchors, groups that share a model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from caramba_document.problem import Fault, ManifestProblem, Path
 from caramba_document.source import TextSpan
 
 __all__ = ["GAP", "MAX_DEPTH", "Gap", "List", "Map", "MapItem", "Node", "Scalar"]
-__all__ += ["find", "mapped", "merge", "noted", "plain", "problem_at", "replaced_at"]
+__all__ += ["as_read", "find", "keys_of_sources", "mapped", "merge", "noted", "plain", "problem_at", "replaced_at"]
 
 MAX_DEPTH: Final = 64
 """How deep lists and mappings may nest."""
@@ -185,6 +185,23 @@ def plain(node: Node, memo: dict[Node, Any] | None = None) -> Any:
         values = [plain(child, memo) for child in node.children]
         memo[node] = dict(zip(node.entries, values, strict=True)) if isinstance(node, Map) else values
     return memo[node]
+
+
+def as_read(value: Any) -> Any:
+    """Plain data with dictionaries and lists alone, as a manifest's text gives it."""
+    if isinstance(value, Mapping):
+        return {key: as_read(item) for key, item in value.items()}
+    return [as_read(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def keys_of_sources(node: Node | None, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    """Every value of a tree that came from a teacher's configuration, with its key there."""
+    if isinstance(node, List | Map):
+        parts: Iterable[str | int] = node.entries if isinstance(node, Map) else range(len(node.items))
+        for part, child in zip(parts, node.children, strict=True):
+            yield from keys_of_sources(child, (*path, part))
+    elif node is not None and node.span.source.key is not None:
+        yield path, node.span.source.key
 
 
 def find(root: Node, path: Path) -> Node | None:

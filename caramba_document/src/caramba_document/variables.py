@@ -14,7 +14,7 @@ from caramba_document.source import TextSpan
 from caramba_document.suggestions import nearest, unknown
 from caramba_document.tree import Gap, Map, MapItem, Node, Scalar, mapped, noted
 
-__all__ = ["Variables", "declared", "misspelt", "unknown_variable"]
+__all__ = ["Variables", "declared", "escaped", "misspelt", "unknown_variable"]
 
 _DEEPEST: Final = 24
 """How long a chain of variables that refer to one another may be."""
@@ -209,3 +209,14 @@ def _inside(node: Scalar, start: int, end: int) -> TextSpan:
     if written[quote : quote + len(node.value)] != node.value:
         return node.span
     return TextSpan(node.span.source, node.span.start + quote + start, node.span.start + quote + end)
+
+
+def escaped(value: Any) -> Any:
+    """Strings in which ``${`` stands for itself, as a manifest writes it."""
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, list):
+        return [escaped(item) for item in value]
+    if isinstance(value, dict):
+        return {key: escaped(item) for key, item in value.items()}
+    return value
