@@ -10,8 +10,10 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -107,9 +109,11 @@ def _as_known(error: BaseException) -> CarambaError | None:
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and error.filename:
         hint = "it, or the folder that it lies in, was removed meanwhile, or cannot be made"
         return InputError(f"{error.filename} is not there: {os.strerror(error.errno)}", hint=hint)
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP) and error.filename:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP) and error.filename:
         hint = "ask for the right to read or write it, or name another place"
         return InputError(f"{error.filename} cannot be used: {os.strerror(error.errno)}", hint=hint)
+    if error.errno == errno.ENAMETOOLONG and error.filename:
+        return InputError(f"{error.filename} cannot be used: {os.strerror(error.errno)}", hint="choose a shorter name")
     return None
 
 
@@ -161,10 +165,23 @@ def _as_data(error: CarambaError) -> dict[str, Any]:
 
 
 def _as_text(error: CarambaError) -> str:
-    """The report for people, in colours on a terminal."""
+    """The report for people, in colours on a terminal, where long lines break between words."""
     text = str(error) if isinstance(error, ManifestError) else f"error: {error}"
-    if not sys.stderr.isatty() or "NO_COLOR" in os.environ:
+    if not sys.stderr.isatty():
+        return text
+    text = "\n".join(map(_broken, text.split("\n")))
+    if "NO_COLOR" in os.environ:
         return text
     red, cyan, plain = "\x1b[1;31m", "\x1b[36m", "\x1b[0m"
     text = re.sub(r"^[ =]*(hint|expected|note):.*", rf"{cyan}\g<0>{plain}", text, flags=re.MULTILINE)
     return re.sub(r"^([^\x1b\n]*?)error:", rf"\g<1>{red}error:{plain}", text, flags=re.MULTILINE)
+
+
+def _broken(line: str) -> str:
+    """A line of a report as lines that fit the terminal; one that shows a manifest stays as it is."""
+    if re.match(r"\s*\d* +\|", line):
+        return line
+    indent = " " * (len(line) - len(line.lstrip(" =")) + 2)
+    width = shutil.get_terminal_size().columns
+    lines = textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines or [line])

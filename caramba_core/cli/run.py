@@ -29,6 +29,7 @@ def command(
     """Run a manifest: convert, train and measure, group by group."""
     from caramba_core.errors import InputError
     from caramba_core.manifest.load import load_manifest
+    from caramba_core.places import expanded
     from caramba_core.run.experiment import Experiment
 
     if minutes is not None and not minutes >= 0:
@@ -38,7 +39,7 @@ def command(
     if resume_from is not None and not resume:
         raise InputError("--resume-from chooses a checkpoint to go on from", hint="add --resume")
     loaded = load_manifest(manifest, overrides=set_ or [], fetch=True)
-    experiment = Experiment(loaded, group=group, run=run, output=output)
+    experiment = Experiment(loaded, group=group, run=run, output=expanded(output))
     experiment.complete(resume=resume, resume_from=resume_from, again=again, minutes=minutes, dry_run=dry_run)
     if not dry_run:
         experiment.report()

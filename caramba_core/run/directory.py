@@ -84,11 +84,11 @@ class RunDirectory:
     def state(self) -> State | None:
         """Where the run stands, or ``None`` where it never began."""
         path = self.path / "state.json"
-        if not path.exists():
-            return None
         try:
             return State(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+        except FileNotFoundError:
+            return None
+        except (IsADirectoryError, ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{path} is damaged: {error}", hint="remove the run's folder to start afresh") from error
 
     def set_state(self, state: State) -> None:

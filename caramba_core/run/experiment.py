@@ -23,6 +23,7 @@ from caramba_core.lowered import group_path, located
 from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import ModeRunner, Run
+from caramba_core.places import expanded
 from caramba_core.plan import Plan, plan_manifest
 from caramba_core.plan.data import plan_document
 from caramba_core.plugins.registry import registry
@@ -158,7 +159,9 @@ class Experiment:
         wrong = [each for each in changes if not self._may_change(each, group, run, state)]
         if wrong:
             raise InputError(
-                f"{directory.path} holds a run of another version of this manifest:\n    " + _listed(wrong),
+                f"{directory.path} holds a run of another version of this manifest:\n    "
+                + _listed(wrong)
+                + (f"\n    (it has taken {state.step:,} steps)" if any(_is_of_steps(each) for each in wrong) else ""),
                 hint="do it anew with --again, give the manifest another name, or choose another folder with --output",
             )
         begins = state.results is None and not (run.resumes and directory.checkpoints())
@@ -252,7 +255,7 @@ class Experiment:
         for which in ("train", "heldout") if "data.train" in run.needs else ("heldout",):
             dataset = getattr(group.data, which, None)
             for file in () if dataset is None else dataset.files():
-                path = self.loaded.folder / file.expanduser()
+                path = self.loaded.folder / expanded(file)
                 if not path.exists():
                     yield Fault(
                         path=(*group_path(self.loaded, group), "data", which),
@@ -544,6 +547,10 @@ class Change:
     def __str__(self) -> str:
         before, after = (_short(value) for value in (self.before, self.after))
         return f"{self.path}: {before} -> {after}"
+
+
+def _is_of_steps(change: Change) -> bool:
+    return change.path.endswith(".steps")
 
 
 def _short(value: Any) -> str:

@@ -67,6 +67,7 @@ class _PlainBar:
         self._first = self._done = done
         self._began = self._told = clock()
         self._interval, self._note = 0.0, ""
+        self._shown: tuple[int, str] | None = None
 
     def advance(self, tokens: int) -> None:
         self._done += tokens
@@ -77,6 +78,11 @@ class _PlainBar:
 
     def note(self, text: str) -> None:
         self._note = text
+
+    def end(self) -> None:
+        """Say where things stand, unless that was just said."""
+        if self._shown != (self._done, self._note):
+            self.tell()
 
     def tell(self) -> None:
         """Say where things stand."""
@@ -90,6 +96,7 @@ class _PlainBar:
         if self._note:
             said.append(self._note)
         self._say(f"{self._what}: {', '.join(said)}")
+        self._shown = self._done, self._note
 
 
 class Reporter:
@@ -114,7 +121,7 @@ class Reporter:
         if not self.console.is_terminal:
             plain = _PlainBar(self.line, description, tokens, done, self.clock)
             yield plain
-            plain.tell()
+            plain.end()
             return
         columns = (
             TextColumn("  {task.description}"),

@@ -11,6 +11,7 @@ from caramba_document.writing import dump
 
 from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
+from caramba_core.places import expanded
 
 __all__ = ["written_manifest"]
 
@@ -40,7 +41,7 @@ def written_manifest(loaded: Loaded, group: Group, folder: Path, *, pinned: str 
 
 def _from(folder: Path, origin: Path, name: str | Path) -> str:
     """A file's name, relative to ``origin``, as one relative to ``folder``; absolute names stay what they are."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     return str(path) if path.is_absolute() else os.path.relpath(origin / path, folder)
 
 

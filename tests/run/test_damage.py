@@ -215,3 +215,6 @@ def test_what_is_left_of_a_run_may_change(copy: Path, capsys: pytest.CaptureFixt
     assert [path.name for path in checkpoints(copy)] == ["step_000009", "step_000010"]
     for refused in (("vars.steps=9", "vars.lr=5.0e-4"), ("vars.steps=10", "vars.lr=1.0e-4")):
         assert run(copy, "--resume", *(part for one in refused for part in ("--set", one))) == 2
+    capsys.readouterr()
+    assert run(copy, "--resume", "--set", "vars.steps=9", "--set", "vars.lr=5.0e-4") == 2
+    assert "(it has taken 10 steps)" in capsys.readouterr().err

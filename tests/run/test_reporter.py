@@ -57,3 +57,11 @@ def test_long_lines_stay_whole_in_a_pipe() -> None:
     text = io.StringIO()
     Reporter(Console(file=text, width=80)).line("x" * 300)
     assert text.getvalue() == f"  {'x' * 300}\n"
+
+
+def test_what_was_just_said_is_not_said_again() -> None:
+    text, now = io.StringIO(), [0.0]
+    with Reporter(Console(file=text, width=80), clock=lambda: now[0]).bar("perplexity", 100) as bar:
+        now[0] += 1
+        bar.advance(25)
+    assert text.getvalue().count("25%") == 1

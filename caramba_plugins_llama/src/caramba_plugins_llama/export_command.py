@@ -34,9 +34,10 @@ def command(
 
     It holds weights, configuration, tokenizer and a model card.
     """
+    from caramba_core.places import expanded
     from caramba_plugins_llama.export import export
 
-    done = export(source, output, dtype=dtype, origin=origin)
+    done = export(source, expanded(output), dtype=dtype, origin=origin)
     if done.unfinished is not None:
         typer.echo(f"warning: {done.unfinished}", err=True)
     typer.echo(

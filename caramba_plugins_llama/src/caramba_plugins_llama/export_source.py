@@ -19,6 +19,7 @@ from caramba_core.manifest.load import load_manifest
 from caramba_core.modes import Evaluation
 from caramba_core.nn.build import build
 from caramba_core.nn.fitting import require_fit
+from caramba_core.places import expanded
 from caramba_core.run.checkpoint import load_tensors, read_state
 from caramba_core.run.directory import RunDirectory
 from caramba_plugins_llama.json_file import parse_object
@@ -59,7 +60,7 @@ class ExportSource:
 
 def open_export_source(source: str, origin: str | None) -> ExportSource:
     """The model of a run's folder or of a checkpoint; tokenizer and settings from ``origin`` where it is given."""
-    here = Path(source).expanduser()
+    here = expanded(source)
     if (here / "manifest.yml").is_file():
         return _of_run(here, origin)
     if "://" not in source and not here.exists():

@@ -20,6 +20,7 @@ import attrs
 from caramba_plugins_standard.loading import Fetched
 
 from caramba_core.errors import CarambaError, InputError, PluginError, ResourceExhausted
+from caramba_core.places import expanded
 from caramba_plugins_llama.gguf_header import parts_of
 from caramba_plugins_llama.hf_folder import COMPANIONS
 from caramba_plugins_llama.inside import require_inside
@@ -86,7 +87,7 @@ def _kept(repository: str) -> Path:
     """Where the library keeps a repository, by the environment variables that it documents."""
     home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME', '~/.cache')}/huggingface"
     cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
-    return Path(os.path.expandvars(cache)).expanduser() / f"models--{repository.replace('/', '--')}"
+    return expanded(os.path.expandvars(cache)) / f"models--{repository.replace('/', '--')}"
 
 
 def _parse(location: str) -> _Address:

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from caramba_core.errors import CarambaError
+from caramba_core.places import expanded
 from caramba_plugins_llama.gguf_file import GgufFile
 
 __all__ = ["Licence", "Teacher", "data_lines", "licence_of"]
@@ -57,7 +58,7 @@ class Teacher:
     def __str__(self) -> str:
         found = _HUB.fullmatch(self.source)
         if found is None:  # where it lies on this machine is nobody else's business
-            return f"`{Path(self.source).expanduser().resolve().name or self.source}`"
+            return f"`{expanded(self.source).resolve().name or self.source}`"
         file = f", file `{found['file']}`" if found["file"] else ""
         revision = f" at `{found['revision']}`" if found["revision"] else ""
         return f"`{found['repository']}`{revision}{file}"

@@ -18,6 +18,7 @@ from caramba_core.graph import Graph
 from caramba_core.lowered import lower_group
 from caramba_core.manifest.load import load_manifest
 from caramba_core.nn.language_model import LanguageModel
+from caramba_core.places import expanded
 from caramba_core.plugins.registry import registry
 from caramba_core.run.checkpoint import read_state
 from caramba_core.storage import Storage
@@ -130,7 +131,7 @@ def open_text_model(source: str, how: Opening) -> TextModel:
 
     Raises :class:`InputError` where there is none, or no tokenizer.
     """
-    here = Path(source).expanduser()
+    here = expanded(source)
     if is_run(here):
         return _of_run(here, how)
     if how.step is not None:

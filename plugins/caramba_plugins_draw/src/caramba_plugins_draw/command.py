@@ -23,6 +23,7 @@ def command(
     """
     from caramba_core.errors import InputError
     from caramba_core.manifest.load import load_manifest
+    from caramba_core.places import expanded
     from caramba_core.plan import plan_manifest
     from caramba_plugins_draw import write
 
@@ -31,6 +32,6 @@ def command(
     if group is not None and group not in names:
         raise InputError(f"there is no group {group!r}", expected=", ".join(names) or "no --group: it has no groups")
     plan = plan_manifest(loaded, group=group or (names[0] if names else None), context=context)[0]
-    write(plan, output)
+    write(plan, expanded(output))
     others = f" (--group draws {', '.join(name for name in names if name != plan.group)})" if len(names) > 1 else ""
     typer.echo(f"wrote {output}: the model of {plan.title}{others}", err=True)

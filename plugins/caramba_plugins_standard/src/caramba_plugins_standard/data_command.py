@@ -41,6 +41,7 @@ def prepare_texts(
     from rich.console import Console
     from rich.progress import Progress
 
+    from caramba_core.places import expanded
     from caramba_plugins_standard.encoding import Encoding
     from caramba_plugins_standard.tokenizing import prepare
 
@@ -49,7 +50,7 @@ def prepare_texts(
         task = bar.add_task("encoding", total=sum(path.stat().st_size for path in texts if path.is_file()))
         done = prepare(
             texts,
-            output,
+            expanded(output),
             tokenizer,
             encoding=encoding,
             column=column,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from caramba_core.components import component, option
 from caramba_core.datasets import Dataset, Tokens, stamp_of
 from caramba_core.errors import InputError, InvalidValue
+from caramba_core.places import expanded
 from caramba_core.teachers import begin_of_text
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class _File(Dataset):
         return (Path(self.path),)
 
     def _find(self, folder: Path) -> Path:
-        path = folder / Path(self.path).expanduser()
+        path = folder / expanded(self.path)
         if not path.is_file():
             found = "is not a file" if path.exists() else "does not exist"
             raise InputError(f"{path} {found}", expected="a file, relative to the manifest's folder")

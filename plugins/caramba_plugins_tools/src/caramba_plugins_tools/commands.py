@@ -48,6 +48,7 @@ def schema(
     from json import dumps
 
     from caramba_core.errors import InputError
+    from caramba_core.places import expanded
     from caramba_core.plugins.registry import registry
     from caramba_plugins_tools.json_schema import manifest_schema
 
@@ -56,7 +57,7 @@ def schema(
         typer.echo(text, nl=False)
         return
     try:
-        output.write_text(text, encoding="utf-8")
+        expanded(output).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{output} cannot be written: {error.strerror or error}") from error
     typer.echo(
@@ -98,9 +99,10 @@ def new(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder to make; caramba-plugin-NAME")] = None,
 ) -> None:
     """Write a small complete distribution whose tests pass as they are."""
+    from caramba_core.places import expanded
     from caramba_plugins_tools.scaffold import write_distribution
 
-    folder = write_distribution(name, kind, output)
+    folder = write_distribution(name, kind, None if output is None else expanded(output))
     typer.echo(f"wrote {folder}\n  next: pip install -e {folder} && pytest {folder}")
 
 

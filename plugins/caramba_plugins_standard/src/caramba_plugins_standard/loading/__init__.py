@@ -18,6 +18,7 @@ import attrs
 from caramba_core.errors import Faults, InputError, PluginError
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
+from caramba_core.places import expanded
 from caramba_core.plugins.registry import registry
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ def _resolve(source: str, folder: Path) -> Path | tuple[type[Source], str]:
     if address is None:
         if not source or "\0" in source:
             raise InputError(f"{source!r} names no file", expected="a file, a folder or an address (SCHEME://...)")
-        return folder / Path(source).expanduser()
+        return folder / expanded(source)
     plugins, scheme = registry(), address["scheme"]
     try:
         entry = plugins.find(("source",), scheme)

@@ -113,7 +113,7 @@ class TrainRunner:
         context.reporter.stage(
             f"train {context.name}",
             f"{', '.join(settings.trains)}: {format_count(self.trained)} of {format_count(self.total)} parameters "
-            f"train, {self.steps} steps of {self.tokens_a_step:,} tokens on {context.device.type}",
+            f"train, {self.steps:,} steps of {self.tokens_a_step:,} tokens on {context.device.type}",
         )
         if settings.compile:
             torch.compiler.reset()  # graphs of an earlier run of this process count against dynamo's limit
