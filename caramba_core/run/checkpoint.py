@@ -66,9 +66,15 @@ def save_checkpoint(
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file; what the system refuses is raised as :class:`OSError`, which the library hides."""
+    """Write a safetensors file with the user's usual permissions, which the library restricts.
+
+    What the system refuses is raised as :class:`OSError`, which the library hides.
+    """
     try:
+        path.touch()
+        permissions = path.stat().st_mode
         save_file(tensors, path, metadata=metadata)
+        path.chmod(permissions)
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:

@@ -332,6 +332,7 @@ class RunContext:
         if self._superseded is None:  # the first of a run that begins: what an earlier attempt left gives way to it
             self._superseded = self.directory.checkpoints()
         if path.exists() and path not in self._superseded:
+            self.directory.drop_checkpoints(self.directory.checkpoints()[:-2])  # where a process died before it did
             return path
         own = self.directory.begun()
         broken = [name for name, parameter in self.trainable() if not bool(parameter.detach().isfinite().all())]
@@ -352,13 +353,16 @@ class RunContext:
         self.hooks.checkpoint_saved(context=self, path=path)
         return path
 
+    def took(self, seconds: float) -> None:
+        """Count the time of the calls that this one goes on from."""
+        self._began -= seconds
+
     def resume_at(self, checkpoint: Path) -> None:
         """Go on from a checkpoint of the run's own; later ones stay until the next is saved."""
         self.resume_from = checkpoint
         self.step = step_of(checkpoint) or 0
         checkpoints = self.directory.checkpoints()
         self._superseded = checkpoints[checkpoints.index(checkpoint) + 1 :]
-        self._began -= self.directory.begun().seconds
 
     def restore(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
         """Put optimizer and random generators back where the run's last checkpoint left them, and give its scalars.

@@ -222,7 +222,7 @@ class Experiment:
         """The plan of each chosen group; raises :class:`ManifestError` for models and patterns that cannot be."""
         names = [group.name for group in self.groups]
         plans = plan_manifest(self.loaded, group=names[0] if len(names) == 1 else None)
-        return dict(zip(names, plans, strict=True))
+        return {plan.group: plan for plan in plans if plan.group is not None and plan.group in names}
 
     def check(self, left: Sequence[tuple[Group, Run]]) -> None:
         """Check what can be checked without computing: models, patterns, teachers' headers, files of data, parents."""
@@ -356,8 +356,11 @@ class Experiment:
                 state = attrs.evolve(state, status="running", document=document, inputs=inputs, error=None)
                 state = attrs.evolve(state, changes=[*state.changes, *map(str, changes)], results=results)
             else:
-                directory.begin(keeps_measured=state is not None and state.inputs == inputs)
-                state = State(status="running", document=document, inputs=inputs)
+                keeps = state is not None and state.inputs == inputs
+                directory.begin(keeps_measured=keeps)
+                seconds = state.seconds if state is not None and keeps else 0.0
+                state = State(status="running", document=document, inputs=inputs, seconds=seconds)
+            context.took(state.seconds)
             directory.set_state(state)
             pinned = None if shared.source is None else shared.source.pinned
             directory.write_text("manifest.yml", written_manifest(self.loaded, group, directory.path, pinned=pinned))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from caramba_plugins_draw.terminal import show
+from rich.console import Console
 
 import caramba
 from caramba_core.cli import main
+from caramba_core.manifest.load import load_manifest
+from caramba_core.plan import plan_manifest
 
 MANIFEST = """\
 version: 1
@@ -79,3 +84,13 @@ def test_a_state_takes_nothing_per_token(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "m.yml").write_text(text.replace("window: 10, sinks: 3", "window: 0, sinks: 0"))
     caramba_("run", tmp_path / "m.yml", "--output", tmp_path / "runs")
     assert "0 + 1.12 KiB once" in capsys.readouterr().out
+
+
+def test_nothing_is_cut_off_in_a_narrow_terminal() -> None:
+    """Of the widest that is shipped: thirty layers with windows and states."""
+    plans = plan_manifest(load_manifest("smollm2_135m_linear_attention"))
+    text = io.StringIO()
+    show(plans, console=Console(file=text, width=80, force_terminal=True, color_system=None))
+    assert "\u2026" not in text.getvalue()
+    assert "+ once" in text.getvalue()
+    assert max(map(len, text.getvalue().splitlines())) <= 80

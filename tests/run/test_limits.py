@@ -74,10 +74,12 @@ def copy(whole: Path, tmp_path: Path) -> Path:
 
 def test_every_call_does_one_unit_of_work(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Windows are measured, a batch a call, before, within and behind training: with the very same result."""
-    said = []
+    said, spent = list[str](), 0.0
     for _ in range(60):
         assert run(folder, "--minutes", "0", "--resume", *EVERY) == 0
         said.append(capsys.readouterr().out)
+        if len(said) == 3:  # the teacher is measured, and nothing else was done
+            spent = json.loads((of(folder, "convert") / "state.json").read_text())["seconds"]
         if (of(folder) / "summary.json").exists():
             break
     # teacher, conversion, end of it; steps, two measurements between them, the end
@@ -88,6 +90,7 @@ def test_every_call_does_one_unit_of_work(folder: Path, whole: Path, capsys: pyt
     assert weights(folder) == weights(whole)
     assert metrics(folder) == metrics(whole)
     assert summary(folder)["perplexity"] == summary(whole)["perplexity"]
+    assert summary(folder, "convert")["seconds"] > spent > 0
     assert not [*folder.glob("runs/**/.*"), *folder.glob("runs/**/*.part*")]
 
 
@@ -233,3 +236,33 @@ def test_a_result_that_was_made_anew_differently(copy: Path, capsys: pytest.Capt
     state.write_text(json.dumps(written))
     assert run(copy, "--resume", "--set", "vars.steps=8", "--run", "finetune", *EVERY) == 2
     assert "the result that it continues from: not what it has read" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ what is chosen
+
+
+def test_some_groups_of_several(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = folder / "manifest.yml"
+    manifest.write_text(f"{manifest.read_text()}  - {{name: b, extends: half}}\n  - {{name: c, extends: half}}\n")
+    assert run(folder, "--dry-run", "--group", "c", "--group", "b", "--run", "convert") == 0
+    assert "in order: b/convert, c/convert" in " ".join(capsys.readouterr().out.split())
+
+
+def test_files_have_the_usual_permissions(folder: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        assert run(folder) == 0
+    finally:
+        os.umask(before)
+    files = [path for path in (folder / "runs").rglob("*") if path.is_file()]
+    assert {path.name for path in files if path.stat().st_mode & 0o777 != 0o640} == set()
+
+
+def test_a_checkpoint_that_a_killed_process_left_too_many_is_dropped(folder: Path) -> None:
+    assert run(folder) == 0
+    checkpoints = of(folder) / "checkpoints"
+    state = of(folder) / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "status": "running", "results": None}))
+    shutil.copytree(checkpoints / "step_000004", checkpoints / "step_000002")
+    assert run(folder, "--resume") == 0
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step_000004", "step_000006"]

@@ -47,6 +47,7 @@ def show(plans: Sequence[Plan], *, full: bool = False, console: Console | None =
         console.print(_totals(plan))
         if plan.runs:
             console.print(_runs_table(plan, console))
+            console.print(Text(_caption(plan), style="dim italic"))
         for section in plan_sections(plan):
             console.print(section_table(section))
 
@@ -148,8 +149,11 @@ def _model_table(model: ModelPlan, width: int, *, full: bool) -> Table:
     table = Table(box=None, padding=(0, 1 if narrow else 2, 0, 0), header_style="dim")
     table.add_column("node", no_wrap=True)
     table.add_column("type", no_wrap=True, style="cyan")
+    parameters, operations = ("params", "ops per\ntoken") if narrow else ("parameters", "operations\nper token")
+    once = "\n+ once" if narrow and any(node.total.state_bytes for node in model.walk()) else ""
     at = f"\nat {model.context:,}"
-    for head in ("width", "parameters", f"operations\nper token{at}", f"cached bytes\nper token{at}"):
+    heads = ("width", parameters, f"{operations}{at}", f"cached bytes\nper token{at}{once}")
+    for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     if weights:
         table.add_column("weights", style="dim", overflow="fold")
@@ -158,7 +162,8 @@ def _model_table(model: ModelPlan, width: int, *, full: bool) -> Table:
         if row.times > 1:
             label.append(f"  x {row.times}", style="bold")
         shown_width = row.width.rpartition("-> ")[2] if narrow else row.width
-        cells = (row.type, shown_width, row.parameters, row.operations, row.cache)
+        cache = row.cache.removesuffix(" once") if narrow and " + " in row.cache else row.cache
+        cells = (row.type, shown_width, row.parameters, row.operations, cache)
         table.add_row(label, *cells, *([row.weights] if weights else []))
     return table
 
@@ -213,11 +218,14 @@ def _runs_table(plan: Plan, console: Console) -> Table:
     if console.measure(table, options=console.options.update(width=_ENDLESS)).maximum > console.width:
         first, *others = zip(heads, *rows, strict=True)
         table = plain_table(first, others, right=range(1, len(first)))
-    table.caption = "* estimates: what the pass saves and works with; an allocator's own overhead comes on top"
-    if plan.teacher is not None and plan.teacher.model is None:
-        table.caption += "\nthe teacher's memory, and what the student shares with it, is not counted"
-    table.caption_justify = "left"
     return table
+
+
+def _caption(plan: Plan) -> str:
+    caption = "* estimates: what the pass saves and works with; an allocator's own overhead comes on top"
+    if plan.teacher is not None and plan.teacher.model is None:
+        caption += "\nthe teacher's memory, and what the student shares with it, is not counted"
+    return caption
 
 
 def _run_cells(run: RunPlan) -> tuple[str, ...]:
