@@ -12,6 +12,7 @@ summary.json     the result; its presence means that the run is done
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import shutil
 import uuid
@@ -85,15 +86,19 @@ class RunDirectory:
         """Where the run stands, or ``None`` where it never began."""
         path = self.path / "state.json"
         try:
-            return State(**json.loads(path.read_text(encoding="utf-8")))
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if known.pop("sha256", None) != _hash(known):
+                raise ValueError("it is not as it was written")
+            return State(**known)
         except FileNotFoundError:
             return None
-        except (IsADirectoryError, ValueError, TypeError, RecursionError) as error:
-            raise InputError(f"{path} is damaged: {error}", hint="remove the run's folder to start afresh") from error
+        except (IsADirectoryError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"{path} is damaged: {error}", hint="start the run anew with --again") from error
 
     def set_state(self, state: State) -> None:
         """Record where the run stands."""
-        write_json(self.path / "state.json", attrs.asdict(state))
+        known = attrs.asdict(state)
+        write_json(self.path / "state.json", {**known, "sha256": _hash(known)})
 
     def update(self, **changes: Any) -> None:
         """Record changes of where the run stands."""
@@ -180,6 +185,11 @@ class RunDirectory:
             hidden = path.with_name(f".{path.name}.old")
             path.rename(hidden)
             shutil.rmtree(hidden)
+
+
+def _hash(known: dict[str, Any]) -> str:
+    """SHA-256 of a state."""
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 def step_of(path: Path) -> int | None:

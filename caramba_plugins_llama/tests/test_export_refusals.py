@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 import torch
 from caramba_plugins_llama.export import export
@@ -151,7 +150,7 @@ def test_what_became_of_a_run(
     """Figures of an earlier end are not those of the weights."""
     model = make_run(tmp_path / "run", decoder(GQA))
     state, directory = State(status=status, document={}, error=error), RunDirectory(tmp_path / "run")
-    (directory.path / "state.json").write_text(json.dumps(attrs.asdict(state)))
+    directory.set_state(state)
     save_checkpoint(directory.checkpoint(2), model=model, optimizer=None, state={"run": state.identity})
     with pytest.raises(SystemExit) as ended:
         main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "out")])
@@ -165,7 +164,7 @@ def test_what_became_of_a_run(
 def test_a_checkpoint_of_another_run(tmp_path: Path) -> None:
     model = make_run(tmp_path / "run", decoder(GQA))
     state, directory = State(status="done", document={}), RunDirectory(tmp_path / "run")
-    (directory.path / "state.json").write_text(json.dumps(attrs.asdict(state)))
+    directory.set_state(state)
     save_checkpoint(directory.checkpoint(2), model=model, optimizer=None, state={"run": "f" * 32})
     refused(tmp_path, "is of another run than")
 

@@ -160,6 +160,18 @@ def test_damage_beside_the_checkpoints(copy: Path, capsys: pytest.CaptureFixture
     assert "internal" not in said
 
 
+def test_every_number_of_a_state_is_held_against_its_hash(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = copy / "runs" / "small" / "half" / "convert" / "state.json"
+    text = file.read_text()
+    assert '"calibration_tokens": 512' in text
+    for before, after in (('"calibration_tokens": 512', '"calibration_tokens": 513'), ('"step": 0', '"step": 1')):
+        file.write_text(text.replace(before, after))
+        assert run(copy, "--resume") == 2
+        assert "state.json is damaged: it is not as it was written" in capsys.readouterr().err
+    file.write_text("[]")
+    assert run(copy, "--resume") == 2
+
+
 @pytest.mark.parametrize("which", ["train", "heldout", "teacher"])
 @pytest.mark.parametrize("when", ["resuming", "the next run"])
 def test_inputs_that_were_swapped(copy: Path, capsys: pytest.CaptureFixture[str], which: str, when: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from caramba_plugins_standard import perplexity
 
 from caramba_core.cli import main
+from caramba_core.run.directory import RunDirectory
 
 from .workspace import make_workspace
 
@@ -230,10 +231,10 @@ def test_checkpoints_of_the_run_before_that_are_gone(copy: Path, capsys: pytest.
 def test_a_result_that_was_made_anew_differently(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a run continues from is one of its inputs."""
     assert run(copy, "--again", "--run", "convert", "--set", "groups.0.runs.0.seed=4", *EVERY) == 0
-    state = of(copy, "convert") / "state.json"
-    written = json.loads(state.read_text())
-    written["document"]["groups"]["half"]["runs"]["convert"]["seed"] = 3
-    state.write_text(json.dumps(written))
+    directory = RunDirectory(of(copy, "convert"))
+    state = directory.begun()
+    state.document["groups"]["half"]["runs"]["convert"]["seed"] = 3
+    directory.set_state(state)
     assert run(copy, "--resume", "--set", "vars.steps=8", "--run", "finetune", *EVERY) == 2
     assert "the result that it continues from: not what it has read" in capsys.readouterr().err
 
@@ -261,8 +262,7 @@ def test_files_have_the_usual_permissions(folder: Path) -> None:
 def test_a_checkpoint_that_a_killed_process_left_too_many_is_dropped(folder: Path) -> None:
     assert run(folder) == 0
     checkpoints = of(folder) / "checkpoints"
-    state = of(folder) / "state.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "status": "running", "results": None}))
+    RunDirectory(of(folder)).update(status="running", results=None)
     shutil.copytree(checkpoints / "step_000004", checkpoints / "step_000002")
     assert run(folder, "--resume") == 0
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_000004", "step_000006"]
