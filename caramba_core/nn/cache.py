@@ -12,15 +12,18 @@ from caramba_core.components import Attention, CacheEntry
 from caramba_core.graph import Graph
 from caramba_core.storage import Storage
 
-__all__ = ["Cache", "LayerCache"]
+__all__ = ["Cache", "EntryCache", "LayerCache"]
 
 
 _SMALLEST_CAPACITY = 64
 """Tokens allocated at first by a cache that grows."""
 
 
-class _Tokens:
+class EntryCache:
     """The cached tokens of one entry, in tensors ``[B, capacity, *]`` ("planes") that each hold a part of every token.
+
+    An entry with a window is a ring behind its sinks: token ``p`` of the text lies in place ``p`` until the window is
+    full, then in ``sinks + (p - sinks) % (window - sinks)``.
 
     Axes: B batch, T tokens of this pass.
     """
@@ -39,6 +42,11 @@ class _Tokens:
             suffix: torch.zeros(batch, 0, *shape, dtype=plane_dtype, device=device)
             for suffix, (shape, plane_dtype) in layout.items()
         }
+
+    @property
+    def room(self) -> int:
+        """Tokens that fit without allocating."""
+        return next(iter(self.planes.values())).shape[1]
 
     def encode(self, values: Tensor) -> tuple[Tensor, ...]:
         """The parts of tokens ``[B, T, *shape]`` in each plane, ``[B, T, *]``."""
@@ -64,29 +72,59 @@ class _Tokens:
     def append(self, values: Tensor, length: int) -> Tensor:
         """Write tokens ``[B, T, *shape]`` after the ``length`` ones of the text; all that they see, in order."""
         held = length if self.entry.window is None else min(length, self.entry.window)
-        room = next(iter(self.planes.values())).shape[1]
-        if room < held + values.shape[1]:
-            self.reserve(max(held + values.shape[1], 2 * room, _SMALLEST_CAPACITY))
+        if self.room < held + values.shape[1]:
+            self.reserve(max(held + values.shape[1], 2 * self.room, _SMALLEST_CAPACITY))
         new = zip(self.planes.values(), self.encode(values), strict=True)
-        return self.decode(*(self._push(plane, part, held) for plane, part in new))
+        return self.decode(*(self._push(plane, part, length) for plane, part in new))
 
-    def _push(self, plane: Tensor, new: Tensor, held: int) -> Tensor:
-        """Write tokens ``[B, T, *]`` after the ``held`` ones of a plane; the part of it that the new ones see."""
-        window, sinks, tokens = self.entry.window, self.entry.sinks, new.shape[1]
-        if window is None or held + tokens <= window:
-            plane[:, held : held + tokens] = new
-            return plane[:, : held + tokens]
-        first = min(held, sinks)
-        seen = torch.cat([plane[:, :first], plane[:, max(first, held - window + sinks + 1) : held], new], dim=1)
+    def _push(self, plane: Tensor, new: Tensor, length: int) -> Tensor:
+        """Write tokens ``[B, T, *]`` after the ``length`` ones of the text; the part of a plane that the new ones see."""
+        window, sinks, end = self.entry.window, self.entry.sinks, length + new.shape[1]
+        if window is None or end <= window:
+            plane[:, length:end] = new
+            return plane[:, :end]
+        first = min(length, sinks)
+        before = max(min(length - first, window - sinks - 1), 0)
+        seen = torch.cat([plane[:, :first], self.last(plane, length, before), new], dim=1)
         plane[:, first:sinks] = seen[:, first:sinks]
-        plane[:, sinks:] = seen[:, seen.shape[1] - window + sinks :]
+        kept = min(end - max(length, sinks), window - sinks)
+        if kept:
+            plane[:, self.places(end - kept, end)] = new[:, new.shape[1] - kept :]
         return seen
+
+    def places(self, first: int, last: int) -> Tensor:
+        """Where tokens ``first`` to ``last`` (exclusive) of the text lie, int64 ``[last - first]``."""
+        text = torch.arange(first, last, device=next(iter(self.planes.values())).device)
+        return self.place(text)
+
+    def place(self, text: Tensor) -> Tensor:
+        """The same for token numbers in a tensor."""
+        window, sinks = self.entry.window, self.entry.sinks
+        if window is None:
+            return text
+        return torch.where(text < window, text, sinks + (text - sinks) % max(window - sinks, 1))
+
+    def last(self, plane: Tensor, length: int, count: int) -> Tensor:
+        """The last ``count`` of the ``length`` tokens of the text in a plane, oldest first: ``[B, count, *]``."""
+        if self.entry.window is None or length <= self.entry.window:
+            return plane[:, length - count : length]
+        return plane[:, self.places(length - count, length)]
+
+    def put(self, values: Tensor, ends: Tensor) -> None:
+        """Write one token of each sequence, ``[B, 1, *shape]``, the last of ``ends`` ``[B]``; nothing is allocated."""
+        text = ends - 1
+        place, row = self.place(text), torch.arange(ends.shape[0], device=ends.device)
+        for plane, part in zip(self.planes.values(), self.encode(values), strict=True):
+            new = part[:, 0]
+            if self.entry.window == self.entry.sinks:  # later tokens are not kept
+                new = torch.where((text < self.entry.sinks).view(-1, *[1] * (new.dim() - 1)), new, plane[row, place])
+            plane[row, place] = new
 
 
 class LayerCache:
     """The cache of one attention: ``[B, capacity, *shape]`` per-token entries, ``[B, *shape]`` states, which are zeros.
 
-    An entry with a window holds that many tokens, oldest first: the first ``sinks`` of the text and the last ones.
+    An entry with a window holds that many tokens: the first ``sinks`` of the text and the last ones.
     With a ``storage``, per-token entries are stored quantized, and reads dequantize.
     """
 
@@ -101,14 +139,14 @@ class LayerCache:
         self.spec = spec
         self.batch = batch
         self.length = 0
-        self._tokens: dict[str, _Tokens] = {}
+        self._tokens: dict[str, EntryCache] = {}
         self._states: dict[str, Tensor] = {}
         for name, entry in spec.items():
             if not entry.per_token:
                 state_dtype = dtype if entry.dtype is None else getattr(torch, entry.dtype)
                 self._states[name] = torch.zeros(batch, *entry.shape, dtype=state_dtype, device=device)
             else:
-                self._tokens[name] = _Tokens(entry, batch, dtype, device, storage)
+                self._tokens[name] = EntryCache(entry, batch, dtype, device, storage)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -143,10 +181,24 @@ class LayerCache:
         assert set(new) == set(self._tokens), "every entry grows together"
         return {name: self._tokens[name].append(values, self.length) for name, values in new.items()}
 
-    def read(self, name: str, first: int, last: int) -> Tensor:
-        """An entry's cached tokens in the places ``first`` to ``last`` (exclusive): ``[B, last - first, *shape]``."""
+    def read_last(self, name: str, count: int) -> Tensor:
+        """The last ``count`` cached tokens of an entry, oldest first: ``[B, count, *shape]``."""
         tokens = self._tokens[name]
-        return tokens.decode(*(plane[:, first:last] for plane in tokens.planes.values()))
+        return tokens.decode(*(tokens.last(plane, self.length, count) for plane in tokens.planes.values()))
+
+    def entry(self, name: str) -> EntryCache:
+        """The cache of one per-token entry, for attentions that read it as it is stored."""
+        return self._tokens[name]
+
+    def put(self, ends: Tensor, **new: Tensor) -> None:
+        """Write one token of each sequence, ``[B, 1, *shape]``, as the last of ``ends`` ``[B]`` tokens.
+
+        For decode steps (:attr:`Frame.ends`), whose places are a tensor: nothing is allocated or returned, and
+        :attr:`length` stays.  Attend with :func:`caramba_plugins_standard.decoding.attend_cached`.
+        """
+        assert set(new) == set(self._tokens), "every entry grows together"
+        for name, values in new.items():
+            self._tokens[name].put(values, ends)
 
     def round_trip(self, name: str, values: Tensor) -> Tensor:
         """``[B, T, *shape]`` as the entry would return them, quantized and dequantized; nothing is appended."""

@@ -51,6 +51,10 @@ class Frame:
 
     ``starts``, int64 ``[B]``, is given for sequences of unequal lengths, which are padded on the left: the index,
     counted from the first token of the cache, at which each sequence begins.
+
+    ``ends``, int64 ``[B]``, makes the pass a decode step: one token of each sequence, the last of ``ends`` tokens that
+    the cache has room for.  Nothing then depends on a number that the host knows, so that the pass can be recorded as
+    a CUDA graph; attentions read and write the cache through :meth:`LayerCache.put` and :meth:`LayerCache.entry`.
     """
 
     positions: Tensor
@@ -58,6 +62,7 @@ class Frame:
     taps: Taps | None = None
     application: int = 0
     starts: Tensor | None = None
+    ends: Tensor | None = None
 
     def within(self, application: int, of: int) -> Frame:
         """The frame of application ``application`` of a body that is applied ``of`` times."""

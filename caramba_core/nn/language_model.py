@@ -43,7 +43,7 @@ class LanguageModel(LayerSequence):
         x = super().forward(self.embedder(tokens), frame)
         if frame.taps is not None:
             frame.taps.flush()
-        if frame.cache is not None:
+        if frame.cache is not None and frame.ends is None:
             frame.cache.advance(tokens.shape[1])
         return x
 

@@ -29,9 +29,43 @@ def test_holds_the_first_and_the_last_tokens(sinks: int, last: int, capacity: in
         seen = cache.extend(token=torch.arange(done, end, dtype=torch.float64)[None])["token"]
         assert seen[0].tolist() == [s for s in range(end) if s < sinks or s > done - last]
         held = cache.tensors["token"][0, : min(end, sinks + last)]
-        assert held.tolist() == [s for s in range(end) if s < sinks or s >= end - last]
+        assert sorted(held.tolist()) == [s for s in range(end) if s < sinks or s >= end - last]
         assert cache.tensors["token"].shape[1] <= sinks + last
         cache.length = done = end
+        latest = cache.read_last("token", min(last, end))[0].tolist()
+        assert latest == [s for s in range(end - min(last, end), end)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sinks=st.integers(0, 4),
+    last=st.integers(0, 6),
+    first=st.lists(st.integers(0, 12), min_size=2, max_size=2),
+    steps=st.integers(1, 15),
+)
+def test_single_tokens_go_where_passes_put_them(sinks: int, last: int, first: list[int], steps: int) -> None:
+    """Two sequences of different lengths, one token at a time, against a cache of each alone."""
+    if sinks + last == 0:
+        return
+    entry = CacheEntry(shape=(), window=sinks + last, sinks=sinks)
+    both, device = LayerCache({"token": entry}, 2, torch.float64, torch.device("cpu")), torch.device("cpu")
+    both.reserve(40)
+    alone = [LayerCache({"token": entry}, 1, torch.float64, device) for _ in first]
+    ends = torch.zeros(2, dtype=torch.int64)
+    for step in range(max(first) + steps):
+        grows = torch.tensor([step >= max(first) - length for length in first])
+        before = both.tensors["token"].clone()
+        ends = ends + grows
+        both.put(ends.clamp(min=1), token=ends[:, None].double() - 1)
+        for row, cache in enumerate(alone):
+            if grows[row]:
+                cache.extend(token=torch.full((1, 1), cache.length, dtype=torch.float64))
+                cache.length += 1
+            else:
+                both.tensors["token"][row] = before[row]
+    for row, cache in enumerate(alone):
+        held = min(cache.length, sinks + last)
+        assert torch.equal(both.tensors["token"][row, :held], cache.tensors["token"][0, :held])
 
 
 @pytest.mark.parametrize("sinks", [0, 2])

@@ -92,13 +92,12 @@ class LinearAttentionModule(GroupedAttentionModule):
         held = min(before, config.held) - min(before, config.sinks)
         if held:
             assert layer is not None
-            first = min(before, config.sinks)
-            cached = layer.read("key", first, first + held).transpose(1, 2)
+            cached = layer.read_last("key", held).transpose(1, 2)
             if self.rotary is not None:
                 cos, sin = self.rotary(positions[..., :1] + torch.arange(-held, 0, device=positions.device))
                 cached = rotate(cached, cos, -sin) / self.rotary.scaling**2
             key = torch.cat([cached.to(key.dtype), key], dim=2)
-            past = layer.read("value", first, first + held).transpose(1, 2)
+            past = layer.read_last("value", held).transpose(1, 2)
             value = torch.cat([past.to(value.dtype), value], dim=2)
         missing = config.window - held
         late_key, late_value = (F.pad(x, (0, 0, missing, 0))[:, :, :tokens] for x in (key, value))
