@@ -114,10 +114,14 @@ class EntryCache:
         """Write one token of each sequence, ``[B, 1, *shape]``, the last of ``ends`` ``[B]``; nothing is allocated."""
         text = ends - 1
         place, row = self.place(text), torch.arange(ends.shape[0], device=ends.device)
+        sinks_alone = self.entry.window == self.entry.sinks
+        if sinks_alone:  # later tokens are not kept
+            place = place.clamp(max=self.entry.sinks - 1)
         for plane, part in zip(self.planes.values(), self.encode(values), strict=True):
             new = part[:, 0]
-            if self.entry.window == self.entry.sinks:  # later tokens are not kept
-                new = torch.where((text < self.entry.sinks).view(-1, *[1] * (new.dim() - 1)), new, plane[row, place])
+            if sinks_alone:
+                kept = (text < self.entry.sinks).view(-1, *[1] * (new.dim() - 1))
+                new = torch.where(kept, new, plane[row, place])
             plane[row, place] = new
 
 
