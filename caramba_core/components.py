@@ -300,6 +300,11 @@ class Attention(Layer):
         """Whether sequences of one pass may start at different places: its module heeds ``frame.starts``."""
         return False
 
+    @property
+    def takes_steps(self) -> bool:
+        """Whether decoding can be recorded and replayed: its module heeds ``frame.ends``."""
+        return False
+
 
 @component
 class Embedder(Layer):

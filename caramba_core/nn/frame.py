@@ -95,3 +95,9 @@ class Frame:
         if starts is not None:
             positions = (positions - starts[:, None]).clamp(min=0)
         return cls(positions=positions, cache=cache, taps=taps, starts=starts)
+
+    @classmethod
+    def step(cls, cache: Cache, ends: Tensor, *, starts: Tensor | None = None) -> Frame:
+        """The frame of a decode step: one token of each sequence, the last of ``ends``, int64 ``[B]``."""
+        positions = ends - 1 if starts is None else (ends - 1 - starts).clamp(min=0)
+        return cls(positions=positions[:, None], cache=cache, starts=starts, ends=ends)

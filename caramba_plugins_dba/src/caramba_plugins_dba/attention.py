@@ -98,6 +98,11 @@ class DecoupledBottleneckAttention(HeadedAttention):
         return True
 
     @property
+    def takes_steps(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def pairs(self) -> int:
         """Rotary pairs that each key/value head keeps."""
         return self.geo_dim // (2 * self.n_kv_heads)

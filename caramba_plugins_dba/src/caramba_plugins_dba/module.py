@@ -11,9 +11,11 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from caramba_plugins_standard.decoding import CachedPart, attend_cached, attend_chunk, too_many_scores
 from caramba_plugins_standard.rotary import Rotary, cos_sin, rotate
 from torch import Tensor
 
+from caramba_core.nn.cache import LayerCache
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
@@ -69,11 +71,17 @@ class DecoupledBottleneckModule(ComponentModule):
         if frame.cache is None:
             return self._fused(queries, keys, values, frame.hidden_padding(0, x.shape[1]))
         layer = frame.cache.layer(self.site, frame.application)
+        if frame.ends is not None:
+            layer.put(frame.ends, v=values, **keys)
+            return self._step(queries, layer, frame)
         before = layer.length
         cached = layer.extend(v=values, **keys)
         padding = frame.hidden_padding(before, cached["v"].shape[1])
         if before == 0:
             return self._fused(queries, {name: cached[name] for name in keys}, cached["v"], padding)
+        many = too_many_scores(next(iter(queries.values())), cached["v"].shape[1])
+        if many and padding is None and self.config.window is None:
+            return self._in_tiles(queries, cached, before)
         return self._absorbed(queries, cached, padding)
 
     def _optional(self, name: str) -> Tensor | None:
@@ -148,12 +156,10 @@ class DecoupledBottleneckModule(ComponentModule):
         in front of the others, whose own output is dropped.
         """
         config = self.config
-        if config.v_layout == "latent":
-            values = self._groups(F.linear(values, self.v_up_proj))
+        k, v = self._expanded(keys, values)
         if (bias := self._optional("v_bias")) is not None:
-            values = values + bias.view(config.n_kv_heads, -1)
-        each = [k.unsqueeze(2).expand(-1, -1, config.n_kv_heads, -1) if k.dim() == 3 else k for k in keys.values()]
-        q, k, v = torch.cat(tuple(queries.values()), dim=-1), torch.cat(each, dim=-1), values
+            v = v + bias.view(config.n_kv_heads, -1)
+        q = torch.cat(tuple(queries.values()), dim=-1)
         if config.null:
             q, k, v = self._with_null(q, k, v)
         q = _padded(q, config.fused_width).flatten(1, 2)
@@ -169,6 +175,13 @@ class DecoupledBottleneckModule(ComponentModule):
         )
         y = y[:, :, 1:] if config.null else y
         return y.transpose(1, 2)[..., : config.v_width].flatten(2)
+
+    def _expanded(self, keys: Mapping[str, Tensor], values: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole keys ``[B, S, G, w]``, and values ``[B, S, G, v_width]`` without their bias, of what is cached."""
+        if self.config.v_layout == "latent":
+            values = self._groups(F.linear(values, self.v_up_proj))
+        each = [k.unsqueeze(2).expand(-1, -1, self.config.n_kv_heads, -1) if k.dim() == 3 else k for k in keys.values()]
+        return torch.cat(each, dim=-1), values
 
     def _with_null(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[B, G, m, T + 1, w + 1]``, keys ``[B, T + 1, G, w + 1]``, values ``[B, T + 1, G, v_width]``.
@@ -222,12 +235,72 @@ class DecoupledBottleneckModule(ComponentModule):
             y = latent @ self.v_up_proj.view(groups, 1, config.head_dim, -1).transpose(-1, -2)
         else:  # [B, S, G, v_width]
             y = (probabilities.flatten(2, 3) @ value.transpose(1, 2)).view(*probabilities.shape[:-1], -1)
-        share = probabilities.sum(-1, keepdim=True) if config.null else 1.0
-        if (bias := self._optional("v_bias")) is not None:
-            y = y + share * bias.view(groups, 1, 1, -1)
-        if config.null:
-            y = y + (1 - share) * self.null_value.view(groups, 1, 1, -1)
-        return y.permute(0, 3, 1, 2, 4).flatten(2)
+        share = probabilities.sum(-1, keepdim=True) if config.null else None
+        return self._completed(y, share).permute(0, 3, 1, 2, 4).flatten(2)
+
+    def _completed(self, y: Tensor, share: Tensor | None) -> Tensor:
+        """Mixed values ``[B, G, m, T, v_width]`` with bias and null value; ``share`` is what is not the null value's."""
+        bias, groups = self._optional("v_bias"), (self.config.n_kv_heads, 1, 1, -1)
+        if bias is not None:
+            y = y + (bias.view(groups) if share is None else share * bias.view(groups))
+        return y if share is None else y + (1 - share) * self.null_value.view(groups)
+
+    def _step(self, queries: Mapping[str, Tensor], layer: LayerCache, frame: Frame) -> Tensor:
+        """A decode step.  Where values are one latent, all heads are one unit, which reads everything once.
+
+        There a query is zero in the columns of other key/value heads' keys.
+        """
+        config = self.config
+        groups, batch = config.n_kv_heads, frame.positions.shape[0]
+        latent = config.v_layout == "latent"
+        parts, widened = [], []
+        for name, query in queries.items():
+            width = query.shape[-1]
+            own = name == "k_geo" or config.k_layout == "per_head"
+            if own and latent:
+                query = query.unsqueeze(4) * torch.eye(groups, dtype=query.dtype, device=query.device).view(
+                    groups, 1, 1, groups, 1
+                )
+                width = width * groups
+            widened.append(query.reshape(batch, 1 if latent else groups, -1, width))
+            parts.append(CachedPart(layer.entry(name), width, per_unit=own and not latent))
+        values = CachedPart(layer.entry("v"), config.v_dim if latent else config.v_width, per_unit=not latent)
+        mixed, total = attend_cached(torch.cat(widened, dim=-1), parts, values, frame, scale=config.multiplier)
+        y = mixed.view(batch, groups, self.per_group, -1)
+        if latent:
+            y = y @ self.v_up_proj.view(groups, config.head_dim, -1).transpose(-1, -2)
+        return self._with_null_value(y.unsqueeze(3), total.view(*y.shape[:3], 1, 1), queries)
+
+    def _in_tiles(self, queries: Mapping[str, Tensor], cached: Mapping[str, Tensor], before: int) -> Tensor:
+        """Attention of many tokens behind a cache, which is expanded a few thousand tokens at a time."""
+
+        def tile(first: int, last: int) -> tuple[Tensor, Tensor]:
+            span = {name: entry[:, first:last] for name, entry in cached.items()}
+            key, value = self._expanded({name: span[name] for name in queries}, span["v"])
+            return key.transpose(1, 2), value.transpose(1, 2)
+
+        whole = torch.cat(tuple(queries.values()), dim=-1).flatten(1, 2)
+        y, total = attend_chunk(whole, tile, before, scale=self.config.multiplier)
+        heads = (self.config.n_kv_heads, self.per_group)
+        return self._with_null_value(y.unflatten(1, heads), total.unflatten(1, heads).unsqueeze(-1), queries)
+
+    def _with_null_value(self, y: Tensor, total: Tensor, queries: Mapping[str, Tensor]) -> Tensor:
+        """Mixed values ``[B, G, m, T, v_width]`` and their scores' log-sum-exps, completed: ``[B, T, H v_width]``."""
+        share = None
+        if self.config.null:
+            share = (total - self._null_scores(queries, total.dtype)).sigmoid().to(y.dtype)
+            y = y * share
+        return self._completed(y, share).permute(0, 3, 1, 2, 4).flatten(2)
+
+    def _null_scores(self, queries: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """What each query scores with the null key: ``[B, G, m, N, 1]``."""
+        config = self.config
+        null = self._a_head(self.null_bias).to(dtype)
+        if config.sem_dim:
+            key = self.null_key.view(config.n_kv_heads, 1, -1, 1).to(queries["k_sem"].dtype)
+            null = null + (queries["k_sem"] @ key).to(dtype) * config.multiplier
+        batch, tokens = (next(iter(queries.values())).shape[axis] for axis in (0, 3))
+        return null.expand(batch, -1, -1, tokens, 1)
 
     def probabilities(self, x: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
         """The attention of the tokens ``rows`` ``[N]`` among those of ``x``, for measuring: ``[B, H, N, T]``."""
@@ -265,11 +338,7 @@ class DecoupledBottleneckModule(ComponentModule):
         scores = scores.masked_fill(hidden, -torch.inf)
         if not config.null:
             return scores.softmax(dim=-1)
-        null = self._a_head(self.null_bias).to(scores.dtype).expand(*scores.shape[:-1], 1)
-        if config.sem_dim:
-            key = self.null_key.view(config.n_kv_heads, 1, -1, 1).to(queries["k_sem"].dtype)
-            null = null + (queries["k_sem"] @ key).to(scores.dtype) * config.multiplier
-        return torch.cat([null, scores], dim=-1).softmax(dim=-1)[..., 1:]
+        return torch.cat([self._null_scores(queries, scores.dtype), scores], dim=-1).softmax(dim=-1)[..., 1:]
 
 
 def _padded(x: Tensor, width: int) -> Tensor:

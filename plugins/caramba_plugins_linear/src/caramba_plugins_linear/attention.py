@@ -105,6 +105,11 @@ class LinearAttention(GroupedAttention):
         padded = shape.batch * -(-shape.tokens // block) * block
         return padded * 2 * block + shape.rows * self.sinks, 2 * block + self.sinks
 
+    @property
+    def takes_steps(self) -> bool:
+        """Always."""
+        return True
+
     def cache_spec(self, width: int) -> Mapping[str, CacheEntry]:
         """Near ``key`` (turned) and ``value``, ``[G, d]`` a token; ``state`` ``[G, f, d + 1]`` once a sequence."""
         spec = {

@@ -121,6 +121,11 @@ class MultiHeadLatentAttention(HeadedAttention):
         available = self.head_dim // 2
         return tuple(index * available // self.pairs for index in range(self.pairs))
 
+    @property
+    def takes_steps(self) -> bool:
+        """Always."""
+        return True
+
     def cache_spec(self, width: int) -> Mapping[str, CacheEntry]:
         """The ``latent`` and the turned rotary ``key``: ``rank + rope_dim`` values a token."""
         spec = {"latent": CacheEntry(shape=(self.rank,))}

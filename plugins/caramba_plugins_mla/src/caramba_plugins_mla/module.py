@@ -7,6 +7,7 @@ key/value head, d head width, e width of the rotary key, r rank of the latent.
 from __future__ import annotations
 
 import torch
+from caramba_plugins_standard.decoding import CachedPart, attend_cached, attend_chunk, too_many_scores
 from caramba_plugins_standard.rotary import Rotary, cos_sin, rotate
 from torch import Tensor
 from torch.nn import functional as F
@@ -55,10 +56,14 @@ class MultiHeadLatentModule(ComponentModule):
         if frame.cache is None:
             return self._fused(query, turned_query, latent, key)
         layer = frame.cache.layer(self.site, frame.application)
+        if frame.ends is not None:
+            return self._step(query, turned_query, latent, key, frame)
         before = layer.length
         cached = layer.extend(latent=latent) if key is None else layer.extend(latent=latent, key=key)
         if before == 0:
             return self._fused(query, turned_query, cached["latent"], cached.get("key"))
+        if too_many_scores(query, cached["latent"].shape[1]):
+            return self._in_tiles(query, turned_query, cached["latent"], cached.get("key"), before)
         return self._absorbed(query, turned_query, cached["latent"], cached.get("key"), before)
 
     def _optional(self, name: str) -> Tensor | None:
@@ -85,12 +90,8 @@ class MultiHeadLatentModule(ComponentModule):
         back to a path that is several times slower.  Nothing padded is cached.
         """
         config = self.config
-        groups = (*latent.shape[:2], config.n_kv_heads, config.head_dim)
-        key = F.linear(latent, self.k_up_proj).view(groups).transpose(1, 2)
-        value = F.linear(latent, self.v_up_proj).view(groups).transpose(1, 2)
-        if turned_query is not None and turned_key is not None:
-            query = torch.cat([query, turned_query], dim=-1)
-            key = torch.cat([key, turned_key.unsqueeze(1).expand(-1, config.n_kv_heads, -1, -1)], dim=-1)
+        key, value = self._expanded(latent, turned_key)
+        query = query if turned_query is None else torch.cat([query, turned_query], dim=-1)
         y = F.scaled_dot_product_attention(
             self._padded(query),
             self._padded(key),
@@ -100,6 +101,15 @@ class MultiHeadLatentModule(ComponentModule):
             enable_gqa=config.n_heads != config.n_kv_heads,
         )
         return y[..., : config.head_dim].transpose(1, 2).flatten(2)
+
+    def _expanded(self, latent: Tensor, turned_key: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys ``[B, G, S, d + e]`` and values ``[B, G, S, d]`` of latents ``[B, S, r]`` and rotary keys ``[B, S, e]``."""
+        groups = (*latent.shape[:2], self.config.n_kv_heads, self.config.head_dim)
+        key = F.linear(latent, self.k_up_proj).view(groups).transpose(1, 2)
+        value = F.linear(latent, self.v_up_proj).view(groups).transpose(1, 2)
+        if turned_key is not None:
+            key = torch.cat([key, turned_key.unsqueeze(1).expand(-1, self.config.n_kv_heads, -1, -1)], dim=-1)
+        return key, value
 
     def _padded(self, x: Tensor) -> Tensor:
         missing = self.config.fused_width - x.shape[-1]
@@ -131,3 +141,35 @@ class MultiHeadLatentModule(ComponentModule):
         mixed = (probabilities.view(batch, -1, latent.shape[1]) @ latent).view(batch, groups, -1, rank)
         y = mixed @ self.v_up_proj.view(groups, width, rank).transpose(1, 2)
         return y.view(batch, heads, tokens, width).transpose(1, 2).flatten(2)
+
+    def _in_tiles(
+        self, query: Tensor, turned_query: Tensor | None, latent: Tensor, turned_key: Tensor | None, before: int
+    ) -> Tensor:
+        """The same for many tokens: the cache is expanded a few thousand tokens at a time."""
+
+        def tile(first: int, last: int) -> tuple[Tensor, Tensor]:
+            return self._expanded(latent[:, first:last], None if turned_key is None else turned_key[:, first:last])
+
+        whole = query if turned_query is None else torch.cat([query, turned_query], dim=-1)
+        y, _ = attend_chunk(whole, tile, before, scale=self.config.multiplier)
+        return y.transpose(1, 2).flatten(2)
+
+    def _step(
+        self, query: Tensor, turned_query: Tensor | None, latent: Tensor, turned_key: Tensor | None, frame: Frame
+    ) -> Tensor:
+        """A decode step: all heads read one latent, as keys and as values."""
+        config = self.config
+        assert frame.cache is not None and frame.ends is not None
+        layer = frame.cache.layer(self.site, frame.application)
+        new = {"latent": latent} if turned_key is None else {"latent": latent, "key": turned_key}
+        layer.put(frame.ends, **new)
+        batch, groups, width, rank = len(query), config.n_kv_heads, config.head_dim, config.rank
+        inside = query.reshape(batch, groups, -1, width) @ self.k_up_proj.view(groups, width, rank)
+        whole = inside.view(batch, 1, config.n_heads, rank)
+        parts = [CachedPart(layer.entry("latent"), rank, per_unit=False)]
+        if turned_query is not None:
+            whole = torch.cat([turned_query.transpose(1, 2), whole], dim=-1)
+            parts.insert(0, CachedPart(layer.entry("key"), config.rope_dim, per_unit=False))
+        mixed, _ = attend_cached(whole, parts, None, frame, scale=config.multiplier)
+        y = mixed.view(batch, groups, -1, rank) @ self.v_up_proj.view(groups, width, rank).transpose(1, 2)
+        return y.flatten(1).unsqueeze(1)

@@ -60,6 +60,11 @@ class SlidingWindowAttention(GroupedAttention):
         doubled = self.near_sinks and shape.tokens == shape.context > self.held
         return self.softmax_cost(width, shape, self.held, fused=2 if doubled else 1)
 
+    @property
+    def takes_steps(self) -> bool:
+        """Always."""
+        return True
+
     def cache_spec(self, width: int) -> Mapping[str, CacheEntry]:
         """Rotated ``key`` and ``value``, ``[G, d]`` a token each, for ``sinks + window`` tokens."""
         entry = CacheEntry(shape=(self.n_kv_heads, self.head_dim), window=self.held, sinks=self.sinks)

@@ -5,7 +5,10 @@ Axes: B batch, T tokens of this pass, S tokens seen, D model, H query heads, G k
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+from caramba_plugins_standard.decoding import merge_attention
 from caramba_plugins_standard.gqa_module import GroupedAttentionModule
 from caramba_plugins_standard.rotary import rotate
 from torch import Tensor
@@ -24,6 +27,8 @@ class SlidingWindowModule(GroupedAttentionModule):
 
     def mix(self, x: Tensor, frame: Frame) -> Tensor:
         """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
+        if frame.ends is not None:
+            return self._step(x, frame)
         config, tokens = self.config, x.shape[1]
         layer = None if frame.cache is None else frame.cache.layer(self.site, frame.application)
         before = 0 if layer is None else layer.length
@@ -46,6 +51,34 @@ class SlidingWindowModule(GroupedAttentionModule):
         else:
             mixed = self._fused_apart(query, to_sinks, key, value, mask)
         return mixed.transpose(1, 2).flatten(2)
+
+    def _step(self, x: Tensor, frame: Frame) -> Tensor:
+        """A decode step: where sinks are met by queries turned for them, those are attended to apart."""
+        config = self.config
+        assert frame.cache is not None and frame.ends is not None
+        layer = frame.cache.layer(self.site, frame.application)
+        query, key, value = self.project(x)
+        to_sinks = query
+        if self.rotary is not None:
+            cos, sin = self.rotary(frame.positions)
+            if config.near_sinks:
+                to_sinks = rotate(query, *self.rotary(frame.positions.clamp(max=config.held - 1)))
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if self.rotary is None or not (config.near_sinks and config.sinks):
+            return self.step(query, key, value, layer, frame)[0].flatten(1).unsqueeze(1)
+        behind = replace(frame, starts=torch.full_like(frame.ends, config.sinks))
+        near = self.step(query, key, value, layer, behind)
+        groups = (len(query), self.n_kv_heads, -1, self.head_dim)
+        keys, values = (
+            entry.decode(*(plane[:, : config.sinks] for plane in entry.planes.values())).transpose(1, 2)
+            for entry in map(layer.entry, ("key", "value"))
+        )
+        scores = to_sinks.reshape(groups) @ keys.transpose(2, 3)
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32)) * self.multiplier
+        place = torch.arange(keys.shape[2], device=x.device)
+        wide = wide.masked_fill((place >= frame.ends[:, None])[:, None, None], float("-inf"))
+        sinks = (wide.softmax(dim=-1).to(values.dtype) @ values, wide.logsumexp(dim=-1))
+        return merge_attention(near, sinks).flatten(1).unsqueeze(1)
 
     def _visible(self, before: int, tokens: int, context: int, device: torch.device) -> Tensor | None:
         """Bool ``[T, S]``; none where a pass from the start of the text sees everything up to each token.

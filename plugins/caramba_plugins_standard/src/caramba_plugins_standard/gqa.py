@@ -117,6 +117,11 @@ class GroupedQueryAttention(GroupedAttention):
         """Not with dynamic scaling, whose frequencies follow the longest sequence of a batch."""
         return self.rope is None or self.rope.scaling != "dynamic"
 
+    @property
+    def takes_steps(self) -> bool:
+        """Always."""
+        return True
+
     def cost(self, width: int, shape: Shape) -> Cost:
         """Four projections, scores and mixing."""
         return self.softmax_cost(width, shape, self.window)

@@ -10,9 +10,12 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
 
+from caramba_core.nn.cache import LayerCache
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
+from caramba_plugins_standard.decoding.attention import CachedPart, attend_cached
 from caramba_plugins_standard.gqa import GroupedAttention, GroupedQueryAttention
 from caramba_plugins_standard.layer_modules import rms_norm
 from caramba_plugins_standard.probing import Probe
@@ -81,6 +84,17 @@ class GroupedAttentionModule(ComponentModule):
             enable_gqa=self.n_kv_heads != self.n_heads,
         )
 
+    def step(self, query: Tensor, key: Tensor, value: Tensor, layer: LayerCache, frame: Frame) -> tuple[Tensor, Tensor]:
+        """A decode step: queries ``[B, H, 1, d]`` to the cache, keys and values ``[B, G, 1, d]`` put into it first.
+
+        Outputs ``[B, G, H/G, d]`` and log-sum-exps ``[B, G, H/G]``.
+        """
+        assert frame.ends is not None
+        layer.put(frame.ends, key=key.transpose(1, 2), value=value.transpose(1, 2))
+        keys, values = (CachedPart(layer.entry(name), self.head_dim, per_unit=True) for name in ("key", "value"))
+        grouped = query.reshape(len(query), self.n_kv_heads, -1, self.head_dim)
+        return attend_cached(grouped, (keys,), values, frame, scale=self.multiplier)
+
 
 def visible(tokens: int, context: int, window: int | None, device: torch.device) -> Tensor:
     """Bool ``[T, S]``: which of ``context`` tokens each of the last ``tokens`` of them sees."""
@@ -104,14 +118,19 @@ class GroupedQueryAttentionModule(GroupedAttentionModule):
         before = 0
         if frame.cache is not None:
             layer = frame.cache.layer(self.site, frame.application)
+            if frame.ends is not None:
+                return self.step(query, key, value, layer, frame)[0].flatten(1).unsqueeze(1)
             before = layer.length
             seen = layer.extend(key=key.transpose(1, 2), value=value.transpose(1, 2))
             key, value = seen["key"].transpose(1, 2), seen["value"].transpose(1, 2)
         tokens, context = query.shape[2], key.shape[2]
-        mask, causal = None, False
+        mask: Tensor | None = None
+        causal = False
         if tokens > 1:  # a single token sees everything that its cache still holds
             if tokens == context and (self.window is None or context <= self.window):
                 causal = True
+            elif self.window is None:
+                mask = causal_lower_right(tokens, context)
             else:
                 mask = visible(tokens, context, self.window, x.device)
         padding = frame.hidden_padding(before, context)

@@ -1,5 +1,7 @@
-"""Decoding: a model with its cache, step by step."""
+"""Decoding: attention to a cache as it is stored, prefill in tiles, and steps that are recorded once and replayed."""
 
+from caramba_plugins_standard.decoding.attention import CachedPart, attend_cached, merge_attention
+from caramba_plugins_standard.decoding.chunks import attend_chunk, too_many_scores
 from caramba_plugins_standard.decoding.decoder import Decoder
 
-__all__ = ["Decoder"]
+__all__ = ["CachedPart", "Decoder", "attend_cached", "attend_chunk", "merge_attention", "too_many_scores"]

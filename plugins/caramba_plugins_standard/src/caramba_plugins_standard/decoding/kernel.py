@@ -1,220 +1,482 @@
-"""Attention of one new token per sequence to its cache, as stored: split over the context ("flash-decoding"), in Triton.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return, attr-defined"
+"""Attention of one new token of each sequence to its cache as stored, split over the context, in Triton.
 
 A program reads one split of one sequence's tokens once, for all query heads that share what it reads, and keeps a running
-softmax (arXiv 2205.14135); a second kernel merges the splits by their log-sum-exp.  Quantized caches are expanded in
-registers, tile by tile.
+softmax (FlashAttention, arXiv 2205.14135; "flash-decoding" splits the context); a second kernel merges the splits by
+their log-sum-exp.  Codes of quantized caches are dequantized in registers, tile by tile.
 
-Axes: B batch, U units (groups of query heads that read the same values), M query heads per unit, S places in the cache.
+Axes: B batch, U units (groups of query heads that read the same values), M query heads of a unit, S places of the cache,
+w width of a part.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["attend_splits"]
+__all__ = ["Tiling", "attend_splits"]
+
+_LOG2_E: Final = 1.4426950408889634
+
+_EIGHT_BITS: Final = tl.constexpr(
+    """{
+    .reg .b32 bias;
+    mov.b32 bias, 0x64006400;
+    prmt.b32 $0, $2, 0x64646464, 0x4140;
+    prmt.b32 $1, $2, 0x64646464, 0x4342;
+    sub.f16x2 $0, $0, bias;
+    sub.f16x2 $1, $1, bias;
+    }"""
+)
+"""Four codes of 8 bits to float16: ``0x6400 | code`` is ``1024 + code``."""
+
+_FOUR_BITS: Final = tl.constexpr(
+    """{
+    .reg .b32 bias, low, high;
+    mov.b32 bias, 0x64006400;
+    and.b32 low, $4, 0x0f0f0f0f;
+    shr.u32 high, $4, 4;
+    and.b32 high, high, 0x0f0f0f0f;
+    prmt.b32 $0, low, 0x64646464, 0x4140;
+    prmt.b32 $1, low, 0x64646464, 0x4342;
+    prmt.b32 $2, high, 0x64646464, 0x4140;
+    prmt.b32 $3, high, 0x64646464, 0x4342;
+    sub.f16x2 $0, $0, bias;
+    sub.f16x2 $1, $1, bias;
+    sub.f16x2 $2, $2, bias;
+    sub.f16x2 $3, $3, bias;
+    }"""
+)
+"""Four bytes of two codes each to the float16 of their low and of their high codes."""
+
+
+_WIDEST: Final = 256
+"""Columns of the values that a program accumulates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How the split kernel is launched: tokens of a tile, warps, stages of prefetching, programs a multiprocessor."""
+
+    tile: int = 64
+    warps: int = 4
+    stages: int = 4
+    programs: int = 2
 
 
 @triton.jit
-def _columns(pointer, blocks, rows, ok, stride, block_stride, offset, WIDTH, PADDED: tl.constexpr, BLOCK: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr, dtype: tl.constexpr):
-    """Columns ``offset ..`` of rows of an entry: values, or dequantized codes.  [rows, PADDED]"""
-    column = tl.arange(0, PADDED)
-    if EXACT:
-        here = ok[:, None]
-    else:
-        here = ok[:, None] & (column < WIDTH)[None, :]
-    at = offset + column
+def _scales(blocks, near, ok, stride, first, N: tl.constexpr, COUNT):
+    """Step and least value of ``N`` blocks of each token, ``[T, N]``; both lie in one 32-bit word."""
+    j = tl.arange(0, N)
+    word = tl.load(
+        blocks + near[:, None] * stride + first + j[None, :], mask=ok[:, None] & (j < COUNT)[None, :], other=0
+    )
+    step = (word & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True)
+    return step, ((word >> 16) & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def _values(
+    part,
+    blocks,
+    near,
+    ok,
+    stride,
+    blocks_stride,
+    offset,
+    W,
+    P: tl.constexpr,
+    BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ASM: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """Columns ``offset`` to ``offset + W`` of tokens, ``[T, P]`` (8-bit codes dequantized); zeros behind ``W``."""
     if BITS == 16:
-        return tl.load(pointer + rows[:, None] * stride + at[None, :], mask=here, other=0.0)
-    code = tl.load(pointer + rows[:, None] * stride + at[None, :], mask=here, other=0)
-    place = blocks + rows[:, None] * block_stride + (at // BLOCK)[None, :] * 2
-    step = tl.load(place, mask=here, other=0.0)
-    least = tl.load(place + 1, mask=here, other=0.0)
-    return (code.to(tl.float32) * step.to(tl.float32) + least.to(tl.float32)).to(dtype)
+        column = tl.arange(0, P)
+        here = ok[:, None] & (column < W)[None, :]
+        value = tl.load(part + near[:, None] * stride + (offset + column)[None, :], mask=here, other=0.0)
+    elif ALIGNED:
+        j = tl.arange(0, P // BLOCK)
+        column = j[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+        here = ok[:, None, None] & (column < W)[None]
+        code = tl.load(part + near[:, None, None] * stride + (offset + column)[None], mask=here, other=0)
+        step, least = _scales(blocks, near, ok, blocks_stride, offset // BLOCK, P // BLOCK, tl.cdiv(W, BLOCK))
+        if ASM:
+            wide = tl.inline_asm_elementwise(_EIGHT_BITS, "=r,=r,r", [code], dtype=tl.float16, is_pure=True, pack=4)
+        else:
+            wide = code.to(dtype)
+        value = tl.reshape(wide * step[:, :, None].to(dtype) + least[:, :, None].to(dtype), [near.shape[0], P])
+    else:
+        column = tl.arange(0, P)
+        here = ok[:, None] & (column < W)[None, :]
+        code = tl.load(part + near[:, None] * stride + (offset + column)[None, :], mask=here, other=0)
+        word = tl.load(blocks + near[:, None] * blocks_stride + ((offset + column) // BLOCK)[None, :], mask=here, other=0)
+        value = _dequantized(code, word, dtype)
+    return value
 
 
 @triton.jit
-def _halves(pointer, blocks, rows, ok, stride, block_stride, offset, WIDTH, PADDED: tl.constexpr, BLOCK: tl.constexpr, dtype: tl.constexpr):
-    """Even and odd columns from ``offset`` on, of which two share a byte: two tiles [rows, PADDED / 2]"""
-    byte = tl.arange(0, PADDED // 2)
-    here = ok[:, None] & (2 * byte < WIDTH)[None, :]
-    pair = tl.load(pointer + rows[:, None] * stride + (offset // 2 + byte)[None, :], mask=here, other=0)
-    place = blocks + rows[:, None] * block_stride + ((offset + 2 * byte) // BLOCK)[None, :] * 2
-    step = tl.load(place, mask=here, other=0.0).to(tl.float32)
-    least = tl.load(place + 1, mask=here, other=0.0).to(tl.float32)
-    low = ((pair & 15).to(tl.float32) * step + least).to(dtype)
-    high = ((pair >> 4).to(tl.float32) * step + least).to(dtype)
-    return low, high
+def _halves(
+    part,
+    blocks,
+    near,
+    ok,
+    stride,
+    blocks_stride,
+    offset,
+    W,
+    P: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ASM: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """The same of 4-bit codes, two of which share a byte: even columns and odd columns, ``[T, P / 2]`` each."""
+    if ALIGNED:
+        j = tl.arange(0, P // BLOCK)
+        byte = j[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
+        here = ok[:, None, None] & (2 * byte < W)[None]
+        pair = tl.load(part + near[:, None, None] * stride + (offset // 2 + byte)[None], mask=here, other=0)
+        step, least = _scales(blocks, near, ok, blocks_stride, offset // BLOCK, P // BLOCK, tl.cdiv(W, BLOCK))
+        if ASM:
+            low, high = tl.inline_asm_elementwise(
+                _FOUR_BITS, "=r,=r,=r,=r,r", [pair], dtype=(tl.float16, tl.float16), is_pure=True, pack=4
+            )
+        else:
+            low, high = (pair & 15).to(dtype), (pair >> 4).to(dtype)
+        step, least = step[:, :, None].to(dtype), least[:, :, None].to(dtype)
+        even = tl.reshape(low * step + least, [near.shape[0], P // 2])
+        odd = tl.reshape(high * step + least, [near.shape[0], P // 2])
+    else:
+        byte = tl.arange(0, P // 2)
+        here = ok[:, None] & (2 * byte < W)[None, :]
+        pair = tl.load(part + near[:, None] * stride + (offset // 2 + byte)[None, :], mask=here, other=0)
+        at = blocks + near[:, None] * blocks_stride
+        even_word = tl.load(at + ((offset + 2 * byte) // BLOCK)[None, :], mask=here, other=0)
+        odd_here = here & (2 * byte + 1 < W)[None, :]
+        odd_word = tl.load(at + ((offset + 2 * byte + 1) // BLOCK)[None, :], mask=odd_here, other=0)
+        even, odd = _dequantized(pair & 15, even_word, dtype), _dequantized(pair >> 4, odd_word, dtype)
+    return even, odd
+
+
+@triton.jit
+def _dequantized(code, word, dtype: tl.constexpr):
+    step = (word & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+    least = ((word >> 16) & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+    return (code.to(tl.float32) * step + least).to(dtype)
+
+
+@triton.jit
+def _query(at, present, first, W: tl.constexpr, P: tl.constexpr, EVERY: tl.constexpr, dtype: tl.constexpr):
+    """Columns of the queries from ``first`` on, all or every second one: ``[M, P / EVERY]``."""
+    column = first + EVERY * tl.arange(0, P // EVERY)
+    return tl.load(at + column[None, :], mask=present[:, None] & (column < W)[None, :], other=0.0).to(dtype)
 
 
 @triton.jit
 def _split(
-    Q, KA, KA_blocks, KB, KB_blocks, V, V_blocks, First, Last, Partial, Lse,
-    q_b, q_u, q_m,
-    ka_b, ka_s, ka_u, kab_b, kab_s,
-    kb_b, kb_s, kb_u, kbb_b, kbb_s,
-    v_b, v_s, v_u, vb_b, vb_s,
-    scale, window, sinks,
-    U: tl.constexpr, M: tl.constexpr, WA: tl.constexpr, WB: tl.constexpr, WV: tl.constexpr,
-    PM: tl.constexpr, PA: tl.constexpr, PB: tl.constexpr, PV: tl.constexpr,
-    SPLITS, TILE: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
-    RING: tl.constexpr, JOINT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    Q,
+    A,
+    A_blocks,
+    B,
+    B_blocks,
+    V,
+    V_blocks,
+    First,
+    Ends,
+    Partial,
+    Lse,
+    q_b,
+    q_u,
+    q_m,
+    a_b,
+    a_s,
+    a_u,
+    ab_b,
+    ab_s,
+    b_b,
+    b_s,
+    b_u,
+    bb_b,
+    bb_s,
+    v_b,
+    v_s,
+    v_u,
+    vb_b,
+    vb_s,
+    scale,
+    window,
+    sinks,
+    splits,
+    U: tl.constexpr,
+    M: tl.constexpr,
+    WA: tl.constexpr,
+    WB: tl.constexpr,
+    WV: tl.constexpr,
+    PM: tl.constexpr,
+    PA: tl.constexpr,
+    PB: tl.constexpr,
+    PV: tl.constexpr,
+    TILE: tl.constexpr,
+    BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ASM: tl.constexpr,
+    HEAD_TILES: tl.constexpr,
+    RING: tl.constexpr,
+    JOINT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
+    """Output and log-sum-exp (base 2) of a split: keys are the parts ``A`` and ``B``; values ``V``, or ``B`` again."""
     split = tl.program_id(0)
     unit = tl.program_id(1) % U
-    rows = (tl.program_id(1) // U) * PM + tl.arange(0, PM)
+    rows = (tl.program_id(1) // U % HEAD_TILES) * PM + tl.arange(0, PM)
+    v_first = 0 if WV <= PV else (tl.program_id(1) // U // HEAD_TILES) * PV
+    present = rows < M
     batch = tl.program_id(2).to(tl.int64)
-    dtype = Q.dtype.element_ty
+    dtype: tl.constexpr = Q.dtype.element_ty if BITS == 16 or Q.dtype.element_ty == tl.float32 else tl.float16
     first = tl.load(First + batch).to(tl.int32)
-    last = tl.load(Last + batch).to(tl.int32)
-    if RING:
-        held = tl.minimum(last, window)
-        start = first * 0
-    else:
-        held = last
-        start = (first // TILE) * TILE
-    span = tl.cdiv(tl.cdiv(held - start, SPLITS), TILE) * TILE
+    ends = tl.load(Ends + batch).to(tl.int32)
+    held = tl.minimum(ends, window) if RING else ends
+    start = 0 * first if RING else (first // TILE) * TILE
+    span = tl.cdiv(tl.cdiv(held - start, splits), TILE) * TILE
     low = start + split * span
     high = tl.minimum(low + span, held)
 
-    present = rows < M
-    q_at = Q + batch * q_b + unit * q_u + rows[:, None] * q_m
+    q = Q + batch * q_b + unit * q_u + rows[:, None] * q_m
     if BITS == 4:
         if WA > 0:
-            a2 = 2 * tl.arange(0, PA // 2)
-            qa0 = tl.load(q_at + a2[None, :], mask=present[:, None] & (a2 < WA)[None, :], other=0.0)
-            qa1 = tl.load(q_at + a2[None, :] + 1, mask=present[:, None] & (a2 + 1 < WA)[None, :], other=0.0)
+            a_even, a_odd = _query(q, present, 0, WA, PA, 2, dtype), _query(q, present, 1, WA, PA, 2, dtype)
         if WB > 0:
-            b2 = 2 * tl.arange(0, PB // 2)
-            qb0 = tl.load(q_at + WA + b2[None, :], mask=present[:, None] & (b2 < WB)[None, :], other=0.0)
-            qb1 = tl.load(q_at + WA + b2[None, :] + 1, mask=present[:, None] & (b2 + 1 < WB)[None, :], other=0.0)
-        acc0 = tl.zeros([PM, PV // 2], dtype=tl.float32)
-        acc1 = tl.zeros([PM, PV // 2], dtype=tl.float32)
+            b_even = _query(q + WA, present, 0, WB, PB, 2, dtype)
+            b_odd = _query(q + WA, present, 1, WB, PB, 2, dtype)
+        even = tl.zeros([PM, PV // 2], dtype=tl.float32)
+        odd = tl.zeros([PM, PV // 2], dtype=tl.float32)
     else:
         if WA > 0:
-            a = tl.arange(0, PA)
-            qa = tl.load(q_at + a[None, :], mask=present[:, None] & (a < WA)[None, :], other=0.0)
+            a_query = _query(q, present, 0, WA, PA, 1, dtype)
         if WB > 0:
-            b = tl.arange(0, PB)
-            qb = tl.load(q_at + WA + b[None, :], mask=present[:, None] & (b < WB)[None, :], other=0.0)
-        acc = tl.zeros([PM, PV], dtype=tl.float32)
+            b_query = _query(q + WA, present, 0, WB, PB, 1, dtype)
+        mixed = tl.zeros([PM, PV], dtype=tl.float32)
     top = tl.full([PM], -1.0e30, dtype=tl.float32)
     total = tl.zeros([PM], dtype=tl.float32)
 
     for s0 in tl.range(low, high, TILE, num_stages=STAGES):
         near = tl.arange(0, TILE)
         s = s0 + near
+        far = batch * 0 + s0  # 64 bits
         ok = s < high
-        far = batch * 0 + s0
-        if RING:
-            # the place of a ring holds the last token that was written there
-            text = tl.where(s < sinks, s, last - 1 - (last - 1 - s) % (window - sinks))
-            text = tl.where(last <= window, s, text)
+        if RING:  # a place behind the sinks holds the last token that was written there
+            text = tl.where((s < sinks) | (ends <= window), s, ends - 1 - (ends - 1 - s) % (window - sinks))
             seen = ok & (text >= first)
         else:
             seen = ok & (s >= first)
         scores = tl.zeros([PM, TILE], dtype=tl.float32)
+        a_at, a_scales = A + batch * a_b + far * a_s, A_blocks + batch * ab_b + far * ab_s
+        b_at, b_scales = B + batch * b_b + far * b_s, B_blocks + batch * bb_b + far * bb_s
+        v_at, v_scales = V + batch * v_b + far * v_s, V_blocks + batch * vb_b + far * vb_s
         if BITS == 4:
             if WA > 0:
-                k0, k1 = _halves(KA + batch * ka_b + far * ka_s, KA_blocks + batch * kab_b + far * kab_s, near, ok, ka_s, kab_s, unit * ka_u, WA, PA, BLOCK, dtype)
-                scores = tl.dot(qa0, tl.trans(k0), scores, input_precision=PRECISION)
-                scores = tl.dot(qa1, tl.trans(k1), scores, input_precision=PRECISION)
+                k0, k1 = _halves(a_at, a_scales, near, ok, a_s, ab_s, unit * a_u, WA, PA, BLOCK, ALIGNED, ASM, dtype)
+                scores = tl.dot(a_even, tl.trans(k0), scores, input_precision=PRECISION)
+                scores = tl.dot(a_odd, tl.trans(k1), scores, input_precision=PRECISION)
             if WB > 0:
-                kb0, kb1 = _halves(KB + batch * kb_b + far * kb_s, KB_blocks + batch * kbb_b + far * kbb_s, near, ok, kb_s, kbb_s, unit * kb_u, WB, PB, BLOCK, dtype)
-                scores = tl.dot(qb0, tl.trans(kb0), scores, input_precision=PRECISION)
-                scores = tl.dot(qb1, tl.trans(kb1), scores, input_precision=PRECISION)
+                k2, k3 = _halves(b_at, b_scales, near, ok, b_s, bb_s, unit * b_u, WB, PB, BLOCK, ALIGNED, ASM, dtype)
+                scores = tl.dot(b_even, tl.trans(k2), scores, input_precision=PRECISION)
+                scores = tl.dot(b_odd, tl.trans(k3), scores, input_precision=PRECISION)
         else:
             if WA > 0:
-                k = _columns(KA + batch * ka_b + far * ka_s, KA_blocks + batch * kab_b + far * kab_s, near, ok, ka_s, kab_s, unit * ka_u, WA, PA, BLOCK, BITS, WA == PA, dtype)
-                scores = tl.dot(qa, tl.trans(k), scores, input_precision=PRECISION)
+                a_key = _values(
+                    a_at, a_scales, near, ok, a_s, ab_s, unit * a_u, WA, PA, BITS, BLOCK, ALIGNED, ASM, dtype
+                )
+                scores = tl.dot(a_query, tl.trans(a_key), scores, input_precision=PRECISION)
             if WB > 0:
-                kb = _columns(KB + batch * kb_b + far * kb_s, KB_blocks + batch * kbb_b + far * kbb_s, near, ok, kb_s, kbb_s, unit * kb_u, WB, PB, BLOCK, BITS, WB == PB, dtype)
-                scores = tl.dot(qb, tl.trans(kb), scores, input_precision=PRECISION)
+                b_key = _values(
+                    b_at, b_scales, near, ok, b_s, bb_s, unit * b_u, WB, PB, BITS, BLOCK, ALIGNED, ASM, dtype
+                )
+                scores = tl.dot(b_query, tl.trans(b_key), scores, input_precision=PRECISION)
         scores = tl.where(seen[None, :], scores * scale, -1.0e30)
         above = tl.maximum(top, tl.max(scores, 1))
         shrink = tl.exp2(top - above)
-        p = tl.where(seen[None, :], tl.exp2(scores - above[:, None]), 0.0)
-        total = total * shrink + tl.sum(p, 1)
+        weight = tl.where(seen[None, :], tl.exp2(scores - above[:, None]), 0.0)
+        total = total * shrink + tl.sum(weight, 1)
         top = above
+        weight = weight.to(dtype)
         if BITS == 4:
             if JOINT:
-                v0, v1 = kb0, kb1
+                v0, v1 = k2, k3
             else:
-                v0, v1 = _halves(V + batch * v_b + far * v_s, V_blocks + batch * vb_b + far * vb_s, near, ok, v_s, vb_s, unit * v_u, WV, PV, BLOCK, dtype)
-            acc0 = tl.dot(p.to(dtype), v0, acc0 * shrink[:, None], input_precision=PRECISION)
-            acc1 = tl.dot(p.to(dtype), v1, acc1 * shrink[:, None], input_precision=PRECISION)
+                v0, v1 = _halves(v_at, v_scales, near, ok, v_s, vb_s, unit * v_u + v_first, WV - v_first, PV, BLOCK, ALIGNED, ASM, dtype)
+            even = tl.dot(weight, v0, even * shrink[:, None], input_precision=PRECISION)
+            odd = tl.dot(weight, v1, odd * shrink[:, None], input_precision=PRECISION)
         else:
             if JOINT:
-                v = kb
+                value = b_key
             else:
-                v = _columns(V + batch * v_b + far * v_s, V_blocks + batch * vb_b + far * vb_s, near, ok, v_s, vb_s, unit * v_u, WV, PV, BLOCK, BITS, WV == PV, dtype)
-            acc = tl.dot(p.to(dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+                value = _values(
+                    v_at, v_scales, near, ok, v_s, vb_s, unit * v_u + v_first, WV - v_first, PV, BITS, BLOCK, ALIGNED, ASM, dtype
+                )
+            mixed = tl.dot(weight, value, mixed * shrink[:, None], input_precision=PRECISION)
 
-    one = tl.where(total > 0, total, 1.0)
-    lse = tl.where(total > 0, top + tl.log2(one), -1.0e30)
-    row = ((batch * U + unit) * M + rows) * SPLITS + split
-    tl.store(Lse + row, lse, mask=present)
+    whole = tl.where(total > 0, total, 1.0)
+    row = ((batch * U + unit) * M + rows) * splits + split
+    tl.store(Lse + row, tl.where(total > 0, top + tl.log2(whole), -1.0e30), mask=present)
     out = Partial + row[:, None] * WV
     if BITS == 4:
-        v2 = 2 * tl.arange(0, PV // 2)
-        tl.store(out + v2[None, :], acc0 / one[:, None], mask=present[:, None] & (v2 < WV)[None, :])
-        tl.store(out + v2[None, :] + 1, acc1 / one[:, None], mask=present[:, None] & (v2 + 1 < WV)[None, :])
+        column = v_first + 2 * tl.arange(0, PV // 2)
+        tl.store(out + column[None, :], even / whole[:, None], mask=present[:, None] & (column < WV)[None, :])
+        tl.store(out + column[None, :] + 1, odd / whole[:, None], mask=present[:, None] & (column + 1 < WV)[None, :])
     else:
-        vv = tl.arange(0, PV)
-        tl.store(out + vv[None, :], acc / one[:, None], mask=present[:, None] & (vv < WV)[None, :])
+        column = v_first + tl.arange(0, PV)
+        tl.store(out + column[None, :], mixed / whole[:, None], mask=present[:, None] & (column < WV)[None, :])
 
 
 @triton.jit
-def _merge(Partial, Lse, Out, OutLse, SPLITS, WV: tl.constexpr, PV: tl.constexpr, PS: tl.constexpr):
+def _merge(Partial, Lse, Out, Total, splits, WV: tl.constexpr, PV: tl.constexpr, PS: tl.constexpr):
+    """Some columns of one query head's splits, weighed by their sums; its log-sum-exp in natural logarithms."""
     row = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, PS)
-    lse = tl.load(Lse + row * SPLITS + split, mask=split < SPLITS, other=-1.0e30)
+    lse = tl.load(Lse + row * splits + split, mask=split < splits, other=-1.0e30)
     top = tl.max(lse, 0)
     weight = tl.where(lse > -1.0e29, tl.exp2(lse - top), 0.0)
     total = tl.sum(weight, 0)
-    one = tl.where(total > 0, total, 1.0)
-    v = tl.arange(0, PV)
-    part = tl.load(Partial + (row * SPLITS + split)[:, None] * WV + v[None, :], mask=(split < SPLITS)[:, None] & (v < WV)[None, :], other=0.0)
-    out = tl.sum(part * weight[:, None], 0) / one
-    tl.store(Out + row * WV + v, out.to(Out.dtype.element_ty), mask=v < WV)
-    tl.store(OutLse + row, tl.where(total > 0, (top + tl.log2(one)) * 0.6931471805599453, float("-inf")))
+    whole = tl.where(total > 0, total, 1.0)
+    column = tl.program_id(1) * PV + tl.arange(0, PV)
+    here = (split < splits)[:, None] & (column < WV)[None, :]
+    part = tl.load(Partial + (row * splits + split)[:, None] * WV + column[None, :], mask=here, other=0.0)
+    out = tl.sum(part * weight[:, None], 0) / whole
+    tl.store(Out + row * WV + column, out.to(Out.dtype.element_ty), mask=column < WV)
+    if tl.program_id(1) == 0:
+        tl.store(Total + row, tl.where(total > 0, (top + tl.log2(whole)) * 0.6931471805599453, float("-inf")))
 
 
-def attend_splits(query, key, key_blocks, shared, shared_blocks, value, value_blocks, first, last, *, widths, per_unit, scale, bits, block, window, sinks, joint, splits, tile, warps, stages):
+def attend_splits(
+    query: Tensor,
+    key: Tensor | None,
+    key_blocks: Tensor | None,
+    shared: Tensor | None,
+    shared_blocks: Tensor | None,
+    value: Tensor | None,
+    value_blocks: Tensor | None,
+    starts: Tensor,
+    ends: Tensor,
+    widths: Sequence[int],
+    per_unit: Sequence[bool],
+    scale: float,
+    bits: int,
+    block: int,
+    window: int,
+    sinks: int,
+    *,
+    tiling: Tiling | None = None,
+    asm: bool | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`caramba_plugins_standard.decoding.attention.attend_cached`, whose arguments these are."""
     batch, units, heads, _ = query.shape
-    wa, wb, wv = widths
-    pm = max(16, min(64, triton.next_power_of_2(heads)))
-    tiles = triton.cdiv(heads, pm)
-    least = 32 if bits == 4 else 16
-    pa, pb, pv = (max(least, triton.next_power_of_2(w)) for w in widths)
-    if joint:
-        pb = pv
-    partial = query.new_empty(batch, units, heads, splits, wv, dtype=torch.float32)
-    lse = query.new_empty(batch, units, heads, splits, dtype=torch.float32)
-    out = query.new_empty(batch, units, heads, wv)
-    out_lse = query.new_empty(batch, units, heads, dtype=torch.float32)
-    def strides(x, w, per):
-        if x is None:
-            return 0, 0, 0
-        return x.stride(0), x.stride(1), (w if per else 0)
-    def bstrides(x):
-        return (0, 0) if x is None else (x.stride(0), x.stride(1))
-    _split[(splits, units * tiles, batch)](
-        query, *(query if x is None else x for x in (key, key_blocks, shared, shared_blocks, value, value_blocks)),
-        first, last, partial, lse,
-        query.stride(0), query.stride(1), query.stride(2),
-        *strides(key, wa, per_unit[0]), *bstrides(key_blocks),
-        *strides(shared, wb, per_unit[1]), *bstrides(shared_blocks),
-        *strides(value, wv, per_unit[2]), *bstrides(value_blocks),
-        scale * 1.4426950408889634, window or 0, sinks,
-        U=units, M=heads, WA=wa, WB=wb, WV=wv, PM=pm, PA=pa, PB=pb, PV=pv,
-        SPLITS=splits, TILE=tile, BITS=bits, BLOCK=block, RING=window is not None, JOINT=joint,
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32", STAGES=stages,
-        num_warps=warps, num_stages=stages,
+    padded_heads = max(16, min(64, triton.next_power_of_2(heads)))
+    head_tiles = triton.cdiv(heads, padded_heads)
+    least = max(16, block) if bits == 8 else max(32, block) if bits == 4 else 16
+    aligned = bits != 16 and block == triton.next_power_of_2(block) and block >= 8
+    aligned = aligned and all(
+        units == 1 or not own or not width % block for width, own in zip(widths, per_unit, strict=True)
     )
-    _merge[(batch * units * heads,)](partial, lse, out, out_lse, WV=wv, PV=triton.next_power_of_2(wv), SPLITS=splits, PS=triton.next_power_of_2(splits), num_warps=4)
-    return out, out_lse
+    padded = [max(least, triton.next_power_of_2(width)) for width in widths]
+    joint = value is None
+    if padded[2] > _WIDEST:  # programs for some columns of the values each; they meet the keys again
+        padded[2] = _WIDEST
+        if joint:
+            value, value_blocks, joint = shared, shared_blocks, False
+    value_tiles = triton.cdiv(widths[2], padded[2])
+    if asm is None:
+        asm = query.is_cuda
+    chosen = tiling or _tiling(sum(padded[:2]) + (0 if joint else padded[2]), bits)
+    room = next(part.shape[1] for part in (key, shared, value) if part is not None)
+    splits = 1
+    if query.is_cuda:
+        splits = round(chosen.programs * _multiprocessors(query.device) / (batch * units * head_tiles * value_tiles))
+        splits = max(1, min(splits, triton.cdiv(room, chosen.tile), 256))
+    else:
+        splits = min(3, triton.cdiv(room, chosen.tile))
+    partial = query.new_empty(batch, units, heads, splits, widths[2], dtype=torch.float32)
+    lse = query.new_empty(batch, units, heads, splits, dtype=torch.float32)
+    out = query.new_empty(batch, units, heads, widths[2])
+    total = query.new_empty(batch, units, heads, dtype=torch.float32)
+    words = [
+        None if blocks is None else blocks.view(torch.int32) for blocks in (key_blocks, shared_blocks, value_blocks)
+    ]
+    planes: list[Tensor] = []
+    strides: list[int] = []
+    for part, part_words, width, own in zip((key, shared, value), words, widths, per_unit, strict=True):
+        planes += [query if part is None else part, query if part_words is None else part_words]
+        strides += [0, 0, 0] if part is None else [part.stride(0), part.stride(1), width if own else 0]
+        strides += [0, 0] if part_words is None else [part_words.stride(0), part_words.stride(1)]
+    _split[(splits, units * head_tiles * value_tiles, batch)](
+        query,
+        *planes,
+        starts,
+        ends,
+        partial,
+        lse,
+        query.stride(0),
+        query.stride(1),
+        query.stride(2),
+        *strides,
+        scale * _LOG2_E,
+        window,
+        sinks,
+        splits,
+        U=units,
+        M=heads,
+        WA=widths[0],
+        WB=widths[1],
+        WV=widths[2],
+        PM=padded_heads,
+        PA=padded[0],
+        PB=max(padded[1], padded[2]) if joint else padded[1],
+        PV=padded[2],
+        TILE=chosen.tile,
+        BITS=bits,
+        BLOCK=block,
+        ALIGNED=aligned,
+        ASM=asm and query.dtype != torch.float32,
+        HEAD_TILES=head_tiles,
+        RING=window > 0,
+        JOINT=joint,
+        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+        STAGES=chosen.stages,
+        num_warps=chosen.warps,
+        num_stages=chosen.stages,
+    )
+    columns = min(64, triton.next_power_of_2(widths[2]))
+    _merge[(batch * units * heads, triton.cdiv(widths[2], columns))](
+        partial,
+        lse,
+        out,
+        total,
+        splits,
+        WV=widths[2],
+        PV=columns,
+        PS=triton.next_power_of_2(splits),
+        num_warps=4,
+    )
+    return out, total
+
+
+def _tiling(width: int, bits: int) -> Tiling:
+    """Found by ``bench/decoding.py --tune`` on one NVIDIA H200."""
+    if width <= 128:
+        return Tiling(64, 4, 4, 2)
+    return Tiling(64, 8, 2, 1)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -22,6 +22,7 @@ __all__ = [
     "positions",
     "relative_positions",
     "rounding",
+    "steps",
     "tokenwise",
     "truncation",
 ]
@@ -135,6 +136,34 @@ def rounding(case: Case) -> None:
         words = f"with a cache in 4 bits, decoding {words} differs from decoding token by token"
         advice = "attend to what extend returns in every pass"
         require_close(output, wanted, case.decoding_tolerance, words, advice=advice)
+
+
+def _takes_steps(case: Case) -> bool:
+    return isinstance(case.config, Attention) and case.config.takes_steps
+
+
+@check("decode steps whose places are tensors give what passes give", applies=_takes_steps)
+@torch.no_grad()
+def steps(case: Case) -> None:
+    """Decode behind prompts of many lengths, past a full window, with rounded caches, and behind padding."""
+    subject, x = Subject(case), inputs(case, batch=3, tokens=2 * case.tokens + 5)
+    tokens = x.shape[1]
+    assert isinstance(case.config, Attention)
+    padded = torch.tensor([0, 2, case.tokens - 3]) if case.config.takes_starts else None
+    for prompt in (1, 2, case.tokens, 2 * case.tokens):
+        for storage in (None, _ROUNDED) if _rounds(case) else (None,):
+            for starts in (None, padded) if prompt >= case.tokens else (None,):
+                cache, other = (subject.model.new_cache(3, capacity=tokens + 1, storage=storage) for _ in range(2))
+                wanted = subject.decode(x, [prompt] + [1] * (tokens - prompt), cache=other, starts=starts)
+                subject.decode(x[:, :prompt], [prompt], cache=cache, starts=starts)
+                found = wanted.clone()
+                for place in range(prompt, tokens):
+                    frame = Frame.step(cache, torch.full((3,), place + 1), starts=starts)
+                    found[:, place : place + 1] = subject.run(x[:, place : place + 1], frame)
+                words = f"decode steps behind a prompt of {prompt} tokens differ from passes"
+                within = max(case.decoding_tolerance, 1e-9) if storage is None else 1e-5
+                advice = "write with put, read with attend_cached, and heed frame.starts; or leave takes_steps out"
+                require_close(found, wanted, within, words, advice=advice)
 
 
 def _takes_back(case: Case) -> bool:
