@@ -13,10 +13,12 @@ config names in ``output_weights`` reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from caramba_core.components import Layer
 from caramba_core.nn.frame import Frame
@@ -38,6 +40,7 @@ class ComponentModule(nn.Module):
         self.config = config
         self.width = width
         self.site = ""
+        self._joined: dict[tuple[str, ...], Tensor] = {}
         for name, weight in config.weights(width).items():
             dtype = None if weight.dtype is None else getattr(torch, weight.dtype)
             empty = torch.empty(weight.shape, dtype=dtype)
@@ -45,6 +48,35 @@ class ComponentModule(nn.Module):
                 self.register_parameter(name, nn.Parameter(empty))
             else:
                 self.register_buffer(name, empty)
+
+    def products(self, x: Tensor, *weights: tuple[str, str]) -> tuple[Tensor, ...]:
+        """``[B, T, D]`` times weights ``[n, D]`` by their names, each with the name of its bias, if there is one.
+
+        One product where :meth:`join` laid them side by side, and several otherwise.
+        """
+        names = tuple(name for name, _ in weights)
+        biases = [getattr(self, bias, None) for _, bias in weights]
+        joined = self._joined.get(names)
+        if joined is None:
+            return tuple(F.linear(x, getattr(self, name), bias) for name, bias in zip(names, biases, strict=True))
+        parts = F.linear(x, joined).split([len(getattr(self, name)) for name in names], dim=-1)
+        return tuple(part if bias is None else part + bias for part, bias in zip(parts, biases, strict=True))
+
+    def join(self, *names: str) -> None:
+        """Lay weights side by side in memory, which the parameters become views of; for models that only decode."""
+        joined = torch.cat([getattr(self, name).detach() for name in names])
+        for name, part in zip(names, joined.split([len(getattr(self, name)) for name in names]), strict=True):
+            getattr(self, name).data = part
+        self._joined[names] = joined
+
+    def joint_weights(self) -> tuple[str, ...]:
+        """Names of weights that :meth:`products` multiplies together, in its order; none if it is not used."""
+        return ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._joined.clear()  # moved or cast, parameters are no views any more
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, D']``."""

@@ -64,8 +64,9 @@ class DecoupledBottleneckModule(ComponentModule):
 
     def mix(self, x: Tensor, frame: Frame) -> Tensor:
         """What the output projection reads: ``[B, T, D] -> [B, T, H * v_width]``."""
-        queries, keys = self.queries_and_keys(x, frame.positions)
-        values = F.linear(x, self.v_proj)
+        parts = self._projected(x)
+        queries, keys = self._queries_and_keys(parts, x, frame.positions)
+        values = parts["v_proj"]
         if self.config.v_layout == "per_head":
             values = self._groups(values)
         if frame.cache is None:
@@ -95,21 +96,35 @@ class DecoupledBottleneckModule(ComponentModule):
 
         ``k_geo``: rotated, keys ``[B, T, G, 2n]``; ``k_sem``: keys ``[B, T, c]`` or ``[B, T, G, c]``.
         """
+        return self._queries_and_keys(self._projected(x), x, positions)
+
+    def joint_weights(self) -> tuple[str, ...]:
+        """Everything that is read from the token, but for gates."""
+        names = ("q_geo_proj", "q_sem_proj", "k_geo_proj", "k_sem_proj", "v_proj")
+        return tuple(name for name in names if hasattr(self, name))
+
+    def _projected(self, x: Tensor) -> dict[str, Tensor]:
+        """The products of ``[B, T, D]`` with the weights of :meth:`joint_weights`; values without their bias."""
+        names = self.joint_weights()
+        biases = (name.replace("_proj", "_bias") if name != "v_proj" else "" for name in names)
+        return dict(zip(names, self.products(x, *zip(names, biases, strict=True)), strict=True))
+
+    def _queries_and_keys(
+        self, parts: Mapping[str, Tensor], x: Tensor, positions: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         config = self.config
         queries, keys = {}, {}
         if config.pairs:
             cos, sin = cos_sin(self.rotary.frequencies[self.pairs], positions, scaling=self.rotary.scaling)
-            query = self._heads(F.linear(x, self.q_geo_proj, self._optional("q_geo_bias")))
-            queries["k_geo"] = rotate(query, cos.unsqueeze(-3), sin.unsqueeze(-3))
-            key = F.linear(x, self.k_geo_proj, self._optional("k_geo_bias"))
-            keys["k_geo"] = rotate(self._groups(key).transpose(1, 2), cos, sin).transpose(1, 2)
+            queries["k_geo"] = rotate(self._heads(parts["q_geo_proj"]), cos.unsqueeze(-3), sin.unsqueeze(-3))
+            keys["k_geo"] = rotate(self._groups(parts["k_geo_proj"]).transpose(1, 2), cos, sin).transpose(1, 2)
         if config.sem_dim:
-            key = F.linear(x, self.k_sem_proj)
+            key = parts["k_sem_proj"]
             keys["k_sem"] = key if config.k_layout == "shared" else self._groups(key)
             if config.tied_semantic:
                 queries["k_sem"] = self._of_each(keys["k_sem"])
             else:
-                queries["k_sem"] = self._heads(F.linear(x, self.q_sem_proj, self._optional("q_sem_bias")))
+                queries["k_sem"] = self._heads(parts["q_sem_proj"])
         return self._balanced(queries, x), keys
 
     def _balanced(self, queries: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ key/value head, d head width, e width of the rotary key, r rank of the latent.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from caramba_plugins_standard.decoding import CachedPart, attend_cached, attend_chunk, too_many_scores
 from caramba_plugins_standard.rotary import Rotary, cos_sin, rotate
@@ -48,11 +50,13 @@ class MultiHeadLatentModule(ComponentModule):
 
     def mix(self, x: Tensor, frame: Frame) -> Tensor:
         """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
-        query = self._heads(F.linear(x, self.q_proj, self._optional("q_bias")))
-        latent = F.linear(x, self.kv_down_proj)
+        names = self.joint_weights()
+        biases = (name.replace("_proj", "_bias") for name in names)
+        parts = dict(zip(names, self.products(x, *zip(names, biases, strict=True)), strict=True))
+        query, latent = self._heads(parts["q_proj"]), parts["kv_down_proj"]
         if self.config.latent_norm_eps is not None:
             latent = F.rms_norm(latent, (self.config.rank,), self._optional("latent_norm"), self.config.latent_norm_eps)
-        turned_query, key = self._turned(x, frame.positions)
+        turned_query, key = self._turned(parts, frame.positions)
         if frame.cache is None:
             return self._fused(query, turned_query, latent, key)
         layer = frame.cache.layer(self.site, frame.application)
@@ -74,14 +78,18 @@ class MultiHeadLatentModule(ComponentModule):
         """``[B, T, H w] -> [B, H, T, w]``."""
         return x.view(*x.shape[:2], self.config.n_heads, -1).transpose(1, 2)
 
-    def _turned(self, x: Tensor, positions: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def joint_weights(self) -> tuple[str, ...]:
+        """Everything that is read from the token."""
+        rotary = ("q_rope_proj", "k_rope_proj") if self.config.pairs else ()
+        return ("q_proj", "kv_down_proj", *rotary)
+
+    def _turned(self, parts: Mapping[str, Tensor], positions: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Rotary queries ``[B, H, T, e]`` and the key of all heads ``[B, T, e]``, both turned."""
         if not self.config.pairs:
             return None, None
         cos, sin = cos_sin(self.rotary.frequencies[self.pairs], positions, scaling=self.rotary.scaling)
-        query = self._heads(F.linear(x, self.q_rope_proj, self._optional("q_rope_bias")))
-        key = F.linear(x, self.k_rope_proj, self._optional("k_rope_bias"))
-        return rotate(query, cos, sin), rotate(key.unsqueeze(1), cos, sin).squeeze(1)
+        key = parts["k_rope_proj"].unsqueeze(1)
+        return rotate(self._heads(parts["q_rope_proj"]), cos, sin), rotate(key, cos, sin).squeeze(1)
 
     def _fused(self, query: Tensor, turned_query: Tensor | None, latent: Tensor, turned_key: Tensor | None) -> Tensor:
         """Causal attention among the tokens of this pass, in one call.

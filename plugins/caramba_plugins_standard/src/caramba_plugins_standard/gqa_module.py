@@ -59,12 +59,15 @@ class GroupedAttentionModule(ComponentModule):
         """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
         raise NotImplementedError(f"{type(self).__name__} does not define mix")
 
+    def joint_weights(self) -> tuple[str, ...]:
+        """Queries, keys and values."""
+        return ("q_proj", "k_proj", "v_proj")
+
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[B, H, T, d]``, keys and values ``[B, G, T, d]``, before rotation."""
         heads = (*x.shape[:2], -1, self.head_dim)
-        query = F.linear(x, self.q_proj, self.q_bias).view(heads)
-        key = F.linear(x, self.k_proj, self.k_bias).view(heads)
-        value = F.linear(x, self.v_proj, self.v_bias).view(heads)
+        named = (("q_proj", "q_bias"), ("k_proj", "k_bias"), ("v_proj", "v_bias"))
+        query, key, value = (part.view(heads) for part in self.products(x, *named))
         if self.qk_norm_eps is not None:
             query = rms_norm(query, self.q_norm, self.qk_norm_eps)
             key = rms_norm(key, self.k_norm, self.qk_norm_eps)

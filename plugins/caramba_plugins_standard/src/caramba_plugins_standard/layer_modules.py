@@ -147,7 +147,11 @@ class SwiGLUModule(ComponentModule):
 
     def mix(self, x: Tensor, frame: Frame) -> Tensor:
         """What the output projection reads: ``[B, T, D] -> [B, T, F]``."""
-        return gated(F.linear(x, self.gate_proj, self.gate_bias), F.linear(x, self.up_proj, self.up_bias))
+        return gated(*self.products(x, ("gate_proj", "gate_bias"), ("up_proj", "up_bias")))
+
+    def joint_weights(self) -> tuple[str, ...]:
+        """Gate and up."""
+        return ("gate_proj", "up_proj")
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:

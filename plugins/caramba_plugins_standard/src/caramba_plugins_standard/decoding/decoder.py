@@ -11,6 +11,7 @@ from torch import Tensor
 from caramba_core.components import Attention
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
+from caramba_core.nn.module import ComponentModule
 from caramba_core.storage import Storage
 from caramba_plugins_standard.quantized import Blocks
 
@@ -25,7 +26,8 @@ class Decoder:
 
     On CUDA a step is recorded as a CUDA graph when the decoder is made, and replayed for every token: the host launches
     nothing else and waits for nothing.  ``compiled`` has torch.compile fuse what the step computes first, which takes
-    about a minute.  On other devices, and where :attr:`unrecorded` names a reason, steps run as ordinary passes.
+    about a minute, and lays weights side by side that are multiplied together: the model's parameters become views, so
+    that a model which is being trained must not be given.  On other devices, and where :attr:`unrecorded` names a reason, steps run as ordinary passes.
 
     Tokens go in from the device and logits stay there: reading them is the caller's decision, and the only
     synchronization.
@@ -95,7 +97,14 @@ class Decoder:
         self._tokens = torch.zeros(batch, 1, dtype=torch.int64, device=device)
         self._step_ends = torch.ones(batch, dtype=torch.int64, device=device)
         self._step_starts = torch.zeros_like(self._step_ends)
-        step = torch.compile(self._pass, fullgraph=True, dynamic=False) if self._compiled else self._pass
+        step = self._pass
+        if self._compiled:
+            for module in self.model.modules():
+                if isinstance(module, ComponentModule) and (names := module.joint_weights()):
+                    module.join(*names)
+            # products with one row become reductions that fuse with what surrounds them
+            options = {"coordinate_descent_tuning": True} if batch == 1 else None
+            step = torch.compile(self._pass, fullgraph=True, dynamic=False, options=options)
         current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         side.wait_stream(current)
         with torch.cuda.stream(side), torch.no_grad():

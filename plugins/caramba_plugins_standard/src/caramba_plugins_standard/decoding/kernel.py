@@ -90,6 +90,7 @@ def _values(
     stride,
     blocks_stride,
     offset,
+    first,
     W,
     P: tl.constexpr,
     BITS: tl.constexpr,
@@ -98,7 +99,7 @@ def _values(
     ASM: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Columns ``offset`` to ``offset + W`` of tokens, ``[T, P]`` (8-bit codes dequantized); zeros behind ``W``."""
+    """Columns ``first`` to ``first + W`` of tokens, ``[T, P]`` (8-bit codes dequantized), stored from ``offset`` on."""
     if BITS == 16:
         column = tl.arange(0, P)
         here = ok[:, None] & (column < W)[None, :]
@@ -108,7 +109,7 @@ def _values(
         column = j[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
         here = ok[:, None, None] & (column < W)[None]
         code = tl.load(part + near[:, None, None] * stride + (offset + column)[None], mask=here, other=0)
-        step, least = _scales(blocks, near, ok, blocks_stride, offset // BLOCK, P // BLOCK, tl.cdiv(W, BLOCK))
+        step, least = _scales(blocks, near, ok, blocks_stride, first // BLOCK, P // BLOCK, tl.cdiv(W, BLOCK))
         if ASM:
             wide = tl.inline_asm_elementwise(_EIGHT_BITS, "=r,=r,r", [code], dtype=tl.float16, is_pure=True, pack=4)
         else:
@@ -118,7 +119,9 @@ def _values(
         column = tl.arange(0, P)
         here = ok[:, None] & (column < W)[None, :]
         code = tl.load(part + near[:, None] * stride + (offset + column)[None, :], mask=here, other=0)
-        word = tl.load(blocks + near[:, None] * blocks_stride + ((offset + column) // BLOCK)[None, :], mask=here, other=0)
+        word = tl.load(
+            blocks + near[:, None] * blocks_stride + ((first + column) // BLOCK)[None, :], mask=here, other=0
+        )
         value = _dequantized(code, word, dtype)
     return value
 
@@ -132,6 +135,7 @@ def _halves(
     stride,
     blocks_stride,
     offset,
+    first,
     W,
     P: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -143,9 +147,9 @@ def _halves(
     if ALIGNED:
         j = tl.arange(0, P // BLOCK)
         byte = j[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
-        here = ok[:, None, None] & (2 * byte < W)[None]
-        pair = tl.load(part + near[:, None, None] * stride + (offset // 2 + byte)[None], mask=here, other=0)
-        step, least = _scales(blocks, near, ok, blocks_stride, offset // BLOCK, P // BLOCK, tl.cdiv(W, BLOCK))
+        here = ok[:, None, None] & (byte < (W + 1) // 2)[None]
+        pair = tl.load(part + near[:, None, None] * stride + (offset + byte)[None], mask=here, other=0)
+        step, least = _scales(blocks, near, ok, blocks_stride, first // BLOCK, P // BLOCK, tl.cdiv(W, BLOCK))
         if ASM:
             low, high = tl.inline_asm_elementwise(
                 _FOUR_BITS, "=r,=r,=r,=r,r", [pair], dtype=(tl.float16, tl.float16), is_pure=True, pack=4
@@ -157,12 +161,12 @@ def _halves(
         odd = tl.reshape(high * step + least, [near.shape[0], P // 2])
     else:
         byte = tl.arange(0, P // 2)
-        here = ok[:, None] & (2 * byte < W)[None, :]
-        pair = tl.load(part + near[:, None] * stride + (offset // 2 + byte)[None, :], mask=here, other=0)
+        here = ok[:, None] & (byte < (W + 1) // 2)[None, :]
+        pair = tl.load(part + near[:, None] * stride + (offset + byte)[None, :], mask=here, other=0)
         at = blocks + near[:, None] * blocks_stride
-        even_word = tl.load(at + ((offset + 2 * byte) // BLOCK)[None, :], mask=here, other=0)
+        even_word = tl.load(at + ((first + 2 * byte) // BLOCK)[None, :], mask=here, other=0)
         odd_here = here & (2 * byte + 1 < W)[None, :]
-        odd_word = tl.load(at + ((offset + 2 * byte + 1) // BLOCK)[None, :], mask=odd_here, other=0)
+        odd_word = tl.load(at + ((first + 2 * byte + 1) // BLOCK)[None, :], mask=odd_here, other=0)
         even, odd = _dequantized(pair & 15, even_word, dtype), _dequantized(pair >> 4, odd_word, dtype)
     return even, odd
 
@@ -231,6 +235,9 @@ def _split(
     ALIGNED: tl.constexpr,
     ASM: tl.constexpr,
     HEAD_TILES: tl.constexpr,
+    A_OWN: tl.constexpr,
+    B_OWN: tl.constexpr,
+    V_OWN: tl.constexpr,
     RING: tl.constexpr,
     JOINT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -243,6 +250,7 @@ def _split(
     v_first = 0 if WV <= PV else (tl.program_id(1) // U // HEAD_TILES) * PV
     present = rows < M
     batch = tl.program_id(2).to(tl.int64)
+    PER_ITEM: tl.constexpr = 2 if BITS == 4 else 1
     dtype: tl.constexpr = Q.dtype.element_ty if BITS == 16 or Q.dtype.element_ty == tl.float32 else tl.float16
     first = tl.load(First + batch).to(tl.int32)
     ends = tl.load(Ends + batch).to(tl.int32)
@@ -286,22 +294,80 @@ def _split(
         v_at, v_scales = V + batch * v_b + far * v_s, V_blocks + batch * vb_b + far * vb_s
         if BITS == 4:
             if WA > 0:
-                k0, k1 = _halves(a_at, a_scales, near, ok, a_s, ab_s, unit * a_u, WA, PA, BLOCK, ALIGNED, ASM, dtype)
+                k0, k1 = _halves(
+                    a_at,
+                    a_scales,
+                    near,
+                    ok,
+                    a_s,
+                    ab_s,
+                    unit * a_u,
+                    unit * WA * A_OWN,
+                    WA,
+                    PA,
+                    BLOCK,
+                    ALIGNED,
+                    ASM,
+                    dtype,
+                )
                 scores = tl.dot(a_even, tl.trans(k0), scores, input_precision=PRECISION)
                 scores = tl.dot(a_odd, tl.trans(k1), scores, input_precision=PRECISION)
             if WB > 0:
-                k2, k3 = _halves(b_at, b_scales, near, ok, b_s, bb_s, unit * b_u, WB, PB, BLOCK, ALIGNED, ASM, dtype)
+                k2, k3 = _halves(
+                    b_at,
+                    b_scales,
+                    near,
+                    ok,
+                    b_s,
+                    bb_s,
+                    unit * b_u,
+                    unit * WB * B_OWN,
+                    WB,
+                    PB,
+                    BLOCK,
+                    ALIGNED,
+                    ASM,
+                    dtype,
+                )
                 scores = tl.dot(b_even, tl.trans(k2), scores, input_precision=PRECISION)
                 scores = tl.dot(b_odd, tl.trans(k3), scores, input_precision=PRECISION)
         else:
             if WA > 0:
                 a_key = _values(
-                    a_at, a_scales, near, ok, a_s, ab_s, unit * a_u, WA, PA, BITS, BLOCK, ALIGNED, ASM, dtype
+                    a_at,
+                    a_scales,
+                    near,
+                    ok,
+                    a_s,
+                    ab_s,
+                    unit * a_u,
+                    unit * WA * A_OWN,
+                    WA,
+                    PA,
+                    BITS,
+                    BLOCK,
+                    ALIGNED,
+                    ASM,
+                    dtype,
                 )
                 scores = tl.dot(a_query, tl.trans(a_key), scores, input_precision=PRECISION)
             if WB > 0:
                 b_key = _values(
-                    b_at, b_scales, near, ok, b_s, bb_s, unit * b_u, WB, PB, BITS, BLOCK, ALIGNED, ASM, dtype
+                    b_at,
+                    b_scales,
+                    near,
+                    ok,
+                    b_s,
+                    bb_s,
+                    unit * b_u,
+                    unit * WB * B_OWN,
+                    WB,
+                    PB,
+                    BITS,
+                    BLOCK,
+                    ALIGNED,
+                    ASM,
+                    dtype,
                 )
                 scores = tl.dot(b_query, tl.trans(b_key), scores, input_precision=PRECISION)
         scores = tl.where(seen[None, :], scores * scale, -1.0e30)
@@ -315,7 +381,22 @@ def _split(
             if JOINT:
                 v0, v1 = k2, k3
             else:
-                v0, v1 = _halves(v_at, v_scales, near, ok, v_s, vb_s, unit * v_u + v_first, WV - v_first, PV, BLOCK, ALIGNED, ASM, dtype)
+                v0, v1 = _halves(
+                    v_at,
+                    v_scales,
+                    near,
+                    ok,
+                    v_s,
+                    vb_s,
+                    unit * v_u + v_first // PER_ITEM,
+                    unit * WV * V_OWN + v_first,
+                    WV - v_first,
+                    PV,
+                    BLOCK,
+                    ALIGNED,
+                    ASM,
+                    dtype,
+                )
             even = tl.dot(weight, v0, even * shrink[:, None], input_precision=PRECISION)
             odd = tl.dot(weight, v1, odd * shrink[:, None], input_precision=PRECISION)
         else:
@@ -323,7 +404,21 @@ def _split(
                 value = b_key
             else:
                 value = _values(
-                    v_at, v_scales, near, ok, v_s, vb_s, unit * v_u + v_first, WV - v_first, PV, BITS, BLOCK, ALIGNED, ASM, dtype
+                    v_at,
+                    v_scales,
+                    near,
+                    ok,
+                    v_s,
+                    vb_s,
+                    unit * v_u + v_first // PER_ITEM,
+                    unit * WV * V_OWN + v_first,
+                    WV - v_first,
+                    PV,
+                    BITS,
+                    BLOCK,
+                    ALIGNED,
+                    ASM,
+                    dtype,
                 )
             mixed = tl.dot(weight, value, mixed * shrink[:, None], input_precision=PRECISION)
 
@@ -389,16 +484,19 @@ def attend_splits(
     aligned = aligned and all(
         units == 1 or not own or not width % block for width, own in zip(widths, per_unit, strict=True)
     )
-    padded = [max(least, triton.next_power_of_2(width)) for width in widths]
+    padded = [max(least, triton.next_power_of_2(width)) if width else least for width in widths]
     joint = value is None
-    if padded[2] > _WIDEST:  # programs for some columns of the values each; they meet the keys again
+    if padded[2] > (
+        2 * _WIDEST if joint else _WIDEST
+    ):  # programs for some columns of the values each; they meet the keys again
         padded[2] = _WIDEST
         if joint:
             value, value_blocks, joint = shared, shared_blocks, False
     value_tiles = triton.cdiv(widths[2], padded[2])
     if asm is None:
         asm = query.is_cuda
-    chosen = tiling or _tiling(sum(padded[:2]) + (0 if joint else padded[2]), bits)
+    read = sum(size for size, width in zip(padded, widths, strict=True) if width) - (padded[2] if joint else 0)
+    chosen = tiling or _tiling(read + (512 if joint else 0), bits)
     room = next(part.shape[1] for part in (key, shared, value) if part is not None)
     splits = 1
     if query.is_cuda:
@@ -417,7 +515,11 @@ def attend_splits(
     strides: list[int] = []
     for part, part_words, width, own in zip((key, shared, value), words, widths, per_unit, strict=True):
         planes += [query if part is None else part, query if part_words is None else part_words]
-        strides += [0, 0, 0] if part is None else [part.stride(0), part.stride(1), width if own else 0]
+        strides += (
+            [0, 0, 0]
+            if part is None
+            else [part.stride(0), part.stride(1), width // (2 if bits == 4 else 1) if own else 0]
+        )
         strides += [0, 0] if part_words is None else [part_words.stride(0), part_words.stride(1)]
     _split[(splits, units * head_tiles * value_tiles, batch)](
         query,
@@ -449,6 +551,9 @@ def attend_splits(
         ALIGNED=aligned,
         ASM=asm and query.dtype != torch.float32,
         HEAD_TILES=head_tiles,
+        A_OWN=int(per_unit[0]),
+        B_OWN=int(per_unit[1]),
+        V_OWN=int(per_unit[2]),
         RING=window > 0,
         JOINT=joint,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
@@ -472,10 +577,16 @@ def attend_splits(
 
 
 def _tiling(width: int, bits: int) -> Tiling:
-    """Found by ``bench/decoding.py --tune`` on one NVIDIA H200."""
-    if width <= 128:
+    """Launches that were fastest on one NVIDIA H200, by the padded width of all that a program reads of a token."""
+    if bits == 8:
+        return Tiling(64, 4, 3, 3) if width <= 384 else Tiling(64, 4, 2, 2)
+    if bits == 4:
+        return Tiling(128, 4, 2, 3) if width <= 384 else Tiling(128, 4, 2, 2)
+    if width <= 192:
         return Tiling(64, 4, 4, 2)
-    return Tiling(64, 8, 2, 1)
+    if width <= 384:
+        return Tiling(32, 2, 3, 3)
+    return Tiling(64, 4, 2, 2) if width <= 640 else Tiling(32, 4, 2, 2)
 
 
 def _multiprocessors(device: torch.device) -> int:
