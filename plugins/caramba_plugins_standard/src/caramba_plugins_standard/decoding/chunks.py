@@ -68,7 +68,8 @@ def _fused(query: Tensor) -> bool:
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of all pairs, or of those of a square that are causal."""
     if _fused(query):
-        width, narrow = -(-query.shape[3] // 8) * 8, value.shape[3]
+        narrow = value.shape[3]
+        width = -(-max(query.shape[3], narrow) // 8) * 8
         padded = (torch.nn.functional.pad(x, (0, width - x.shape[3])) for x in (query, key, value))
         out = torch.ops.aten._scaled_dot_product_flash_attention(*padded, 0.0, causal, False, scale=scale)
         return out[0][..., :narrow], out[1]

@@ -578,10 +578,8 @@ def attend_splits(
 
 def _tiling(width: int, bits: int) -> Tiling:
     """Launches that were fastest on one NVIDIA H200, by the padded width of all that a program reads of a token."""
-    if bits == 8:
-        return Tiling(64, 4, 3, 3) if width <= 384 else Tiling(64, 4, 2, 2)
-    if bits == 4:
-        return Tiling(128, 4, 2, 3) if width <= 384 else Tiling(128, 4, 2, 2)
+    if bits != 16:
+        return Tiling(32, 1, 3, 8) if width <= 192 else Tiling(32, 4, 3, 3)
     if width <= 192:
         return Tiling(64, 4, 4, 2)
     if width <= 384:
