@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -240,6 +240,10 @@ class Cache:
     def layer(self, site: str, application: int = 0) -> LayerCache:
         """The cache of the attention with this dotted name, for one of its applications in a pass."""
         return self._layers[site, application]
+
+    def layers(self) -> Iterable[LayerCache]:
+        """The caches of all attentions, for each of their applications."""
+        return self._layers.values()
 
     @property
     def bytes(self) -> int:

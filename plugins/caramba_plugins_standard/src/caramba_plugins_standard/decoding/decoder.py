@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from caramba_core.components import Attention
+from caramba_core.nn.cache import Cache
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.nn.module import ComponentModule
@@ -24,10 +25,11 @@ _WARM_UP = 3
 class Decoder:
     """Sequences that grow by one token a step, in a cache with room for ``capacity`` tokens of each.
 
-    On CUDA a step is recorded as a CUDA graph when the decoder is made, and replayed for every token: the host launches
-    nothing else and waits for nothing.  ``compiled`` has torch.compile fuse what the step computes first, which takes
-    about a minute, and lays weights side by side that are multiplied together: the model's parameters become views, so
-    that a model which is being trained must not be given.  On other devices, and where :attr:`unrecorded` names a reason, steps run as ordinary passes.
+    On CUDA the first step is recorded as a CUDA graph, which is replayed for every token: the host launches next to
+    nothing and waits for nothing.  ``compiled`` has torch.compile fuse what a step computes first, which takes about a
+    minute, and lays weights side by side that are multiplied together: the model's parameters become views, so that a
+    model which is being trained must not be given.  On other devices, and where :attr:`unrecorded` names a reason,
+    steps are ordinary passes.
 
     Tokens go in from the device and logits stay there: reading them is the caller's decision, and the only
     synchronization.
@@ -45,13 +47,11 @@ class Decoder:
         self.model = model
         self.capacity = capacity
         self.cache = model.new_cache(batch, capacity=capacity, storage=storage)
-        self._starts: Tensor | None = None
-        weight = model.head_weight
-        self.unrecorded = _why_not(model, storage) if weight.is_cuda else f"the model is on {weight.device.type}"
+        self.unrecorded = _why_not(model, storage)
         """Why steps are ordinary passes; empty where they are replayed."""
         self._compiled = compiled
-        if not self.unrecorded:
-            self._record()
+        self._starts: Tensor | None = None
+        self._recording: _Recording | None = None
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, *, starts: Tensor | None = None, chunk: int = 2048) -> Tensor:
@@ -60,69 +60,94 @@ class Decoder:
         Sequences of unequal lengths are padded on the left; ``starts``, int64 ``[B]``, says where each begins.  May be
         called again for tokens that follow.
         """
+        assert tokens.shape[1], "a pass has at least one token"
         assert self.cache.length + tokens.shape[1] <= self.capacity, "the cache has no room for these tokens"
         if starts is not None:
             self._starts = starts
-        hidden = None
         for part in tokens.split(chunk, dim=1):
-            hidden = self.model.hidden(part, Frame.of(part, cache=self.cache, starts=self._starts))[:, -1]
-        assert hidden is not None, "a prompt has at least one token"
-        if not self.unrecorded:
-            self._step_ends.fill_(self.cache.length + 1)
-            self._step_starts.copy_(torch.zeros_like(self._step_starts) if self._starts is None else self._starts)
-        return self.model.logits(hidden)
+            hidden = self.model.hidden(part, Frame.of(part, cache=self.cache, starts=self._starts))
+        return self.model.logits(hidden[:, -1])
 
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
         """One more token of each sequence, int64 ``[B]``: logits ``[B, V]``, which hold until the next step."""
-        assert self.cache.length < self.capacity, "the cache is full"
         if self.unrecorded:
-            new = tokens[:, None]
-            hidden = self.model.hidden(new, Frame.of(new, cache=self.cache, starts=self._starts))
-            return self.model.logits(hidden[:, -1])
-        self._tokens.copy_(tokens[:, None])
-        self._graph.replay()
-        self.cache.advance(1)
-        return self._logits
+            return self.prefill(tokens[:, None])
+        assert self.cache.length < self.capacity, "the cache is full"
+        if self._recording is None:
+            self._recording = _Recording(self.model, self.cache, self._starts, compiled=self._compiled)
+        return self._recording.replay(tokens, self._starts)
+
+    def grow(self, capacity: int) -> None:
+        """Make room for ``capacity`` tokens of each sequence; what is cached stays, and steps are recorded anew."""
+        if capacity > self.capacity:
+            self.cache.reserve(capacity)
+            self.capacity, self._recording = capacity, None
 
     def truncate(self, length: int) -> None:
         """Keep the first ``length`` tokens of the cache; see :meth:`Cache.truncate`."""
         self.cache.truncate(length)
-        if not self.unrecorded:
-            self._step_ends.fill_(length + 1)
 
-    def _record(self) -> None:
-        """Record a step over the empty cache.  What it leaves there is overwritten, or cleared."""
-        device, batch = self.model.head_weight.device, self.cache.batch
-        self._tokens = torch.zeros(batch, 1, dtype=torch.int64, device=device)
-        self._step_ends = torch.ones(batch, dtype=torch.int64, device=device)
-        self._step_starts = torch.zeros_like(self._step_ends)
-        step = self._pass
-        if self._compiled:
-            for module in self.model.modules():
+
+class _Recording:
+    """A step over a cache as a CUDA graph.  What is recorded reads tokens, lengths and starts from tensors."""
+
+    def __init__(self, model: LanguageModel, cache: Cache, starts: Tensor | None, *, compiled: bool) -> None:
+        self.model, self.cache = model, cache
+        device, batch = model.head_weight.device, cache.batch
+        self.tokens = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+        self.ends = torch.full((batch,), cache.length + 1, dtype=torch.int64, device=device)
+        self.starts = None
+        if all(config.takes_starts for config in _attentions(model).values()):
+            self.starts = torch.zeros_like(self.ends) if starts is None else starts.clone()
+        step = self.run
+        if compiled:
+            for module in model.modules():
                 if isinstance(module, ComponentModule) and (names := module.joint_weights()):
                     module.join(*names)
             # products with one row become reductions that fuse with what surrounds them
-            options = {"coordinate_descent_tuning": True} if batch == 1 else None
-            step = torch.compile(self._pass, fullgraph=True, dynamic=False, options=options)
+            options: dict[str, str | int | bool] = {"coordinate_descent_tuning": True} if batch == 1 else {}
+            step = torch.compile(self.run, fullgraph=True, dynamic=False, options=options or None)
+        kept = _overwritten(cache)
         current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         side.wait_stream(current)
-        with torch.cuda.stream(side), torch.no_grad():
+        with torch.cuda.stream(side):
             for _ in range(_WARM_UP):
                 step()
         current.wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph), torch.no_grad():
-            self._logits = step()
-        self.cache.truncate(0)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = step()
+        for tensor, before in kept:
+            tensor.copy_(before)
 
-    def _pass(self) -> Tensor:
-        """One token of each sequence, all of it on the device; the tokens' number grows in the same go."""
-        starts = self._step_starts if _takes_starts(self.model) else None
-        frame = Frame.step(self.cache, self._step_ends, starts=starts)
-        logits = self.model.logits(self.model.hidden(self._tokens, frame)[:, -1])
-        self._step_ends.add_(1)
-        return logits
+    def run(self) -> Tensor:
+        """One token of each sequence, all of it on the device."""
+        frame = Frame.step(self.cache, self.ends, starts=self.starts)
+        return self.model.logits(self.model.hidden(self.tokens, frame)[:, -1])
+
+    def replay(self, tokens: Tensor, starts: Tensor | None) -> Tensor:
+        """Logits ``[B, V]`` of tokens ``[B]`` that follow what is cached."""
+        self.ends.fill_(self.cache.length + 1)
+        if self.starts is not None and starts is not None:
+            self.starts.copy_(starts)
+        self.tokens.copy_(tokens[:, None])
+        self.graph.replay()
+        self.cache.advance(1)
+        return self.logits
+
+
+def _overwritten(cache: Cache) -> list[tuple[Tensor, Tensor]]:
+    """What steps before the recorded one would change for good, with copies: states, and rings that are full.
+
+    In all other tensors they write where the next token goes.
+    """
+    return [
+        (tensor, tensor.clone())
+        for layer in cache.layers()
+        for name, tensor in layer.tensors.items()
+        if not layer.spec[name.split(".")[0]].per_token or layer.spec[name.split(".")[0]].window is not None
+    ]
 
 
 def _attentions(model: LanguageModel) -> dict[str, Attention]:
@@ -130,11 +155,10 @@ def _attentions(model: LanguageModel) -> dict[str, Attention]:
     return {name: config for name, config in configs.items() if isinstance(config, Attention)}
 
 
-def _takes_starts(model: LanguageModel) -> bool:
-    return all(config.takes_starts for config in _attentions(model).values())
-
-
 def _why_not(model: LanguageModel, storage: Storage | None) -> str:
+    device = model.head_weight.device.type
+    if device != "cuda":
+        return f"the model is on {device}"
     for name, config in _attentions(model).items():
         if not config.takes_steps:
             return f"{name} ({type(config).__name__}) takes no decode steps (takes_steps)"
