@@ -1,10 +1,10 @@
-"""Decode steps of caramba beside transformers' own, in one run on one GPU: Llama-3.2-1B shape, bfloat16, random weights.
+"""Decode steps of caramba beside transformers' own, on one GPU: Llama-3.2-1B shape, bfloat16, random weights.
 
     python bench/decoding.py [--points 1x2048,32x2048,1x32768,32x16384] [--sides transformers,gqa,dba2,dba4,mla2,...]
                              [--plain] [--prefill 131072] [--shape 1b|tiny] [--steps 32]
 
-A side is a model, with ``:int8`` or ``:int4`` behind it for a quantized cache (``gqa:int8``).  Each line of JSON gives the
-median milliseconds a step (one token of every sequence), tokens/s, the bytes of weights and cache that a step reads,
+A side is a model, with ``:int8`` or ``:int4`` behind it for a quantized cache.  Each line of JSON gives the
+median ms a step (one token of every sequence), tokens/s, the bytes of weights and cache that a step reads,
 what share of the device's measured copy speed that makes, and ``ratio``: tokens/s over those of the side before the
 comma (``transformers`` for gqa, ``gqa`` for all others).  transformers decodes with a static cache and
 ``torch.compile(mode="reduce-overhead")``; caramba with :class:`Decoder`, compiled unless ``--plain``.  Caches hold
@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,7 +33,6 @@ from caramba_plugins_standard.layers import LinearHead, RMSNorm, SwiGLU, TokenEm
 from caramba_plugins_standard.quantized import Int4, Int8
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
-from torch import Tensor
 
 from caramba_core.components import Attention, Constant, Given, Model
 from caramba_core.lowering import lower
@@ -120,7 +120,7 @@ def milliseconds(step: Callable[[], object], count: int) -> float:
         step()
         mark.record()
     torch.cuda.synchronize()
-    return statistics.median(one.elapsed_time(two) for one, two in zip(marks, marks[1:], strict=False))
+    return statistics.median(one.elapsed_time(two) for one, two in pairwise(marks))
 
 
 def copy_speed() -> float:
@@ -131,6 +131,7 @@ def copy_speed() -> float:
 
 
 def weight_bytes(model: Any) -> int:
+    """Bytes of all parameters."""
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
@@ -138,12 +139,15 @@ def weight_bytes(model: Any) -> int:
 def time_ours(
     model: LanguageModel, batch: int, context: int, storage: Storage | None, steps: int, plain: bool
 ) -> dict[str, Any]:
+    """Steps at the end of a full cache of random values, and whether it takes as many bytes as the plan says."""
     began = time.perf_counter()
     decoder = Decoder(model, batch=batch, capacity=context, storage=storage, compiled=not plain)
-    ready = time.perf_counter() - began
     assert not decoder.unrecorded, decoder.unrecorded
+    decoder.step(torch.zeros(batch, dtype=torch.int64, device="cuda"))
+    ready = time.perf_counter() - began
+    decoder.truncate(0)
     before = context - steps - 8
-    for layer in decoder.cache._layers.values():
+    for layer in decoder.cache.layers():
         for name, plane in layer.tensors.items():
             if plane.dtype == torch.uint8:
                 plane.random_(0, 256)
@@ -152,7 +156,6 @@ def time_ours(
             else:
                 plane.normal_()
     decoder.cache.advance(before)
-    decoder._step_ends.fill_(before + 1)
     tokens = torch.randint(100, (batch,), device="cuda")
 
     def step() -> None:
@@ -162,7 +165,7 @@ def time_ours(
     found = milliseconds(step, steps)
     planned = sum(
         (storage.bytes(e) if storage is not None and storage.quantizes(e) else 2 * e.values) * batch * context
-        for layer in decoder.cache._layers.values()
+        for layer in decoder.cache.layers()
         for e in layer.spec.values()
     )
     return {"ms": found, "cache": decoder.cache.bytes, "planned": planned, "ready_s": round(ready, 1)}
@@ -170,6 +173,7 @@ def time_ours(
 
 @torch.no_grad()
 def time_theirs(model: Any, batch: int, context: int, steps: int) -> dict[str, Any]:
+    """The same through a static cache."""
     began = time.perf_counter()
     cache = transformers.StaticCache(config=model.config, max_cache_len=context)
     tokens = torch.randint(100, (batch, 1), device="cuda")
@@ -271,7 +275,7 @@ def main() -> None:
             except torch.OutOfMemoryError as error:
                 print(json.dumps({"side": side, "point": point, "error": str(error).splitlines()[0]}), flush=True)
                 continue
-            except Exception as error:  # one side must not take the others' figures with it
+            except Exception as error:  # noqa: BLE001 - one side must not take the others' figures with it
                 print(json.dumps({"side": side, "point": point, "error": repr(error)[:600]}), flush=True)
                 continue
             read = weight_bytes(model) + found["cache"]

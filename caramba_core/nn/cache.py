@@ -78,7 +78,7 @@ class EntryCache:
         return self.decode(*(self._push(plane, part, length) for plane, part in new))
 
     def _push(self, plane: Tensor, new: Tensor, length: int) -> Tensor:
-        """Write tokens ``[B, T, *]`` after the ``length`` ones of the text; the part of a plane that the new ones see."""
+        """Write tokens ``[B, T, *]`` after ``length`` ones of the text; the part of a plane that the new ones see."""
         window, sinks, end = self.entry.window, self.entry.sinks, length + new.shape[1]
         if window is None or end <= window:
             plane[:, length:end] = new

@@ -33,7 +33,7 @@ def test_holds_the_first_and_the_last_tokens(sinks: int, last: int, capacity: in
         assert cache.tensors["token"].shape[1] <= sinks + last
         cache.length = done = end
         latest = cache.read_last("token", min(last, end))[0].tolist()
-        assert latest == [s for s in range(end - min(last, end), end)]
+        assert latest == list(range(end - min(last, end), end))
 
 
 @settings(max_examples=60, deadline=None)

@@ -254,7 +254,7 @@ class DecoupledBottleneckModule(ComponentModule):
         return self._completed(y, share).permute(0, 3, 1, 2, 4).flatten(2)
 
     def _completed(self, y: Tensor, share: Tensor | None) -> Tensor:
-        """Mixed values ``[B, G, m, T, v_width]`` with bias and null value; ``share`` is what is not the null value's."""
+        """Mixed values ``[B, G, m, T, v_width]`` with bias and null value; ``share`` is not the null value's."""
         bias, groups = self._optional("v_bias"), (self.config.n_kv_heads, 1, 1, -1)
         if bias is not None:
             y = y + (bias.view(groups) if share is None else share * bias.view(groups))

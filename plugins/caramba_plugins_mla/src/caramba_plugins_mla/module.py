@@ -111,7 +111,7 @@ class MultiHeadLatentModule(ComponentModule):
         return y[..., : config.head_dim].transpose(1, 2).flatten(2)
 
     def _expanded(self, latent: Tensor, turned_key: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Keys ``[B, G, S, d + e]`` and values ``[B, G, S, d]`` of latents ``[B, S, r]`` and rotary keys ``[B, S, e]``."""
+        """Keys ``[B, G, S, d + e]`` and values ``[B, G, S, d]`` of latents ``[B, S, r]`` and keys ``[B, S, e]``."""
         groups = (*latent.shape[:2], self.config.n_kv_heads, self.config.head_dim)
         key = F.linear(latent, self.k_up_proj).view(groups).transpose(1, 2)
         value = F.linear(latent, self.v_up_proj).view(groups).transpose(1, 2)

@@ -1,7 +1,7 @@
 """Attention of one new token of each sequence to everything that its cache holds.
 
-Axes: B batch, U units (groups of query heads that read the same values), M query heads of a unit, S places of the cache,
-w width of a part of the keys, v width of the values.
+Axes: B batch, U units (groups of query heads that read the same values), M query heads of a unit, S places of the
+cache, w width of a part of the keys, v width of the values.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["CachedPart", "attend_cached", "merge_attention"]
 
 @dataclass(frozen=True, slots=True)
 class CachedPart:
-    """An entry of a cache as keys or values of ``width``: a part of its own for each unit, or one that all units read."""
+    """An entry of a cache as keys or values of ``width``: a part for each unit, or one that all units read."""
 
     entry: EntryCache
     width: int
@@ -144,9 +144,9 @@ def _shapes(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 _LIBRARY: Final = torch.library.Library("caramba", "FRAGMENT")
 _LIBRARY.define(
-    "attend_cached(Tensor query, Tensor? key, Tensor? key_blocks, Tensor? shared, Tensor? shared_blocks, Tensor? value, "
-    "Tensor? value_blocks, Tensor starts, Tensor ends, int[] widths, bool[] per_unit, float scale, int bits, int block, "
-    "int window, int sinks) -> (Tensor, Tensor)"
+    "attend_cached(Tensor query, Tensor? key, Tensor? key_blocks, Tensor? shared, Tensor? shared_blocks, "
+    "Tensor? value, Tensor? value_blocks, Tensor starts, Tensor ends, int[] widths, bool[] per_unit, float scale, "
+    "int bits, int block, int window, int sinks) -> (Tensor, Tensor)"
 )
 _LIBRARY.impl("attend_cached", _spelled_out, "CompositeExplicitAutograd")
 _LIBRARY.impl("attend_cached", _on_cuda, "CUDA")

@@ -32,8 +32,8 @@ def attend_chunk(
     """Causal attention of ``[B, H, T, w]`` to ``before`` earlier tokens and to themselves.
 
     Gives ``[B, H, T, v]`` and the log-sum-exp of the scores ``[B, H, T]`` in float32 or wider.  ``tile(first, last)``
-    gives keys ``[B, G, n, w]`` and values ``[B, G, n, v]`` of tokens of the text, so that what a compressed cache expands
-    to exists for a few thousand tokens at a time, and scores for few or, where a fused kernel takes them, none.
+    gives keys ``[B, G, n, w]`` and values ``[B, G, n, v]`` of tokens of the text: what a compressed cache expands to
+    exists for a few thousand tokens at a time, and scores for few or, where a fused kernel takes them, none.
     """
     tokens = query.shape[2]
     size = _TILE if _fused(query) else max(64, min(_TILE, _SCORES // (query.shape[:-1].numel())))

@@ -5,6 +5,9 @@ Axes: B batch, T tokens of this pass, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -106,7 +109,9 @@ class _Recording:
                 if isinstance(module, ComponentModule) and (names := module.joint_weights()):
                     module.join(*names)
             # products with one row become reductions that fuse with what surrounds them
-            options: dict[str, str | int | bool] = {"coordinate_descent_tuning": True} if batch == 1 else {}
+            options: dict[str, str | int | bool | Callable[..., Any]] = (
+                {"coordinate_descent_tuning": True} if batch == 1 else {}
+            )
             step = torch.compile(self.run, fullgraph=True, dynamic=False, options=options or None)
         kept = _overwritten(cache)
         current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)

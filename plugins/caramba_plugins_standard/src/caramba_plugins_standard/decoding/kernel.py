@@ -1,12 +1,12 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return, attr-defined"
 """Attention of one new token of each sequence to its cache as stored, split over the context, in Triton.
 
-A program reads one split of one sequence's tokens once, for all query heads that share what it reads, and keeps a running
-softmax (FlashAttention, arXiv 2205.14135; "flash-decoding" splits the context); a second kernel merges the splits by
-their log-sum-exp.  Codes of quantized caches are dequantized in registers, tile by tile.
+A program reads one split of one sequence's tokens once, for all query heads that share what it reads, and keeps a
+running softmax (FlashAttention, arXiv 2205.14135; "flash-decoding" splits the context); a second kernel merges the
+splits by their log-sum-exp.  Codes of quantized caches are dequantized in registers, tile by tile.
 
-Axes: B batch, U units (groups of query heads that read the same values), M query heads of a unit, S places of the cache,
-w width of a part.
+Axes: B batch, U units (groups of query heads that read the same values), M query heads of a unit, S places of the
+cache, w width of a part.
 """
 
 from __future__ import annotations
