@@ -26,7 +26,7 @@ def unnamed(files: Iterable[Path], *, own: Collection[str], allowed: Collection[
         for one in () if file.name in COPIED else imports(file):
             if one.package in own or one.package in sys.stdlib_module_names:
                 continue
-            owners = [HOMES[one.package]] if one.package in HOMES else INSTALLED.get(one.package, ())
+            owners = [HOMES[one.package]] if one.package in HOMES else INSTALLED.get(one.package, [one.package])
             if not any(canonicalize_name(owner) in allowed for owner in owners):
                 found.append(f"{one.place} imports {one.package}")
     return found
