@@ -36,8 +36,9 @@ RESERVED: Final = frozenset(
     """
     T_destination add_module apply bfloat16 bodies body_named buffers call_super_init children compile
     config cpu cuda double dump_patches embedder eval extra_repr float forward get_buffer get_extra_state
-    get_parameter get_submodule graph half head head_weight hidden ipu load_state_dict logits modules mtia
-    named_buffers named_children named_modules named_parameters new_cache parameters register_backward_hook
+    get_parameter get_submodule graph half head head_weight hidden ipu join joint_weights load_state_dict logits
+    modules mtia named_buffers named_children named_modules named_parameters new_cache parameters products
+    register_backward_hook
     register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
     register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook
     register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ run
