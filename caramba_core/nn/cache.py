@@ -198,7 +198,7 @@ class LayerCache:
         """Write one token of each sequence, ``[B, 1, *shape]``, as the last of ``ends`` ``[B]`` tokens.
 
         For decode steps (:attr:`Frame.ends`), whose places are a tensor: nothing is allocated or returned, and
-        :attr:`length` stays.  Attend with :func:`caramba_plugins_standard.decoding.attend_cached`.
+        :attr:`length` stays.
         """
         assert set(new) == set(self._tokens), "every entry grows together"
         for name, values in new.items():

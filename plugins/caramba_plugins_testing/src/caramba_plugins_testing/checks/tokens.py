@@ -22,7 +22,6 @@ __all__ = [
     "positions",
     "relative_positions",
     "rounding",
-    "steps",
     "tokenwise",
     "truncation",
 ]
@@ -92,6 +91,8 @@ def decoding(case: Case) -> None:
                 cache = subject.model.new_cache(3, capacity=capacity)
                 found = subject.decode(x, split, cache=cache)
                 require_close(found, wanted, case.decoding_tolerance, f"decoding {words} differs from the full pass")
+    if isinstance(case.config, Attention) and case.config.takes_steps:
+        _steps(case)
 
 
 @check(
@@ -138,13 +139,7 @@ def rounding(case: Case) -> None:
         require_close(output, wanted, case.decoding_tolerance, words, advice=advice)
 
 
-def _takes_steps(case: Case) -> bool:
-    return isinstance(case.config, Attention) and case.config.takes_steps
-
-
-@check("decode steps whose places are tensors give what passes give", applies=_takes_steps)
-@torch.no_grad()
-def steps(case: Case) -> None:
+def _steps(case: Case) -> None:
     """Decode behind prompts of many lengths, past a full window, with rounded caches, and behind padding."""
     subject, x = Subject(case), inputs(case, batch=3, tokens=2 * case.tokens + 5)
     tokens = x.shape[1]
