@@ -8,6 +8,7 @@ import pytest
 import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.module import DecoupledBottleneckModule
+from caramba_plugins_standard.decoding import chunks
 from caramba_plugins_standard.rope import Rope
 from dba_conversion import cached, filled, frame, inputs
 from dba_reference import reference
@@ -101,17 +102,29 @@ def gradients(output: Tensor, tensors: list[Tensor], towards: Tensor) -> list[Te
 
 
 @pytest.mark.parametrize(("case", "option"), PAIRS)
-@pytest.mark.parametrize("chunks", [(1,) * 8, (5, 1, 2), (3, 5)], ids=str)
-def test_decoding(case: str, option: str, chunks: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("split", [(1,) * 8, (5, 1, 2), (3, 5)], ids=str)
+def test_decoding(case: str, option: str, split: tuple[int, ...]) -> None:
     module = made(case, option)
     x = inputs(2, 8, WIDTH, seed=2)
     with torch.no_grad():
-        decoded, layer = cached(module, x, chunks)
+        decoded, layer = cached(module, x, split)
         torch.testing.assert_close(decoded, reference(module, x, torch.arange(8)), rtol=1e-11, atol=1e-12)
     config = module.config
     values = config.sem_dim + config.geo_dim + config.v_dim
     assert sum(t[0, 0].numel() for t in layer.tensors.values()) == values
     assert sum(entry.values for entry in config.cache_spec(WIDTH).values()) == values
+
+
+@pytest.mark.parametrize(("case", "option"), PAIRS)
+@pytest.mark.parametrize("tile", [1, 3, 64])
+def test_decoding_in_tiles(case: str, option: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefill behind a long cache, which is expanded tile by tile."""
+    monkeypatch.setattr(chunks, "_SCORES", 0)
+    monkeypatch.setattr(chunks, "_SMALLEST", tile)
+    module, x = made(case, option), inputs(2, 11, WIDTH, seed=2)
+    with torch.no_grad():
+        decoded, _ = cached(module, x, (4, 7))
+        torch.testing.assert_close(decoded, reference(module, x, torch.arange(11)), rtol=1e-11, atol=1e-12)
 
 
 class Largest(TorchDispatchMode):

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
+from caramba_plugins_standard.decoding import chunks
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_testing import Case
+from caramba_plugins_testing.checks.tokens import decoding
 
 ROPE = Rope(theta=1000.0)
 SIZES: dict[str, Any] = {"n_heads": 4, "head_dim": 8, "rank": 10, "rope_dim": 6, "rope": ROPE}
 
 
-@pytest.mark.components(
+CASES = (
     Case(
         name="mla",
         config=MultiHeadLatentAttention(**SIZES),
@@ -35,5 +37,17 @@ SIZES: dict[str, Any] = {"n_heads": 4, "head_dim": 8, "rank": 10, "rope_dim": 6,
     ),
     Case(name="wide_rope", config=MultiHeadLatentAttention(n_heads=2, head_dim=4, rank=3, rope_dim=14, rope=ROPE)),
 )
+
+
+@pytest.mark.components(*CASES)
 def test_attention(component_check: Callable[[], None]) -> None:
     component_check()
+
+
+@pytest.mark.parametrize("tile", [1, 5, 64])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_decoding_in_tiles(case: Case, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefill behind a long cache, which is expanded tile by tile."""
+    monkeypatch.setattr(chunks, "_SCORES", 0)
+    monkeypatch.setattr(chunks, "_SMALLEST", tile)
+    decoding(case)

@@ -20,6 +20,9 @@ _TILE: Final = 8192
 _SCORES: Final = 2**26
 """Scores that may exist at a time."""
 
+_SMALLEST: Final = 64
+"""Tokens of a tile at least, however many queries meet them."""
+
 
 def too_many_scores(query: Tensor, context: int) -> bool:
     """Whether the scores of queries ``[B, ..., T, w]`` with ``context`` tokens should not be spelled out at once."""
@@ -36,7 +39,7 @@ def attend_chunk(
     exists for a few thousand tokens at a time, and scores for few or, where a fused kernel takes them, none.
     """
     tokens = query.shape[2]
-    size = _TILE if _fused(query) else max(64, min(_TILE, _SCORES // (query.shape[:-1].numel())))
+    size = _TILE if _fused(query) else max(_SMALLEST, min(_TILE, _SCORES // query.shape[:-1].numel()))
     earlier = None
     for first in range(0, before, size):
         earlier = _added(earlier, _attend(query, *tile(first, min(first + size, before)), scale))

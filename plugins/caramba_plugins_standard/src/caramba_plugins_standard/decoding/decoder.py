@@ -5,6 +5,7 @@ Axes: B batch, T tokens of this pass, V vocabulary.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,8 @@ class Decoder:
         self.cache = model.new_cache(batch, capacity=capacity, storage=storage)
         self.unrecorded = _why_not(model, storage)
         """Why steps are ordinary passes; empty where they are replayed."""
+        if self.unrecorded and model.head_weight.is_cuda:
+            warnings.warn(f"decode steps are not recorded: {self.unrecorded}", stacklevel=2)
         self._compiled = compiled
         self._starts: Tensor | None = None
         self._recording: _Recording | None = None

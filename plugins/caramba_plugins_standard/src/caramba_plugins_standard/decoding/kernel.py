@@ -24,38 +24,6 @@ __all__ = ["Tiling", "attend_splits"]
 
 _LOG2_E: Final = 1.4426950408889634
 
-_EIGHT_BITS: Final = tl.constexpr(
-    """{
-    .reg .b32 bias;
-    mov.b32 bias, 0x64006400;
-    prmt.b32 $0, $2, 0x64646464, 0x4140;
-    prmt.b32 $1, $2, 0x64646464, 0x4342;
-    sub.f16x2 $0, $0, bias;
-    sub.f16x2 $1, $1, bias;
-    }"""
-)
-"""Four codes of 8 bits to float16: ``0x6400 | code`` is ``1024 + code``."""
-
-_FOUR_BITS: Final = tl.constexpr(
-    """{
-    .reg .b32 bias, low, high;
-    mov.b32 bias, 0x64006400;
-    and.b32 low, $4, 0x0f0f0f0f;
-    shr.u32 high, $4, 4;
-    and.b32 high, high, 0x0f0f0f0f;
-    prmt.b32 $0, low, 0x64646464, 0x4140;
-    prmt.b32 $1, low, 0x64646464, 0x4342;
-    prmt.b32 $2, high, 0x64646464, 0x4140;
-    prmt.b32 $3, high, 0x64646464, 0x4342;
-    sub.f16x2 $0, $0, bias;
-    sub.f16x2 $1, $1, bias;
-    sub.f16x2 $2, $2, bias;
-    sub.f16x2 $3, $3, bias;
-    }"""
-)
-"""Four bytes of two codes each to the float16 of their low and of their high codes."""
-
-
 _WIDEST: Final = 256
 """Columns of the values that a program accumulates."""
 
@@ -68,6 +36,12 @@ class Tiling:
     warps: int = 4
     stages: int = 4
     programs: int = 2
+
+
+@triton.jit
+def _exact(code, dtype: tl.constexpr):
+    """Codes as numbers: ``0x6400 | code`` is ``1024 + code`` in float16, which is faster than a conversion."""
+    return ((code.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - 1024.0).to(dtype)
 
 
 @triton.jit
@@ -96,7 +70,6 @@ def _values(
     BITS: tl.constexpr,
     BLOCK: tl.constexpr,
     ALIGNED: tl.constexpr,
-    ASM: tl.constexpr,
     dtype: tl.constexpr,
 ):
     """Columns ``first`` to ``first + W`` of tokens, ``[T, P]`` (8-bit codes dequantized), stored from ``offset`` on."""
@@ -110,10 +83,7 @@ def _values(
         here = ok[:, None, None] & (column < W)[None]
         code = tl.load(part + near[:, None, None] * stride + (offset + column)[None], mask=here, other=0)
         step, least = _scales(blocks, near, ok, blocks_stride, first // BLOCK, P // BLOCK, tl.cdiv(W, BLOCK))
-        if ASM:
-            wide = tl.inline_asm_elementwise(_EIGHT_BITS, "=r,=r,r", [code], dtype=tl.float16, is_pure=True, pack=4)
-        else:
-            wide = code.to(dtype)
+        wide = _exact(code, dtype)
         value = tl.reshape(wide * step[:, :, None].to(dtype) + least[:, :, None].to(dtype), [near.shape[0], P])
     else:
         column = tl.arange(0, P)
@@ -140,7 +110,6 @@ def _halves(
     P: tl.constexpr,
     BLOCK: tl.constexpr,
     ALIGNED: tl.constexpr,
-    ASM: tl.constexpr,
     dtype: tl.constexpr,
 ):
     """The same of 4-bit codes, two of which share a byte: even columns and odd columns, ``[T, P / 2]`` each."""
@@ -150,12 +119,7 @@ def _halves(
         here = ok[:, None, None] & (byte < (W + 1) // 2)[None]
         pair = tl.load(part + near[:, None, None] * stride + (offset + byte)[None], mask=here, other=0)
         step, least = _scales(blocks, near, ok, blocks_stride, first // BLOCK, P // BLOCK, tl.cdiv(W, BLOCK))
-        if ASM:
-            low, high = tl.inline_asm_elementwise(
-                _FOUR_BITS, "=r,=r,=r,=r,r", [pair], dtype=(tl.float16, tl.float16), is_pure=True, pack=4
-            )
-        else:
-            low, high = (pair & 15).to(dtype), (pair >> 4).to(dtype)
+        low, high = _exact(pair & 15, dtype), _exact(pair >> 4, dtype)
         step, least = step[:, :, None].to(dtype), least[:, :, None].to(dtype)
         even = tl.reshape(low * step + least, [near.shape[0], P // 2])
         odd = tl.reshape(high * step + least, [near.shape[0], P // 2])
@@ -233,7 +197,6 @@ def _split(
     BITS: tl.constexpr,
     BLOCK: tl.constexpr,
     ALIGNED: tl.constexpr,
-    ASM: tl.constexpr,
     HEAD_TILES: tl.constexpr,
     A_OWN: tl.constexpr,
     B_OWN: tl.constexpr,
@@ -307,7 +270,6 @@ def _split(
                     PA,
                     BLOCK,
                     ALIGNED,
-                    ASM,
                     dtype,
                 )
                 scores = tl.dot(a_even, tl.trans(k0), scores, input_precision=PRECISION)
@@ -326,7 +288,6 @@ def _split(
                     PB,
                     BLOCK,
                     ALIGNED,
-                    ASM,
                     dtype,
                 )
                 scores = tl.dot(b_even, tl.trans(k2), scores, input_precision=PRECISION)
@@ -347,7 +308,6 @@ def _split(
                     BITS,
                     BLOCK,
                     ALIGNED,
-                    ASM,
                     dtype,
                 )
                 scores = tl.dot(a_query, tl.trans(a_key), scores, input_precision=PRECISION)
@@ -366,7 +326,6 @@ def _split(
                     BITS,
                     BLOCK,
                     ALIGNED,
-                    ASM,
                     dtype,
                 )
                 scores = tl.dot(b_query, tl.trans(b_key), scores, input_precision=PRECISION)
@@ -394,7 +353,6 @@ def _split(
                     PV,
                     BLOCK,
                     ALIGNED,
-                    ASM,
                     dtype,
                 )
             even = tl.dot(weight, v0, even * shrink[:, None], input_precision=PRECISION)
@@ -417,7 +375,6 @@ def _split(
                     BITS,
                     BLOCK,
                     ALIGNED,
-                    ASM,
                     dtype,
                 )
             mixed = tl.dot(weight, value, mixed * shrink[:, None], input_precision=PRECISION)
@@ -471,9 +428,6 @@ def attend_splits(
     block: int,
     window: int,
     sinks: int,
-    *,
-    tiling: Tiling | None = None,
-    asm: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`caramba_plugins_standard.decoding.attention.attend_cached`, whose arguments these are."""
     batch, units, heads, _ = query.shape
@@ -493,10 +447,8 @@ def attend_splits(
         if joint:
             value, value_blocks, joint = shared, shared_blocks, False
     value_tiles = triton.cdiv(widths[2], padded[2])
-    if asm is None:
-        asm = query.is_cuda
     read = sum(size for size, width in zip(padded, widths, strict=True) if width) - (padded[2] if joint else 0)
-    chosen = tiling or _tiling(read + (512 if joint else 0), bits)
+    chosen = _tiling(read + (512 if joint else 0), bits)
     room = next(part.shape[1] for part in (key, shared, value) if part is not None)
     splits = 1
     if query.is_cuda:
@@ -549,7 +501,6 @@ def attend_splits(
         BITS=bits,
         BLOCK=block,
         ALIGNED=aligned,
-        ASM=asm and query.dtype != torch.float32,
         HEAD_TILES=head_tiles,
         A_OWN=int(per_unit[0]),
         B_OWN=int(per_unit[1]),
