@@ -6,6 +6,7 @@ The Llama of :func:`dba_exports.pair_of` computes the same function, so that it 
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import json
 import re
@@ -563,7 +564,8 @@ def test_the_snippet_of_the_card_works_as_pasted(tmp_path: Path, monkeypatch: py
     write_tokenizer(tmp_path / "llama")
     export(tmp_path / "run", tmp_path / "student", origin=str(tmp_path / "llama"))
     card = (tmp_path / "student" / "README.md").read_text()
-    assert "`trust_remote_code=True` runs `modeling_caramba_dba.py`, which lies in this folder" in card
+    digest = hashlib.sha256((tmp_path / "student" / "modeling_caramba_dba.py").read_bytes()).hexdigest()
+    assert f"`trust_remote_code=True` runs `modeling_caramba_dba.py` (SHA-256 {digest}), which lies in" in card
     assert 'tags: ["caramba", "custom_code"]' in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
     assert code is not None

@@ -12,7 +12,7 @@ import torch
 from caramba_plugins_standard.loading import PretrainedModel, find_loader
 from caramba_plugins_standard.loading.filling import load_weights
 
-from caramba_core.errors import InputError
+from caramba_core.errors import InputError, ManifestError
 from caramba_core.nn.build import build
 
 from .conftest import graph_of, read_model
@@ -124,10 +124,20 @@ def test_nothing_is_written_before_all_headers_fit(folder: Path) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("key", ["vocab_size", "intermediate_size", "hidden_size", "num_attention_heads", "head_dim"])
+@pytest.mark.parametrize("key", ["vocab_size", "intermediate_size", "hidden_size", "num_attention_heads"])
 def test_sizes_that_the_file_does_not_have_are_not_allocated(folder: Path, key: str) -> None:
     """The plan of such a model is made; its weights are compared by the headers before memory is asked for."""
     edit_config(folder, **{key: 2_000_000_000 // 48 * 48})
+    checkpoint = find_loader(folder)
+    with pytest.raises(InputError, match="does not fit the model"):
+        PretrainedModel(checkpoint, graph_of(checkpoint), "").load(torch.device("cpu"), torch.float32)
+
+
+def test_a_head_that_no_model_has_is_not_even_planned(folder: Path) -> None:
+    edit_config(folder, head_dim=2_000_000_000)
+    with pytest.raises(ManifestError, match=r"head_dim: 2000000000 is above 65536 features"):
+        graph_of(find_loader(folder))
+    edit_config(folder, head_dim=65_520)
     checkpoint = find_loader(folder)
     with pytest.raises(InputError, match="does not fit the model"):
         PretrainedModel(checkpoint, graph_of(checkpoint), "").load(torch.device("cpu"), torch.float32)
