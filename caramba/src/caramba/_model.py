@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, overload
 
-from caramba_plugins_standard.opening import OpenedRun, is_run, load_checkpoint, open_checkpoint, open_run
+from caramba_plugins_standard.opening import OpenedRun, cache_named, is_run, load_checkpoint, open_checkpoint, open_run
 
 from caramba_core.errors import InputError, InvalidValue
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from caramba_core.datasets import Tokens
     from caramba_core.modes import Evaluation
     from caramba_core.nn.language_model import LanguageModel
-    from caramba_core.storage import Storage
     from caramba_core.teachers import Tokenizer
 
     TokenIds: TypeAlias = Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]] | Tensor
@@ -247,7 +246,7 @@ class Model:
         own = Evaluation() if self._run is None else self._run.evaluation
         chosen = {name: value for name, value in changes.items() if value is not None}
         if "cache" in chosen:
-            chosen["cache"] = _storage(chosen["cache"])
+            chosen["cache"] = cache_named(chosen["cache"])
         try:
             return evolve(own, **chosen)
         except InvalidValue as error:
@@ -332,14 +331,3 @@ def _of_checkpoint(checkpoint: Checkpoint, model: LanguageModel, dtype: str) -> 
         dtype=dtype,
         checkpoint=lambda: checkpoint,
     )
-
-
-def _storage(name: str) -> Storage | None:
-    """The storage with this name; ``full`` is a cache that keeps what was computed."""
-    from caramba_core.plugins.registry import registry
-
-    known = {entry.name: entry for entry in registry().entries("storage")}
-    if name != "full" and name not in known:
-        raise InputError(f"there is no cache {name!r}", expected=", ".join(("full", *known)))
-    storage: Storage | None = None if name == "full" else registry().load(known[name])()
-    return storage

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import attrs
 from caramba_plugins_standard.loading import Checkpoint, lower_checkpoint, open_source
-from caramba_plugins_standard.opening import is_run, load_checkpoint, open_checkpoint, open_run
+from caramba_plugins_standard.opening import cache_named, is_run, load_checkpoint, open_checkpoint, open_run
 
 from caramba_core.components import Attention
 from caramba_core.errors import InputError
@@ -166,7 +166,7 @@ def _of_run(folder: Path, how: Opening) -> TextModel:
         lower_group(opened.loaded, opened.group),
         carrier,
         tokenizer,
-        opened.evaluation.cache if how.cache is None else _storage(how.cache),
+        opened.evaluation.cache if how.cache is None else cache_named(how.cache),
         how.context,
         lambda: opened.model(how.device, how.dtype or opened.dtype),
     )
@@ -197,7 +197,7 @@ def _of_checkpoint(source: str, checkpoint: Checkpoint, how: Opening, dtype: str
         lower_checkpoint(checkpoint),
         carrier,
         _tokenizer(source, carrier),
-        _storage(how.cache or "full"),
+        cache_named(how.cache or "full"),
         how.context,
         lambda: load_checkpoint(checkpoint, how.device, dtype),
     )
@@ -211,12 +211,3 @@ def _tokenizer(source: str, carrier: Checkpoint | None) -> Tokenizer:
             hint="name a checkpoint that carries it: --tokenizer FILE, FOLDER or hf://org/repo",
         )
     return tokenizer
-
-
-def _storage(name: str) -> Storage | None:
-    """The storage with this name; ``full`` is a cache that keeps what was computed."""
-    known = {entry.name: entry for entry in registry().entries("storage")}
-    if name != "full" and name not in known:
-        raise InputError(f"there is no cache {name!r}", expected=", ".join(("full", *known)))
-    storage: Storage | None = None if name == "full" else registry().load(known[name])()
-    return storage

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from caramba_core.manifest.schema import Group
     from caramba_core.modes import Evaluation, Run
     from caramba_core.nn.language_model import LanguageModel
+    from caramba_core.storage import Storage
     from caramba_core.teachers import Tokenizer
     from caramba_plugins_standard.loading import Checkpoint
 
-__all__ = ["OpenedRun", "find_runs", "is_run", "load_checkpoint", "open_checkpoint", "open_run"]
+__all__ = ["OpenedRun", "cache_named", "find_runs", "is_run", "load_checkpoint", "open_checkpoint", "open_run"]
 
 
 _DEEPEST: Final = 4
@@ -32,6 +33,20 @@ def find_runs(folder: Path) -> list[Path]:
         manifest.parent for depth in range(_DEEPEST + 1) for manifest in folder.glob("*/" * depth + "manifest.yml")
     )
     return sorted(path for path in found if is_run(path) and not path.name.startswith("."))
+
+
+def cache_named(name: str) -> Storage | None:
+    """How the cache with this name stores keys and values; ``full`` keeps what was computed.
+
+    Raises :class:`InputError` where no installed storage has the name.
+    """
+    from caramba_core.plugins.registry import registry
+
+    known = {entry.name: entry for entry in registry().entries("storage")}
+    if name != "full" and name not in known:
+        raise InputError(f"there is no cache {name!r}", expected=", ".join(("full", *known)))
+    storage: Storage | None = None if name == "full" else registry().load(known[name])()
+    return storage
 
 
 def is_run(folder: Path) -> bool:
