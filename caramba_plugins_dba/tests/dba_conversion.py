@@ -27,8 +27,11 @@ def filled(config: Attention, width: int, seed: int, dtype: torch.dtype = torch.
             size = width**-0.5 if name.endswith("_proj") else 0.3
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * size)
         if isinstance(config, DecoupledBottleneckAttention) and config.pairs:
+            half = config.head_dim // 2
+            spread = half * -(-config.pairs // half)  # a shared key may turn with a frequency several times
             for row in module.pairs:  # type: ignore[union-attr]
-                row.copy_(torch.randperm(config.head_dim // 2, generator=generator)[: config.pairs].sort().values)
+                chosen = torch.randperm(spread, generator=generator) % half
+                row.copy_(chosen[: config.pairs].sort().values)
     return module
 
 

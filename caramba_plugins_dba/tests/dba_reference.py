@@ -24,12 +24,13 @@ def _head(module: DecoupledBottleneckModule, x: Tensor, positions: Tensor, head:
     logits = x.new_zeros(batch, tokens, tokens)
     if config.pairs:
         q = x @ _rows(module.q_geo_proj, head, 2 * config.pairs).T
-        k = x @ _rows(module.k_geo_proj, group, 2 * config.pairs).T
+        part = _part(module, group, config.geo_layout)
+        k = x @ _rows(module.k_geo_proj, part, 2 * config.pairs).T
         if config.q_bias:
             q = q + _rows(module.q_geo_bias, head, 2 * config.pairs)
         if config.k_bias:
-            k = k + _rows(module.k_geo_bias, group, 2 * config.pairs)
-        q, k = _rotated(module, q, positions, group), _rotated(module, k, positions, group)
+            k = k + _rows(module.k_geo_bias, part, 2 * config.pairs)
+        q, k = _rotated(module, q, positions, part), _rotated(module, k, positions, part)
         logits = logits + _balance(module, x, head, -1.0) * (q @ k.transpose(1, 2))
     if config.sem_dim:
         q, k = _semantic(module, x, head, group)
@@ -54,6 +55,12 @@ def _head(module: DecoupledBottleneckModule, x: Tensor, positions: Tensor, head:
     return p[..., :1] * _rows(module.null_value, group, config.v_width) + p[..., 1:] @ values
 
 
+def _part(module: DecoupledBottleneckModule, group: int, layout: str) -> int:
+    """Which rotary key, semantic key or value a key/value head reads."""
+    config = module.config
+    return group if layout == "per_head" else group // (config.n_kv_heads // config.groups)
+
+
 def _rows(weight: Tensor, index: int, size: int) -> Tensor:
     return weight[index * size : (index + 1) * size]
 
@@ -61,8 +68,7 @@ def _rows(weight: Tensor, index: int, size: int) -> Tensor:
 def _semantic(module: DecoupledBottleneckModule, x: Tensor, head: int, group: int) -> tuple[Tensor, Tensor]:
     """A head's semantic queries and keys: ``[B, T, c]`` each."""
     config = module.config
-    own = module.k_sem_proj if config.k_layout == "shared" else _rows(module.k_sem_proj, group, config.sem_width)
-    k = x @ own.T
+    k = x @ _rows(module.k_sem_proj, _part(module, group, config.k_layout), config.sem_width).T
     if config.tied_semantic:
         return k, k
     q = x @ _rows(module.q_sem_proj, head, config.sem_width).T
@@ -73,7 +79,8 @@ def _values(module: DecoupledBottleneckModule, x: Tensor, group: int) -> Tensor:
     """``[B, T, v_width]``."""
     config = module.config
     if config.v_layout == "latent":
-        values = x @ module.v_proj.T @ _rows(module.v_up_proj, group, config.head_dim).T
+        latent = x @ _rows(module.v_proj, _part(module, group, config.v_layout), config.v_dim // config.groups).T
+        values = latent @ _rows(module.v_up_proj, group, config.head_dim).T
     else:
         values = x @ _rows(module.v_proj, group, config.v_width).T
     return values + _rows(module.v_bias, group, config.v_width) if config.v_bias else values
@@ -88,9 +95,9 @@ def _balance(module: DecoupledBottleneckModule, x: Tensor, head: int, sign: floa
     return x.new_ones(())
 
 
-def _rotated(module: DecoupledBottleneckModule, x: Tensor, positions: Tensor, group: int) -> Tensor:
+def _rotated(module: DecoupledBottleneckModule, x: Tensor, positions: Tensor, part: int) -> Tensor:
     """Pair ``j``, dimensions ``j`` and ``j + n``, turned by ``position * frequency`` as a complex number."""
     count = module.config.pairs
-    angles = positions[:, None].to(x.dtype) * module.rotary.frequencies[module.pairs[group]].to(x.dtype)
+    angles = positions[:, None].to(x.dtype) * module.rotary.frequencies[module.pairs[part]].to(x.dtype)
     turned = torch.complex(x[..., :count], x[..., count:]) * torch.polar(torch.ones_like(angles), angles)
     return torch.cat([turned.real, turned.imag], dim=-1) * module.rotary.scaling

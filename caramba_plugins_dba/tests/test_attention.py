@@ -21,6 +21,7 @@ from caramba_core.errors import InvalidValue
 ROPE = Rope(theta=100.0)
 YARN = Rope(theta=100.0, scaling="yarn", factor=4.0, original_max_position_embeddings=8)
 
+_SHAPES = {"n_heads": 6, "n_kv_heads": 2, "head_dim": 10}
 CASES: dict[str, dict[str, Any]] = {
     "H6-G2-d10-shared-latent": {"n_heads": 6, "n_kv_heads": 2, "head_dim": 10, "sem_dim": 5, "geo_dim": 8, "v_dim": 7},
     "H3-G1-d6-mqa": {"n_heads": 3, "n_kv_heads": 1, "head_dim": 6, "sem_dim": 3, "geo_dim": 2, "v_dim": 5},
@@ -37,9 +38,40 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "H1-G1-semantic-only": {"n_heads": 1, "n_kv_heads": 1, "head_dim": 4, "sem_dim": 3, "geo_dim": 0, "v_dim": 2},
     "H4-G4-rotary-only": {"n_heads": 4, "n_kv_heads": 4, "head_dim": 6, "sem_dim": 0, "geo_dim": 16, "v_dim": 9},
+    "H6-G2-shared-key": {**_SHAPES, "geo_layout": "shared", "geo_dim": 14, "sem_dim": 3, "v_dim": 5},
+    "H6-G2-shared-key-only": {
+        **_SHAPES,
+        "geo_layout": "shared",
+        "geo_dim": 6,
+        "sem_dim": 4,
+        "v_dim": 6,
+        "k_layout": "per_head",
+        "v_layout": "per_head",
+    },
+    "H8-G4-groups2": {
+        "n_heads": 8,
+        "n_kv_heads": 4,
+        "head_dim": 6,
+        "geo_layout": "shared",
+        "groups": 2,
+        "geo_dim": 12,
+        "sem_dim": 2,
+        "v_dim": 6,
+    },
+    "servable": {
+        "n_heads": 12,
+        "n_kv_heads": 6,
+        "head_dim": 6,
+        "layout": "servable",
+        "geo_layout": "shared",
+        "groups": 3,
+        "geo_dim": 18,
+        "sem_dim": 12,
+        "v_dim": 30,
+    },
     "wide-values": {"n_heads": 2, "n_kv_heads": 1, "head_dim": 18, "sem_dim": 2, "geo_dim": 2, "v_dim": 4},
 }
-BOTH = ("H6-G2-d10-shared-latent", "H4-G2-d8-per-head")
+BOTH = ("H6-G2-d10-shared-latent", "H4-G2-d8-per-head", "H8-G4-groups2")
 ALL_BIASES = dict.fromkeys(("q_bias", "k_bias", "v_bias", "o_bias"), True)
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -66,7 +98,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "everything-tied": {**ALL_BIASES, "gate": "static", "tied_semantic": True, "null": True, "window": 5},
 }
 PAIRS = [
-    (case, option) for case in CASES for option in OPTIONS if case in BOTH or option in ("plain", "null", "window")
+    (case, option)
+    for case in CASES
+    for option in OPTIONS
+    if case in BOTH or option in (("plain", "window") if case == "servable" else ("plain", "null", "window"))
 ]
 WIDTH = 13
 
@@ -221,6 +256,14 @@ def test_declared_weights_and_operations(case: str, option: str) -> None:
         ({"rope": Rope(scaling="dynamic", factor=2.0, original_max_position_embeddings=8)}, "rope"),
         ({"k_layout": "per_head"}, "sem_dim"),
         ({"v_layout": "per_head"}, "v_dim"),
+        ({"geo_layout": "shared", "geo_dim": 5}, "geo_dim"),
+        ({"geo_layout": "shared", "geo_dim": 22}, "geo_dim"),
+        ({"groups": 3}, "groups"),
+        ({"groups": 2}, "geo_layout"),
+        ({"groups": 2, "geo_layout": "shared", "k_layout": "per_head", "sem_dim": 6}, "k_layout"),
+        ({"groups": 2, "geo_layout": "shared", "v_layout": "per_head", "v_dim": 8}, "v_layout"),
+        ({"groups": 2, "geo_layout": "shared"}, "sem_dim"),
+        ({"groups": 2, "geo_layout": "shared", "sem_dim": 6}, "v_dim"),
         ({"gate": "static", "sem_dim": 0}, "gate"),
         ({"tied_semantic": True, "sem_dim": 0}, "tied_semantic"),
         ({"window": 0}, "window"),
@@ -232,3 +275,27 @@ def test_sizes_that_cannot_be(change: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidValue) as caught:
         DecoupledBottleneckAttention(**{**CASES["H6-G2-d10-shared-latent"], "rope": ROPE, **change})
     assert caught.value.field == field
+
+
+SERVABLE = CASES["servable"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "setting"),
+    [
+        ({"geo_layout": "per_head", "groups": 1, "geo_dim": 24, "sem_dim": 6}, "geo_layout", "shared"),
+        ({"k_layout": "per_head", "groups": 1}, "k_layout", "shared"),
+        ({"v_layout": "per_head", "groups": 1}, "v_layout", "latent"),
+        ({"tied_semantic": True}, "tied_semantic", "false"),
+        ({"null": True}, "null", "false"),
+        ({"gate": "dynamic"}, "gate", "static, which the queries take in, or none"),
+        ({"v_dim": 24}, "v_dim", "sem_dim + geo_dim (30)"),
+        ({"sem_dim": 9, "v_dim": 27}, "sem_dim", "a multiple of 6"),
+    ],
+    ids=str,
+)
+def test_what_is_not_servable_says_which_setting_would_be(change: dict[str, Any], field: str, setting: str) -> None:
+    with pytest.raises(InvalidValue, match="not servable") as caught:
+        DecoupledBottleneckAttention(**{**SERVABLE, "rope": ROPE, **change})
+    assert (caught.value.field, caught.value.expected) == (field, setting)
+    DecoupledBottleneckAttention(**{**SERVABLE, "rope": ROPE, **change, "layout": "free"})

@@ -62,6 +62,13 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "offsets": {**DBA, **BIASES},
     "keys a head": {**DBA, "k_layout": "per_head"},
     "values a head": {**DBA, "v_layout": "per_head"},
+    "shared rotary key": {**DBA, "geo_layout": "shared", "geo_dim": 6, **BIASES},
+    "shared rotary key, the rest a head": {
+        **OF_OPTIONS["all with a static gate"],
+        "geo_layout": "shared",
+        "k_layout": "per_head",
+        "v_layout": "per_head",
+    },
     "everything a head": {**DBA, "k_layout": "per_head", "v_layout": "per_head", **BIASES},
     "semantic alone": {**DBA, "geo_dim": 0, "rope": None},
     "rotary alone": {**DBA, "sem_dim": 0},
@@ -267,9 +274,10 @@ def test_the_folder_needs_nothing_of_caramba(tmp_path: Path) -> None:
 
 
 def test_every_field_of_the_attentions_is_expressed() -> None:
-    """An option that is added to an attention must be added to the export."""
+    """An option that is added to an attention must be added to the export, or is refused where it is set."""
     assert {field.name for field in attrs.fields(GroupedQueryAttention)} == exporter._EXPRESSED["gqa"]
-    assert {field.name for field in attrs.fields(DecoupledBottleneckAttention)} == exporter._EXPRESSED["dba"]
+    fields = {field.name for field in attrs.fields(DecoupledBottleneckAttention)}
+    assert fields - {"groups"} == exporter._EXPRESSED["dba"]
 
 
 def test_options_that_the_modeling_file_does_not_know_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

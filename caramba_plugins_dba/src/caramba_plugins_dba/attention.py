@@ -10,7 +10,7 @@ The semantic path carries content and has no position; the geometric path carrie
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from caramba_plugins_standard.gqa import HeadedAttention
 from caramba_plugins_standard.rope import Rope
@@ -19,6 +19,8 @@ from caramba_core.components import CacheEntry, Constant, Cost, Given, Shape, We
 from caramba_core.errors import InvalidValue
 
 __all__ = ["DecoupledBottleneckAttention"]
+
+_FREE: Final = "with layout: free everything goes, and an export brings its own code"
 
 
 @component
@@ -35,11 +37,23 @@ class DecoupledBottleneckAttention(HeadedAttention):
         help="cached values of the rotary keys, all heads together", unit="values a token and layer", minimum=0
     )
     v_dim: int = option(help="cached values of the attention values", unit="values a token and layer", minimum=1)
+    layout: Literal["free", "servable"] = option(
+        default="free",
+        help="servable: what an ordinary grouped-query attention computes, too, so that an export needs no code",
+    )
+    geo_layout: Literal["per_head", "shared"] = option(
+        default="per_head", help="rotary pairs of each key/value head, or a rotary key that all heads read"
+    )
     k_layout: Literal["shared", "per_head"] = option(
         default="shared", help="one semantic latent that all heads read, or a part for each key/value head"
     )
     v_layout: Literal["latent", "per_head"] = option(
         default="latent", help="one value latent that is expanded after attention, or a part for each key/value head"
+    )
+    groups: int = option(
+        default=1,
+        help="shared keys and latents, each for as many of the key/value heads; divides n_kv_heads",
+        minimum=1,
     )
     rope: Rope | None = option(default=None, help="rotary embedding that the kept pairs are taken from")
     q_bias: bool = option(default=False, help="add a bias to the queries")
@@ -65,17 +79,19 @@ class DecoupledBottleneckAttention(HeadedAttention):
             raise InvalidValue("head_dim", f"{self.head_dim} is odd", expected="an even width: rotary pairs")
         if self.sem_dim + self.geo_dim == 0:
             raise InvalidValue("sem_dim", "sem_dim and geo_dim are both 0", expected="keys of at least one kind")
-        if self.geo_dim % (2 * self.n_kv_heads):
+        self._check_groups()
+        if self.geo_dim % (2 * self.geo_parts):
+            of = "key/value head" if self.geo_layout == "per_head" else "group"
             raise InvalidValue(
                 "geo_dim",
-                f"{self.geo_dim} is no multiple of {2 * self.n_kv_heads}",
-                expected="2 values a pair and key/value head",
+                f"{self.geo_dim} is no multiple of {2 * self.geo_parts}",
+                expected=f"2 values a pair and {of}",
             )
-        if self.pairs > self.head_dim // 2:
+        if self.geo_dim > self.n_kv_heads * self.head_dim:
             raise InvalidValue(
                 "geo_dim",
-                f"{self.geo_dim} keeps {self.pairs} pairs a key/value head",
-                expected=f"at most {self.head_dim // 2} pairs, {self.n_kv_heads * self.head_dim} values",
+                f"{self.geo_dim} is more than all pairs of all key/value heads",
+                expected=f"at most {self.n_kv_heads * self.head_dim} values",
             )
         if self.geo_dim and self.rope is None:
             raise InvalidValue(
@@ -83,14 +99,57 @@ class DecoupledBottleneckAttention(HeadedAttention):
             )
         if self.geo_dim and self.rope is not None and self.rope.scaling == "dynamic":
             raise InvalidValue("rope", "dynamic scaling has no fixed frequencies to choose pairs from")
-        if self.k_layout == "per_head" and self.sem_dim % self.n_kv_heads:
-            raise InvalidValue("sem_dim", f"{self.sem_dim} is no multiple of n_kv_heads ({self.n_kv_heads})")
+        for field, parts in (("sem_dim", self.sem_parts), ("v_dim", self.v_parts)):
+            if getattr(self, field) % parts:
+                of = "groups" if parts == self.groups else "n_kv_heads"
+                raise InvalidValue(field, f"{getattr(self, field)} is no multiple of {of} ({parts})")
         if self.gate != "none" and not (self.sem_dim and self.geo_dim):
             raise InvalidValue("gate", "there is one path only", expected="none, or sem_dim and geo_dim above 0")
         if self.tied_semantic and not self.sem_dim:
             raise InvalidValue("tied_semantic", "there are no semantic keys", expected="false, or sem_dim above 0")
-        if self.v_layout == "per_head" and self.v_dim % self.n_kv_heads:
-            raise InvalidValue("v_dim", f"{self.v_dim} is no multiple of n_kv_heads ({self.n_kv_heads})")
+        if self.layout == "servable":
+            self._check_servable()
+
+    def _check_groups(self) -> None:
+        if self.n_kv_heads % self.groups:
+            raise InvalidValue("groups", f"{self.groups} does not divide n_kv_heads ({self.n_kv_heads})")
+        for field, shared in (("geo_layout", "shared"), ("k_layout", "shared"), ("v_layout", "latent")):
+            if self.groups > 1 and getattr(self, field) != shared:
+                raise InvalidValue(field, "groups share rotary keys, semantic keys and values", expected=shared)
+
+    def _check_servable(self) -> None:
+        """What an ordinary attention with one key/value head a group cannot express."""
+        for field, wanted, reason in (
+            ("geo_layout", "shared", "an ordinary attention has one key a group"),
+            ("k_layout", "shared", "an ordinary attention has one key a group"),
+            ("v_layout", "latent", "an ordinary attention has one value a group"),
+            ("tied_semantic", False, "an ordinary attention has queries of its own for each head"),
+            ("null", False, "an ordinary attention has no key and value besides its tokens'"),
+        ):
+            if getattr(self, field) != wanted:
+                raise InvalidValue(field, f"not servable: {reason}", expected=str(wanted).lower(), hint=_FREE)
+        if self.gate == "dynamic":
+            raise InvalidValue(
+                "gate",
+                "not servable: a gate that is read from the token is no linear map of it",
+                expected="static, which the queries take in, or none",
+                hint=_FREE,
+            )
+        if self.sem_dim + self.geo_dim != self.v_dim:
+            raise InvalidValue(
+                "v_dim",
+                f"not servable: {self.v_dim} beside keys of {self.sem_dim + self.geo_dim}, and an ordinary attention's"
+                " keys and values have one width",
+                expected=f"sem_dim + geo_dim ({self.sem_dim + self.geo_dim})",
+                hint=_FREE,
+            )
+        if self.sem_width % 2:
+            raise InvalidValue(
+                "sem_dim",
+                f"not servable: {self.sem_width} a group is odd, and an ordinary rotary key is made of pairs",
+                expected=f"a multiple of {2 * self.groups}",
+                hint=_FREE,
+            )
 
     @property
     def takes_starts(self) -> bool:
@@ -104,13 +163,28 @@ class DecoupledBottleneckAttention(HeadedAttention):
 
     @property
     def pairs(self) -> int:
-        """Rotary pairs that each key/value head keeps."""
-        return self.geo_dim // (2 * self.n_kv_heads)
+        """Pairs of one rotary key."""
+        return self.geo_dim // (2 * self.geo_parts)
+
+    @property
+    def geo_parts(self) -> int:
+        """Rotary keys, each of which so many consecutive heads read."""
+        return self.groups if self.geo_layout == "shared" else self.n_kv_heads
+
+    @property
+    def sem_parts(self) -> int:
+        """Semantic keys, in the same sense."""
+        return self.groups if self.k_layout == "shared" else self.n_kv_heads
+
+    @property
+    def v_parts(self) -> int:
+        """Values, in the same sense."""
+        return self.groups if self.v_layout == "latent" else self.n_kv_heads
 
     @property
     def sem_width(self) -> int:
         """Width of one head's semantic query."""
-        return self.sem_dim if self.k_layout == "shared" else self.sem_dim // self.n_kv_heads
+        return self.sem_dim // self.sem_parts
 
     @property
     def v_width(self) -> int:
@@ -128,9 +202,12 @@ class DecoupledBottleneckAttention(HeadedAttention):
         declared: dict[str, Weight] = {}
         if self.pairs:
             declared["q_geo_proj"] = Weight(shape=(heads * rotary, width))
-            declared["k_geo_proj"] = Weight(shape=(groups * rotary, width))
+            declared["k_geo_proj"] = Weight(shape=(self.geo_dim, width))
             declared["pairs"] = Weight(
-                shape=(groups, self.pairs), init=Given(values=self._spread_pairs()), trainable=False, dtype="int64"
+                shape=(self.geo_parts, self.pairs),
+                init=Given(values=self._spread_pairs()),
+                trainable=False,
+                dtype="int64",
             )
         if self.sem_dim:
             if not self.tied_semantic:
@@ -138,7 +215,7 @@ class DecoupledBottleneckAttention(HeadedAttention):
             declared["k_sem_proj"] = Weight(shape=(self.sem_dim, width))
         declared["v_proj"] = Weight(shape=(self.v_dim, width))
         if self.v_layout == "latent":
-            declared["v_up_proj"] = Weight(shape=(groups * self.head_dim, self.v_dim))
+            declared["v_up_proj"] = Weight(shape=(groups * self.head_dim, self.v_dim // self.groups))
         declared["o_proj"] = Weight(shape=(width, heads * self.v_width))
         zeros = Constant(0.0)
         if self.q_bias and self.pairs:
@@ -146,7 +223,7 @@ class DecoupledBottleneckAttention(HeadedAttention):
         if self.q_bias and self.sem_dim and not self.tied_semantic:
             declared["q_sem_bias"] = Weight(shape=(heads * self.sem_width,), init=zeros)
         if self.k_bias and self.pairs:
-            declared["k_geo_bias"] = Weight(shape=(groups * rotary,), init=zeros)
+            declared["k_geo_bias"] = Weight(shape=(self.geo_dim,), init=zeros)
         if self.v_bias:
             declared["v_bias"] = Weight(shape=(groups * self.v_width,), init=zeros)
         if self.o_bias:
@@ -176,17 +253,22 @@ class DecoupledBottleneckAttention(HeadedAttention):
         return tuple(index * available // self.pairs for index in range(self.pairs))
 
     def cache_spec(self, width: int) -> Mapping[str, CacheEntry]:
-        """Rotated rotary keys, semantic keys and value latents: ``sem_dim + geo_dim + v_dim`` values a token."""
-        groups = self.n_kv_heads
-        spec: dict[str, CacheEntry] = {}
-        if self.pairs:
-            spec["k_geo"] = CacheEntry(shape=(groups, 2 * self.pairs), window=self.window)
-        if self.sem_dim:
-            shape = (self.sem_dim,) if self.k_layout == "shared" else (groups, self.sem_width)
-            spec["k_sem"] = CacheEntry(shape=shape, window=self.window)
-        shape = (self.v_dim,) if self.v_layout == "latent" else (groups, self.v_width)
-        spec["v"] = CacheEntry(shape=shape, window=self.window)
-        return spec
+        """Rotated rotary keys, semantic keys and values: ``sem_dim + geo_dim + v_dim`` values a token.
+
+        What all heads share has one axis, ``[w]``, everything else one for its parts, ``[parts, w]``.
+        """
+        sizes = {
+            "k_geo": (self.geo_dim, self.geo_parts, self.geo_layout),
+            "k_sem": (self.sem_dim, self.sem_parts, self.k_layout),
+            "v": (self.v_dim, self.v_parts, self.v_layout),
+        }
+        return {
+            name: CacheEntry(
+                shape=(size,) if layout != "per_head" and parts == 1 else (parts, size // parts), window=self.window
+            )
+            for name, (size, parts, layout) in sizes.items()
+            if size
+        }
 
     def cost(self, width: int, shape: Shape) -> Cost:
         """Training and prefill count the fused call at its padded width, decoding the absorbed products."""
@@ -202,7 +284,7 @@ class DecoupledBottleneckAttention(HeadedAttention):
         context = shape.context if self.window is None else min(shape.context, self.window - 1 + shape.tokens)
         pairs, seen = shape.rows * context, shape.causal_pairs(self.window)
         if shape.context > shape.tokens:
-            read = self.v_dim if self.v_layout == "latent" else self.v_width
+            read = self.v_dim // self.v_parts
             per_pair = 2 * self.n_heads * (2 * self.pairs + self.sem_width + read)
         else:
             per_pair = 4 * self.n_heads * self.fused_width

@@ -1,7 +1,8 @@
 """DBA in torch: one fused call for training and prefill, absorbed projections for decoding.
 
 Axes: B batch, T tokens of this pass, S tokens in the cache, H query heads, G key/value heads, m = H/G query heads a
-key/value head, n kept rotary pairs, c width of one head's semantic query, r width of the value latent, d head width.
+key/value head, n pairs of a rotary key, c width of one head's semantic query, r width of a value latent, d head width.
+Each kind of key and value comes in P parts, each for as many consecutive heads: G of them, or ``groups`` shared ones.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ __all__ = ["DecoupledBottleneckModule"]
 class DecoupledBottleneckModule(ComponentModule):
     """``[B, T, D] -> [B, T, D]``.
 
-    ``rotary`` has the frequencies of all the teacher's pairs, after any scaling; ``pairs`` ``[G, n]``, stored in
-    checkpoints, says which of them each key/value head keeps.
+    ``rotary`` has the frequencies of all the teacher's pairs, after any scaling; ``pairs`` ``[P, n]``, stored in
+    checkpoints, says which of them each rotary key turns with.  A shared key may turn with one several times.
     """
 
     config: DecoupledBottleneckAttention
@@ -54,6 +55,7 @@ class DecoupledBottleneckModule(ComponentModule):
     def __init__(self, config: DecoupledBottleneckAttention, width: int) -> None:
         super().__init__(config, width)
         self.per_group = config.n_heads // config.n_kv_heads
+        self.read_by_all = {name for name, entry in config.cache_spec(width).items() if len(entry.shape) == 1}
         if config.pairs:
             assert config.rope is not None
             self.rotary = Rotary(config.rope, config.head_dim)
@@ -67,8 +69,8 @@ class DecoupledBottleneckModule(ComponentModule):
         parts = self._projected(x)
         queries, keys = self._queries_and_keys(parts, x, frame.positions)
         values = parts["v_proj"]
-        if self.config.v_layout == "per_head":
-            values = self._groups(values)
+        if "v" not in self.read_by_all:
+            values = values.unflatten(-1, (self.config.v_parts, -1))
         if frame.cache is None:
             return self._fused(queries, keys, values, frame.hidden_padding(0, x.shape[1]))
         layer = frame.cache.layer(self.site, frame.application)
@@ -94,7 +96,7 @@ class DecoupledBottleneckModule(ComponentModule):
     def queries_and_keys(self, x: Tensor, positions: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Queries ``[B, G, m, T, w]`` and keys as they are cached, both by the name of the cached key.
 
-        ``k_geo``: rotated, keys ``[B, T, G, 2n]``; ``k_sem``: keys ``[B, T, c]`` or ``[B, T, G, c]``.
+        ``k_geo``: rotated, ``k_sem``: as it is; keys ``[B, T, P, w]``, or ``[B, T, w]`` of what all heads share.
         """
         return self._queries_and_keys(self._projected(x), x, positions)
 
@@ -116,13 +118,17 @@ class DecoupledBottleneckModule(ComponentModule):
         queries, keys = {}, {}
         if config.pairs:
             cos, sin = cos_sin(self.rotary.frequencies[self.pairs], positions, scaling=self.rotary.scaling)
-            queries["k_geo"] = rotate(self._heads(parts["q_geo_proj"]), cos.unsqueeze(-3), sin.unsqueeze(-3))
-            keys["k_geo"] = rotate(self._groups(parts["k_geo_proj"]).transpose(1, 2), cos, sin).transpose(1, 2)
+            each = [self._of_heads(angle, -3).unsqueeze(-3) for angle in (cos, sin)]
+            queries["k_geo"] = rotate(self._heads(parts["q_geo_proj"]), *each)
+            key = parts["k_geo_proj"].unflatten(-1, (config.geo_parts, -1)).transpose(1, 2)
+            key = rotate(key, cos, sin).transpose(1, 2)
+            keys["k_geo"] = key.squeeze(2) if "k_geo" in self.read_by_all else key
         if config.sem_dim:
             key = parts["k_sem_proj"]
-            keys["k_sem"] = key if config.k_layout == "shared" else self._groups(key)
+            keys["k_sem"] = key if "k_sem" in self.read_by_all else key.unflatten(-1, (config.sem_parts, -1))
             if config.tied_semantic:
-                queries["k_sem"] = self._of_each(keys["k_sem"])
+                own = self._of_each(keys["k_sem"]).transpose(1, 2)
+                queries["k_sem"] = own.unsqueeze(2).expand(-1, -1, self.per_group, -1, -1)
             else:
                 queries["k_sem"] = self._heads(parts["q_sem_proj"])
         return self._balanced(queries, x), keys
@@ -149,15 +155,16 @@ class DecoupledBottleneckModule(ComponentModule):
         """``[H] -> [G, m, 1, 1]``."""
         return x.view(self.config.n_kv_heads, self.per_group, 1, 1)
 
-    def _groups(self, x: Tensor) -> Tensor:
-        """``[B, T, G w] -> [B, T, G, w]``."""
-        return x.view(*x.shape[:2], self.config.n_kv_heads, -1)
+    def _of_heads(self, parts: Tensor, axis: int) -> Tensor:
+        """Parts ``[..., P, ...]`` as the key/value heads read them: ``[..., G, ...]``, or as they are where P is 1."""
+        count, groups = parts.shape[axis], self.config.n_kv_heads
+        return parts if count in (1, groups) else parts.repeat_interleave(groups // count, dim=axis)
 
     def _of_each(self, key: Tensor) -> Tensor:
-        """A key as it is cached, as every head's: ``[B, T, c]`` or ``[B, T, G, c]`` to ``[B, G, m, T, c]``."""
+        """A key as it is cached, as every key/value head's: ``[B, T, w]`` or ``[B, T, P, w]`` to ``[B, T, G, w]``."""
         if key.dim() == 3:
-            key = key.unsqueeze(2).expand(-1, -1, self.config.n_kv_heads, -1)
-        return key.transpose(1, 2).unsqueeze(2).expand(-1, -1, self.per_group, -1, -1)
+            key = key.unsqueeze(2)
+        return self._of_heads(key, 2).expand(-1, -1, self.config.n_kv_heads, -1)
 
     # ------------------------------------------------------------------------------------------------ one fused call
 
@@ -193,10 +200,15 @@ class DecoupledBottleneckModule(ComponentModule):
 
     def _expanded(self, keys: Mapping[str, Tensor], values: Tensor) -> tuple[Tensor, Tensor]:
         """Whole keys ``[B, S, G, w]``, and values ``[B, S, G, v_width]`` without their bias, of what is cached."""
-        if self.config.v_layout == "latent":
-            values = self._groups(F.linear(values, self.v_up_proj))
-        each = [k.unsqueeze(2).expand(-1, -1, self.config.n_kv_heads, -1) if k.dim() == 3 else k for k in keys.values()]
-        return torch.cat(each, dim=-1), values
+        config = self.config
+        if config.v_layout == "latent":
+            if config.groups == 1:
+                values = F.linear(values, self.v_up_proj)
+            else:
+                up = self.v_up_proj.view(config.groups, -1, self.v_up_proj.shape[-1])
+                values = torch.einsum("bspr,per->bspe", values, up).flatten(2)
+            values = values.unflatten(-1, (config.n_kv_heads, -1))
+        return torch.cat([self._of_each(key) for key in keys.values()], dim=-1), values
 
     def _with_null(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[B, G, m, T + 1, w + 1]``, keys ``[B, T + 1, G, w + 1]``, values ``[B, T + 1, G, v_width]``.
@@ -245,13 +257,19 @@ class DecoupledBottleneckModule(ComponentModule):
         value = cached["v"]
         rows = torch.arange(value.shape[1], device=value.device)[-next(iter(queries.values())).shape[-2] :]
         probabilities = self._probabilities(queries, cached, rows, padding).to(value.dtype)
-        if config.v_layout == "latent":  # [B, S, r]
-            latent = (probabilities.flatten(1, 3) @ value).view(*probabilities.shape[:-1], -1)
-            y = latent @ self.v_up_proj.view(groups, 1, config.head_dim, -1).transpose(-1, -2)
-        else:  # [B, S, G, v_width]
-            y = (probabilities.flatten(2, 3) @ value.transpose(1, 2)).view(*probabilities.shape[:-1], -1)
+        if value.dim() == 3:  # [B, S, r]
+            y = probabilities.flatten(1, 3) @ value
+        else:  # [B, S, P, r]
+            y = self._parts(probabilities, config.v_parts) @ value.transpose(1, 2)
+        y = y.view(*probabilities.shape[:-1], -1)
+        if config.v_layout == "latent":
+            y = y @ self.v_up_proj.view(groups, 1, config.head_dim, -1).transpose(-1, -2)
         share = probabilities.sum(-1, keepdim=True) if config.null else None
         return self._completed(y, share).permute(0, 3, 1, 2, 4).flatten(2)
+
+    def _parts(self, x: Tensor, parts: int) -> Tensor:
+        """What belongs to each part: ``[B, G, m, T, w]`` to ``[B, P, G/P m T, w]``."""
+        return x.reshape(x.shape[0], parts, -1, x.shape[-1])
 
     def _completed(self, y: Tensor, share: Tensor | None) -> Tensor:
         """Mixed values ``[B, G, m, T, v_width]`` with bias and null value; ``share`` is not the null value's."""
@@ -261,28 +279,26 @@ class DecoupledBottleneckModule(ComponentModule):
         return y if share is None else y + (1 - share) * self.null_value.view(groups)
 
     def _step(self, queries: Mapping[str, Tensor], layer: LayerCache, frame: Frame) -> Tensor:
-        """A decode step.  Where values are one latent, all heads are one unit, which reads everything once.
+        """A decode step.  The heads that read one part of the values are a unit, which reads everything once.
 
-        There a query is zero in the columns of other key/value heads' keys.
+        Where a unit has keys of several key/value heads, a query is zero in the columns of the others.
         """
         config = self.config
-        groups, batch = config.n_kv_heads, frame.positions.shape[0]
-        latent = config.v_layout == "latent"
-        parts, widened = [], []
+        groups, batch, units = config.n_kv_heads, frame.positions.shape[0], config.v_parts
+        keys, widened = [], []
         for name, query in queries.items():
-            width = query.shape[-1]
-            own = name == "k_geo" or config.k_layout == "per_head"
-            if own and latent:
+            width, parts = query.shape[-1], config.geo_parts if name == "k_geo" else config.sem_parts
+            if parts > units:  # all of them, as there is one unit
                 query = query.unsqueeze(4) * torch.eye(groups, dtype=query.dtype, device=query.device).view(
                     groups, 1, 1, groups, 1
                 )
                 width = width * groups
-            widened.append(query.reshape(batch, 1 if latent else groups, -1, width))
-            parts.append(CachedPart(layer.entry(name), width, per_unit=own and not latent))
-        values = CachedPart(layer.entry("v"), config.v_dim if latent else config.v_width, per_unit=not latent)
-        mixed, total = attend_cached(torch.cat(widened, dim=-1), parts, values, frame, scale=config.multiplier)
+            widened.append(query.reshape(batch, units, -1, width))
+            keys.append(CachedPart(layer.entry(name), width, per_unit=units > 1 and parts == units))
+        values = CachedPart(layer.entry("v"), config.v_dim // units, per_unit=units > 1)
+        mixed, total = attend_cached(torch.cat(widened, dim=-1), keys, values, frame, scale=config.multiplier)
         y = mixed.view(batch, groups, self.per_group, -1)
-        if latent:
+        if config.v_layout == "latent":
             y = y @ self.v_up_proj.view(groups, config.head_dim, -1).transpose(-1, -2)
         return self._with_null_value(y.unsqueeze(3), total.view(*y.shape[:3], 1, 1), queries)
 
@@ -340,8 +356,9 @@ class DecoupledBottleneckModule(ComponentModule):
             key = keys[name]
             if key.dim() == 3:  # one latent [B, S, c] for all heads
                 products.append((query.flatten(1, 3) @ key.transpose(1, 2)).view(*query.shape[:-1], -1))
-            else:  # [B, S, G, w]
-                products.append((query.flatten(2, 3) @ key.permute(0, 2, 3, 1)).view(*query.shape[:-1], -1))
+            else:  # [B, S, P, w]
+                product = self._parts(query, key.shape[2]) @ key.permute(0, 2, 3, 1)
+                products.append(product.view(*query.shape[:-1], -1))
         scores = products[0] if len(products) == 1 else products[0] + products[1]
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * config.multiplier
         place = torch.arange(scores.shape[-1], device=scores.device)

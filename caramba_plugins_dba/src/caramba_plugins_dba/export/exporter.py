@@ -32,12 +32,12 @@ _VALUE_BIAS: Final = {"dba": "self_attn.v_bias", "gqa": "self_attn.v_proj.bias"}
 """DBA's stands behind the cache, an ordinary attention's in the projection."""
 
 _DBA: Final = (
-    *("n_heads", "n_kv_heads", "head_dim", "sem_dim", "geo_dim", "v_dim", "k_layout", "v_layout"),
+    *("n_heads", "n_kv_heads", "head_dim", "sem_dim", "geo_dim", "v_dim", "geo_layout", "k_layout", "v_layout"),
     *("q_bias", "k_bias", "v_bias", "o_bias", "gate", "temperature", "tied_semantic", "null", "window"),
 )
 _GQA: Final = ("n_heads", "n_kv_heads", "head_dim", "qkv_bias", "o_bias")
 _EXPRESSED: Final = {
-    "dba": {*_DBA, "rope", "scale", "name"},
+    "dba": {*_DBA, "rope", "scale", "name", "layout"},
     "gqa": {*_GQA, "rope", "scale", "name", "init_std", "window", "qk_norm_eps"},
 }
 """Fields that the modeling file knows; an attention that sets others is refused until the file has learned them."""

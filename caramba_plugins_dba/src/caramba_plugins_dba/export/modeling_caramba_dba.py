@@ -241,10 +241,11 @@ class DecoupledBottleneckAttention(Attention):
         self.geo_dim, self.sem_dim, self.v_dim = (settings[name] for name in ("geo_dim", "sem_dim", "v_dim"))
         self.shared_keys: bool = settings["k_layout"] == "shared"
         self.latent: bool = settings["v_layout"] == "latent"
-        self.geo_width = self.geo_dim // self.groups
+        geo_groups = 1 if settings.get("geo_layout") == "shared" else self.groups
+        self.geo_width = self.geo_dim // geo_groups
         self.sem_width = self.sem_dim if self.shared_keys else self.sem_dim // self.groups
         self.v_width = self.head_dim if self.latent else self.v_dim // self.groups
-        each = (self.geo_dim, self.groups), (self.sem_dim, 1 if self.shared_keys else self.groups)
+        each = (self.geo_dim, geo_groups), (self.sem_dim, 1 if self.shared_keys else self.groups)
         self.key_groups = [groups for values, groups in each if values]
         self.null: bool = settings["null"]
         heads = self.heads
@@ -253,7 +254,7 @@ class DecoupledBottleneckAttention(Attention):
             self.k_geo_proj = nn.Linear(width, self.geo_dim, bias=settings["k_bias"])
             kept, available = self.geo_width // 2, self.head_dim // 2
             spread = torch.arange(kept) * available // kept
-            self.register_buffer("pairs", spread.repeat(self.groups, 1))
+            self.register_buffer("pairs", spread.repeat(geo_groups, 1))
         if self.sem_dim:
             if not settings["tied_semantic"]:
                 self.q_sem_proj = nn.Linear(width, heads * self.sem_width, bias=settings["q_bias"])
@@ -298,7 +299,8 @@ class DecoupledBottleneckAttention(Attention):
         if self.geo_dim:
             cos, sin = self.cos_sin(x, positions, self.pairs)
             queries.append(rotate(self.per_head(self.q_geo_proj(x)), cos[:, :, None], sin[:, :, None]))
-            keys.append(rotate(self.per_group(self.k_geo_proj(x)), cos, sin).transpose(1, 2).flatten(2))
+            key = self.k_geo_proj(x).unflatten(-1, (-1, self.geo_width)).transpose(1, 2)
+            keys.append(rotate(key, cos, sin).transpose(1, 2).flatten(2))
         if self.sem_dim:
             keys.append(self.k_sem_proj(x))
             if self.settings["tied_semantic"]:
