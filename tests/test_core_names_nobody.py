@@ -49,7 +49,7 @@ MEANS_MORE: Final = {
 
 WORDS: Final = frozenset(
     """
-    allocate constant convert cosine data distance eval explain export generate graph key linear nested parallel
+    allocate constant convert cosine data distance eval explain export generate graph key linear multiply nested parallel
     perplexity pretrained query residual schema sequences softmax stacked standard teacher text token tokens train
     """.split()  # noqa: SIM905 - these are words
 )

@@ -32,6 +32,8 @@ CASES: tuple[Case, ...] = (
     _case("gqa", **GROUPS, case={"bad": ({"n_kv_heads": 3}, {"head_dim": 7})}),
     _case("gqa", "window", **GROUPS, window=5),
     _case("gqa", "bias, norms", **GROUPS, qkv_bias=True, o_bias=True, qk_norm_eps=1e-6),
+    _case("gqa", "norms over all heads", **GROUPS, qk_norm_eps=1e-6, qk_norm_span="all", qk_norm_offset=1.0),
+    _case("gqa", "a part turns", **{**GROUPS, "rope": Rope(theta=10000.0, rotated=4)}),
     _case("dba", "shared", **DBA, sem_dim=12, geo_dim=16, v_dim=20, rope=ROPE, o_bias=True),
     _case(
         "dba",

@@ -27,7 +27,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "biases": {"qkv_bias": True, "o_bias": True},
     "scale": {"scale": 0.05},
     "norms": {"qk_norm_eps": 1e-3},
+    "norms over all heads": {"qk_norm_eps": 1e-3, "qk_norm_span": "all"},
+    "norms whose weights lie around zero": {"qk_norm_eps": 1e-3, "qk_norm_offset": 1.0},
     "no positions": {"rope": None},
+    "a part turns": {"head_dim": 10, "rope": Rope(theta=100.0, rotated=4)},
     "yarn": {"rope": Rope(scaling="yarn", factor=4.0, original_max_position_embeddings=8)},
     "llama3": {
         "rope": Rope(
@@ -66,7 +69,9 @@ def reference(config: GroupedQueryAttention, w: dict[str, Tensor], x: Tensor, po
     def normed(y: Tensor, name: str) -> Tensor:
         if config.qk_norm_eps is None:
             return y
-        return y / (y.pow(2).mean(-1, keepdim=True) + config.qk_norm_eps).sqrt() * w[f"{name}_norm"]
+        axes = -1 if config.qk_norm_span == "head" else (-2, -1)
+        weight = (config.qk_norm_offset + w[f"{name}_norm"]).view(-1, d)
+        return y / (y.pow(2).mean(axes, keepdim=True) + config.qk_norm_eps).sqrt() * weight
 
     def turned(y: Tensor) -> Tensor:
         if config.rope is None:
@@ -195,6 +200,7 @@ def test_multi_head_attention_is_grouped_attention_with_a_key_a_head() -> None:
         (lambda: config_of(head_dim=5), "head_dim"),
         (lambda: config_of(window=0), "window"),
         (lambda: config_of(scale=0.0), "scale"),
+        (lambda: config_of(rope=Rope(rotated=6)), "rope"),
         (lambda: MultiHeadAttention(n_heads=4, n_kv_heads=2, head_dim=4), "n_kv_heads"),
         (
             lambda: config_of(head_dim=2, rope=Rope(scaling="dynamic", factor=2.0, original_max_position_embeddings=8)),

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from caramba_plugins_standard.layer_modules import gated, rms_norm
-from caramba_plugins_standard.layers import Dropout, LayerNorm, Linear, LinearHead, RMSNorm, SwiGLU, TokenEmbedder
+from caramba_plugins_standard.layers import (
+    Dropout,
+    FeedForward,
+    LayerNorm,
+    Linear,
+    LinearHead,
+    Multiply,
+    RMSNorm,
+    SwiGLU,
+    TokenEmbedder,
+)
 from caramba_plugins_testing import Case
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,8 +31,8 @@ from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
 
 
-def rms_reference(x: Tensor, w: dict[str, Tensor], eps: float) -> Tensor:
-    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * w["weight"]
+def rms_reference(x: Tensor, w: dict[str, Tensor], eps: float, offset: float = 0.0) -> Tensor:
+    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * (offset + w["weight"])
 
 
 def layer_norm_reference(x: Tensor, w: dict[str, Tensor], eps: float) -> Tensor:
@@ -43,15 +54,55 @@ def swiglu_reference(x: Tensor, w: dict[str, Tensor]) -> Tensor:
     return y + w["down_bias"] if "down_bias" in w else y
 
 
+def xielu_reference(x: Tensor, w: dict[str, Tensor]) -> Tensor:
+    """arXiv 2411.13010, equation 7, with the slopes behind a softplus."""
+    rising, falling = w["xielu_p"].exp().log1p(), 0.5 + w["xielu_n"].exp().log1p()
+    below = (torch.expm1(x.clamp(max=-1e-6)) - x) * falling + 0.5 * x
+    return torch.where(x > 0, rising * x**2 + 0.5 * x, below)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor, dict[str, Tensor]], Tensor]] = {
+    "silu": lambda x, w: x / (1 + (-x).exp()),
+    "gelu": lambda x, w: x / 2 * (1 + (x / math.sqrt(2)).erf()),
+    "gelu_tanh": lambda x, w: x / 2 * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh()),
+    "relu": lambda x, w: x.clamp(min=0),
+    "relu2": lambda x, w: x.clamp(min=0) ** 2,
+    "xielu": xielu_reference,
+}
+
+
+def feed_forward_reference(x: Tensor, w: dict[str, Tensor], activation: str) -> Tensor:
+    up = linear_reference(x, {"weight": w["up_proj"], **({"bias": w["up_bias"]} if "up_bias" in w else {})})
+    if "gate_proj" in w:
+        gate = linear_reference(x, {"weight": w["gate_proj"], **({"bias": w["gate_bias"]} if "gate_bias" in w else {})})
+        hidden = ACTIVATIONS[activation](gate, w) * up
+    else:
+        hidden = ACTIVATIONS[activation](up, w)
+    return linear_reference(
+        hidden, {"weight": w["down_proj"], **({"bias": w["down_bias"]} if "down_bias" in w else {})}
+    )
+
+
 LAYERS: dict[str, tuple[Layer, Callable[..., Tensor], tuple[Any, ...]]] = {
     "rms_norm": (RMSNorm(), rms_reference, (1e-5,)),
     "rms_norm, large eps": (RMSNorm(eps=0.1), rms_reference, (0.1,)),
+    "rms_norm, weights around zero": (RMSNorm(offset=1.0), rms_reference, (1e-5, 1.0)),
     "layer_norm": (LayerNorm(), layer_norm_reference, (1e-5,)),
     "layer_norm without bias": (LayerNorm(bias=False, eps=1e-3), layer_norm_reference, (1e-3,)),
     "linear": (Linear(), linear_reference, ()),
     "linear to another width": (Linear(d_out=11, bias=True), linear_reference, ()),
     "swiglu": (SwiGLU(d_ff=13), swiglu_reference, ()),
     "swiglu with biases": (SwiGLU(d_ff=13, bias=True), swiglu_reference, ()),
+    **{
+        f"feed_forward {name}{'' if gated else ' without gate'}": (
+            FeedForward(d_ff=13, activation=name, gated=gated, bias=name == "gelu"),  # type: ignore[arg-type]
+            feed_forward_reference,
+            (name,),
+        )
+        for name in ACTIVATIONS
+        for gated in (True, False)
+    },
+    "multiply": (Multiply(by=0.22), lambda x, w: x * 0.22, ()),
 }
 
 
@@ -141,6 +192,13 @@ def test_rms_norm_refuses_second_derivatives() -> None:
         torch.autograd.grad(rms_norm(x, weight, 1e-5).sum(), x, create_graph=True)
 
 
+def test_an_offset_of_weights_is_not_rounded_to_their_type() -> None:
+    x, weight = torch.randn(2, 3, 64, dtype=torch.bfloat16), (torch.randn(64) * 1e-3).bfloat16()
+    expected = rms_norm(x.float(), weight.float(), 1e-5, 1.0).bfloat16()
+    assert torch.equal(rms_norm(x, weight, 1e-5, 1.0), expected)
+    assert not torch.equal(rms_norm(x, 1 + weight, 1e-5), expected)
+
+
 def test_gating_has_a_gradient_and_refuses_a_second() -> None:
     gate, up = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     torch.testing.assert_close(gated(gate, up), gate * torch.sigmoid(gate) * up)
@@ -177,6 +235,8 @@ def test_embedder_and_head() -> None:
         (lambda: Linear(d_out=0), "d_out"),
         (lambda: SwiGLU(d_ff=-1), "d_ff"),
         (lambda: Dropout(p=1.0), "p"),
+        (lambda: Multiply(by=0.0), "by"),
+        (lambda: FeedForward(d_ff=3, activation="tanh"), "activation"),  # type: ignore[arg-type]
         (lambda: TokenEmbedder(vocab_size=0, d_model=4), "vocab_size"),
         (lambda: Linear(init_std=0.0), "init_std"),
     ],

@@ -63,6 +63,17 @@ def test_dynamic_frequencies_are_those_of_transformers(context: int | None) -> N
     torch.testing.assert_close(torch.tensor(rope.frequencies(64, context)), expected, rtol=2e-6, atol=0)
 
 
+@pytest.mark.parametrize(("scaling", "fields"), [case for case in CASES if case[0] != "yarn"])
+def test_where_a_part_turns_the_rest_has_frequency_zero(scaling: Any, fields: dict[str, Any]) -> None:
+    """As transformers' ``partial_rotary_factor``, whose frequencies are those of a narrower head."""
+    rope = Rope(scaling=scaling, rotated=24, **fields)
+    expected, _ = oracle(scaling, 10000.0, 64, {**fields, "partial_rotary_factor": 0.375}, None)
+    found = torch.tensor(rope.frequencies(64))
+    torch.testing.assert_close(found[:12], expected, rtol=2e-6, atol=0)
+    assert found[12:].tolist() == [0.0] * 20
+    assert rope.frequencies(24) == Rope(scaling=scaling, **fields).frequencies(24)
+
+
 def test_plain_frequencies() -> None:
     assert Rope(theta=100.0).frequencies(4) == pytest.approx([1.0, 0.1])
     assert Rope().attention_scaling == 1.0
@@ -80,6 +91,10 @@ def test_plain_frequencies() -> None:
         ({"scaling": "llama3", **LLAMA3, "low_freq_factor": 4.0}, "low_freq_factor"),
         ({"scaling": "linear", "factor": 0.5}, "factor"),
         ({"theta": 1.0}, "theta"),
+        ({"rotated": 7}, "rotated"),
+        ({"rotated": 0}, "rotated"),
+        ({"rotated": 8, "scaling": "yarn", **YARN}, "rotated"),
+        ({"rotated": 2, "scaling": "dynamic", "factor": 2.0, "original_max_position_embeddings": 8}, "rotated"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(fields: dict[str, Any], field: str) -> None:

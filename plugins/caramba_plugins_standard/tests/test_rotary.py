@@ -85,9 +85,10 @@ def test_casting_a_model_leaves_frequencies_exact() -> None:
     assert not rotary.state_dict()
 
 
+@pytest.mark.parametrize("rotated", [None, 8])
 @pytest.mark.parametrize("tokens", [5, 8, 9, 40])
-def test_dynamic_scaling_follows_the_longest_position(tokens: int) -> None:
-    rope = Rope(scaling="dynamic", factor=2.0, original_max_position_embeddings=8)
+def test_dynamic_scaling_follows_the_longest_position(tokens: int, rotated: int | None) -> None:
+    rope = Rope(scaling="dynamic", factor=2.0, original_max_position_embeddings=8, rotated=rotated)
     rotary = Rotary(rope, 16).double()
     positions = torch.arange(tokens)
     expected = cos_sin(torch.tensor(rope.frequencies(16, tokens), dtype=torch.float64), positions)

@@ -39,7 +39,10 @@ class GQAToLinear(Carrying):
     """The source's projections and biases, slots by k-means, offsets from the source's attention."""
 
     target: ClassVar[type[Attention]] = LinearAttention
-    same: ClassVar[tuple[str, ...]] = ("n_heads", "n_kv_heads", "head_dim", "rope", "qk_norm_eps", "scale")
+    same: ClassVar[tuple[str, ...]] = (
+        *("n_heads", "n_kv_heads", "head_dim", "rope", "scale"),
+        *("qk_norm_eps", "qk_norm_span", "qk_norm_offset"),
+    )
     without: ClassVar[tuple[str, ...]] = ("window",)
 
     def moments(self, source: Attention, target: Attention) -> Mapping[str, Moment]:

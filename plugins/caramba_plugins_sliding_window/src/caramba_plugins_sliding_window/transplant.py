@@ -22,7 +22,10 @@ class GQAToSlidingWindow(Carrying):
     """The source's projections, biases and norms; offsets that the source lacks start at zero."""
 
     target: ClassVar[type[Attention]] = SlidingWindowAttention
-    same: ClassVar[tuple[str, ...]] = ("n_heads", "n_kv_heads", "head_dim", "rope", "qk_norm_eps", "scale")
+    same: ClassVar[tuple[str, ...]] = (
+        *("n_heads", "n_kv_heads", "head_dim", "rope", "scale"),
+        *("qk_norm_eps", "qk_norm_span", "qk_norm_offset"),
+    )
 
     def check(self, source: Attention, target: Attention, width: int) -> None:
         """No wider window than the source's."""

@@ -11,7 +11,7 @@ __all__ = ["CATALOGUE"]
 
 _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "caramba-plugins-standard": {
-        "layer": ("dropout", "layer_norm", "linear", "rms_norm", "swiglu"),
+        "layer": ("dropout", "feed_forward", "layer_norm", "linear", "multiply", "rms_norm", "swiglu"),
         "attention": ("gqa", "mha"),
         "embedder": ("token",),
         "head": ("linear",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import attrs
 
@@ -48,17 +48,23 @@ class GroupedAttention(HeadedAttention):
     qk_norm_eps: float | None = option(
         default=None, help="RMS-normalize queries and keys over a head, with this added to the mean square", above=0.0
     )
+    qk_norm_span: Literal["head", "all"] = option(
+        default="head", help="what one norm of queries and one of keys spans: a head, or all heads together"
+    )
+    qk_norm_offset: float = option(default=0.0, help="added to the weights of the norms of queries and keys")
     init_std: float = option(default=0.02, help="standard deviation of the initial weights", above=0.0)
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         if self.rope is not None and self.head_dim % 2:
             raise InvalidValue("head_dim", f"{self.head_dim} is odd", expected="an even width: rope turns pairs")
+        if self.rope is not None and self.rope.rotated is not None and self.rope.rotated > self.head_dim:
+            raise InvalidValue("rope", f"{self.rope.rotated} values of a head turn, of {self.head_dim}")
 
     def weights(self, width: int) -> Mapping[str, Weight]:
         """``q_proj`` ``[H d, D]``, ``k_proj``, ``v_proj`` ``[G d, D]``, ``o_proj`` ``[D, H d]``, biases, norms."""
         queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        init, zero, one = Normal(self.init_std), Constant(0.0), Constant(1.0)
+        init, zero, one = Normal(self.init_std), Constant(0.0), Constant(1.0 - self.qk_norm_offset)
         weights = {
             "q_proj": Weight(shape=(queries, width), init=init),
             "k_proj": Weight(shape=(keys, width), init=init),
@@ -72,8 +78,9 @@ class GroupedAttention(HeadedAttention):
         if self.o_bias:
             weights["o_bias"] = Weight(shape=(width,), init=zero)
         if self.qk_norm_eps is not None:
-            weights["q_norm"] = Weight(shape=(self.head_dim,), init=one)
-            weights["k_norm"] = Weight(shape=(self.head_dim,), init=one)
+            whole = self.qk_norm_span == "all"
+            weights["q_norm"] = Weight(shape=(queries if whole else self.head_dim,), init=one)
+            weights["k_norm"] = Weight(shape=(keys if whole else self.head_dim,), init=one)
         return weights
 
     def softmax_cost(self, width: int, shape: Shape, window: int | None, *, fused: int = 1) -> Cost:
@@ -86,7 +93,7 @@ class GroupedAttention(HeadedAttention):
         context = shape.context if window is None else min(shape.context, window - 1 + shape.tokens)
         kept = width + fused * (2 * queries + 2 * keys) + self.n_heads
         if self.qk_norm_eps is not None:
-            kept += queries + keys + self.n_heads + self.n_kv_heads
+            kept += queries + keys + (2 if self.qk_norm_span == "all" else self.n_heads + self.n_kv_heads)
         return Cost.product(shape.rows, width, 2 * queries + 2 * keys) + Cost(
             operations=4 * queries * fused * shape.rows * context,
             causal_operations=4 * queries * fused * shape.causal_pairs(window),

@@ -45,6 +45,7 @@ class GroupedAttentionModule(ComponentModule):
         self.head_dim = config.head_dim
         self.multiplier = config.multiplier
         self.qk_norm_eps = config.qk_norm_eps
+        self.qk_norm_offset = config.qk_norm_offset
         self.rotary = None if config.rope is None else Rotary(config.rope, config.head_dim)
         if not config.qkv_bias:
             self.q_bias = self.k_bias = self.v_bias = None
@@ -67,11 +68,16 @@ class GroupedAttentionModule(ComponentModule):
         """Queries ``[B, H, T, d]``, keys and values ``[B, G, T, d]``, before rotation."""
         heads = (*x.shape[:2], -1, self.head_dim)
         named = (("q_proj", "q_bias"), ("k_proj", "k_bias"), ("v_proj", "v_bias"))
-        query, key, value = (part.view(heads) for part in self.products(x, *named))
+        query, key, value = self.products(x, *named)
         if self.qk_norm_eps is not None:
-            query = rms_norm(query, self.q_norm, self.qk_norm_eps)
-            key = rms_norm(key, self.k_norm, self.qk_norm_eps)
-        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+            query = self._normed(query, self.q_norm, self.qk_norm_eps)
+            key = self._normed(key, self.k_norm, self.qk_norm_eps)
+        query, key, value = (part.view(heads).transpose(1, 2) for part in (query, key, value))
+        return query, key, value
+
+    def _normed(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Queries or keys ``[B, T, H d]`` normalized over as many values as there are weights."""
+        return rms_norm(x.unflatten(-1, (-1, len(weight))), weight, eps, self.qk_norm_offset).flatten(-2)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool = False

@@ -10,13 +10,15 @@ from torch.nn import functional as F
 
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.module import ComponentModule
-from caramba_plugins_standard.layers import Dropout, LayerNorm, Linear, RMSNorm, SwiGLU
+from caramba_plugins_standard.layers import Dropout, FeedForward, LayerNorm, Linear, Multiply, RMSNorm, SwiGLU
 
 __all__ = [
     "DropoutModule",
+    "FeedForwardModule",
     "LayerNormModule",
     "LinearHeadModule",
     "LinearModule",
+    "MultiplyModule",
     "RMSNormModule",
     "SwiGLUModule",
     "TokenEmbedderModule",
@@ -51,10 +53,11 @@ class RMSNormModule(ComponentModule):
     def __init__(self, config: RMSNorm, width: int) -> None:
         super().__init__(config, width)
         self.eps = config.eps
+        self.offset = config.offset
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, D]``."""
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps, self.offset)
 
 
 class LayerNormModule(ComponentModule):
@@ -74,14 +77,16 @@ class LayerNormModule(ComponentModule):
         return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis; computed in float32 for narrower types.
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * (offset + weight)`` over the last axis; computed in float32 for narrower types.
 
     ``F.rms_norm`` where it is one kernel: compiled, and on accelerators.  On a CPU it is a chain of kernels that keeps
     a copy of ``x``; there the formula and its gradient are spelled out, in half the time.
     """
+    if offset:  # in half precision, 1 + weight would be rounded to a few values
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32)) + offset
     if torch.compiler.is_compiling() or x.device.type != "cpu":
-        return F.rms_norm(x, weight.shape, weight, eps)
+        return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(x.dtype)
     normed: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return normed
 
@@ -174,6 +179,54 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         return torch.ops.aten.silu_backward(gradient * up, gate), F.silu(gate).mul_(gradient)
+
+
+class FeedForwardModule(SwiGLUModule):
+    """Two or three ``F.linear`` and an activation."""
+
+    xielu_p: nn.Parameter
+    xielu_n: nn.Parameter
+    xielu_beta: Tensor
+    xielu_eps: Tensor
+
+    def __init__(self, config: FeedForward, width: int) -> None:
+        super().__init__(config, width)
+        self.activation = config.activation
+        self.gated = config.gated
+
+    def mix(self, x: Tensor, frame: Frame) -> Tensor:
+        """What the output projection reads: ``[B, T, D] -> [B, T, F]``."""
+        if not self.gated:
+            return self._activated(F.linear(x, self.up_proj, self.up_bias))
+        gate, up = self.products(x, ("gate_proj", "gate_bias"), ("up_proj", "up_bias"))
+        return self._activated(gate) * up
+
+    def joint_weights(self) -> tuple[str, ...]:
+        """Gate and up, where there is a gate."""
+        return super().joint_weights() if self.gated else ()
+
+    def _activated(self, x: Tensor) -> Tensor:
+        if self.activation == "relu2":
+            return F.relu(x).square()
+        if self.activation == "xielu":
+            rising = F.softplus(self.xielu_p) * x * x
+            falling = (torch.expm1(torch.minimum(x, self.xielu_eps)) - x) * (self.xielu_beta + F.softplus(self.xielu_n))
+            return torch.where(x > 0, rising, falling) + self.xielu_beta * x
+        if self.activation.startswith("gelu"):
+            return F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        return F.silu(x) if self.activation == "silu" else F.relu(x)
+
+
+class MultiplyModule(ComponentModule):
+    """``x * by``."""
+
+    def __init__(self, config: Multiply, width: int) -> None:
+        super().__init__(config, width)
+        self.by = config.by
+
+    def forward(self, x: Tensor, frame: Frame) -> Tensor:
+        """``[B, T, D] -> [B, T, D]``."""
+        return x * self.by
 
 
 class DropoutModule(ComponentModule):

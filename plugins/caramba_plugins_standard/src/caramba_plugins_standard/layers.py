@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Final, Literal
 
 from caramba_core.components import Constant, Cost, Embedder, Head, Layer, Normal, Shape, Weight, component, option
 
-__all__ = ["Dropout", "LayerNorm", "Linear", "LinearHead", "RMSNorm", "SwiGLU", "TokenEmbedder"]
+__all__ = [
+    "Dropout",
+    "FeedForward",
+    "LayerNorm",
+    "Linear",
+    "LinearHead",
+    "Multiply",
+    "RMSNorm",
+    "SwiGLU",
+    "TokenEmbedder",
+]
 
 
 @component
@@ -58,20 +69,21 @@ class LinearHead(Head):
 
 @component
 class RMSNorm(Layer):
-    """Scale by the root mean square: ``x / sqrt(mean(x^2) + eps) * weight`` (arXiv 1910.07467)."""
+    """Scale by the root mean square: ``x / sqrt(mean(x^2) + eps) * (offset + weight)`` (arXiv 1910.07467)."""
 
     role: ClassVar[str] = "norm"
     builds: ClassVar[str] = "caramba_plugins_standard.layer_modules:RMSNormModule"
 
     eps: float = option(default=1e-5, help="added to the mean square", above=0.0, maximum=0.1)
+    offset: float = option(default=0.0, help="added to the weight: 1 where checkpoints store its distance from 1")
 
     def weights(self, width: int) -> Mapping[str, Weight]:
-        """``weight`` ``[D]``, starting at 1."""
-        return {"weight": Weight(shape=(width,), init=Constant(1.0))}
+        """``weight`` ``[D]``, starting at ``1 - offset``."""
+        return {"weight": Weight(shape=(width,), init=Constant(1.0 - self.offset))}
 
     def cost(self, width: int, shape: Shape) -> Cost:
-        """No products; the input and one scale a token stay for the backward pass."""
-        return Cost(saved=shape.rows * (width + 1))
+        """No products; the input and one scale a token stay for the backward pass, and the sum of weight and offset."""
+        return Cost(saved=shape.rows * (width + 1) + (width if self.offset else 0))
 
 
 @component
@@ -154,6 +166,65 @@ class SwiGLU(Layer):
         """Three products; the input, gate, up and the gated product stay."""
         rows = shape.rows
         return Cost.product(rows, width, 3 * self.d_ff, saved=rows * (width + 3 * self.d_ff))
+
+
+@component
+class FeedForward(SwiGLU):
+    """``down(f(gate(x)) * up(x))``, or ``down(f(up(x)))`` without a gate, f being any of several activations.
+
+    Sources: GLU variants (arXiv 2002.05202), squared ReLU (2109.08668), xIELU (2411.13010).
+    """
+
+    builds: ClassVar[str] = "caramba_plugins_standard.layer_modules:FeedForwardModule"
+
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"] = option(
+        help="f; xielu has learned slopes of its own",
+        choices=("silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"),
+    )
+    gated: bool = option(default=True, help="multiply by a second projection of the input")
+
+    def weights(self, width: int) -> Mapping[str, Weight]:
+        """As of SwiGLU, without ``gate_*`` where there is no gate; ``xielu_*`` where f is xIELU.
+
+        ``xielu_p`` and ``xielu_n`` ``[1]`` are the slopes behind a softplus, ``xielu_beta`` and ``xielu_eps`` ``[]``
+        constants that checkpoints store.
+        """
+        weights = dict(super().weights(width))
+        if not self.gated:
+            weights = {name: weight for name, weight in weights.items() if not name.startswith("gate_")}
+        if self.activation == "xielu":
+            weights["xielu_p"] = Weight(shape=(1,), init=Constant(_XIELU_P))
+            weights["xielu_n"] = Weight(shape=(1,), init=Constant(_XIELU_N))
+            weights["xielu_beta"] = Weight(shape=(), init=Constant(_XIELU_BETA), trainable=False)
+            weights["xielu_eps"] = Weight(shape=(), init=Constant(-1e-6), trainable=False)
+        return weights
+
+    def cost(self, width: int, shape: Shape) -> Cost:
+        """Two or three products; the input, what f goes through, and with a gate up and the gated product stay."""
+        rows, products = shape.rows, 3 if self.gated else 2
+        kept = {"relu": 1, "xielu": 6}.get(self.activation, 2) + (2 if self.gated else 0)
+        slopes = 4 if self.activation == "xielu" else 0
+        return Cost.product(rows, width, products * self.d_ff, saved=rows * (width + kept * self.d_ff) + slopes)
+
+
+_XIELU_BETA: Final = 0.5
+_XIELU_P: Final = math.log(math.expm1(0.8))
+_XIELU_N: Final = math.log(math.expm1(0.8 - _XIELU_BETA))
+"""Both slopes start at 0.8 (arXiv 2411.13010)."""
+
+
+@component
+class Multiply(Layer):
+    """``x * by``: a fixed factor of the residual stream, of what is added to it, or of what the head reads."""
+
+    role: ClassVar[str] = "multiply"
+    builds: ClassVar[str] = "caramba_plugins_standard.layer_modules:MultiplyModule"
+
+    by: float = option(help="the factor", above=0.0)
+
+    def cost(self, width: int, shape: Shape) -> Cost:
+        """No products; nothing stays."""
+        return Cost()
 
 
 @component

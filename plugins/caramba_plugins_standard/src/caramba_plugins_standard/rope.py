@@ -1,7 +1,9 @@
 """Rotary position embedding as data: which frequencies the pairs of a head turn with (light, no torch).
 
 Dimension ``p`` of a head is paired with ``p + d/2`` (the layout of Hugging Face checkpoints); pair ``p`` turns by
-``theta ** (-2p/d)`` radians a token, before scaling.  Fields are named as in Hugging Face's ``rope_parameters``.
+``theta ** (-2p/d)`` radians a token, before scaling.  Where a part of a head turns (``rotated`` of its d values), its
+pairs come first, with frequencies as of a head of that width, and the others have frequency 0: readers of checkpoints
+put rows of queries and keys into this order.  Fields are named as in Hugging Face's ``rope_parameters``.
 
 Sources: RoFormer (arXiv 2104.09864), position interpolation (2306.15595), YaRN and NTK (2309.00071, sections 3 and 4),
 Llama 3.1 (2407.21783, and its released configuration).
@@ -10,7 +12,9 @@ Llama 3.1 (2407.21783, and its released configuration).
 from __future__ import annotations
 
 import math
-from typing import Final, Literal
+from typing import Any, Final, Literal, cast
+
+import attrs
 
 from caramba_core.components import component, option
 from caramba_core.errors import InvalidValue
@@ -63,8 +67,13 @@ class Rope:
         default=None, help="yarn: weight of log(factor) in the divisor of attention_factor", minimum=0.0
     )
     truncate: bool | None = option(default=None, help="yarn: round the bounds of the ramp to whole pairs (true)")
+    rotated: int | None = option(
+        default=None, help="values of a head that turn, its first pairs; all if not given", minimum=2
+    )
 
     def __attrs_post_init__(self) -> None:
+        if self.rotated is not None and self.rotated % 2:
+            raise InvalidValue("rotated", f"{self.rotated} is odd", expected="an even number: rope turns pairs")
         required = _REQUIRED[self.scaling]
         for name in required:
             if getattr(self, name) is None:
@@ -75,6 +84,10 @@ class Rope:
                 raise InvalidValue(name, f"has no meaning with {self.scaling} scaling", hint="remove it or set scaling")
         if self.scaling == "llama3" and _given(self.low_freq_factor) >= _given(self.high_freq_factor):
             raise InvalidValue("low_freq_factor", f"{self.low_freq_factor} is not below {self.high_freq_factor}")
+        if self.rotated is not None and self.attention_scaling != 1:
+            raise InvalidValue("rotated", f"yarn multiplies cos and sin by {self.attention_scaling:g}, of all pairs")
+        if self.rotated == 2 and self.scaling == "dynamic":
+            raise InvalidValue("rotated", "2 is below 4, the least that dynamic scaling can take")
 
     @property
     def attention_scaling(self) -> float:
@@ -89,12 +102,15 @@ class Rope:
         return _yarn_magnitude(factor, 1.0)
 
     def frequencies(self, head_dim: int, context: int | None = None) -> list[float]:
-        """Radians a token of each of the ``head_dim / 2`` pairs, after scaling.
+        """Radians a token of each of the ``head_dim / 2`` pairs, after scaling; 0 for pairs that do not turn.
 
         ``context`` is the number of tokens served, which dynamic scaling depends on; without one, or up to
         ``original_max_position_embeddings``, dynamic scaling changes nothing.
         """
         assert head_dim % 2 == 0, "rotary pairs need an even head width"
+        if self.rotated is not None and self.rotated < head_dim:
+            turning: list[float] = attrs.evolve(cast(Any, self), rotated=None).frequencies(self.rotated, context)
+            return turning + [0.0] * (head_dim // 2 - len(turning))
         theta = self.theta
         if self.scaling == "dynamic" and context is not None:
             theta *= self._dynamic_stretch(context) ** (head_dim / (head_dim - 2))

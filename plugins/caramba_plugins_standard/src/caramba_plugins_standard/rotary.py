@@ -104,7 +104,7 @@ class Rotary(nn.Module):
         context = (positions.max() + 1).clamp(min=original).to(self.frequencies.dtype)
         stretch = factor * context / original - (factor - 1)
         pair = torch.arange(len(self.frequencies), device=positions.device, dtype=self.frequencies.dtype)
-        return self.frequencies * stretch ** (-2 * pair / (self.head_dim - 2))
+        return self.frequencies * stretch ** (-2 * pair / ((self.rope.rotated or self.head_dim) - 2))
 
     def _fill(self, like: Tensor) -> None:
         """Write the frequencies anew on the device of ``like``."""
