@@ -13,7 +13,7 @@ import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.start.assemble import geometric
 from caramba_plugins_dba.transplant import GQAToDBA
-from caramba_plugins_llama.gguf_values import rows_apart
+from caramba_plugins_llama.head_rows import head_order, rows_in_order
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
 from dba_conversion import convert, filled, frame, inputs
@@ -132,7 +132,8 @@ def test_e6_a_teacher_with_neighbouring_pairs(shape: str, rope: str) -> None:
         query = (x @ neighbours["q_proj"].T).view(2, 33, heads, width)
         key = (x @ neighbours["k_proj"].T).view(2, 33, groups, width).repeat_interleave(heads // groups, dim=2)
         expected = teacher_scores(query, key, torch.arange(33), ROPES[rope], interleaved=True)
-        halves = {name: rows_apart(neighbours[name], count) for name, count in (("q_proj", heads), ("k_proj", groups))}
+        apart = head_order(width, width, adjacent=True) or range(width)
+        halves = {name: rows_in_order(neighbours[name], apart) for name in ("q_proj", "k_proj")}
         order = torch.arange(width // 2).expand(groups, -1)
         scores = part_scores(source, halves, order, x)
     assert (scores - expected).abs().max() <= 1e-12 * expected.abs().max()

@@ -34,6 +34,7 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 64,
     "rms_norm_eps": 1e-5,
     "initializer_range": 0.15,
+    "pad_token_id": None,
 }
 """A model that is small, with sizes that all differ, and weights large enough that every part moves the logits."""
 
@@ -95,8 +96,9 @@ class _Wide:
 @contextlib.contextmanager
 def all_in_64_bits(model_type: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Inside, transformers computes norms and rotary positions in 64 bits, where it otherwise insists on 32."""
+    module = model_type.removesuffix("_text")
     with monkeypatch.context() as patch:
-        for name in ("transformers.modeling_rope_utils", f"transformers.models.{model_type}.modeling_{model_type}"):
+        for name in ("transformers.modeling_rope_utils", f"transformers.models.{module}.modeling_{module}"):
             patch.setattr(importlib.import_module(name), "torch", _Wide())
         patch.setattr(Tensor, "float", Tensor.double)
         torch.set_default_dtype(torch.float64)  # a whole number divided is of the default type

@@ -15,7 +15,8 @@ import pytest
 import torch
 from caramba_plugins_llama.gguf_file import GgufFile
 from caramba_plugins_llama.gguf_header import GgufTensor, read_header
-from caramba_plugins_llama.gguf_values import rows_apart, values_of
+from caramba_plugins_llama.gguf_values import values_of
+from caramba_plugins_llama.head_rows import head_order, inverse, rows_in_order
 from caramba_plugins_llama.hf_folder import HuggingFaceFolder
 from caramba_plugins_standard.loading import find_loader
 from caramba_plugins_standard.rope import Rope
@@ -250,10 +251,20 @@ def test_spans(tmp_path: Path, model_type: str, kind: str) -> None:
     check_loader(GgufFile, tmp_path / "m.gguf", tmp_path / "kit")
 
 
-def test_rows_apart() -> None:
-    adjacent = torch.arange(8.0)  # two heads of two pairs: (0, 1), (2, 3) and (4, 5), (6, 7)
-    assert rows_apart(adjacent, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
-    assert rows_apart(adjacent[:, None].expand(8, 3), 2)[:, 1].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+def test_rows_of_heads() -> None:
+    order = head_order(4, 4, adjacent=True)
+    assert order == (0, 2, 1, 3)
+    rows = torch.arange(8.0)  # two heads of two pairs: (0, 1), (2, 3) and (4, 5), (6, 7)
+    assert rows_in_order(rows, order).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert rows_in_order(rows[:, None].expand(8, 3), order)[:, 1].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert head_order(4, 4, adjacent=False) is None
+    assert head_order(10, 4, adjacent=False) == (0, 1, 4, 5, 6, 2, 3, 7, 8, 9)
+    assert head_order(10, 4, adjacent=True) == (0, 2, 4, 5, 6, 1, 3, 7, 8, 9)
+    for width, rotated, adjacent in ((10, 4, True), (10, 4, False), (8, 8, True)):
+        order = head_order(width, rotated, adjacent=adjacent)
+        assert order is not None
+        rows = torch.randn(3 * width, 5)
+        assert torch.equal(rows_in_order(rows_in_order(rows, order), inverse(order)), rows)
 
 
 # ------------------------------------------------------------------------------------------------ damage

@@ -18,6 +18,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+MIXED = ["sliding_attention", "sliding_attention", "full_attention"]
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -53,6 +54,72 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"head_dim": 12}),
     "qwen3-offsets": ("qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
     "qwen3-yarn": ("qwen3", {"rope_parameters": {**YARN, "rope_theta": 1000.0}}),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 2}),
+    "smollm3-windows": (
+        "smollm3",
+        {"no_rope_layers": [0, 1, 1], "use_sliding_window": True, "sliding_window": 7, "tie_word_embeddings": False},
+    ),
+    "smollm3-offsets": ("smollm3", {"attention_bias": True, "mlp_bias": True, "no_rope_layers": [1, 1, 1]}),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.4,
+            "logits_scaling": 0.7,
+        },
+    ),
+    "granite-offsets": ("granite", {"attention_bias": True, "mlp_bias": True, "logits_scaling": 2.0}),
+    "olmo2": ("olmo2", {}),
+    "olmo2-wide-heads": ("olmo2", {"head_dim": 12, "attention_bias": True, "tie_word_embeddings": True}),
+    "olmo3": ("olmo3", {"sliding_window": 7}),
+    "olmo3-yarn": (
+        "olmo3",
+        {
+            "sliding_window": 9,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {**YARN, "rope_theta": 50.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 80.0},
+            },
+        },
+    ),
+    "glm4": ("glm4", {"head_dim": 12, "rope_parameters": {"partial_rotary_factor": 0.7, "rope_theta": 100.0}}),
+    "glm4-whole-heads": ("glm4", {"partial_rotary_factor": 1.0, "attention_bias": False}),
+    "phi3": ("phi3", {}),
+    "phi3-a-part-turns": (
+        "phi3",
+        {
+            "sliding_window": 9,
+            "rope_parameters": {"partial_rotary_factor": 0.75, "rope_theta": 100.0, "rope_type": "default"},
+        },
+    ),
+    "gemma": ("gemma", {"head_dim": 10}),
+    "gemma3": ("gemma3_text", {"sliding_window": 7, "query_pre_attn_scalar": 24, "layer_types": MIXED}),
+    "gemma3-linear": (
+        "gemma3_text",
+        {
+            "layer_types": MIXED,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 3.0, "rope_theta": 300.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+            },
+        },
+    ),
+    "ernie": ("ernie4_5", {}),
+    "ernie-offsets": ("ernie4_5", {"use_bias": True, "tie_word_embeddings": False, "head_dim": 20}),
+    "seed": ("seed_oss", {"attention_out_bias": True, "mlp_bias": True}),
+    "exaone4": ("exaone4", {"sliding_window": 7, "sliding_window_pattern": 2}),
+    "exaone4-everything": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
+    "apertus": ("apertus", {"rope_parameters": {**LLAMA3, "rope_theta": 100.0}}),
+    "apertus-offsets": ("apertus", {"attention_bias": True, "hidden_act": "gelu"}),
+    "arcee": ("arcee", {"mlp_bias": True, "attention_bias": True}),
+    "arcee-silu": ("arcee", {"hidden_act": "silu", "rope_parameters": {**YARN, "rope_theta": 50.0}}),
+    "cwm": ("cwm", {"sliding_window": 7, "rope_parameters": {**LLAMA3, "rope_theta": 100.0}}),
+    "helium": ("helium", {"attention_bias": True}),
+    "llama-gelu": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
 }
 
 
@@ -90,7 +157,13 @@ def test_logits_in_64_bits(case: tuple[str, dict[str, Any]], tmp_path: Path, mon
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["llama-llama3", "llama-yarn", "mistral", "qwen2-window", "qwen3"])
+CONTINUED = """
+    llama-llama3 llama-yarn mistral qwen2-window qwen3 smollm3-windows granite olmo3 glm4 phi3-a-part-turns gemma3
+    ernie exaone4 apertus arcee
+"""
+
+
+@pytest.mark.parametrize("name", CONTINUED.split())
 def test_greedy_continuations(name: str, tmp_path: Path) -> None:
     """Through both caches: transformers' and caramba's."""
     model_type, config = CASES[name]

@@ -13,6 +13,7 @@ from caramba_plugins_llama.hf_folder import HuggingFaceFolder
 from caramba_plugins_standard.loading import find_loader
 from caramba_plugins_standard.loading.filling import load_weights
 from caramba_plugins_testing.loaders import check_loader
+from safetensors.torch import load_file
 
 from caramba_core.errors import InputError
 from caramba_core.nn.build import build
@@ -71,6 +72,43 @@ def test_the_kit_agrees_with_spans(folder: Path, tmp_path: Path) -> None:
     checkpoint = find_loader(folder)
     assert all(stored.span is not None for stored in checkpoint.layout())
     check_loader(HuggingFaceFolder, folder / "model.safetensors", tmp_path / "kit")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rearranged"),
+    [("phi3", ("qkv_proj.weight[0:48]", "qkv_proj.weight[48:64]")), ("glm4", ("q_proj", "k_proj"))],
+)
+@pytest.mark.parametrize("pickled", [False, True])
+def test_projections_that_are_stored_as_one(
+    tmp_path: Path, model_type: str, rearranged: tuple[str, ...], pickled: bool
+) -> None:
+    """Each has its rows as a span of its own, unless they stand in another order."""
+    factor = {"partial_rotary_factor": 0.5, "rope_theta": 100.0, "rope_type": "default"}
+    write_oracle(tmp_path / "hf", model_type, rope_parameters=factor)
+    path = tmp_path / "hf" / "model.safetensors"
+    if pickled:
+        torch.save(load_file(path), tmp_path / "hf" / "pytorch_model.bin")
+        expected = read_model(path).state_dict()
+        found = read_model(tmp_path / "hf" / "pytorch_model.bin").state_dict()
+        assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+        return
+    layout = find_loader(path).layout()
+    for stored in layout:
+        assert (stored.span is None) == any(part in stored.key for part in rearranged), stored.key
+    assert len({stored.key for stored in layout}) == len(layout) > len(load_file(path))
+    (tmp_path / "kit").mkdir()
+    check_loader(HuggingFaceFolder, path, tmp_path / "kit")
+
+
+def test_rows_that_are_missing(tmp_path: Path) -> None:
+    """What is short is told by the parameters that it would fill."""
+    write_oracle(tmp_path, "phi3")
+    edit_weights(tmp_path, lambda tensors: cut(tensors, "model.layers.1.mlp.gate_up_proj.weight"))
+    refused(tmp_path, r"gate_up_proj.weight\[80:157\].* has shape \[77, 48\]")
+
+
+def cut(tensors: dict[str, torch.Tensor], key: str) -> None:
+    tensors[key] = tensors[key][:-3].contiguous()
 
 
 def test_the_file_is_not_changed_by_its_model(folder: Path) -> None:

@@ -12,7 +12,7 @@ from caramba_core.errors import InputError
 from caramba_plugins_llama.families import FAMILIES, REFUSED, Family
 from caramba_plugins_llama.known_keys import ROPE_TYPES, KnownKeys
 
-__all__ = ["Fields", "key_of", "model_of"]
+__all__ = ["Fields", "attention_of", "family_of", "key_of", "model_of"]
 
 _COMMON: Final[dict[str, Any]] = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu"}
 """What every family assumes where ``config.json`` is silent."""
@@ -83,37 +83,92 @@ def model_of(config: Mapping[str, Any], origin: str, family: Family | None = Non
     ``family`` is given where the file says more than ``model_type`` does.  Raises :class:`InputError` listing all that
     is missing, wrong, not known or cannot be expressed.
     """
-    family = family or _family(config, origin)
+    family = family or family_of(config, origin)
     fields = Fields(config, origin, {**_COMMON, **family.defaults})
     layers = fields.integer("num_hidden_layers")
     width = fields.integer("hidden_size")
-    if fields.get("hidden_act") not in ("silu", "swish"):
-        fields.problems.append(f"hidden_act is {fields.get('hidden_act')!r}; the MLP is gated by silu alone")
-    norm = {"type": "rms_norm", "eps": fields.number("rms_norm_eps", 1e-6)}
-    attention, windows = _attention(fields, family, width, layers)
-    mlp: dict[str, Any] = {"type": "swiglu", "d_ff": fields.integer("intermediate_size")}
-    if fields.choice(family.mlp_bias):
-        mlp["bias"] = True
-    blocks: dict[str, Any] = {
-        "type": "nested",
-        "name": "blocks",
-        "repeat": layers,
-        "layers": [
-            {"type": "residual", "layers": [dict(norm), attention]},
-            {"type": "residual", "layers": [dict(norm), mlp]},
-        ],
-    }
-    if windows:
-        blocks["each"] = {"attention.window": windows}
+    norm: dict[str, Any] = {"type": "rms_norm", "eps": fields.number("rms_norm_eps", 1e-6)}
+    if family.norm_offset:
+        norm["offset"] = family.norm_offset
+    attentions = _attentions(fields, family, width, layers)
+    mlp = _mlp(fields, family)
+    blocks = _blocks([_block(fields, family, norm, attention, mlp) for attention in attentions])
+    stack = [*_factor(fields, family, "embedding"), blocks, dict(norm), *_factor(fields, family, "logits")]
     model = {
         "type": "transformer",
         "tied_embeddings": fields.flag("tie_word_embeddings"),
         "embedder": {"type": "token", "vocab_size": fields.integer("vocab_size"), "d_model": width},
-        "topology": {"type": "stacked", "layers": [blocks, dict(norm)]},
+        "topology": {"type": "stacked", "layers": stack},
     }
     fields.problems += family.keys.problems(config)
     fields.finish()
     return model
+
+
+def _block(
+    fields: Fields, family: Family, norm: Mapping[str, Any], attention: dict[str, Any], mlp: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The two residuals of a block."""
+    before = [norm] if family.norm_places != "behind" else []
+    behind = [norm] if family.norm_places != "before" else []
+    behind += _factor(fields, family, "residual")
+    return [
+        {"type": "residual", "layers": [dict(layer) for layer in (*before, part, *behind)]} for part in (attention, mlp)
+    ]
+
+
+def _blocks(blocks: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Blocks as they repeat: alike, with windows of their own, or of several kinds."""
+    nested: dict[str, Any] = {"type": "nested", "name": "blocks", "repeat": len(blocks), "layers": blocks[0]}
+    distinct = [block for index, block in enumerate(blocks) if block not in blocks[:index]]
+    if len(distinct) == 1:
+        return nested
+    windows = [_attention_of(block).pop("window", None) for block in blocks]
+    if all(block == blocks[0] for block in blocks):
+        return {**nested, "each": {"attention.window": windows}}
+    for block, window in zip(blocks, windows, strict=True):
+        if window is not None:
+            _attention_of(block)["window"] = window
+    distinct = [block for index, block in enumerate(blocks) if block not in blocks[:index]]
+    return {**nested, "variants": distinct[1:], "order": [distinct.index(block) for block in blocks]}
+
+
+def attention_of(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The attention of the first block of a model of :func:`model_of`."""
+    blocks = next(layer for layer in model["topology"]["layers"] if layer["type"] == "nested")
+    return _attention_of(blocks["layers"])
+
+
+def _attention_of(block: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = next(layer for layer in block[0]["layers"] if layer["type"] == "gqa")
+    return found
+
+
+def _factor(fields: Fields, family: Family, which: str) -> list[dict[str, Any]]:
+    """The layer that multiplies by one of the family's factors, unless it is 1."""
+    by = _value_of(fields, family, which)
+    return [] if by in (None, 1) else [{"type": "multiply", "by": by}]
+
+
+def _value_of(fields: Fields, family: Family, which: str) -> float | None:
+    factor = family.factors.get(which)
+    return None if factor is None else fields.number(factor.key, 1.0) ** factor.exponent
+
+
+def _mlp(fields: Fields, family: Family) -> dict[str, Any]:
+    given = fields.get(family.activation)
+    activation = family.activations.get(given) if isinstance(given, str) else None
+    if activation is None:
+        fields.problems.append(f"{family.activation} is {given!r}, not one of {', '.join(family.activations)}")
+    size = {"d_ff": fields.integer("intermediate_size")}
+    mlp: dict[str, Any] = {"type": "swiglu", **size}
+    if (activation, family.gated) != ("silu", True):
+        mlp = {"type": "feed_forward", **size, "activation": activation}
+        if not family.gated:
+            mlp["gated"] = False
+    if fields.choice(family.mlp_bias):
+        mlp["bias"] = True
+    return mlp
 
 
 _KEYS: Final = {
@@ -134,6 +189,8 @@ _KEYS: Final = {
     "qkv_bias": "attention_bias",
     "o_bias": "attention_bias",
     "bias": "mlp_bias",
+    "activation": "hidden_act",
+    "rotated": "partial_rotary_factor",
 }
 """A field of the manifest's model to the key of ``config.json`` that it follows from."""
 
@@ -146,7 +203,8 @@ def key_of(path: tuple[str | int, ...]) -> str | None:
     return _KEYS.get(names[-1]) if names else None
 
 
-def _family(config: Mapping[str, Any], origin: str) -> Family:
+def family_of(config: Mapping[str, Any], origin: str) -> Family:
+    """The family of a configuration; raises :class:`InputError` where it is none that is read."""
     kind = config.get("model_type")
     if kind == "mistral" and "layer_types" in config:
         return FAMILIES["ministral"]
@@ -160,15 +218,14 @@ def _family(config: Mapping[str, Any], origin: str) -> Family:
     raise InputError(f"{origin} is of model_type {kind!r}, which is not of the Llama family", expected=known)
 
 
-def _attention(fields: Fields, family: Family, width: int, layers: int) -> tuple[dict[str, Any], list[int | None]]:
-    """The attention of every block, and its windows where they differ by block."""
+def _attentions(fields: Fields, family: Family, width: int, layers: int) -> list[dict[str, Any]]:
+    """The attention of every block."""
     heads = fields.integer("num_attention_heads")
     attention: dict[str, Any] = {
         "type": "gqa",
         "n_heads": heads,
         "n_kv_heads": fields.integer("num_key_value_heads", heads),
         "head_dim": fields.integer("head_dim", width // heads or 1),
-        "rope": _rope(fields),
     }
     if heads % attention["n_kv_heads"]:
         fields.problems.append(
@@ -182,67 +239,131 @@ def _attention(fields: Fields, family: Family, width: int, layers: int) -> tuple
         attention["qkv_bias"] = True
     if fields.choice(family.o_bias):
         attention["o_bias"] = True
-    if family.qk_norm:
+    if (scale := _value_of(fields, family, "attention")) is not None:
+        attention["scale"] = scale
+    if family.qk_norm != "none":
         attention["qk_norm_eps"] = fields.number("rms_norm_eps", 1e-6)
-    windows = _windows(fields, family, layers)
-    if windows and all(window == windows[0] for window in windows):
-        if windows[0] is not None:
-            attention["window"] = windows[0]
-        return attention, []
-    return attention, windows
+        if family.qk_norm != "head":
+            attention["qk_norm_span"] = family.qk_norm
+        if family.norm_offset:
+            attention["qk_norm_offset"] = family.norm_offset
+    marks = _marks(fields, family, layers)
+    windows = _windows(fields, family, layers, marks)
+    kinds = {window is not None and family.rope_by_type is not None for window in windows}
+    ropes = {slides: _rope(fields, family, attention["head_dim"], slides) for slides in sorted(kinds)}
+    if family.rope_layers == "with_window" and any(window is not None for window in windows):
+        marks = [window is not None for window in windows]
+    made = []
+    for window, marked in zip(windows, marks, strict=True):
+        rope = ropes[window is not None and family.rope_by_type is not None]
+        made.append({**attention, "rope": rope} if marked else dict(attention))
+        if window is not None:
+            made[-1]["window"] = window
+    return made
 
 
-def _windows(fields: Fields, family: Family, layers: int) -> list[int | None]:
+def _marks(fields: Fields, family: Family, layers: int) -> list[bool]:
+    """Which layers have rotary positions, where the configuration marks them."""
+    if family.rope_layers != "marked":
+        return [True] * layers
+    marks, period = fields.get("no_rope_layers"), fields.integer("no_rope_layer_interval")
+    if marks is None:
+        return [(index + 1) % period != 0 for index in range(layers)]
+    if not isinstance(marks, list) or len(marks) < layers or not all(type(mark) is int for mark in marks):
+        fields.problems.append(f"no_rope_layers is {marks!r}, not a number for each of {layers} layers")
+        return [True] * layers
+    return [mark != 0 for mark in marks[:layers]]
+
+
+def _windows(fields: Fields, family: Family, layers: int, marks: list[bool]) -> list[int | None]:
     """How far back the tokens of each block see, themselves included; ``None``: everything."""
     window: int | None = None
-    if family.window != "never" and not ("sliding_window" in fields.values and fields.values["sliding_window"] is None):
-        window = fields.integer("sliding_window")  # null says that there is none; a missing key means the default
-    slides, first = True, 0
-    if family.window == "from_layer":
-        slides = fields.flag("use_sliding_window")
-        first = 0 if fields.values.get("max_window_layers") == 0 else fields.integer("max_window_layers")
-    slides = slides and window is not None
-    kinds = fields.get("layer_types")
+    if family.window != "never" and fields.get("sliding_window") is not None:
+        window = fields.integer("sliding_window")
+    slides, first = window is not None, 0
+    if family.window == "from_layer" and fields.get("max_window_layers") != 0:
+        first = fields.integer("max_window_layers")
+    if family.window in ("from_layer", "without_rope"):
+        slides = fields.flag("use_sliding_window") and slides
+    kinds = fields.get("layer_types") if family.window != "always" else None
     if kinds is None:
-        return [window if slides and index >= first else None for index in range(layers)]
+        seen = _seen_through_windows(fields, family, marks, first)
+        return [window if slides and through else None for through in seen]
     if not isinstance(kinds, list) or len(kinds) != layers or not {*kinds} <= {"full_attention", "sliding_attention"}:
         fields.problems.append(f"layer_types is {kinds!r}, not full_attention or sliding_attention for {layers} layers")
-        return []
+        return [None] * layers
     if "sliding_attention" in kinds and not slides:
         fields.problems.append("layer_types asks for sliding_attention, and there is no sliding window")
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
+def _seen_through_windows(fields: Fields, family: Family, marks: list[bool], first: int) -> list[bool]:
+    """Which layers have a window where ``layer_types`` is missing."""
+    if family.window == "from_layer":
+        return [index >= first for index in range(len(marks))]
+    if family.window == "without_rope":
+        return [not mark for mark in marks]
+    if family.window == "pattern":
+        period = fields.integer(family.period) if isinstance(family.period, str) else family.period
+        return [index % period != family.full % period for index in range(len(marks))]
+    return [True] * len(marks)
+
+
 # ------------------------------------------------------------------------------------------------ rotary positions
 
+
 _SCALED_FROM: Final = "original_max_position_embeddings"
+_LAYER_TYPES: Final = ("full_attention", "sliding_attention")
 
 
-def _rope(fields: Fields) -> dict[str, Any]:
+def _rope(fields: Fields, family: Family, head_dim: int, slides: bool) -> dict[str, Any]:
     """The rotary positions, from ``rope_parameters`` (new) or ``rope_theta`` and ``rope_scaling`` (old).
 
     Where a setting is given twice, the one that transformers follows counts: ``rope_scaling`` before
     ``rope_parameters``; what stands in the mapping before what stands beside it, except for the original context.
+    ``slides`` says whether they are those of layers with a window, where a family has others there.
     """
     for key in ("rope_scaling", "rope_parameters"):
         if not (fields.get(key) is None or isinstance(fields.get(key), Mapping)):
             fields.problems.append(f"{key} is {fields.get(key)!r}, not a mapping")
             return {}
-    given = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+    base = fields.defaults.get("rope_theta", 10000.0)
+    beside = {key: fields.get(key) for key in ("rope_theta", "partial_rotary_factor") if key in fields.values}
+    if family.rope_by_type is None:
+        given = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+    else:
+        by_type = fields.get("rope_parameters") or {}
+        others = [key for key in by_type if key not in _LAYER_TYPES or not isinstance(by_type[key], Mapping | None)]
+        if others:
+            fields.problems.append(
+                f"rope_parameters has {', '.join(others)}, not settings by {', '.join(_LAYER_TYPES)}"
+            )
+            return {}
+        given = by_type.get(_LAYER_TYPES[slides]) or {}
+        if slides:
+            key, base = family.rope_by_type
+            beside = {"rope_theta": fields.get(key)} if key in fields.values else {}
+        else:
+            given = {**given, **(fields.get("rope_scaling") or {})}
     context = fields.integer("max_position_embeddings")
-    beside = {key: fields.values[key] for key in ("rope_theta", "partial_rotary_factor") if key in fields.values}
     values = {**beside, **given}
     values[_SCALED_FROM] = fields.get(_SCALED_FROM) or given.get(_SCALED_FROM) or context
     inner = Fields(values, fields.origin, {})
-    rope: dict[str, Any] = {"theta": inner.number("rope_theta", 10000.0)}
+    rope: dict[str, Any] = {"theta": inner.number("rope_theta", base)}
     kind = given.get("rope_type", given.get("type", "default"))
-    if inner.get("partial_rotary_factor") not in (None, 1):
-        fields.problems.append(
-            f"partial_rotary_factor is {inner.get('partial_rotary_factor')!r}; whole heads are rotated"
-        )
-    if not isinstance(kind, str) or kind not in ROPE_TYPES:
+    factor = inner.get("partial_rotary_factor")
+    if family.partial_rotary:
+        factor = inner.number("partial_rotary_factor", fields.defaults.get("partial_rotary_factor", 1.0))
+        rotated = int(head_dim * factor)
+        if not 2 <= rotated <= head_dim or rotated % 2:
+            fields.problems.append(f"partial_rotary_factor is {factor!r}: {rotated} of {head_dim} values would turn")
+        elif rotated < head_dim:
+            rope["rotated"] = rotated
+    elif factor not in (None, 1):
+        fields.problems.append(f"partial_rotary_factor is {factor!r}; whole heads are rotated")
+    if not isinstance(kind, str) or kind not in family.rope_types:
         length = ": its frequencies change with the length of the text" if kind in ("longrope", "su") else ""
-        fields.problems.append(f"the rope type {kind!r} is not one of {', '.join(ROPE_TYPES)}{length}")
+        fields.problems.append(f"the rope type {kind!r} is not one of {', '.join(family.rope_types)}{length}")
         return rope
     scaling, required, optional, ignored = ROPE_TYPES[kind]
     if scaling != "none":

@@ -1,68 +1,158 @@
 """The families that are read and written, as data: where Hugging Face's names lead, and what each family adds.
 
-All of them are one decoder: RMSNorm, rotary attention, residual, RMSNorm, gated MLP, residual.  They differ in offsets,
-norms of queries and keys, windows and default values; nothing of that is code.
+All of them are one decoder: norms, rotary attention, residual, norms, MLP, residual.  They differ in where the norms
+stand, in offsets, factors, windows, rotary positions by layer, in the order of rows, and in default values; nothing of
+that is code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final, Literal
 
 import attrs
 
-from caramba_plugins_llama.known_keys import CONFIG, KnownKeys
+from caramba_plugins_llama.known_keys import CONFIG, ROPE_TYPES, KnownKeys
 
 __all__ = [
+    "ACTIVATIONS",
     "ARCHITECTURES",
     "EMBEDDINGS",
     "FAMILIES",
     "HEAD",
+    "NORMS",
     "REFUSED",
     "Architecture",
+    "Factor",
     "Family",
-    "graph_name",
+    "graph_names",
     "hugging_face_keys",
 ]
 
+ACTIVATIONS: Final = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+"""Hugging Face's name of an activation to ours, for every family."""
 
-@attrs.frozen(kw_only=True)
+
+@attrs.frozen
+class Factor:
+    """A number that follows from a key: its value to the power ``exponent``."""
+
+    key: str
+    exponent: float = 1.0
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class Family:
     """One ``model_type`` of Hugging Face.
 
-    ``defaults`` are the values of keys that ``config.json`` leaves out, where they differ from the common ones.  The
-    biases say whether projections have offsets, or name the key that says so; ``qk_norm`` whether queries and keys are
-    normalized over a head; ``window`` which layers see a window of ``sliding_window`` tokens: all, those that
-    ``layer_types`` names (all where it is missing), or (where it is missing) those from ``max_window_layers`` on.
+    ``defaults`` are the values of keys that ``config.json`` leaves out, where they differ from the common ones;
+    ``fixed`` are keys of the family's own that are read at one value alone, as in :class:`KnownKeys`.
+
+    The biases say whether projections have offsets, or name the key that says so.  ``qk_norm`` is what one norm of
+    queries and keys spans.  ``norms`` are Hugging Face's names of a block's norms in their order, ``norm_places`` where
+    they stand: before attention and MLP, behind them (inside of the residual), or around them; ``norm_offset`` is added
+    to all their weights.  ``gated`` says whether the MLP has a gate, ``activation`` names the key of its activation,
+    and ``activations`` are those that it may have.
+    ``factors`` are those of the embedding, of what attention and MLP add to the residual stream, of scores
+    (``attention``) and of logits.
+
+    ``window`` says which layers see a window of ``sliding_window`` tokens where ``layer_types`` is missing: all, those
+    from ``max_window_layers`` on, those without rotary positions, or (``pattern``) all but one of each ``period``, a
+    number or the key that has it: the one at index ``full``.  ``use_sliding_window`` counts from layers on.
+
+    ``rope_layers`` says which layers have rotary positions: all, those that ``no_rope_layers`` marks, or those with a
+    window.  ``rope_by_type`` is for families with rotary settings for each type of layer; it names the older key with
+    the base of layers with a window, if there was one, and its default.  ``partial_rotary`` says whether
+    ``partial_rotary_factor`` counts, ``adjacent_pairs`` whether rotary pairs lie side by side in a head, and
+    ``rope_types`` lists those that the family has.
+
+    ``fused`` names projections that are stored as one; ``tensors`` are tensors of a block beyond the usual.
     """
 
     model_type: str
     architecture: str
     defaults: Mapping[str, Any] = attrs.field(factory=dict)
+    fixed: Mapping[str, tuple[tuple[Any, ...], str]] = attrs.field(factory=dict)
     qkv_bias: bool | str = False
     o_bias: bool | str = False
     mlp_bias: bool | str = False
-    qk_norm: bool = False
-    window: Literal["never", "always", "by_layer", "from_layer"] = "never"
+    qk_norm: Literal["none", "head", "all"] = "none"
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    norm_places: Literal["before", "behind", "around"] = "before"
+    norm_offset: float = 0.0
+    gated: bool = True
+    activation: str = "hidden_act"
+    activations: Mapping[str, str] = ACTIVATIONS
+    factors: Mapping[str, Factor] = attrs.field(factory=dict)
+    window: Literal["never", "always", "by_layer", "from_layer", "without_rope", "pattern"] = "never"
+    period: int | str = 1
+    full: int = -1
+    rope_layers: Literal["all", "marked", "with_window"] = "all"
+    rope_by_type: tuple[str, float] | None = None
+    rope_types: tuple[str, ...] = tuple(ROPE_TYPES)
+    partial_rotary: bool = False
+    adjacent_pairs: bool = False
+    fused: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
+    tensors: Mapping[str, str] = attrs.field(factory=dict)
 
     @property
     def keys(self) -> KnownKeys:
         """The keys of ``config.json`` that are known."""
         named = {rule for rule in (self.qkv_bias, self.o_bias, self.mlp_bias) if isinstance(rule, str)}
-        read = [*CONFIG.read, *sorted(named)]
-        fixed = dict(CONFIG.fixed)
+        named |= {self.activation, *(factor.key for factor in self.factors.values())}
+        fixed = {**CONFIG.fixed, **self.fixed}
         for key, has in (("attention_bias", self.qkv_bias or self.o_bias), ("mlp_bias", self.mlp_bias)):
             if not has:
                 fixed[key] = (False,), f"a {self.model_type} model has no such offsets"
         if self.window == "never":
             fixed["sliding_window"] = (), f"a {self.model_type} model has no window"
         else:
-            read += ["sliding_window"]
+            named.add("sliding_window")
+        if self.window in ("from_layer", "without_rope"):
+            named.add("use_sliding_window")
         if self.window == "from_layer":
-            read += ["use_sliding_window", "max_window_layers"]
+            named.add("max_window_layers")
+        if isinstance(self.period, str):
+            named.add(self.period)
+        if self.rope_layers == "marked":
+            named |= {"no_rope_layers", "no_rope_layer_interval"}
+        if self.rope_by_type is not None and self.rope_by_type[0]:
+            named.add(self.rope_by_type[0])
+        read = [*CONFIG.read, *sorted(named - {*CONFIG.read})]
         ignored = [key for key in (*CONFIG.ignored, "attention_bias", "mlp_bias") if key not in (*read, *fixed)]
         return KnownKeys(read=tuple(read), ignored=tuple(ignored), fixed=fixed)
 
+
+_LLAMA3: Final = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+_FUSED_MLP: Final = {"mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj")}
+_BEHIND: Final = ("post_attention_layernorm", "post_feedforward_layernorm")
+_FIXED_LENGTH: Final = ("default", "linear", "llama3", "yarn")
+_ATTENTION_BIAS: Final[dict[str, Any]] = {"qkv_bias": "attention_bias", "o_bias": "attention_bias"}
+_GEMMA: Final[dict[str, Any]] = {
+    **_ATTENTION_BIAS,
+    "norm_offset": 1.0,
+    "activation": "hidden_activation",
+}
+_GEMMA_DEFAULTS: Final[dict[str, Any]] = {
+    "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "head_dim": 256,
+    "rms_norm_eps": 1e-6,
+}
+_GEMMA_FIXED: Final = {"use_bidirectional_attention": ((False,), "tokens would see the text behind them")}
 
 FAMILIES: Final[dict[str, Family]] = {
     family.model_type: family
@@ -71,8 +161,7 @@ FAMILIES: Final[dict[str, Family]] = {
             model_type="llama",
             architecture="LlamaForCausalLM",
             defaults={"max_position_embeddings": 2048},
-            qkv_bias="attention_bias",
-            o_bias="attention_bias",
+            **_ATTENTION_BIAS,
             mlp_bias="mlp_bias",
         ),
         Family(
@@ -109,27 +198,289 @@ FAMILIES: Final[dict[str, Family]] = {
                 "sliding_window": 4096,
                 "max_window_layers": 28,
             },
-            qkv_bias="attention_bias",
-            o_bias="attention_bias",
-            qk_norm=True,
+            **_ATTENTION_BIAS,
+            qk_norm="head",
             window="from_layer",
+        ),
+        Family(
+            model_type="smollm3",
+            architecture="SmolLM3ForCausalLM",
+            defaults={
+                "max_position_embeddings": 32768,
+                "num_key_value_heads": 4,
+                "rope_theta": 2e6,
+                "no_rope_layer_interval": 4,
+                "tie_word_embeddings": True,
+            },
+            **_ATTENTION_BIAS,
+            mlp_bias="mlp_bias",
+            window="without_rope",
+            rope_layers="marked",
+        ),
+        Family(
+            model_type="granite",
+            architecture="GraniteForCausalLM",
+            defaults={"max_position_embeddings": 2048, "attention_multiplier": 1.0},
+            **_ATTENTION_BIAS,
+            mlp_bias="mlp_bias",
+            factors={
+                "embedding": Factor("embedding_multiplier"),
+                "residual": Factor("residual_multiplier"),
+                "attention": Factor("attention_multiplier"),
+                "logits": Factor("logits_scaling", -1.0),
+            },
+        ),
+        Family(
+            model_type="olmo2",
+            architecture="Olmo2ForCausalLM",
+            defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
+            **_ATTENTION_BIAS,
+            qk_norm="all",
+            norms=_BEHIND,
+            norm_places="behind",
+        ),
+        Family(
+            model_type="olmo3",
+            architecture="Olmo3ForCausalLM",
+            defaults={
+                "max_position_embeddings": 2048,
+                "rms_norm_eps": 1e-5,
+                "sliding_window": 4096,
+                "rope_theta": 5e5,
+            },
+            **_ATTENTION_BIAS,
+            qk_norm="all",
+            norms=_BEHIND,
+            norm_places="behind",
+            window="pattern",
+            period=4,
+            rope_by_type=("", 5e5),
+            rope_types=_FIXED_LENGTH,
+        ),
+        Family(
+            model_type="glm4",
+            architecture="Glm4ForCausalLM",
+            defaults={
+                "max_position_embeddings": 131072,
+                "num_key_value_heads": 2,
+                "head_dim": 128,
+                "rms_norm_eps": 1.5625e-7,
+                "attention_bias": True,
+                "partial_rotary_factor": 0.5,
+            },
+            qkv_bias="attention_bias",
+            norms=(
+                "input_layernorm",
+                "post_self_attn_layernorm",
+                "post_attention_layernorm",
+                "post_mlp_layernorm",
+            ),
+            norm_places="around",
+            partial_rotary=True,
+            adjacent_pairs=True,
+            fused=_FUSED_MLP,
+        ),
+        Family(
+            model_type="phi3",
+            architecture="Phi3ForCausalLM",
+            defaults={"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "sliding_window": None},
+            window="always",
+            rope_types=("default",),
+            partial_rotary=True,
+            fused={
+                "self_attn.qkv_proj": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+                **_FUSED_MLP,
+            },
+        ),
+        Family(
+            model_type="gemma",
+            architecture="GemmaForCausalLM",
+            defaults={
+                **_GEMMA_DEFAULTS,
+                "hidden_act": "gelu_pytorch_tanh",
+                "max_position_embeddings": 8192,
+                "num_key_value_heads": 16,
+            },
+            fixed=_GEMMA_FIXED,
+            **{**_GEMMA, "activation": "hidden_act"},
+            activations={**ACTIVATIONS, "gelu": "gelu_tanh"},
+            factors={"embedding": Factor("hidden_size", 0.5)},
+        ),
+        Family(
+            model_type="gemma3_text",
+            architecture="Gemma3ForCausalLM",
+            defaults={
+                **_GEMMA_DEFAULTS,
+                "max_position_embeddings": 131072,
+                "num_key_value_heads": 4,
+                "sliding_window": 4096,
+                "query_pre_attn_scalar": 256,
+                "sliding_window_pattern": 6,
+                "rope_theta": 1e6,
+            },
+            fixed={
+                **_GEMMA_FIXED,
+                "attn_logit_softcapping": ((), "scores would be capped softly"),
+                "final_logit_softcapping": ((), "logits would be capped softly"),
+            },
+            **_GEMMA,
+            qk_norm="head",
+            norms=(
+                "input_layernorm",
+                "post_attention_layernorm",
+                "pre_feedforward_layernorm",
+                "post_feedforward_layernorm",
+            ),
+            norm_places="around",
+            factors={"embedding": Factor("hidden_size", 0.5), "attention": Factor("query_pre_attn_scalar", -0.5)},
+            window="pattern",
+            period="sliding_window_pattern",
+            rope_by_type=("rope_local_base_freq", 1e4),
+            rope_types=_FIXED_LENGTH,
+        ),
+        Family(
+            model_type="ernie4_5",
+            architecture="Ernie4_5ForCausalLM",
+            defaults={
+                "max_position_embeddings": 131072,
+                "num_key_value_heads": 2,
+                "head_dim": 128,
+                "rms_norm_eps": 1e-5,
+                "rope_theta": 5e5,
+                "tie_word_embeddings": True,
+            },
+            qkv_bias="use_bias",
+            o_bias="use_bias",
+            mlp_bias="use_bias",
+            adjacent_pairs=True,
+        ),
+        Family(
+            model_type="seed_oss",
+            architecture="SeedOssForCausalLM",
+            defaults={
+                "max_position_embeddings": 524288,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "attention_bias": True,
+            },
+            qkv_bias="attention_bias",
+            o_bias="attention_out_bias",
+            mlp_bias="mlp_bias",
+        ),
+        Family(
+            model_type="exaone4",
+            architecture="Exaone4ForCausalLM",
+            defaults={
+                "max_position_embeddings": 2048,
+                "num_key_value_heads": 32,
+                "rms_norm_eps": 1e-5,
+                "sliding_window": 4096,
+                "sliding_window_pattern": 4,
+            },
+            qk_norm="head",
+            norms=_BEHIND,
+            norm_places="behind",
+            window="pattern",
+            period="sliding_window_pattern",
+            rope_layers="with_window",
+        ),
+        Family(
+            model_type="apertus",
+            architecture="ApertusForCausalLM",
+            defaults={
+                "max_position_embeddings": 65536,
+                "rms_norm_eps": 1e-5,
+                "hidden_act": "xielu",
+                "rope_theta": 1.2e7,
+                "rope_parameters": {**_LLAMA3, "factor": 8.0, "rope_theta": 1.2e7},
+            },
+            fixed={
+                "post_norm": ((False,), "its norms would stand elsewhere"),
+                "qk_norm": ((True,), "its queries and keys would not be normalized"),
+            },
+            **_ATTENTION_BIAS,
+            qk_norm="head",
+            norms=("attention_layernorm", "feedforward_layernorm"),
+            gated=False,
+            activations={**ACTIVATIONS, "xielu": "xielu"},
+            tensors={
+                "mlp.act_fn.alpha_p": "mlp.xielu_p",
+                "mlp.act_fn.alpha_n": "mlp.xielu_n",
+                "mlp.act_fn.beta": "mlp.xielu_beta",
+                "mlp.act_fn.eps": "mlp.xielu_eps",
+            },
+        ),
+        Family(
+            model_type="arcee",
+            architecture="ArceeForCausalLM",
+            defaults={"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "hidden_act": "relu2"},
+            **_ATTENTION_BIAS,
+            mlp_bias="mlp_bias",
+            gated=False,
+        ),
+        Family(
+            model_type="cwm",
+            architecture="CwmForCausalLM",
+            defaults={
+                "max_position_embeddings": 131072,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "rms_norm_eps": 1e-5,
+                "sliding_window": 8192,
+                "rope_theta": 1e6,
+                "rope_parameters": {**_LLAMA3, "factor": 16.0, "rope_theta": 1e6},
+            },
+            mlp_bias="mlp_bias",
+            window="pattern",
+            period=4,
+            full=0,
+        ),
+        Family(
+            model_type="helium",
+            architecture="HeliumForCausalLM",
+            defaults={
+                "max_position_embeddings": 4096,
+                "num_key_value_heads": 20,
+                "head_dim": 128,
+                "rms_norm_eps": 1e-8,
+                "rope_theta": 1e5,
+            },
+            qkv_bias="attention_bias",
+            mlp_bias="mlp_bias",
+            adjacent_pairs=True,
         ),
     )
 }
-"""By ``model_type``.  Llama 1 to 3.x and SmolLM2 are ``llama``; Qwen2.5 is ``qwen2``; a ``mistral`` that has
-``layer_types`` is a ``ministral``, in transformers too."""
+"""By ``model_type``.  Llama 1 to 3.x and SmolLM2 are ``llama``; Qwen2.5 is ``qwen2``; Phi-4 is ``phi3``; a ``mistral``
+that has ``layer_types`` is a ``ministral``, in transformers too."""
+
+_EXPERTS: Final = "its MLPs are a mixture of experts"
 
 REFUSED: Final[dict[str, str]] = {
-    "gemma": "its norms scale by 1 + weight, its embeddings by the root of the width, and its MLP is gated by GELU",
-    "gemma2": "it caps attention scores and logits softly and normalizes behind each layer",
-    "gemma3_text": "it normalizes behind each layer and has two rotary bases",
-    "gemma3": "it normalizes behind each layer and has two rotary bases",
-    "phi3": "its query, key and value projections are stored as one",
-    "mixtral": "its MLPs are a mixture of experts",
-    "qwen2_moe": "its MLPs are a mixture of experts",
-    "qwen3_moe": "its MLPs are a mixture of experts",
-    "llama4": "its MLPs are a mixture of experts",
-    "smollm3": "some of its layers have no rotary positions",
+    "gemma2": "it caps attention scores softly",
+    "vaultgemma": "it caps attention scores softly",
+    "gemma3": "its text model lies inside of one that sees images",
+    "gemma3n": "its layers mix several residual streams",
+    "hunyuan_v1_dense": "it normalizes queries and keys behind their rotation",
+    "granite_swa": "its heads attend to a learned sink",
+    "ministral3": "it scales queries by the logarithm of their position",
+    "cohere": "its attention and MLP stand side by side behind one norm",
+    "cohere2": "its attention and MLP stand side by side behind one norm",
+    "stablelm": "its norms subtract the mean",
+    "nemotron": "its norms subtract the mean",
+    "starcoder2": "its norms subtract the mean",
+    "nanochat": "it caps logits softly",
+    "lfm2": "some of its layers are convolutions",
+    "qwen3_next": "some of its layers are linear attention",
+    "deepseek_v3": _EXPERTS,
+    "glm4_moe": _EXPERTS,
+    "gpt_oss": _EXPERTS,
+    "granitemoe": _EXPERTS,
+    "mixtral": _EXPERTS,
+    "qwen2_moe": _EXPERTS,
+    "qwen3_moe": _EXPERTS,
+    "llama4": _EXPERTS,
+    "llama4_text": _EXPERTS,
     "gpt2": "it has learned positions and no gated MLP",
 }
 """Model types that are known and cannot be expressed, and why."""
@@ -144,37 +495,53 @@ _PROJECTIONS: Final = {
     **{f"self_attn.{name}_proj": f"attention.{name}" for name in ("q", "k", "v", "o")},
     **{f"mlp.{name}_proj": f"mlp.{name}" for name in ("gate", "up", "down")},
 }
-_BLOCK: Final = {
-    "input_layernorm.weight": "norm.weight",
-    "post_attention_layernorm.weight": "norm_2.weight",
-    "self_attn.q_norm.weight": "attention.q_norm",
-    "self_attn.k_norm.weight": "attention.k_norm",
-    **{f"{key}.weight": f"{name}_proj" for key, name in _PROJECTIONS.items()},
-    **{f"{key}.bias": f"{name}_bias" for key, name in _PROJECTIONS.items()},
-}
+NORMS: Final = ("norm.weight", "norm_2.weight", "norm_3.weight", "norm_4.weight")
+"""A block's norms, in the order of :attr:`Family.norms`."""
 _IGNORED: Final = ("self_attn.rotary_emb.inv_freq",)
 """Old checkpoints store rotary frequencies; they follow from the configuration."""
 
 
-def graph_name(key: str) -> str | None:
-    """The parameter that a Hugging Face tensor fills; ``None`` where none needs it, the key where none is known.
+@cache
+def _block(family: Family) -> dict[str, tuple[str, ...]]:
+    """The parameters of a block that each of its Hugging Face tensors fills, one below the other."""
+    fused = {key for names in family.fused.values() for key in names}
+    block: dict[str, tuple[str, ...]] = {
+        f"{key}.weight": (name,) for key, name in zip(family.norms, NORMS, strict=False)
+    }
+    block |= {f"self_attn.{name}.weight": (f"attention.{name}",) for name in ("q_norm", "k_norm")}
+    for key, name in _PROJECTIONS.items():
+        if f"{name}_proj" not in fused:
+            block |= {f"{key}.weight": (f"{name}_proj",), f"{key}.bias": (f"{name}_bias",)}
+    block |= {f"{key}.weight": names for key, names in family.fused.items()}
+    return block | {key: (name,) for key, name in family.tensors.items()}
 
-    The prefix ``model.`` may be missing (checkpoints of a model without head), or stand before the head.
+
+def graph_names(key: str, family: Family) -> tuple[str, ...]:
+    """The parameters that a Hugging Face tensor fills: none where none is needed, the key where none is known.
+
+    The prefix ``model.`` may be missing (checkpoints of a model without head), or stand before the head.  Where there
+    are several, their rows stand one below the other.
     """
     bare = key.removeprefix("model.")
     if bare in _OUTSIDE:
-        return _OUTSIDE[bare]
+        return (_OUTSIDE[bare],)
     layers, index, rest = [*bare.split(".", 2), "", ""][:3]
     if layers != "layers" or not index.isdecimal():
-        return key
+        return (key,)
     if rest in _IGNORED:
-        return None
-    return f"blocks.{int(index)}.{_BLOCK[rest]}" if rest in _BLOCK else key
+        return ()
+    names = _block(family).get(rest)
+    return (key,) if names is None else tuple(f"blocks.{int(index)}.{name}" for name in names)
 
 
-def hugging_face_keys() -> dict[str, str]:
-    """The Hugging Face tensor that each parameter of the graph is written as; ``{}`` stands for a block's number."""
-    blocks = {f"blocks.{{}}.{name}": f"model.layers.{{}}.{key}" for key, name in _BLOCK.items()}
+def hugging_face_keys(family: Family = FAMILIES["llama"]) -> dict[str, str]:
+    """The Hugging Face tensor that each parameter of the graph is written as; ``{}`` stands for a block's number.
+
+    Parameters with one key are its rows, in this order.
+    """
+    blocks = {
+        f"blocks.{{}}.{name}": f"model.layers.{{}}.{key}" for key, names in _block(family).items() for name in names
+    }
     outside = {name: key if name == HEAD else f"model.{key}" for key, name in _OUTSIDE.items()}
     return {**outside, **blocks}
 

@@ -17,6 +17,7 @@ from caramba_plugins_llama.configuration import key_of, model_of
 from caramba_plugins_llama.families import ARCHITECTURES, FAMILIES, Architecture, Family
 from caramba_plugins_llama.gguf_header import MAGIC, PLAIN, GgufHeader, GgufTensor, read_file
 from caramba_plugins_llama.gguf_metadata import configuration, metadata_key
+from caramba_plugins_llama.head_rows import IN_HEADS, head_order, rows_in_order
 from caramba_plugins_llama.tokenizer import HuggingFaceTokenizer, tokenizer_files
 
 if TYPE_CHECKING:
@@ -46,9 +47,6 @@ _BLOCK: Final = {
     **{f"{key}.weight": f"{name}_proj" for key, name in _PROJECTIONS.items()},
     **{f"{key}.bias": f"{name}_bias" for key, name in _PROJECTIONS.items()},
 }
-_TURNED: Final = ("attention.q_proj", "attention.k_proj", "attention.q_bias", "attention.k_bias")
-"""What has one row a dimension of a rotated head."""
-
 _BIASED: Final = {
     "qkv_bias": ("attn_q", "attn_k", "attn_v"),
     "o_bias": ("attn_output",),
@@ -119,13 +117,14 @@ class GgufFile:
         """Every tensor once, dequantized to float32 (F16 and BF16 stay), in the row order of Hugging Face."""
         import torch
 
-        from caramba_plugins_llama.gguf_values import rows_apart, values_of
+        from caramba_plugins_llama.gguf_values import values_of
 
         wanted = [tensor for tensor in self.header.tensors.values() if _graph_name(tensor.name) is not None]
         for tensor, values in values_of(wanted):
             name = str(_graph_name(tensor.name))
             if self._turns(tensor):
-                values = rows_apart(values, self._heads(name, tensor))
+                self._require_heads(name, tensor)
+                values = rows_in_order(values, self._order or ())
             yield name, values
         for tensor in self._zeros():
             yield str(_graph_name(tensor.name)), torch.zeros(tensor.shape)
@@ -172,14 +171,17 @@ class GgufFile:
 
     def _turns(self, tensor: GgufTensor) -> bool:
         """Whether rows of the file stand in another order than the graph's."""
-        return self.architecture.adjacent_pairs and str(_graph_name(tensor.name)).endswith(_TURNED)
+        return self._order is not None and str(_graph_name(tensor.name)).endswith(IN_HEADS)
 
-    def _heads(self, name: str, tensor: GgufTensor) -> int:
-        key = "num_attention_heads" if ".q_" in name else "num_key_value_heads"
-        heads = int(self.config[key])
+    @cached_property
+    def _order(self) -> tuple[int, ...] | None:
+        width = self.config["head_dim"]
+        return head_order(width, width, adjacent=self.architecture.adjacent_pairs)
+
+    def _require_heads(self, name: str, tensor: GgufTensor) -> None:
+        heads = int(self.config["num_attention_heads" if ".q_" in name else "num_key_value_heads"])
         if tensor.shape[0] % (2 * heads):
             raise InputError(f"{self.path}: {tensor.name} has {tensor.shape[0]} rows, which {heads} heads cannot share")
-        return heads
 
 
 def _graph_name(key: str) -> str | None:

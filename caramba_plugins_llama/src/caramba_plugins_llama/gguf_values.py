@@ -12,7 +12,7 @@ from caramba_core.errors import PluginError
 from caramba_plugins_llama.gguf_header import PLAIN, GgufTensor
 from caramba_plugins_llama.mapped_file import MappedFile
 
-__all__ = ["rows_apart", "values_of"]
+__all__ = ["values_of"]
 
 _CHUNK: Final = 1 << 20
 """Values dequantized at a time: the library makes several float32 copies of them."""
@@ -30,14 +30,6 @@ def values_of(tensors: Iterable[GgufTensor]) -> Iterator[tuple[GgufTensor, Tenso
         else:
             yield tensor, _dequantized(file, tensor)
         file.release(tensor.offset, tensor.bytes)
-
-
-def rows_apart(values: Tensor, heads: int) -> Tensor:
-    """Rows ``(0, 1), (2, 3), ...`` of each head's rotary pairs as Hugging Face has them: half a head apart.
-
-    ``[heads * d]`` or ``[heads * d, D]``.
-    """
-    return values.view(heads, -1, 2, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
 
 
 def _dequantized(file: MappedFile, tensor: GgufTensor) -> Tensor:

@@ -8,12 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from caramba_plugins_standard.loading import FileSpan, Stored
+import attrs
+from caramba_plugins_standard.loading import Stored
 
 from caramba_core.errors import InputError
 from caramba_core.teachers import Tokenizer
-from caramba_plugins_llama.configuration import key_of, model_of
-from caramba_plugins_llama.families import EMBEDDINGS, HEAD, graph_name
+from caramba_plugins_llama.configuration import attention_of, family_of, key_of, model_of
+from caramba_plugins_llama.families import EMBEDDINGS, HEAD, Family, graph_names
+from caramba_plugins_llama.head_rows import IN_HEADS, head_order, rows_in_order
 from caramba_plugins_llama.inside import inside
 from caramba_plugins_llama.json_file import read_object
 from caramba_plugins_llama.known_keys import GENERATION
@@ -37,6 +39,17 @@ _BESIDE_TOKENIZER: Final = ("tokenizer_config.json", "special_tokens_map.json", 
 COMPANIONS: Final = ("config.json", _GENERATION, "tokenizer.json", *_BESIDE_TOKENIZER, "chat_template.jinja")
 """What goes with the weights, and what the hub's source fetches with them, where it exists."""
 _PICKLE_SUFFIXES: Final = (".bin", ".pth", ".pt")
+
+
+@attrs.frozen(kw_only=True)
+class _Part:
+    """What fills one parameter: a tensor, or rows ``first`` to ``last`` of one that fills several."""
+
+    key: str
+    name: str | None
+    first: int = 0
+    last: int = 0
+    rows: bool = False
 
 
 class HuggingFaceFolder:
@@ -111,31 +124,53 @@ class HuggingFaceFolder:
         return key_of(path) if self._described is None else f"caramba.model.{'.'.join(map(str, path))}"
 
     def layout(self) -> tuple[Stored, ...]:
-        """Every tensor, from the headers (a pickle has none: it is opened with torch)."""
+        """Every tensor, from the headers (a pickle has none: it is opened with torch).
+
+        One that fills several parameters counts once for each, with its rows in brackets.
+        """
         if self._pickled:
             for path, tensors in self._pickles():
                 self._compare(path, set(tensors))
             return tuple(
-                self._stored(key, tuple(values.shape), str(values.dtype).removeprefix("torch."))
+                Stored(
+                    key=part.key,
+                    name=part.name,
+                    shape=(part.last - part.first, *values.shape[1:]) if part.rows else tuple(values.shape),
+                    dtype=str(values.dtype).removeprefix("torch."),
+                )
                 for _, tensors in self._pickles()
                 for key, values in tensors.items()
+                for part in self._parts(key, tuple(values.shape))
             )
-        return tuple(self._stored(entry.key, entry.shape, entry.dtype, entry.span) for entry in self._entries)
+        return tuple(
+            Stored(
+                key=part.key,
+                name=part.name,
+                shape=entry.shape,
+                dtype=entry.dtype,
+                span=None if part.name is not None and self._order(part.name) else entry.span,
+            )
+            for part, entry in self._pieces()
+        )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that the graph needs once, in the stored type."""
         if self._pickled:
             for _, tensors in self._pickles():
                 shared: set[int] = set()
-                for key, values in tensors.items():
-                    if (name := self._name(key)) is not None:
+                for key, stored in tensors.items():
+                    for part in self._parts(key, tuple(stored.shape)):
+                        if part.name is None:
+                            continue
+                        values = stored[part.first : part.last] if part.rows else stored
                         storage = values.untyped_storage().data_ptr()
                         if values.is_floating_point() and values.dtype.itemsize == 1:
                             values = values.float()
-                        yield name, values.clone() if storage in shared else values
+                        yield part.name, self._in_order(part.name, values.clone() if storage in shared else values)
                         shared.add(storage)
-        for entry, values in values_of(entry for entry in self._entries if self._name(entry.key) is not None):
-            yield str(self._name(entry.key)), values
+        wanted = [(part.name, entry) for part, entry in self._pieces() if part.name is not None]
+        for (name, _), (_, values) in zip(wanted, values_of(entry for _, entry in wanted), strict=True):
+            yield name, self._in_order(name, values)
 
     def tokenizer(self) -> Tokenizer | None:
         """``tokenizer.json``, where there is one."""
@@ -168,10 +203,72 @@ class HuggingFaceFolder:
     def _name(self, key: str) -> str | None:
         if self._described is not None:
             return self._names.get(key, self._names.get(_numbered(key), key)).replace("{}", _number(key))
-        name = graph_name(key)
+        name = next(iter(graph_names(key, self._family)), None)
         if name == HEAD and self._head != "its own":
             return EMBEDDINGS if self._head == "for both" else None
         return name
+
+    def _parts(self, key: str, shape: tuple[int, ...]) -> list[_Part]:
+        """The parameters that a tensor fills, with the rows of each where there are several."""
+        names = () if self._described is not None else graph_names(key, self._family)
+        if len(names) < 2:
+            return [_Part(key=key, name=self._name(key))]
+        parts, first = [], 0
+        for name in names:
+            last = min(first + self._rows[name.rpartition(".")[2]], shape[0]) if name != names[-1] else shape[0]
+            parts.append(_Part(key=f"{key}[{first}:{last}]", name=name, first=first, last=last, rows=True))
+            first = last
+        return parts
+
+    def _pieces(self) -> Iterator[tuple[_Part, SafetensorsEntry]]:
+        """Every tensor, or its rows: they lie one behind the other."""
+        for entry in self._entries:
+            for part in self._parts(entry.key, entry.shape):
+                if part.rows:
+                    row = (entry.last - entry.first) // (entry.shape[0] or 1)
+                    yield (
+                        part,
+                        attrs.evolve(
+                            entry,
+                            key=part.key,
+                            shape=(part.last - part.first, *entry.shape[1:]),
+                            first=entry.first + part.first * row,
+                            last=entry.first + part.last * row,
+                        ),
+                    )
+                else:
+                    yield part, entry
+
+    def _order(self, name: str) -> tuple[int, ...] | None:
+        """Where the file has each row of a head of this parameter, if its rows stand in another order."""
+        return self._head_order if name.endswith(IN_HEADS) and self._described is None else None
+
+    def _in_order(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        order = self._order(name)
+        return values if order is None else rows_in_order(values, order)
+
+    @cached_property
+    def _family(self) -> Family:
+        return family_of(self.config, str(self.folder / "config.json"))
+
+    @cached_property
+    def _attention(self) -> Mapping[str, Any]:
+        """The first attention of the model inside."""
+        return attention_of(self.model())
+
+    @cached_property
+    def _rows(self) -> Mapping[str, int]:
+        """How many rows projections have that may be stored with others."""
+        sizes = self._attention
+        queries, keys = (sizes[heads] * sizes["head_dim"] for heads in ("n_heads", "n_kv_heads"))
+        hidden = self.config.get("intermediate_size", 0)
+        return {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": hidden, "up_proj": hidden}
+
+    @cached_property
+    def _head_order(self) -> tuple[int, ...] | None:
+        width = self._attention["head_dim"]
+        rotated = self._attention.get("rope", {}).get("rotated", width)
+        return head_order(width, rotated, adjacent=self._family.adjacent_pairs)
 
     @cached_property
     def _head(self) -> str:
@@ -184,9 +281,9 @@ class HuggingFaceFolder:
         if self._pickled:
             stored: dict[str, Any] = {}
             for _, tensors in self._pickles():
-                stored |= {str(graph_name(key)): values for key, values in tensors.items()}
+                stored |= {"".join(graph_names(key, self._family)): values for key, values in tensors.items()}
         else:
-            stored = {str(graph_name(entry.key)): entry for entry in self._entries}
+            stored = {"".join(graph_names(entry.key, self._family)): entry for entry in self._entries}
         head, embeddings = stored.get(HEAD), stored.get(EMBEDDINGS)
         if head is None or embeddings is None:
             return "not needed" if head is None else "for both"
@@ -202,9 +299,6 @@ class HuggingFaceFolder:
         if not isinstance(keys, Mapping) or not all(isinstance(key, str) for key in keys.values()):
             raise InputError(f"{self.folder / 'config.json'}: caramba.keys is no mapping of names to keys")
         return {key: name for name, key in keys.items()}
-
-    def _stored(self, key: str, shape: tuple[int, ...], dtype: str, span: FileSpan | None = None) -> Stored:
-        return Stored(key=key, name=self._name(key), shape=shape, dtype=dtype, span=span)
 
     def _pickles(self) -> Iterator[tuple[Path, Mapping[str, torch.Tensor]]]:
         from caramba_plugins_llama.torch_file import load_pickled

@@ -96,14 +96,15 @@ CONFIG: Final = KnownKeys(
         *GENERATION.ignored,
         *_words(
             """_name_or_path _commit_hash _from_model_config _attn_implementation _attn_implementation_autoset
-            _experts_implementation _flash_attn_2_enabled architectures auto_map transformers_version name_or_path
-            dtype torch_dtype torchscript initializer_range attn_implementation experts_implementation use_flash_attn
-            use_return_dict return_dict gradient_checkpointing pretraining_tp max_sequence_length model_max_length
-            tie_last_hidden_states chunk_size_feed_forward attention_dropout hidden_dropout resid_pdrop embd_pdrop
-            dropout classifier_dropout neftune_noise_alpha is_decoder id2label label2id num_labels problem_type
-            finetuning_task task_specific_params tokenizer_class prefix sep_token_id tokenizer_model_max_length
-            tokenizer_padding_side use_sliding_window max_window_layers is_llama_config transformers.js_config
-            unsloth_* keys_to_ignore_at_inference"""
+            _experts_implementation _flash_attn_2_enabled _sliding_window_pattern architectures auto_map
+            transformers_version name_or_path dtype torch_dtype torchscript initializer_range attn_implementation
+            experts_implementation use_flash_attn use_return_dict return_dict gradient_checkpointing pretraining_tp
+            max_sequence_length model_max_length tie_last_hidden_states chunk_size_feed_forward attention_dropout
+            hidden_dropout resid_pdrop embd_pdrop dropout residual_dropout classifier_dropout neftune_noise_alpha
+            is_decoder id2label label2id num_labels problem_type finetuning_task task_specific_params
+            tokenizer_class prefix sep_token_id tokenizer_model_max_length tokenizer_padding_side use_sliding_window
+            max_window_layers is_llama_config transformers.js_config unsloth_* ignore_keys_at_rope_validation
+            keys_to_ignore_at_inference"""
         ),
     ),
     fixed={
