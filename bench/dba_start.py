@@ -40,7 +40,7 @@ CONTEXT, BATCH = 1024, 4
 Sizes = tuple[int, int, int]
 """Cached values: semantic, rotary, values."""
 
-X2, X4, X1_14 = (36, 72, 84), (20, 36, 40), (48, 96, 192)
+X2, X4, X1_14, EQUAL = (36, 72, 84), (20, 36, 40), (48, 96, 192), (24, 72, 96)
 
 
 @attrs.frozen(kw_only=True)
@@ -109,6 +109,17 @@ def variants() -> dict[str, Variant]:
         made[f"{sum(sizes)} shares={sizes}"] = FULL.but(sizes=sizes)
     for tokens in (8192, 16384, 32768, 131072, 262144):
         made[f"tokens={tokens}"] = FULL.but(tokens=tokens)
+    shared = {"geo_layout": "shared"}
+    servable = {**shared, "layout": "servable"}
+    for name, sizes, options in (
+        ("free", EQUAL, {}),
+        ("a key for all heads", EQUAL, shared),
+        ("one list of frequencies", EQUAL, servable),
+        ("three groups", EQUAL, {**servable, "groups": 3}),
+        *((f"shares={sizes}", sizes, servable) for sizes in ((12, 84, 96), (32, 64, 96), (40, 56, 96), (48, 48, 96))),
+        *((f"x4 shares={sizes}", sizes, servable) for sizes in ((8, 40, 48), (12, 36, 48), (16, 32, 48), (24, 24, 48))),
+    ):
+        made[f"servable {name}"] = FULL.but(sizes=sizes, options=options)
     made["full, split"] = plain.but(sizes=(90, 102, 192), options={"k_layout": "per_head", "v_layout": "per_head"})
     return made
 

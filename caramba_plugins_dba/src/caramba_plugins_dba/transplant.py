@@ -17,8 +17,9 @@ from caramba_plugins_upcycle.moments import (
 )
 from caramba_plugins_upcycle.transplant import Example, Moment, SizeCurve, Started, Transplant
 
-from caramba_core.components import Attention, component, option
+from caramba_core.components import Attention, component, evolve, option
 from caramba_core.errors import InvalidValue
+from caramba_core.sites import Site
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class GQAToDBA(Transplant):
         default="none",
         help="what stands in for the rotation of a moved pair: nothing, its mean, or the mean's direction",
     )
+    pairs: tuple[int, ...] | None = option(
+        default=None,
+        help="rotary pairs that shared keys turn with in every layer and group, ascending; if not given, each key has "
+        "its own, and those of servable attentions the ones that cost least over all layers",
+    )
     weighting: Literal["calibration", "none"] = option(
         default="calibration",
         help="what errors are weighed by: calibration moments, or nothing (control: plain truncated decompositions)",
@@ -66,6 +72,35 @@ class GQAToDBA(Transplant):
     def __attrs_post_init__(self) -> None:
         if set(self.refits) - set("qkv"):
             raise InvalidValue("refits", f"{self.refits!r} has other letters than q, k and v")
+
+    def survey(self, sites: Sequence[Site]) -> Mapping[str, Moment]:
+        """Servable attentions have one size in all layers, and one list of pairs, which all layers' moments choose."""
+        targets = [config for site in sites if (config := _servable(site)) is not None]
+        for target in targets:
+            for field in ("geo_dim", "sem_dim", "groups"):
+                ours, first = getattr(target, field), getattr(targets[0], field)
+                if ours != first:
+                    raise InvalidValue(
+                        field,
+                        f"{ours} in one layer and {first} in another: an ordinary attention has one size in all layers",
+                        expected="equal sizes where layout is servable",
+                        hint="sizes by layer need layout: free, and an export that brings its own code",
+                    )
+        if self.pairs is not None or not any(target.pairs for target in targets):
+            return {}
+        return {"query": QueryMoments(), "key": KeyMoments(), "distance": DistanceMoments()}
+
+    def surveyed(self, sites: Sequence[Site], moments: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> Transplant:
+        """With the pairs that cost least, added up over the layers and groups of servable attentions."""
+        from caramba_plugins_dba.start import common_pairs
+
+        layers = []
+        for site, gathered in zip(sites, moments, strict=True):
+            target = _servable(site)
+            if target is not None:
+                assert isinstance(site.teacher.config, Attention)
+                layers.append((site.teacher.config, target, gathered))
+        return evolve(self, pairs=common_pairs(layers))
 
     def check(self, source: Attention, target: Attention, width: int) -> None:
         """Sizes that the source can fill, its rotation and its window."""
@@ -86,7 +121,8 @@ class GQAToDBA(Transplant):
         for field, reason in _NO_START.items():
             if getattr(target, field):
                 raise InvalidValue(field, f"there is no start: {reason}", expected="false, or training from scratch")
-        room = target.n_kv_heads * (target.head_dim - 2 * target.pairs)
+        self._check_shared_key(target)
+        room = target.n_kv_heads * target.head_dim - target.geo_dim
         if target.sem_dim > room:
             raise InvalidValue(
                 "sem_dim",
@@ -100,6 +136,33 @@ class GQAToDBA(Transplant):
                 expected=f"at most {target.n_kv_heads * target.head_dim}",
             )
         self._check_biases(source, target, width)
+
+    def _check_shared_key(self, target: DecoupledBottleneckAttention) -> None:
+        """What chooses pairs of single heads does not choose components of several, which have their own pairs."""
+        shared = target.geo_layout == "shared"
+        if shared and (self.selection, self.fold, self.weighting) != ("rotation", "none", "calibration"):
+            raise InvalidValue(
+                "geo_layout", "selection, fold and weighting are of pairs of single heads", expected="per_head"
+            )
+        if shared and target.k_layout != "shared":
+            raise InvalidValue("k_layout", "a shared rotary key leaves no keys of single heads", expected="shared")
+        if self.pairs is None:
+            return
+        most = target.n_kv_heads // target.groups
+        if not shared:
+            raise InvalidValue(
+                None, "pairs: these are of shared rotary keys, and each head has its own", expected="none"
+            )
+        if (
+            len(self.pairs) != target.pairs
+            or list(self.pairs) != sorted(self.pairs)
+            or any(not 0 <= pair < target.head_dim // 2 or self.pairs.count(pair) > most for pair in self.pairs)
+        ):
+            raise InvalidValue(
+                None,
+                f"pairs: {list(self.pairs)} are not those of a rotary key of {target.geo_dim // target.groups} values",
+                expected=f"{target.pairs} ascending numbers below {target.head_dim // 2}, each at most {most} times",
+            )
 
     def _check_biases(self, source: Attention, target: DecoupledBottleneckAttention, width: int) -> None:
         """Every bias of the source has a place, but one on keys without position, which changes no softmax.
@@ -142,7 +205,9 @@ class GQAToDBA(Transplant):
             from caramba_plugins_dba.start.white import white_moments
 
             moments = white_moments(target, weights, moments)
-        return start(source, weights, target, width, moments, selection=self.selection, fold=self.fold)
+        return start(
+            source, weights, target, width, moments, selection=self.selection, fold=self.fold, pairs=self.pairs
+        )
 
     def size_curves(
         self,
@@ -155,7 +220,8 @@ class GQAToDBA(Transplant):
         from caramba_plugins_dba.start import size_curves
 
         assert isinstance(target, DecoupledBottleneckAttention)
-        if (target.k_layout, target.v_layout) != ("shared", "latent") or not (target.sem_dim and target.pairs):
+        layouts = target.geo_layout, target.k_layout, target.v_layout
+        if layouts != ("per_head", "shared", "latent") or not (target.sem_dim and target.pairs):
             return ()
         return size_curves(source, weights, target, moments, selection=self.selection, fold=self.fold)
 
@@ -183,6 +249,12 @@ class GQAToDBA(Transplant):
             value_rounds=self.value_rounds,
             iterations=self.iterations,
         )
+
+
+def _servable(site: Site) -> DecoupledBottleneckAttention | None:
+    """The attention of a site, if it is to be servable."""
+    config = site.student.config
+    return config if isinstance(config, DecoupledBottleneckAttention) and config.layout == "servable" else None
 
 
 def _shown(window: int | None) -> str:

@@ -52,23 +52,31 @@ def ridge_solution(
     *,
     ridge: float,
     iterations: int,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Solve ``apply(x) + s x = wanted + s start``, ``s`` being ``ridge`` times the mean eigenvalue of ``apply``.
 
     ``apply`` is about the Kronecker product of ``rows`` ``[..., r, r]`` and ``columns`` ``[n, n]``, by which the
-    iterations are preconditioned.
+    iterations are preconditioned.  Entries where ``mask`` is zero stay zero, as they are in ``start``.
     """
     row_values, row_vectors = _eigen(rows)
     column_values, column_vectors = _eigen(columns)
     scale = row_values[..., :, None] * column_values
     strength = ridge * scale.mean(dim=(-2, -1), keepdim=True)
 
+    def within(x: Tensor) -> Tensor:
+        return x if mask is None else x * mask
+
     def precondition(residual: Tensor) -> Tensor:
         inner = row_vectors.transpose(-1, -2) @ residual @ column_vectors / (scale + strength)
-        return row_vectors @ inner @ column_vectors.T
+        return within(row_vectors @ inner @ column_vectors.T)
 
     return conjugate_gradient(
-        lambda x: apply(x) + strength * x, wanted + strength * start, start, precondition, iterations=iterations
+        lambda x: within(apply(x)) + strength * x,
+        within(wanted) + strength * start,
+        start,
+        precondition,
+        iterations=iterations,
     )
 
 

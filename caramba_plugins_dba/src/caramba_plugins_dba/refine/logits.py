@@ -6,8 +6,8 @@ in each head's query projection, with queries fixed one in the key projections. 
 gradients, with a ridge towards where they start.  The student's logits are those of its own inputs, so that it also
 makes up for what went wrong in the layers before.
 
-Axes: G key/value heads, m query heads each, w = 2n + c width of queries and keys (rotary, semantic), N sampled queries
-and T tokens of a calibration window, D width of the residual stream.
+Axes: G rotary keys (of key/value heads, or of groups), m query heads each, w = 2n + c width of queries and keys
+(rotary, semantic), N sampled queries and T tokens of a calibration window, D width of the residual stream.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ class LogitFit:
     ) -> None:
         self.module = module
         config = module.config
-        self.groups, self.rotary, self.sem = config.n_kv_heads, 2 * config.pairs, config.sem_width
-        self.shared = config.k_layout == "shared"
+        whole = config.geo_layout == "shared"  # then keys of a group are one in all their parts
+        self.groups, self.rotary, self.sem = config.geo_parts, 2 * config.pairs, config.sem_width
+        self.shared = config.k_layout == "shared" and not whole
         generator = torch.Generator().manual_seed(seed)
         self.windows: list[_Window] = []
         for example in examples:

@@ -3,7 +3,8 @@
 The closed form of the start weighs each head by itself and reads the latent through the teacher's output projection.
 Here the output is ``sum_h O_h U_g(h) N ybar_h``: ``ybar_h`` is what the student's attention makes of all heads' values,
 ``N`` ``[r, V]`` makes the latent of them, ``U_g`` ``[d, r]`` expands it for a key/value head, ``O_h`` ``[D, d]`` is the
-output projection.  With two of the three fixed the third is a linear regression; they are solved in turn, with a ridge
+output projection.  Latents of several groups stand side by side in ``N``, and ``U_g`` is zero in the columns of the
+others.  With two of the three fixed the third is a linear regression; they are solved in turn, with a ridge
 towards where they start.  Heads that repeat or cancel each other are seen through their joint second moment.
 
 Axes: B batch, T tokens, N sampled queries, H query heads, G key/value heads, m = H/G, d head width, r width of the
@@ -78,7 +79,10 @@ class ValueFit:
         module = self.module
         teacher = self.weights["v_proj"].to(self.device, torch.float64)
         down = torch.linalg.lstsq(teacher.T, module.v_proj.to(self.device, torch.float64).T).solution.T
-        up = module.v_up_proj.to(self.device, torch.float64).view(self.groups, -1, len(down))
+        parts, rank = module.config.groups, module.config.v_dim // module.config.groups
+        own = torch.block_diag(*torch.ones(parts, self.groups // parts, rank, device=self.device))
+        self.own = own.double()[:, None]  # [G, 1, r]: the columns of a key/value head's latent
+        up = module.v_up_proj.to(self.device, torch.float64).view(self.groups, -1, rank).repeat(1, 1, parts) * self.own
         out = module.o_proj.to(self.device, torch.float64).view(module.width, self.heads, -1).transpose(0, 1)
         before = self._missed(out, up, down)
         for _ in range(rounds):
@@ -165,6 +169,7 @@ class ValueFit:
             down @ self._own() @ down.T,
             ridge=ridge,
             iterations=iterations,
+            mask=None if self.module.config.groups == 1 else self.own.expand_as(up).flatten(0, 1),
         )
         return joined.view_as(up)
 
@@ -176,7 +181,7 @@ class ValueFit:
         """Weights, and the bias that puts the output's mean right."""
         module, config = self.module, self.module.config
         module.v_proj.copy_(down @ self.weights["v_proj"].to(down))
-        module.v_up_proj.copy_(up.flatten(0, 1))
+        module.v_up_proj.copy_((up * self.own).unflatten(-1, (config.groups, -1)).sum(-2).flatten(0, 1))
         module.o_proj.copy_(out.transpose(0, 1).flatten(1))
         whole = self._whole(out, up, down)
         offset = self.output_mean - whole @ self.mixed_mean

@@ -37,7 +37,7 @@ def refine(
     report: dict[str, Any] = {}
     windows = sum(example.x.shape[0] for example in examples)
     queries = -(-rows // windows)
-    lossy_keys = 2 * config.pairs < config.head_dim
+    lossy_keys = config.geo_dim < config.n_kv_heads * config.head_dim
     lossy_values = config.v_dim < config.n_kv_heads * config.head_dim
     logits = [step for step in refits if step in "qk"]
     if lossy_keys and logits:

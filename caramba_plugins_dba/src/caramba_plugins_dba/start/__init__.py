@@ -1,6 +1,6 @@
 """The start of DBA from a teacher's attention: selection of pairs, semantic keys, values."""
 
-from caramba_plugins_dba.start.assemble import start
+from caramba_plugins_dba.start.assemble import common_pairs, start
 from caramba_plugins_dba.start.curves import size_curves
 
-__all__ = ["size_curves", "start"]
+__all__ = ["common_pairs", "size_curves", "start"]

@@ -1,15 +1,17 @@
 """All weights of a DBA from a teacher's weights and moments.
 
 Axes: D width of the residual stream, H query heads, G key/value heads, d head width, P = d/2 pairs, n kept pairs,
-k = 2 (P - n) moved dimensions of one key/value head, K = G k of all.
+k = 2 (P - n) moved dimensions of one key/value head, K = G k of all.  A part of the keys or values belongs to F
+consecutive key/value heads: one of them, those of a group, or all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from caramba_plugins_upcycle.shared_rotary import Shared, choose, dearness
 from caramba_plugins_upcycle.transplant import Started
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from caramba_plugins_dba.start.linear_algebra import basis, block_diagonal
 from caramba_plugins_dba.start.rotation import Rotation
 from caramba_plugins_dba.start.selection import select
 
-__all__ = ["geometric", "start"]
+__all__ = ["common_pairs", "geometric", "start"]
 
 Moments = Mapping[str, Mapping[str, Tensor]]
 
@@ -33,15 +35,23 @@ def start(
     *,
     selection: str = "rotation",
     fold: str = "none",
+    pairs: Sequence[int] | None = None,
 ) -> Started:
-    """The weights that ``target`` declares, in float64, and what each step left out."""
+    """The weights that ``target`` declares, in float64, and what each step left out; ``pairs`` are of shared keys."""
     teacher = {name: tensor.detach().cpu().double() for name, tensor in weights.items()}
     report: dict[str, Any] = {}
     rotation = Rotation.of(source, moments, fold)
-    pairs = _choose_pairs(target, moments, rotation, selection, report)
+    if target.geo_layout == "shared" and target.pairs:
+        keys = _shared_keys(target, moments, rotation, pairs, report)
+        rotary = _of_shared_keys(target, teacher, keys)
+        moved = [_rest(key) for key in keys]
+    else:
+        chosen = _choose_pairs(target, moments, rotation, selection, report)
+        rotary = geometric(target, teacher, chosen)
+        moved = _others(target, chosen)
     made = {
-        **geometric(target, teacher, pairs),
-        **_semantic(target, teacher, moments, pairs, rotation, report),
+        **rotary,
+        **_semantic(target, teacher, moments, moved, rotation, report),
         **_values(target, teacher, moments, report),
         **_neutral(target, width),
     }
@@ -100,64 +110,138 @@ def geometric(target: DecoupledBottleneckAttention, teacher: Mapping[str, Tensor
     return made
 
 
+def _of_group(
+    target: DecoupledBottleneckAttention, moments: Moments, rotation: Rotation, group: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The moments that a shared key is chosen by, of the heads that read it."""
+    heads = target.n_heads // target.groups
+    width = target.n_kv_heads // target.groups * target.head_dim
+    own, rows = slice(group * heads, (group + 1) * heads), slice(group * width, (group + 1) * width)
+    return moments["query"]["second"][own], moments["key"]["second"][rows, rows], rotation.rho[own]
+
+
+def common_pairs(
+    layers: Sequence[tuple[Attention, DecoupledBottleneckAttention, Moments]],
+) -> tuple[int, ...]:
+    """The pairs that lose least where the shared keys of all layers and groups turn with one list: ascending, ``[n]``.
+
+    What components cost is added up over layers and groups, the dearest of each frequency with the dearest.
+    """
+    total = sum(
+        dearness(*_of_group(target, moments, Rotation.of(source, moments, "none"), group))
+        for source, target, moments in layers
+        for group in range(target.groups)
+    )
+    assert isinstance(total, Tensor)
+    count = layers[0][1].pairs
+    places = total.flatten().argsort(descending=True, stable=True)[:count] // total.shape[1]
+    return tuple(places.sort().values.tolist())
+
+
+def _shared_keys(
+    target: DecoupledBottleneckAttention,
+    moments: Moments,
+    rotation: Rotation,
+    pairs: Sequence[int] | None,
+    report: dict[str, Any],
+) -> list[Shared]:
+    """One for each group."""
+    keys = [
+        choose(*_of_group(target, moments, rotation, group), target.pairs, pairs=pairs)
+        for group in range(target.groups)
+    ]
+    report["pairs"] = [key.pairs.tolist() for key in keys]
+    report["rotation_lost"] = 1.0 - sum(key.kept for key in keys) / len(keys)
+    return keys
+
+
+def _of_shared_keys(
+    target: DecoupledBottleneckAttention, teacher: Mapping[str, Tensor], keys: Sequence[Shared]
+) -> dict[str, Tensor]:
+    """What each query head reads of its group's rotary key, and what makes the key of all heads' keys."""
+    read = torch.cat([key.query for key in keys])  # [H, 2n, d]
+    into = block_diagonal([key.read for key in keys])
+    queries = teacher["q_proj"].unflatten(0, (target.n_heads, -1))
+    made = {
+        "pairs": torch.stack([key.pairs for key in keys]),
+        "q_geo_proj": (read @ queries).flatten(0, 1),
+        "k_geo_proj": into @ teacher["k_proj"],
+    }
+    if target.q_bias:
+        bias = _bias(teacher, "q_bias", len(teacher["q_proj"])).view(target.n_heads, -1, 1)
+        made["q_geo_bias"] = (read @ bias).flatten()
+    if target.k_bias:
+        made["k_geo_bias"] = into @ _bias(teacher, "k_bias", len(teacher["k_proj"]))
+    return made
+
+
+Moved = tuple[Tensor, Tensor]
+"""``into`` ``[k, F d]`` makes what a part's keys do not keep rotary of its heads' keys; ``out`` ``[F d, k]`` takes it
+back to where it stood."""
+
+
+def _rest(key: Shared) -> Moved:
+    """What a shared key leaves of its heads' keys, which has no dimensions of its own: orthonormal ones."""
+    size = len(key.rest) - len(key.read)
+    out = torch.linalg.svd(key.rest)[0][:, :size]
+    return out.T @ key.rest, out
+
+
+def _others(target: DecoupledBottleneckAttention, pairs: Tensor) -> list[Moved]:
+    """The dimensions of the pairs that are not among ``pairs`` ``[G, n]``."""
+    eye = torch.eye(target.head_dim, dtype=torch.float64)
+    each = [eye[dims] for dims in moved_dims(pairs, target.head_dim)]
+    share = target.n_kv_heads // target.sem_parts
+    parts = [block_diagonal(each[first : first + share]) for first in range(0, len(each), share)]
+    return [(into, into.T) for into in parts]
+
+
 def _semantic(
     target: DecoupledBottleneckAttention,
     teacher: Mapping[str, Tensor],
     moments: Moments,
-    pairs: Tensor,
+    moved: Sequence[Moved],
     rotation: Rotation,
     report: dict[str, Any],
 ) -> dict[str, Tensor]:
-    """Semantic keys that lose least of the moved pairs' logits.
+    """Semantic keys that lose least of the logits of what moves, a part at a time.
 
     The error of a logit is ``q . (k - k')``: the queries' second moment weighs the keys' error.  A constant key changes
     no softmax, so keys count by their covariance: half over all tokens, half under attention.
     """
     if not target.sem_dim:
         return {}
-    groups, per_group, head_dim = target.n_kv_heads, target.n_heads // target.n_kv_heads, target.head_dim
     teacher, moments = rotation.weights(teacher), rotation.moments(moments)
-    dims = moved_dims(pairs, head_dim)  # [G, k]
-    moved = dims.shape[1]
-    query_rows = _rows(dims, head_dim, per_group)  # [H, k]
-    key_rows = _rows(dims, head_dim, 1).flatten()  # [K]
-    gamma, spread = key_signal(target, moments, dims)
-
-    if target.k_layout == "shared":
-        down, up, lost = basis(block_diagonal(gamma.unbind()), spread, target.sem_dim)
-        ups = up.view(groups, moved, -1)  # what each key/value head reads of the latent
-    else:
-        parts = []
-        for g in range(groups):
-            own = slice(g * moved, (g + 1) * moved)
-            parts.append(basis(gamma[g], spread[own, own], target.sem_width))
-        down = block_diagonal([part[0] for part in parts])
-        ups = torch.stack([part[1] for part in parts])
-        lost = sum(part[2] for part in parts) / groups
-    report["semantic_lost"] = lost
-    reads = ups.transpose(1, 2).repeat_interleave(per_group, dim=0) * rotation.scaling  # [H, c, k]
+    gamma, spread = key_signal(target, moments)
+    share = target.n_kv_heads // target.sem_parts
+    downs, reads, lost = [], [], []
+    for part, (into, out) in enumerate(moved):
+        own = slice(part * share * target.head_dim, (part + 1) * share * target.head_dim)
+        weighting = block_diagonal(gamma[part * share : (part + 1) * share].unbind())
+        down, up, left = basis(out.T @ weighting @ out, into @ spread[own, own] @ into.T, target.sem_width)
+        downs.append(down @ into)
+        reads.append((out @ up).unflatten(0, (share, target.head_dim)))  # [F, d, c]
+        lost.append(left)
+    report["semantic_lost"] = sum(lost) / len(lost)
+    per_group = target.n_heads // target.n_kv_heads
+    read = torch.cat(reads).transpose(1, 2).repeat_interleave(per_group, dim=0) * rotation.scaling  # [H, c, d]
     made = {
-        "q_sem_proj": (reads @ teacher["q_proj"][query_rows]).flatten(0, 1),
-        "k_sem_proj": down @ teacher["k_proj"][key_rows],
+        "q_sem_proj": (read @ teacher["q_proj"].unflatten(0, (target.n_heads, -1))).flatten(0, 1),
+        "k_sem_proj": block_diagonal(downs) @ teacher["k_proj"],
     }
     if target.q_bias:
-        bias = _bias(teacher, "q_bias", teacher["q_proj"].shape[0])[query_rows]
-        made["q_sem_bias"] = (reads @ bias[..., None]).flatten()
+        bias = _bias(teacher, "q_bias", teacher["q_proj"].shape[0]).view(target.n_heads, -1, 1)
+        made["q_sem_bias"] = (read @ bias).flatten()
     return made
 
 
-def key_signal(target: DecoupledBottleneckAttention, moments: Moments, dims: Tensor) -> tuple[Tensor, Tensor]:
-    """What weighs an error of the moved keys ``[G, k, k]``, and their spread ``[K, K]``; ``dims`` ``[G, k]``."""
-    groups, per_group = target.n_kv_heads, target.n_heads // target.n_kv_heads
-    key_rows = _rows(dims, target.head_dim, 1).flatten()  # [K]
+def key_signal(target: DecoupledBottleneckAttention, moments: Moments) -> tuple[Tensor, Tensor]:
+    """What weighs an error of each head's keys ``[G, d, d]``, and the spread of all of them ``[G d, G d]``."""
     second = moments["query"]["second"]
-    local = dims.repeat_interleave(per_group, dim=0)
-    gamma = torch.stack([second[h][local[h]][:, local[h]] for h in range(target.n_heads)])
-    gamma = gamma.view(groups, per_group, *gamma.shape[1:]).sum(1)  # [G, k, k]
+    gamma = second.unflatten(0, (target.n_kv_heads, -1)).sum(1)
     mean = moments["key"]["mean"]
     spread = moments["key"]["second"] - torch.outer(mean, mean)
-    spread = (spread + moments["attended_key"]["covariance"]) / 2
-    return gamma, spread[key_rows][:, key_rows]
+    return gamma, (spread + moments["attended_key"]["covariance"]) / 2
 
 
 def value_weighting(target: DecoupledBottleneckAttention, o_proj: Tensor) -> Tensor:
@@ -185,20 +269,24 @@ def _values(
         mean = torch.zeros_like(mean)
     bias = _bias(teacher, "v_bias", mean.shape[0])
 
+    parts = target.v_parts
+    share, rank = groups // parts, target.v_dim // parts
+    found = []
+    for part in range(parts):
+        own = slice(part * share * head_dim, (part + 1) * share * head_dim)
+        weighting = block_diagonal(omega[part * share : (part + 1) * share].unbind())
+        found.append(basis(weighting, spread[own, own], rank))
+    downs, ups, lost = zip(*found, strict=True)
+    report["values_lost"] = sum(lost) / parts
+    down, up = block_diagonal(downs), block_diagonal(ups)
+    offset = mean - up @ (down @ (mean - bias))
+    made = {"v_proj": down @ teacher["v_proj"]}
     if target.v_layout == "latent":
-        down, up, report["values_lost"] = basis(block_diagonal(omega.unbind()), spread, target.v_dim)
-        offset = mean - up @ (down @ (mean - bias))
-        made = {"v_proj": down @ teacher["v_proj"], "v_up_proj": up, "o_proj": teacher["o_proj"]}
+        made |= {"v_up_proj": torch.cat(ups), "o_proj": teacher["o_proj"]}
         if target.v_bias:
             made["v_bias"], offset = offset, torch.zeros_like(offset)
     else:
-        own = [slice(g * head_dim, (g + 1) * head_dim) for g in range(groups)]
-        downs, ups, lost = zip(*(basis(omega[g], spread[i, i], target.v_width) for g, i in enumerate(own)), strict=True)
-        report["values_lost"] = sum(lost) / groups
-        down, up = block_diagonal(downs), block_diagonal(ups)
-        made = {"v_proj": down @ teacher["v_proj"]}
         made["o_proj"] = (by_head @ torch.stack(ups).repeat_interleave(per_group, dim=0)).transpose(0, 1).flatten(1)
-        offset = mean - up @ (down @ (mean - bias))
         if target.v_bias:
             made["v_bias"] = down @ bias
             offset = mean - up @ (down @ mean)

@@ -48,10 +48,11 @@ def size_curves(
         alone=evolve(target, sem_dim=room, v_dim=full_values),
     )
     dims = moved_dims(select(cost, target.pairs), target.head_dim)
-    gamma, spread = key_signal(target, rotation.moments(moments), dims)
+    gamma, spread = key_signal(target, rotation.moments(moments))
+    moving = block_diagonal(list(torch.eye(target.head_dim, dtype=torch.float64)[dims]))
     semantic = _ranks(
         "sem_dim",
-        spectrum(block_diagonal(gamma.unbind()), spread),
+        spectrum(moving @ block_diagonal(gamma.unbind()) @ moving.T, moving @ spread @ moving.T),
         target.sem_dim,
         evolve(target, v_dim=full_values),
         after="geo_dim",

@@ -8,6 +8,8 @@ The student's hidden states in front of a layer differ from the teacher's by the
 those states, part of their error can be made good in the same place: with ``x`` and ``x'`` the states of teacher and
 student and ``f(x)`` the teacher's output, the projection is refitted to ``f(x) + share (x - x')``.  The whole of it is
 too much: what one layer's inputs cannot explain it would fit to noise.
+
+A transplant that has to know all of its sites before it starts the first one surveys the teacher in a pass of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +32,14 @@ from caramba_core.sites import Site
 from caramba_plugins_upcycle.modes import Start
 from caramba_plugins_upcycle.refit import output_weights, refit_output
 from caramba_plugins_upcycle.stages import Stage, adds_to_stream, input_of, stages
-from caramba_plugins_upcycle.transplant import Collector, Example, Transplant, find_transplant, require_refittable
+from caramba_plugins_upcycle.transplant import (
+    Collector,
+    Example,
+    Moment,
+    Transplant,
+    find_transplants,
+    require_refittable,
+)
 
 __all__ = ["Calibration", "collectors_of", "fill"]
 
@@ -66,15 +75,24 @@ class Calibration:
         self.sites = sites
         self.settings = settings
         self.progress = progress
-        self.transplants = {site.name: find_transplant(site, settings.transplant) for site in sites}
+        self.found = find_transplants(sites, settings.transplant)
         if settings.refit:
             for site in sites:
                 module = student.get_submodule(local_name(site.name))
                 require_refittable(site, [] if hasattr(module, "mix") else ["mix()"])
 
+    @property
+    def passes(self) -> int:
+        """How often :meth:`run` takes the windows through each stage."""
+        return 1 + sum(1 for transplant, sites in self.found if transplant.survey(sites))
+
     @torch.no_grad()
     def run(self, batches: list[Tensor]) -> dict[str, Any]:
         """Convert every site, given calibration windows int64 ``[B, T]`` each."""
+        self.transplants: dict[str, Transplant] = {}
+        for transplant, sites in self.found:
+            ready = self._surveyed(transplant, sites, batches)
+            self.transplants.update((site.name, ready) for site in sites)
         states = []
         for tokens in batches:
             x = self.teacher.embedder(tokens)
@@ -92,6 +110,29 @@ class Calibration:
                 states[index] = _Batch(batch.frame, y, z)
                 self.progress(batch.frame.positions.numel() * y.shape[0])
         return report
+
+    def _surveyed(self, transplant: Transplant, sites: list[Site], batches: list[Tensor]) -> Transplant:
+        """The transplant with what its sites have in common, from the moments that it asks for of each."""
+        wanted = transplant.survey(sites)
+        if not wanted:
+            return transplant
+        states = [(Frame.of(tokens), self.teacher.embedder(tokens)) for tokens in batches]
+        moments: dict[str, Mapping[str, Mapping[str, Tensor]]] = {}
+        for stage in stages(self.teacher):
+            for site in sites:
+                if not stage.holds(site.name):
+                    continue
+                module: Any = self.teacher.get_submodule(site.name.removeprefix(f"{ROOT}."))
+                assert isinstance(site.teacher.config, Attention)
+                collectors = collected(wanted, site.teacher.config, site.student.width_in)
+                for frame, x in states:
+                    probe = module.probe(input_of(module, stage, x, frame), frame)
+                    for collector in collectors.values():
+                        collector.update(probe)
+                moments[site.name] = {name: collector.result() for name, collector in collectors.items()}
+            states = [(frame, stage.run(x, frame)) for frame, x in states]
+            self.progress(sum(tokens.numel() for tokens in batches))
+        return transplant.surveyed(sites, [moments[site.name] for site in sites])
 
     def _convert(self, site: Site, old: Stage, new: Stage, states: list[_Batch]) -> dict[str, Any]:
         """Start and refit one attention; the hidden states stay those in front of the stage."""
@@ -164,8 +205,12 @@ class Calibration:
 
 def collectors_of(transplant: Transplant, source: Attention, target: Attention, width: int) -> dict[str, Collector]:
     """A collector for each of the moments that a transplant asks for."""
-    moments = transplant.moments(source, target).items()
-    return {name: load_object(moment.builds)(moment, source, width) for name, moment in moments}
+    return collected(transplant.moments(source, target), source, width)
+
+
+def collected(moments: Mapping[str, Moment], source: Attention, width: int) -> dict[str, Collector]:
+    """A collector for each of the moments."""
+    return {name: load_object(moment.builds)(moment, source, width) for name, moment in moments.items()}
 
 
 def fill(name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -35,14 +35,12 @@ class ConvertRunner:
             f"{len(context.sites)} attentions start from the teacher on {tokens:,} calibration tokens; nothing trains",
         )
         began = time.perf_counter()
-        with context.reporter.bar(context.name, tokens * sum(1 for _ in stages(context.student))) as bar:
-            calibration = Calibration(
-                teacher=context.teacher,
-                student=context.student,
-                sites=context.sites,
-                settings=settings,
-                progress=bar.advance,
-            )
+        calibration = Calibration(
+            teacher=context.teacher, student=context.student, sites=context.sites, settings=settings
+        )
+        total = tokens * calibration.passes * sum(1 for _ in stages(context.student))
+        with context.reporter.bar(context.name, total) as bar:
+            calibration.progress = bar.advance
             report = calibration.run(batches)
         seconds = time.perf_counter() - began
         context.directory.write_json("calibration.json", report)

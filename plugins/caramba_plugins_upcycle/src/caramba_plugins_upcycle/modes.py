@@ -12,7 +12,7 @@ from caramba_core.errors import InputError, InvalidValue
 from caramba_core.graph import Graph
 from caramba_core.modes import Data, Evaluation, Need, Run, Teacher, Workload
 from caramba_core.sites import Site
-from caramba_plugins_upcycle.transplant import Transplant, find_transplant, require_refittable
+from caramba_plugins_upcycle.transplant import Transplant, find_transplants, require_refittable
 
 if TYPE_CHECKING:
     from caramba_core.datasets import Tokens
@@ -92,8 +92,8 @@ class _Upcycle(Run):
                 f"run {self.id} (mode {self.mode}) has nothing to do: the manifest's attentions are the teacher's own",
                 hint="change the attention in model.topology, or drop this run",
             )
+        find_transplants(sites, self.start.transplant)
         for site in sites:
-            find_transplant(site, self.start.transplant)
             if self.start.refit:
                 config = site.student.config
                 declared = config.weights(site.student.width_in)

@@ -32,6 +32,7 @@ __all__ = [
     "Started",
     "Transplant",
     "find_transplant",
+    "find_transplants",
     "require_refittable",
 ]
 
@@ -133,6 +134,17 @@ class Transplant(Component):
         """The statistics that :meth:`start` needs, by a name of the transplant's choosing."""
         return {}
 
+    def survey(self, sites: Sequence[Site]) -> Mapping[str, Moment]:
+        """The statistics of all of its sites that :meth:`surveyed` takes; none where each starts for itself.
+
+        Raises :class:`~caramba_core.errors.InvalidValue` with the reason where the sites do not fit together.
+        """
+        return {}
+
+    def surveyed(self, sites: Sequence[Site], moments: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> Transplant:
+        """The transplant that starts these sites, with what they have in common set from a survey of the source."""
+        return self
+
     def start(
         self,
         source: Attention,
@@ -224,6 +236,23 @@ def find_transplant(site: Site, wanted: Transplant | None) -> Transplant:
     except InvalidValue as error:
         raise InputError(f"{site.name}: {error}", expected=error.expected, hint=error.hint) from error
     return transplant
+
+
+def find_transplants(sites: Sequence[Site], wanted: Transplant | None) -> list[tuple[Transplant, list[Site]]]:
+    """Every transplant with its sites; :class:`InputError` as of :func:`find_transplant`, or where sites do not fit."""
+    found: list[tuple[Transplant, list[Site]]] = []
+    for site in sites:
+        transplant = find_transplant(site, wanted)
+        own = next((others for other, others in found if other == transplant), None)
+        if own is None:
+            found.append((transplant, own := []))
+        own.append(site)
+    for transplant, own in found:
+        try:
+            transplant.survey(own)
+        except InvalidValue as error:
+            raise InputError(str(error), expected=error.expected, hint=error.hint) from error
+    return found
 
 
 def require_refittable(site: Site, missing: Sequence[str]) -> None:

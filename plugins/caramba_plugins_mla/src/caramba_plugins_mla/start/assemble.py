@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from caramba_plugins_standard.rotary import mean_rotation
+from caramba_plugins_upcycle.shared_rotary import Shared, choose
 from caramba_plugins_upcycle.transplant import Started
 from torch import Tensor
 
 from caramba_core.components import Attention
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
 from caramba_plugins_mla.start.latent import solve
-from caramba_plugins_mla.start.rotary import Shared, choose
 
 __all__ = ["start"]
 
