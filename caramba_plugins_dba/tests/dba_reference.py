@@ -22,13 +22,14 @@ def _head(module: DecoupledBottleneckModule, x: Tensor, positions: Tensor, head:
     group = head // (config.n_heads // config.n_kv_heads)
     batch, tokens, _ = x.shape
     logits = x.new_zeros(batch, tokens, tokens)
+    of_query, of_key = _read(module, x, head)
     if config.pairs:
-        q = x @ _rows(module.q_geo_proj, head, 2 * config.pairs).T
+        q = of_query @ _rows(module.q_geo_proj, head, 2 * config.pairs).T
         part = _part(module, group, config.geo_layout)
-        k = x @ _rows(module.k_geo_proj, part, 2 * config.pairs).T
-        if config.q_bias:
+        k = of_key @ _rows(module.k_geo_proj, part, 2 * config.pairs).T
+        if config.q_bias and config.qk_norm_eps is None:
             q = q + _rows(module.q_geo_bias, head, 2 * config.pairs)
-        if config.k_bias:
+        if config.k_bias and config.qk_norm_eps is None:
             k = k + _rows(module.k_geo_bias, part, 2 * config.pairs)
         q, k = _rotated(module, q, positions, part), _rotated(module, k, positions, part)
         logits = logits + _balance(module, x, head, -1.0) * (q @ k.transpose(1, 2))
@@ -55,6 +56,24 @@ def _head(module: DecoupledBottleneckModule, x: Tensor, positions: Tensor, head:
     return p[..., :1] * _rows(module.null_value, group, config.v_width) + p[..., 1:] @ values
 
 
+def _read(module: DecoupledBottleneckModule, x: Tensor, head: int) -> tuple[Tensor, Tensor]:
+    """What a head's queries and keys are projected from: ``x``, or its own normalized query and all normalized keys."""
+    config = module.config
+    if config.qk_norm_eps is None:
+        return x, x
+    query, key = x @ module.q_proj.T, x @ module.k_proj.T
+    if config.q_bias:
+        query = query + module.q_bias
+    if config.k_bias:
+        key = key + module.k_bias
+    normed = []
+    for y, weight in ((query, module.q_norm), (key, module.k_norm)):
+        y = y.unflatten(-1, (-1, len(weight)))
+        y = y / (y.pow(2).mean(-1, keepdim=True) + config.qk_norm_eps).sqrt() * (config.qk_norm_offset + weight)
+        normed.append(y.flatten(-2))
+    return _rows(normed[0].transpose(0, -1), head, config.head_dim).transpose(0, -1), normed[1]
+
+
 def _part(module: DecoupledBottleneckModule, group: int, layout: str) -> int:
     """Which rotary key, semantic key or value a key/value head reads."""
     config = module.config
@@ -68,11 +87,13 @@ def _rows(weight: Tensor, index: int, size: int) -> Tensor:
 def _semantic(module: DecoupledBottleneckModule, x: Tensor, head: int, group: int) -> tuple[Tensor, Tensor]:
     """A head's semantic queries and keys: ``[B, T, c]`` each."""
     config = module.config
-    k = x @ _rows(module.k_sem_proj, _part(module, group, config.k_layout), config.sem_width).T
+    of_query, of_key = _read(module, x, head)
+    k = of_key @ _rows(module.k_sem_proj, _part(module, group, config.k_layout), config.sem_width).T
     if config.tied_semantic:
         return k, k
-    q = x @ _rows(module.q_sem_proj, head, config.sem_width).T
-    return q + _rows(module.q_sem_bias, head, config.sem_width) if config.q_bias else q, k
+    q = of_query @ _rows(module.q_sem_proj, head, config.sem_width).T
+    biased = config.q_bias and config.qk_norm_eps is None
+    return q + _rows(module.q_sem_bias, head, config.sem_width) if biased else q, k
 
 
 def _values(module: DecoupledBottleneckModule, x: Tensor, group: int) -> Tensor:

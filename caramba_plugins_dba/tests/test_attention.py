@@ -86,6 +86,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window-one": {"window": 1},
     "yarn": {"rope": YARN},
     "scale": {"scale": 1.3},
+    "norms": {"qk_norm_eps": 1e-2},
+    "norms-of-all": {"qk_norm_eps": 1e-2, "qk_norm_span": "all", "qk_norm_offset": 1.0, **ALL_BIASES, "null": True},
+    "norms-tied": {"qk_norm_eps": 1e-2, "tied_semantic": True, "gate": "dynamic", "window": 4},
     "everything": {
         **ALL_BIASES,
         "gate": "dynamic",

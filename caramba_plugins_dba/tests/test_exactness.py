@@ -56,6 +56,9 @@ def student(source: GroupedQueryAttention, pairs: int, **options: object) -> Dec
         "n_kv_heads": groups,
         "head_dim": width,
         "scale": source.scale,
+        "qk_norm_eps": source.qk_norm_eps,
+        "qk_norm_span": source.qk_norm_span,
+        "qk_norm_offset": source.qk_norm_offset,
     }
     return DecoupledBottleneckAttention(**{**sizes, **options})
 
@@ -228,3 +231,64 @@ def test_e4_shifted_positions_change_nothing(rope: str) -> None:
     module = filled(student(source, 2, sem_dim=5, v_dim=7), WIDTH, seed=9)
     x = inputs(1, 20, WIDTH, seed=10)
     torch.testing.assert_close(module(x, frame(x, first=100)), module(x, frame(x)), rtol=0, atol=1e-11)
+
+
+NORMS: dict[str, dict[str, object]] = {
+    "a head": {"qk_norm_eps": 1e-3},
+    "all heads": {"qk_norm_eps": 1e-3, "qk_norm_span": "all", "scale": 0.3},
+    "around zero, biases": {"qk_norm_eps": 1e-3, "qk_norm_offset": 1.0, "qkv_bias": True, "o_bias": True},
+}
+
+
+@pytest.mark.parametrize("norms", NORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("k_layout", ["shared", "per_head"])
+@pytest.mark.parametrize("rope", [None, "default"])
+def test_norms_of_queries_and_keys_are_the_teachers(norms: str, shape: str, k_layout: str, rope: str | None) -> None:
+    """All pairs rotary, or none where the teacher has no positions; and the cache holds no more than without norms."""
+    source = teacher(shape, ROPES[rope] if rope else None, **NORMS[norms])
+    biases = {"q_bias": True, "k_bias": True, "v_bias": True, "o_bias": True} if source.qkv_bias else {}
+    target = student(source, source.head_dim // 2 if rope else 0, k_layout=k_layout, **biases)
+    assert (
+        sum(entry.values for entry in target.cache_spec(WIDTH).values())
+        == target.geo_dim + target.sem_dim + target.v_dim
+    )
+    module = filled(source, WIDTH, seed=31)
+    x = inputs(2, 33, WIDTH, seed=32)
+    converted, _ = convert(module, source, target, x)
+    fresh = inputs(3, 41, WIDTH, seed=33)
+    torch.testing.assert_close(converted(fresh, frame(fresh)), module(fresh, frame(fresh)), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("norms", NORMS)
+def test_a_smaller_cache_behind_norms_loses_the_least_important_pairs(norms: str) -> None:
+    source = teacher("gqa", ROPES["default"], **NORMS[norms])
+    biases = {"q_bias": True, "k_bias": True, "v_bias": True, "o_bias": True} if source.qkv_bias else {}
+    module = filled(source, WIDTH, seed=34)
+    x = inputs(4, 65, WIDTH, seed=35)
+    errors = []
+    for pairs, semantic in ((5, 3), (3, 6), (1, 2)):
+        converted, started = convert(module, source, student(source, pairs, sem_dim=semantic, **biases), x)
+        errors.append((converted(x, frame(x)) - module(x, frame(x))).norm().item())
+        assert 0 < started.report["semantic_lost"] < 1
+    assert errors == sorted(errors)
+
+
+def test_queries_and_keys_behind_norms_are_not_refitted() -> None:
+    source = teacher("gqa", ROPES["default"], qk_norm_eps=1e-3)
+    with pytest.raises(InvalidValue, match="behind norms, queries and keys are no linear maps"):
+        GQAToDBA(refits="qkv").check(source, student(source, 2), WIDTH)
+    with pytest.raises(InvalidValue, match="differs from the source's"):
+        GQAToDBA().check(source, student(source, 2, qk_norm_eps=None), WIDTH)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pairs_that_do_not_turn_are_the_first_to_move(shape: str) -> None:
+    """With a part of each head rotary, keeping its pairs keeps the teacher."""
+    source = teacher(shape, Rope(theta=100.0, rotated=4))
+    module = filled(source, WIDTH, seed=36)
+    x = inputs(2, 33, WIDTH, seed=37)
+    converted, started = convert(module, source, student(source, 2), x)
+    assert started.report["pairs"] == [[0, 1]] * source.n_kv_heads
+    fresh = inputs(3, 41, WIDTH, seed=38)
+    torch.testing.assert_close(converted(fresh, frame(fresh)), module(fresh, frame(fresh)), rtol=0, atol=1e-11)

@@ -74,6 +74,8 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "dba_semantic": {**DBA, "geo_dim": 0},
     "dba_rotary": {**DBA, "sem_dim": 0},
     "dba_gate_window": {**DBA, "gate": "dynamic", "temperature": True, "window": 8},
+    "dba_norms": {**DBA, "qk_norm_eps": 1e-6},
+    "gqa_norm_of_all": {**GQA, "qk_norm_eps": 1e-6, "qk_norm_span": "all"},
     "dba_null": {**DBA, "null": True, "v_bias": True},
     "dba_tied": {**DBA, "tied_semantic": True, "gate": "static"},
 }

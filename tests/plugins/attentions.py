@@ -60,21 +60,8 @@ CASES: tuple[Case, ...] = (
         window=5,
     ),
     _case("dba", "null", **DBA, sem_dim=12, geo_dim=16, v_dim=20, rope=ROPE, null=True, gate="static", v_bias=True),
+    _case("dba", "norms", **DBA, sem_dim=12, geo_dim=16, v_dim=20, rope=ROPE, qk_norm_eps=1e-6, qk_norm_span="all"),
     _case("dba", "tied", **DBA, sem_dim=12, geo_dim=16, v_dim=20, rope=ROPE, tied_semantic=True),
-    _case(
-        "dba", "one rotary key", **DBA, sem_dim=12, geo_dim=10, v_dim=20, rope=ROPE, geo_layout="shared", q_bias=True
-    ),
-    _case(
-        "dba",
-        "servable, in groups",
-        **{**DBA, "n_kv_heads": 4, "sem_dim": 8, "geo_dim": 12, "v_dim": 20, "rope": ROPE},
-        layout="servable",
-        geo_layout="shared",
-        groups=2,
-        k_bias=True,
-        v_bias=True,
-        case={"bad": ({"v_dim": 24}, {"groups": 3}, {"geo_layout": "per_head"})},
-    ),
     _case("mla", n_heads=4, n_kv_heads=2, head_dim=8, rank=16, rope_dim=4, rope=ROPE),
     _case(
         "mla", "norm, bias", n_heads=4, head_dim=8, rank=12, rope_dim=0, latent_norm_eps=1e-6, q_bias=True, o_bias=True

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Final, Literal
 
-from caramba_plugins_standard.gqa import HeadedAttention
+from caramba_plugins_standard.gqa import NormedAttention
 from caramba_plugins_standard.rope import Rope
 
 from caramba_core.components import CacheEntry, Constant, Cost, Given, Shape, Weight, component, option
@@ -24,8 +24,12 @@ _FREE: Final = "with layout: free everything goes, and an export brings its own 
 
 
 @component
-class DecoupledBottleneckAttention(HeadedAttention):
-    """Attention with keys split into a small semantic and a small rotary part, and values that may be a latent."""
+class DecoupledBottleneckAttention(NormedAttention):
+    """Attention with keys split into a small semantic and a small rotary part, and values that may be a latent.
+
+    With norms of queries and keys (``qk_norm_eps``) both parts are projected from normalized queries and keys of full
+    width, each head's from its own query: ``k_sem = D k_normed``.
+    """
 
     builds: ClassVar[str] = "caramba_plugins_dba.module:DecoupledBottleneckModule"
 
@@ -58,7 +62,8 @@ class DecoupledBottleneckAttention(HeadedAttention):
     rope: Rope | None = option(default=None, help="rotary embedding that the kept pairs are taken from")
     q_bias: bool = option(default=False, help="add a bias to the queries")
     k_bias: bool = option(
-        default=False, help="add a bias to the rotary keys; one on semantic keys would change nothing"
+        default=False,
+        help="add a bias to the rotary keys, or to all that are normalized; one on semantic keys would change nothing",
     )
     v_bias: bool = option(default=False, help="add a bias to the values, behind the cache")
     o_bias: bool = option(default=False, help="add a bias to the output")
@@ -128,6 +133,13 @@ class DecoupledBottleneckAttention(HeadedAttention):
         ):
             if getattr(self, field) != wanted:
                 raise InvalidValue(field, f"not servable: {reason}", expected=str(wanted).lower(), hint=_FREE)
+        if self.qk_norm_eps is not None:
+            raise InvalidValue(
+                "qk_norm_eps",
+                "not servable: an ordinary attention does not project what it has normalized",
+                expected="no norms of queries and keys",
+                hint=_FREE,
+            )
         if self.gate == "dynamic":
             raise InvalidValue(
                 "gate",
@@ -199,10 +211,10 @@ class DecoupledBottleneckAttention(HeadedAttention):
     def weights(self, width: int) -> Mapping[str, Weight]:
         """``*_geo_*`` are of the rotary path, ``*_sem_*`` of the semantic one; ``pairs`` are the kept rotary pairs."""
         heads, groups, rotary = self.n_heads, self.n_kv_heads, 2 * self.pairs
-        declared: dict[str, Weight] = {}
+        declared, query, key = self._normed(width)
         if self.pairs:
-            declared["q_geo_proj"] = Weight(shape=(heads * rotary, width))
-            declared["k_geo_proj"] = Weight(shape=(self.geo_dim, width))
+            declared["q_geo_proj"] = Weight(shape=(heads * rotary, query))
+            declared["k_geo_proj"] = Weight(shape=(self.geo_dim, key))
             declared["pairs"] = Weight(
                 shape=(self.geo_parts, self.pairs),
                 init=Given(values=self._spread_pairs()),
@@ -211,24 +223,39 @@ class DecoupledBottleneckAttention(HeadedAttention):
             )
         if self.sem_dim:
             if not self.tied_semantic:
-                declared["q_sem_proj"] = Weight(shape=(heads * self.sem_width, width))
-            declared["k_sem_proj"] = Weight(shape=(self.sem_dim, width))
+                declared["q_sem_proj"] = Weight(shape=(heads * self.sem_width, query))
+            declared["k_sem_proj"] = Weight(shape=(self.sem_dim, key))
         declared["v_proj"] = Weight(shape=(self.v_dim, width))
         if self.v_layout == "latent":
             declared["v_up_proj"] = Weight(shape=(groups * self.head_dim, self.v_dim // self.groups))
         declared["o_proj"] = Weight(shape=(width, heads * self.v_width))
         zeros = Constant(0.0)
-        if self.q_bias and self.pairs:
+        plain = self.qk_norm_eps is None
+        if plain and self.q_bias and self.pairs:
             declared["q_geo_bias"] = Weight(shape=(heads * rotary,), init=zeros)
-        if self.q_bias and self.sem_dim and not self.tied_semantic:
+        if plain and self.q_bias and self.sem_dim and not self.tied_semantic:
             declared["q_sem_bias"] = Weight(shape=(heads * self.sem_width,), init=zeros)
-        if self.k_bias and self.pairs:
+        if plain and self.k_bias and self.pairs:
             declared["k_geo_bias"] = Weight(shape=(self.geo_dim,), init=zeros)
         if self.v_bias:
             declared["v_bias"] = Weight(shape=(groups * self.v_width,), init=zeros)
         if self.o_bias:
             declared["o_bias"] = Weight(shape=(width,), init=zeros)
         return {**declared, **self._option_weights(width)}
+
+    def _normed(self, width: int) -> tuple[dict[str, Weight], int, int]:
+        """What normalizes queries and keys, and the widths that the projections of both paths read.
+
+        Biases stand before the norms.
+        """
+        if self.qk_norm_eps is None:
+            return {}, width, width
+        queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        declared = {"q_proj": Weight(shape=(queries, width)), "k_proj": Weight(shape=(keys, width)), **self.norms()}
+        for name, size, has in (("q_bias", queries, self.q_bias), ("k_bias", keys, self.k_bias)):
+            if has:
+                declared[name] = Weight(shape=(size,), init=Constant(0.0))
+        return declared, self.head_dim, keys
 
     def _option_weights(self, width: int) -> dict[str, Weight]:
         """Gates and temperatures are zero where they change nothing."""
@@ -293,6 +320,8 @@ class DecoupledBottleneckAttention(HeadedAttention):
                 seen += shape.rows + shape.batch
         heads = self.n_heads + self.n_kv_heads  # queries and mixed values of the one, keys and values of the other
         per_token = 2 * heads * self.fused_width + self.n_heads
+        if self.qk_norm_eps is not None:
+            per_token += self.kept_by_norms() + heads * self.head_dim
         return total + Cost(
             operations=pairs * per_pair,
             causal_operations=seen * per_pair,

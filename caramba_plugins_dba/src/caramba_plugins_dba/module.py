@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from caramba_plugins_standard.decoding import CachedPart, attend_cached, attend_chunk, too_many_scores
+from caramba_plugins_standard.gqa_module import norm_heads
 from caramba_plugins_standard.rotary import Rotary, cos_sin, rotate
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from caramba_core.nn.module import ComponentModule
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 
 __all__ = ["DecoupledBottleneckModule"]
+
+_PATHS = ("q_geo_proj", "q_sem_proj", "k_geo_proj", "k_sem_proj")
 
 
 class DecoupledBottleneckModule(ComponentModule):
@@ -33,6 +36,10 @@ class DecoupledBottleneckModule(ComponentModule):
 
     config: DecoupledBottleneckAttention
     pairs: Tensor
+    q_proj: Tensor
+    k_proj: Tensor
+    q_norm: Tensor
+    k_norm: Tensor
     q_geo_proj: Tensor
     q_sem_proj: Tensor
     k_geo_proj: Tensor
@@ -102,14 +109,36 @@ class DecoupledBottleneckModule(ComponentModule):
 
     def joint_weights(self) -> tuple[str, ...]:
         """Everything that is read from the token, but for gates."""
-        names = ("q_geo_proj", "q_sem_proj", "k_geo_proj", "k_sem_proj", "v_proj")
-        return tuple(name for name in names if hasattr(self, name))
+        if self.config.qk_norm_eps is not None:
+            return ("q_proj", "k_proj", "v_proj")
+        return (*self._own(*_PATHS), "v_proj")
+
+    def _own(self, *names: str) -> list[str]:
+        return [name for name in names if hasattr(self, name)]
 
     def _projected(self, x: Tensor) -> dict[str, Tensor]:
-        """The products of ``[B, T, D]`` with the weights of :meth:`joint_weights`; values without their bias."""
+        """What both paths read of ``[B, T, D]``, and values without their bias, by the names of their weights."""
+        if self.config.qk_norm_eps is not None:
+            return self._projected_behind_norms(x, self.config.qk_norm_eps)
         names = self.joint_weights()
         biases = (name.replace("_proj", "_bias") if name != "v_proj" else "" for name in names)
         return dict(zip(names, self.products(x, *zip(names, biases, strict=True)), strict=True))
+
+    def _projected_behind_norms(self, x: Tensor, eps: float) -> dict[str, Tensor]:
+        """Each head's part of its own normalized query, and keys of all normalized keys side by side."""
+        config = self.config
+        query, key, value = self.products(x, ("q_proj", "q_bias"), ("k_proj", "k_bias"), ("v_proj", ""))
+        query = norm_heads(query, self.q_norm, eps, config.qk_norm_offset).unflatten(-1, (config.n_heads, -1))
+        key = norm_heads(key, self.k_norm, eps, config.qk_norm_offset)
+        parts = {"v_proj": value}
+        for name in self._own(*_PATHS):
+            weight: Tensor = getattr(self, name)
+            if name.startswith("q"):
+                each = weight.unflatten(0, (config.n_heads, -1))
+                parts[name] = torch.einsum("bthd,hwd->bthw", query, each).flatten(-2)
+            else:
+                parts[name] = F.linear(key, weight)
+        return parts
 
     def _queries_and_keys(
         self, parts: Mapping[str, Tensor], x: Tensor, positions: Tensor

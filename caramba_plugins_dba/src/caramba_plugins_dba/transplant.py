@@ -40,8 +40,10 @@ class GQAToDBA(Transplant):
     """Rotary pairs by their importance, query-aware semantic keys, attention-weighted values; then least squares."""
 
     target: ClassVar[type[Attention]] = DecoupledBottleneckAttention
-    same: ClassVar[tuple[str, ...]] = ("n_heads", "n_kv_heads", "head_dim", "scale")
-    without: ClassVar[tuple[str, ...]] = ("qk_norm_eps",)
+    same: ClassVar[tuple[str, ...]] = (
+        *("n_heads", "n_kv_heads", "head_dim", "scale"),
+        *("qk_norm_eps", "qk_norm_span", "qk_norm_offset"),
+    )
 
     selection: Literal["rotation", "norm", "frequency"] = option(
         default="rotation", help="what a rotary pair is kept for: the error without it, or (controls) energy, frequency"
@@ -135,6 +137,10 @@ class GQAToDBA(Transplant):
                 f"{target.v_dim} is more than the source's values",
                 expected=f"at most {target.n_kv_heads * target.head_dim}",
             )
+        if target.qk_norm_eps is not None and set(self.refits) & set("qk"):
+            raise InvalidValue(
+                None, f"refits: {self.refits}: behind norms, queries and keys are no linear maps", expected="refits: v"
+            )
         self._check_biases(source, target, width)
 
     def _check_shared_key(self, target: DecoupledBottleneckAttention) -> None:
@@ -172,7 +178,7 @@ class GQAToDBA(Transplant):
         given = source.weights(width)
         for bias, there in (
             ("q_bias", target.q_bias),
-            ("k_bias", target.k_bias or not target.pairs),
+            ("k_bias", target.k_bias or not (target.pairs or target.qk_norm_eps)),
             ("v_bias", target.v_bias or target.o_bias),
             ("o_bias", target.o_bias),
         ):
@@ -198,14 +204,15 @@ class GQAToDBA(Transplant):
         moments: Mapping[str, Mapping[str, Tensor]],
     ) -> Started:
         """Every weight of the target, and the share of each signal that its ranks leave out."""
-        from caramba_plugins_dba.start import start
+        from caramba_plugins_dba.start import start, start_behind_norms
 
         assert isinstance(target, DecoupledBottleneckAttention)
         if self.weighting == "none":
             from caramba_plugins_dba.start.white import white_moments
 
             moments = white_moments(target, weights, moments)
-        return start(
+        starting = start if target.qk_norm_eps is None else start_behind_norms
+        return starting(
             source, weights, target, width, moments, selection=self.selection, fold=self.fold, pairs=self.pairs
         )
 

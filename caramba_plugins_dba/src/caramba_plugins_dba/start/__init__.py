@@ -2,5 +2,6 @@
 
 from caramba_plugins_dba.start.assemble import common_pairs, start
 from caramba_plugins_dba.start.curves import size_curves
+from caramba_plugins_dba.start.norms import start_behind_norms
 
-__all__ = ["common_pairs", "size_curves", "start"]
+__all__ = ["common_pairs", "size_curves", "start", "start_behind_norms"]

@@ -11,7 +11,13 @@ from caramba_core.components import Attention, CacheEntry, Constant, Cost, Norma
 from caramba_core.errors import InvalidValue
 from caramba_plugins_standard.rope import Rope
 
-__all__ = ["GroupedAttention", "GroupedQueryAttention", "HeadedAttention", "MultiHeadAttention"]
+__all__ = [
+    "GroupedAttention",
+    "GroupedQueryAttention",
+    "HeadedAttention",
+    "MultiHeadAttention",
+    "NormedAttention",
+]
 
 
 @component
@@ -37,14 +43,14 @@ class HeadedAttention(Attention):
 
 
 @component
-class GroupedAttention(HeadedAttention):
-    """Base of attentions whose queries, keys and values are plain projections, as in Hugging Face checkpoints.
+class NormedAttention(HeadedAttention):
+    """Base of attentions that may normalize queries and keys before they are rotated."""
 
-    Query head ``h`` reads key/value head ``h // (n_heads / n_kv_heads)``.
-    """
+    inherited: ClassVar[tuple[str, ...]] = (
+        *HeadedAttention.inherited,
+        *("qk_norm_eps", "qk_norm_span", "qk_norm_offset"),
+    )
 
-    qkv_bias: bool = option(default=False, help="add learned offsets to queries, keys and values")
-    o_bias: bool = option(default=False, help="add a learned offset to the output")
     qk_norm_eps: float | None = option(
         default=None, help="RMS-normalize queries and keys over a head, with this added to the mean square", above=0.0
     )
@@ -52,6 +58,34 @@ class GroupedAttention(HeadedAttention):
         default="head", help="what one norm of queries and one of keys spans: a head, or all heads together"
     )
     qk_norm_offset: float = option(default=0.0, help="added to the weights of the norms of queries and keys")
+
+    def norms(self) -> dict[str, Weight]:
+        """``q_norm`` and ``k_norm``, ``[d]`` or ``[H d]`` and ``[G d]``; none where nothing is normalized."""
+        if self.qk_norm_eps is None:
+            return {}
+        one, whole = Constant(1.0 - self.qk_norm_offset), self.qk_norm_span == "all"
+        return {
+            name: Weight(shape=(heads * self.head_dim if whole else self.head_dim,), init=one)
+            for name, heads in (("q_norm", self.n_heads), ("k_norm", self.n_kv_heads))
+        }
+
+    def kept_by_norms(self) -> int:
+        """Values per token that stay for the norms' backward pass."""
+        if self.qk_norm_eps is None:
+            return 0
+        heads = self.n_heads + self.n_kv_heads
+        return heads * self.head_dim + (2 if self.qk_norm_span == "all" else heads)
+
+
+@component
+class GroupedAttention(NormedAttention):
+    """Base of attentions whose queries, keys and values are plain projections, as in Hugging Face checkpoints.
+
+    Query head ``h`` reads key/value head ``h // (n_heads / n_kv_heads)``.
+    """
+
+    qkv_bias: bool = option(default=False, help="add learned offsets to queries, keys and values")
+    o_bias: bool = option(default=False, help="add a learned offset to the output")
     init_std: float = option(default=0.02, help="standard deviation of the initial weights", above=0.0)
 
     def __attrs_post_init__(self) -> None:
@@ -64,7 +98,7 @@ class GroupedAttention(HeadedAttention):
     def weights(self, width: int) -> Mapping[str, Weight]:
         """``q_proj`` ``[H d, D]``, ``k_proj``, ``v_proj`` ``[G d, D]``, ``o_proj`` ``[D, H d]``, biases, norms."""
         queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        init, zero, one = Normal(self.init_std), Constant(0.0), Constant(1.0 - self.qk_norm_offset)
+        init, zero = Normal(self.init_std), Constant(0.0)
         weights = {
             "q_proj": Weight(shape=(queries, width), init=init),
             "k_proj": Weight(shape=(keys, width), init=init),
@@ -77,11 +111,7 @@ class GroupedAttention(HeadedAttention):
             weights["v_bias"] = Weight(shape=(keys,), init=zero)
         if self.o_bias:
             weights["o_bias"] = Weight(shape=(width,), init=zero)
-        if self.qk_norm_eps is not None:
-            whole = self.qk_norm_span == "all"
-            weights["q_norm"] = Weight(shape=(queries if whole else self.head_dim,), init=one)
-            weights["k_norm"] = Weight(shape=(keys if whole else self.head_dim,), init=one)
-        return weights
+        return {**weights, **self.norms()}
 
     def softmax_cost(self, width: int, shape: Shape, window: int | None, *, fused: int = 1) -> Cost:
         """Four projections, and scores and mixing of heads ``fused`` times as wide, for tokens that see ``window``.
@@ -91,9 +121,7 @@ class GroupedAttention(HeadedAttention):
         """
         queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         context = shape.context if window is None else min(shape.context, window - 1 + shape.tokens)
-        kept = width + fused * (2 * queries + 2 * keys) + self.n_heads
-        if self.qk_norm_eps is not None:
-            kept += queries + keys + (2 if self.qk_norm_span == "all" else self.n_heads + self.n_kv_heads)
+        kept = width + fused * (2 * queries + 2 * keys) + self.n_heads + self.kept_by_norms()
         return Cost.product(shape.rows, width, 2 * queries + 2 * keys) + Cost(
             operations=4 * queries * fused * shape.rows * context,
             causal_operations=4 * queries * fused * shape.causal_pairs(window),

@@ -21,7 +21,7 @@ from caramba_plugins_standard.layer_modules import rms_norm
 from caramba_plugins_standard.probing import Probe
 from caramba_plugins_standard.rotary import Rotary, rotate
 
-__all__ = ["GroupedAttentionModule", "GroupedQueryAttentionModule", "visible"]
+__all__ = ["GroupedAttentionModule", "GroupedQueryAttentionModule", "norm_heads", "visible"]
 
 
 class GroupedAttentionModule(ComponentModule):
@@ -70,14 +70,10 @@ class GroupedAttentionModule(ComponentModule):
         named = (("q_proj", "q_bias"), ("k_proj", "k_bias"), ("v_proj", "v_bias"))
         query, key, value = self.products(x, *named)
         if self.qk_norm_eps is not None:
-            query = self._normed(query, self.q_norm, self.qk_norm_eps)
-            key = self._normed(key, self.k_norm, self.qk_norm_eps)
+            query = norm_heads(query, self.q_norm, self.qk_norm_eps, self.qk_norm_offset)
+            key = norm_heads(key, self.k_norm, self.qk_norm_eps, self.qk_norm_offset)
         query, key, value = (part.view(heads).transpose(1, 2) for part in (query, key, value))
         return query, key, value
-
-    def _normed(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Queries or keys ``[B, T, H d]`` normalized over as many values as there are weights."""
-        return rms_norm(x.unflatten(-1, (-1, len(weight))), weight, eps, self.qk_norm_offset).flatten(-2)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool = False
@@ -103,6 +99,11 @@ class GroupedAttentionModule(ComponentModule):
         keys, values = (CachedPart(layer.entry(name), self.head_dim, per_unit=True) for name in ("key", "value"))
         grouped = query.reshape(len(query), self.n_kv_heads, -1, self.head_dim)
         return attend_cached(grouped, (keys,), values, frame, scale=self.multiplier)
+
+
+def norm_heads(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+    """Queries or keys ``[B, T, H d]``, RMS-normalized over as many values as there are weights."""
+    return rms_norm(x.unflatten(-1, (-1, len(weight))), weight, eps, offset).flatten(-2)
 
 
 def visible(tokens: int, context: int, window: int | None, device: torch.device) -> Tensor:
