@@ -81,8 +81,8 @@ class EntryCache:
         """Write tokens ``[B, T, *]`` after ``length`` ones of the text; the part of a plane that the new ones see."""
         window, sinks, end = self.entry.window, self.entry.sinks, length + new.shape[1]
         if window is None or end <= window:
-            plane[:, length:end] = new
-            return plane[:, :end]
+            plane.narrow(1, length, end - length).copy_(new)
+            return plane.narrow(1, 0, end)
         first = min(length, sinks)
         before = max(min(length - first, window - sinks - 1), 0)
         seen = torch.cat([plane[:, :first], self.last(plane, length, before), new], dim=1)

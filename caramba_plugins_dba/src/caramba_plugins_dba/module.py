@@ -63,6 +63,9 @@ class DecoupledBottleneckModule(ComponentModule):
         super().__init__(config, width)
         self.per_group = config.n_heads // config.n_kv_heads
         self.read_by_all = {name for name, entry in config.cache_spec(width).items() if len(entry.shape) == 1}
+        self._projections = {
+            name: name.replace("_proj", "_bias") if name != "v_proj" else "" for name in self.joint_weights()
+        }
         if config.pairs:
             assert config.rope is not None
             self.rotary = Rotary(config.rope, config.head_dim)
@@ -120,9 +123,7 @@ class DecoupledBottleneckModule(ComponentModule):
         """What both paths read of ``[B, T, D]``, and values without their bias, by the names of their weights."""
         if self.config.qk_norm_eps is not None:
             return self._projected_behind_norms(x, self.config.qk_norm_eps)
-        names = self.joint_weights()
-        biases = (name.replace("_proj", "_bias") if name != "v_proj" else "" for name in names)
-        return dict(zip(names, self.products(x, *zip(names, biases, strict=True)), strict=True))
+        return dict(zip(self._projections, self.products(x, *self._projections.items()), strict=True))
 
     def _projected_behind_norms(self, x: Tensor, eps: float) -> dict[str, Tensor]:
         """Each head's part of its own normalized query, and keys of all normalized keys side by side."""
@@ -282,9 +283,10 @@ class DecoupledBottleneckModule(ComponentModule):
         is expanded, once a head.
         """
         config = self.config
-        groups = config.n_kv_heads
         value = cached["v"]
-        rows = torch.arange(value.shape[1], device=value.device)[-next(iter(queries.values())).shape[-2] :]
+        tokens, rows = next(iter(queries.values())).shape[-2], None
+        if tokens > 1 or padding is not None or config.window is not None:
+            rows = torch.arange(value.shape[1], device=value.device)[-tokens:]
         probabilities = self._probabilities(queries, cached, rows, padding).to(value.dtype)
         if value.dim() == 3:  # [B, S, r]
             y = probabilities.flatten(1, 3) @ value
@@ -292,9 +294,15 @@ class DecoupledBottleneckModule(ComponentModule):
             y = self._parts(probabilities, config.v_parts) @ value.transpose(1, 2)
         y = y.view(*probabilities.shape[:-1], -1)
         if config.v_layout == "latent":
-            y = y @ self.v_up_proj.view(groups, 1, config.head_dim, -1).transpose(-1, -2)
+            y = self._raised(y)
         share = probabilities.sum(-1, keepdim=True) if config.null else None
         return self._completed(y, share).permute(0, 3, 1, 2, 4).flatten(2)
+
+    def _raised(self, y: Tensor) -> Tensor:
+        """Mixed latents ``[B, G, m, T, r]`` as values ``[B, G, m, T, d]``; one product a group copies no weights."""
+        up = self.v_up_proj.view(self.config.n_kv_heads, self.config.head_dim, -1).transpose(1, 2)
+        grouped = y.transpose(0, 1)
+        return (grouped.flatten(1, 3) @ up).view(*grouped.shape[:-1], -1).transpose(0, 1)
 
     def _parts(self, x: Tensor, parts: int) -> Tensor:
         """What belongs to each part: ``[B, G, m, T, w]`` to ``[B, P, G/P m T, w]``."""
@@ -372,12 +380,12 @@ class DecoupledBottleneckModule(ComponentModule):
         self,
         queries: Mapping[str, Tensor],
         keys: Mapping[str, Tensor],
-        rows: Tensor,
+        rows: Tensor | None,
         padding: Tensor | None = None,
     ) -> Tensor:
         """``[B, G, m, N, S]`` of queries that stand at ``rows`` ``[N]`` of the keys, which are as cached.
 
-        Float32 at least.  With null attention a row sums to less than one.
+        Without rows everything is seen.  Float32 at least.  With null attention a row sums to less than one.
         """
         config = self.config
         products = []
@@ -390,13 +398,14 @@ class DecoupledBottleneckModule(ComponentModule):
                 products.append(product.view(*query.shape[:-1], -1))
         scores = products[0] if len(products) == 1 else products[0] + products[1]
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * config.multiplier
-        place = torch.arange(scores.shape[-1], device=scores.device)
-        hidden = place > rows[:, None]
-        if config.window is not None:
-            hidden = hidden | (place <= rows[:, None] - config.window)
-        if padding is not None:
-            hidden = hidden | padding[:, None, None]
-        scores = scores.masked_fill(hidden, -torch.inf)
+        if rows is not None:
+            place = torch.arange(scores.shape[-1], device=scores.device)
+            hidden = place > rows[:, None]
+            if config.window is not None:
+                hidden = hidden | (place <= rows[:, None] - config.window)
+            if padding is not None:
+                hidden = hidden | padding[:, None, None]
+            scores = scores.masked_fill(hidden, -torch.inf)
         if not config.null:
             return scores.softmax(dim=-1)
         return torch.cat([self._null_scores(queries, scores.dtype), scores], dim=-1).softmax(dim=-1)[..., 1:]

@@ -80,12 +80,13 @@ class LayerNormModule(ComponentModule):
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * (offset + weight)`` over the last axis; computed in float32 for narrower types.
 
-    ``F.rms_norm`` where it is one kernel: compiled, and on accelerators.  On a CPU it is a chain of kernels that keeps
-    a copy of ``x``; there the formula and its gradient are spelled out, in half the time.
+    ``F.rms_norm`` where no gradient is wanted, and where it is one kernel: compiled, and on accelerators.  On a CPU it
+    is a chain of kernels that keeps a copy of ``x``; there the formula and its gradient are spelled out, in half the
+    time.
     """
     if offset:  # in half precision, 1 + weight would be rounded to a few values
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32)) + offset
-    if torch.compiler.is_compiling() or x.device.type != "cpu":
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not torch.is_grad_enabled():
         return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(x.dtype)
     normed: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return normed
@@ -163,6 +164,8 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     """``silu(gate) * up``."""
     if torch.compiler.is_compiling():  # the compiler makes one kernel of it, and chooses what to keep
         return F.silu(gate) * up
+    if not torch.is_grad_enabled():
+        return F.silu(gate).mul_(up)
     product: Tensor = _Gated.apply(gate, up)  # type: ignore[no-untyped-call]
     return product
 
