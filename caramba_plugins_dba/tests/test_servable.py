@@ -197,7 +197,8 @@ def test_sizes_by_layer_are_refused_with_a_sentence(teacher: LanguageModel) -> N
     with pytest.raises(InputError, match=r"sem_dim: 6 in one layer and 4 in another: an ordinary attention") as caught:
         find_transplants(find_sites(teacher.graph, wanted), None)
     assert "layout: free" in str(caught.value)
-    assert len(GQAToDBA().size_curves(GroupedQueryAttention(**SMALL), {}, SERVABLE, {})) == 0
+    with pytest.raises(InputError, match="one size in all of them"):
+        GQAToDBA().size_curves(GroupedQueryAttention(**SMALL), {}, SERVABLE, {})
 
 
 @pytest.mark.parametrize("change", [{"selection": "norm"}, {"fold": "phase"}, {"weighting": "none"}], ids=str)

@@ -18,7 +18,7 @@ from caramba_plugins_upcycle.moments import (
 from caramba_plugins_upcycle.transplant import Example, Moment, SizeCurve, Started, Transplant
 
 from caramba_core.components import Attention, component, evolve, option
-from caramba_core.errors import InvalidValue
+from caramba_core.errors import InputError, InvalidValue
 from caramba_core.sites import Site
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 
@@ -223,10 +223,18 @@ class GQAToDBA(Transplant):
         target: Attention,
         moments: Mapping[str, Mapping[str, Tensor]],
     ) -> Sequence[SizeCurve]:
-        """Pairs, semantic keys and values of shared latents; layouts a head have no sizes of their own by layer."""
+        """Pairs, semantic keys and values of shared latents; layouts a head have no sizes of their own by layer.
+
+        Raises :class:`~caramba_core.errors.InputError` for servable attentions, which have one size.
+        """
         from caramba_plugins_dba.start import size_curves
 
         assert isinstance(target, DecoupledBottleneckAttention)
+        if target.layout == "servable":
+            raise InputError(
+                "a budget is divided among layers, and layout: servable has one size in all of them",
+                hint="sizes by layer need layout: free, and an export that brings its own code",
+            )
         layouts = target.geo_layout, target.k_layout, target.v_layout
         if layouts != ("per_head", "shared", "latent") or not (target.sem_dim and target.pairs):
             return ()
