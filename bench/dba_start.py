@@ -234,6 +234,7 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
     sites = [entry for entry in report.values() if "start" in entry]
     made: dict[str, Any] = {}
     for step, value in (
+        ("lost", lambda r: [r["start"][f"{part}_lost"] for part in ("rotation", "semantic", "values")]),
         ("logits", lambda r: r["refine"]["logits"]),
         ("values", lambda r: [r["refine"]["values"]["before"], r["refine"]["values"]["after"]]),
         ("output", lambda r: [r["refit"]["before"], r["refit"]["after"]]),
