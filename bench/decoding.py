@@ -65,7 +65,7 @@ def attention(side: str, shape: dict[str, int]) -> Attention:
     return DecoupledBottleneckAttention(**heads, sem_dim=content, geo_dim=rotary, v_dim=kept - content - rotary)
 
 
-def ours(side: str, shape: dict[str, int]) -> LanguageModel:
+def ours(side: str, shape: dict[str, int], device: str = "cuda") -> LanguageModel:
     """A model of the shape with this attention in every layer."""
     block = (
         Residual(layers=(RMSNorm(), attention(side, shape))),
@@ -77,7 +77,7 @@ def ours(side: str, shape: dict[str, int]) -> LanguageModel:
         embedder=TokenEmbedder(vocab_size=shape["vocabulary"], d_model=shape["width"]),
         topology=Stacked(layers=(Nested(name="blocks", repeat=shape["layers"], layers=block), RMSNorm())),
     )
-    built = build(lower(model), device="cuda", dtype=torch.bfloat16).eval().requires_grad_(False)
+    built = build(lower(model), device=device, dtype=torch.bfloat16).eval().requires_grad_(False)
     for module in built.modules():
         if isinstance(module, ComponentModule):
             for name, weight in module.config.weights(module.width).items():

@@ -69,3 +69,23 @@ def test_a_quantized_cache_takes_the_bytes_of_its_storage(device: str) -> None:
     found = torch.stack([decoder.step(ids[:, i]).clone() for i in range(8, 12)], dim=1)
     torch.testing.assert_close(found, model(ids)[:, -4:], atol=0.05, rtol=0.05)
     assert decoder.cache.bytes == sum(2 * 16 * storage.bytes(entry) for entry in entries)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("storage", [None, Int8()], ids=["full", "int8"])
+def test_several_tokens_of_one_sequence_are_scored_at_once(device: str, storage: Int8 | None) -> None:
+    model = model_on(device)
+    ids = torch.randint(50, (1, 30), generator=torch.Generator().manual_seed(4)).to(device)
+    decoder, alone = (Decoder(model, batch=1, capacity=36, storage=storage) for _ in range(2))
+    found = [decoder.prefill(ids[:, :12])[0]]
+    decoder.score(ids[0, :3], 6)  # a draft that is rejected
+    decoder.truncate(12)
+    found += decoder.score(ids[0, 12:17], 6).clone()
+    found += decoder.prefill(ids[:, 17:19]).clone()
+    found += decoder.score(ids[0, 19:20], 6).clone()
+    found += decoder.step(ids[:, 20]).clone()
+    found += decoder.score(ids[0, 21:27], 6).clone()
+    assert decoder.cache.length == 27
+    wanted = [alone.prefill(ids[:, :12])[0], *(alone.step(ids[:, i])[0].clone() for i in range(12, 27))]
+    del wanted[17 - 12 + 1]  # the logits between two tokens that were taken together
+    torch.testing.assert_close(torch.stack(found), torch.stack(wanted), atol=1e-5, rtol=1e-4)

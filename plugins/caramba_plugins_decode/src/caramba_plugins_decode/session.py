@@ -12,7 +12,6 @@ from caramba_plugins_standard.sampling import Sampler
 from torch import Tensor
 
 from caramba_core.graph import Graph
-from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.storage import Storage
 from caramba_plugins_decode.source import TextModel
@@ -76,11 +75,9 @@ class CachedText:
         self.held = tokens
         return logits
 
-    @torch.no_grad()
-    def score(self, tokens: Sequence[int]) -> Tensor:
-        """Take more tokens into the cache: the logits behind each of them, ``[T, V]``."""
-        ids, cache = self.ids(tokens), self.decoder.cache
-        logits: Tensor = self.model(ids, Frame.of(ids, cache=cache))[0]
+    def score(self, tokens: Sequence[int], most: int) -> Tensor:
+        """Take more tokens into the cache, ``most`` or fewer: the logits behind each of them, ``[T, V]``."""
+        logits = self.decoder.score(self.ids(tokens)[0], most)
         self.held += tokens
         return logits
 

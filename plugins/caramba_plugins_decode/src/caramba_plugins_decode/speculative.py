@@ -85,7 +85,7 @@ class SpeculativeSession:
     def _round(self, ids: list[int], k: int, left: int, chooser: _Chooser) -> list[int]:
         """Draft ``k`` tokens, check them, and append what is settled to ``ids``; the last one is in no cache yet."""
         drafts, q = self._drafted(ids, k, left, chooser) if k else (ids[:0], None)
-        p = chooser.probabilities(self.target.score([ids[-1], *drafts]), drafts)
+        p = chooser.probabilities(self.target.score([ids[-1], *drafts], self.longest + 1), drafts)
         taken = k if q is None else chooser.accepted(p, q, drafts)
         rest = p[taken : taken + 1]
         if q is not None and taken < k:
@@ -134,6 +134,8 @@ class _Chooser:
 
     def draw(self, probabilities: Tensor) -> Tensor:
         """A token, int64 ``[1]``, of probabilities ``[1, V]``."""
+        if self._sampling.greedy:
+            return probabilities.argmax(dim=-1)
         return draw(probabilities, self._draws.next())
 
     def probabilities(self, logits: Tensor, between: Sequence[int] = (), drawn: Sequence[Tensor] = ()) -> Tensor:

@@ -29,10 +29,9 @@ class CachedPart:
     width: int
     per_unit: bool
 
-    @property
-    def planes(self) -> tuple[Tensor, Tensor | None]:
-        """Values ``[B, S, C]``, or codes ``[B, S, bytes]`` and the blocks' scales ``[B, S, n, 2]``."""
-        stored = tuple(self.entry.planes.values())
+    def planes(self, rows: int) -> tuple[Tensor, Tensor | None]:
+        """Values ``[rows, S, C]``, or codes ``[rows, S, bytes]`` and the blocks' scales ``[rows, S, n, 2]``."""
+        stored = tuple(plane.expand(rows, *plane.shape[1:]) for plane in self.entry.planes.values())
         return stored[0].flatten(2), stored[1] if len(stored) == 2 else None
 
 
@@ -43,7 +42,8 @@ def attend_cached(
 
     ``query`` ``[B, U, M, sum of w]`` meets one or two parts of the keys, in their order; without ``values`` the last
     part of the keys is what is mixed.  ``frame.ends`` says how many tokens each sequence has, ``frame.starts`` at which
-    they begin.  Gives ``[B, U, M, v]`` and the log-sum-exp of the scores ``[B, U, M]`` in float32 or wider.
+    they begin; where the cache is of one sequence, all rows are tokens of it.  Gives ``[B, U, M, v]`` and the
+    log-sum-exp of the scores ``[B, U, M]`` in float32 or wider.
 
     On CUDA one kernel reads the cache once, as it is stored.  Elsewhere it is spelled out.
     """
@@ -59,9 +59,9 @@ def attend_cached(
     per_unit = [first is not None and first.per_unit, part.per_unit, (values or part).per_unit]
     mixed, total = torch.ops.caramba.attend_cached(
         query,
-        *((None, None) if first is None else first.planes),
-        *part.planes,
-        *((None, None) if values is None else values.planes),
+        *((None, None) if first is None else first.planes(len(query))),
+        *part.planes(len(query)),
+        *((None, None) if values is None else values.planes(len(query))),
         starts,
         ends,
         widths,

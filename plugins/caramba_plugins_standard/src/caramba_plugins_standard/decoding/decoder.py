@@ -22,6 +22,9 @@ from caramba_plugins_standard.quantized import Blocks
 
 __all__ = ["Decoder"]
 
+_FEW = 2
+"""Tokens that recorded steps take faster than a pass does."""
+
 _WARM_UP = 3
 """Passes before recording: they compile, choose algorithms and allocate workspaces, none of which can be recorded."""
 
@@ -57,19 +60,21 @@ class Decoder:
             warnings.warn(f"decode steps are not recorded: {self.unrecorded}", stacklevel=2)
         self._compiled = compiled
         self._starts: Tensor | None = None
-        self._recording: _Recording | None = None
+        self._recordings: dict[int, _Recording] = {}
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, *, starts: Tensor | None = None, chunk: int = 2048) -> Tensor:
         """Take token ids, int64 ``[B, T]``, into the cache, ``chunk`` at a time: the last one's logits ``[B, V]``.
 
         Sequences of unequal lengths are padded on the left; ``starts``, int64 ``[B]``, says where each begins.  May be
-        called again for tokens that follow.
+        called again for tokens that follow; a few of them are taken by steps where those are recorded.
         """
         assert tokens.shape[1], "a pass has at least one token"
         assert self.cache.length + tokens.shape[1] <= self.capacity, "the cache has no room for these tokens"
         if starts is not None:
             self._starts = starts
+        if not self.unrecorded and self.cache.length and tokens.shape[1] <= _FEW:
+            return [self.step(column) for column in tokens.unbind(1)][-1]
         for part in tokens.split(chunk, dim=1):
             hidden = self.model.hidden(part, Frame.of(part, cache=self.cache, starts=self._starts))
         return self.model.logits(hidden[:, -1])
@@ -80,15 +85,33 @@ class Decoder:
         if self.unrecorded:
             return self.prefill(tokens[:, None])
         assert self.cache.length < self.capacity, "the cache is full"
-        if self._recording is None:
-            self._recording = _Recording(self.model, self.cache, self._starts, compiled=self._compiled)
-        return self._recording.replay(tokens, self._starts)
+        return self._recorded(0).replay(tokens, self._starts)
+
+    @torch.no_grad()
+    def score(self, tokens: Tensor, most: int) -> Tensor:
+        """Several tokens of one sequence at once, int64 ``[T]``, ``most`` or fewer: logits behind each, ``[T, V]``.
+
+        They hold until the next such call.  Where steps are recorded, this is a step whose rows are ``most`` tokens of
+        one sequence, so that the cache must have room for as many; :meth:`truncate` takes back what is not wanted.
+        """
+        if self.unrecorded:
+            frame = Frame.of(tokens[None], cache=self.cache, starts=self._starts)
+            logits: Tensor = self.model(tokens[None], frame)[0]
+            return logits
+        assert self.cache.length + most <= self.capacity, "the cache has no room for these tokens"
+        return self._recorded(most).replay(tokens, self._starts)
+
+    def _recorded(self, together: int) -> _Recording:
+        if together not in self._recordings:
+            recording = _Recording(self.model, self.cache, self._starts, together, compiled=self._compiled)
+            self._recordings[together] = recording
+        return self._recordings[together]
 
     def grow(self, capacity: int) -> None:
         """Make room for ``capacity`` tokens of each sequence; what is cached stays, and steps are recorded anew."""
         if capacity > self.capacity:
             self.cache.reserve(capacity)
-            self.capacity, self._recording = capacity, None
+            self.capacity, self._recordings = capacity, {}
 
     def truncate(self, length: int) -> None:
         """Keep the first ``length`` tokens of the cache; see :meth:`Cache.truncate`."""
@@ -96,16 +119,24 @@ class Decoder:
 
 
 class _Recording:
-    """A step over a cache as a CUDA graph.  What is recorded reads tokens, lengths and starts from tensors."""
+    """A step over a cache as a CUDA graph.  What is recorded reads tokens, lengths and starts from tensors.
 
-    def __init__(self, model: LanguageModel, cache: Cache, starts: Tensor | None, *, compiled: bool) -> None:
-        self.model, self.cache = model, cache
-        device, batch = model.head_weight.device, cache.batch
-        self.tokens = torch.zeros(batch, 1, dtype=torch.int64, device=device)
-        self.ends = torch.full((batch,), cache.length + 1, dtype=torch.int64, device=device)
+    Its rows are one token of each sequence or, if so many are taken ``together``, tokens of one sequence.
+    """
+
+    def __init__(
+        self, model: LanguageModel, cache: Cache, starts: Tensor | None, together: int, *, compiled: bool
+    ) -> None:
+        self.model, self.cache, self.together = model, cache, together
+        device, rows = model.head_weight.device, together or cache.batch
+        self.tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        self.places = torch.arange(rows, device=device) if together else torch.zeros_like(self.tokens[:, 0])
+        self.ends = self.places + cache.length + 1
         self.starts = None
         if all(config.takes_starts for config in _attentions(model).values()):
-            self.starts = torch.zeros_like(self.ends) if starts is None else starts.clone()
+            self.starts = torch.zeros_like(self.ends)
+            if starts is not None:
+                self.starts.copy_(starts)
         step = self.run
         if compiled:
             for module in model.modules():
@@ -113,7 +144,7 @@ class _Recording:
                     module.join(*names)
             # products with one row become reductions that fuse with what surrounds them
             options: dict[str, str | int | bool | Callable[..., Any]] = (
-                {"coordinate_descent_tuning": True} if batch == 1 else {}
+                {"coordinate_descent_tuning": True} if rows == 1 else {}
             )
             step = torch.compile(self.run, fullgraph=True, dynamic=False, options=options or None)
         kept = _overwritten(cache)
@@ -135,14 +166,14 @@ class _Recording:
         return self.model.logits(self.model.hidden(self.tokens, frame)[:, -1])
 
     def replay(self, tokens: Tensor, starts: Tensor | None) -> Tensor:
-        """Logits ``[B, V]`` of tokens ``[B]`` that follow what is cached."""
-        self.ends.fill_(self.cache.length + 1)
+        """Logits ``[B, V]`` of tokens ``[B]`` that follow what is cached; rows without a token are left out."""
+        torch.add(self.places, self.cache.length + 1, out=self.ends)
         if self.starts is not None and starts is not None:
             self.starts.copy_(starts)
-        self.tokens.copy_(tokens[:, None])
+        self.tokens[: len(tokens), 0] = tokens
         self.graph.replay()
-        self.cache.advance(1)
-        return self.logits
+        self.cache.advance(len(tokens) if self.together else 1)
+        return self.logits[: len(tokens)]
 
 
 def _overwritten(cache: Cache) -> list[tuple[Tensor, Tensor]]:

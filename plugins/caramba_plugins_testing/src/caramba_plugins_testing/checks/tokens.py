@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from caramba_plugins_standard.quantized import Int4
@@ -74,7 +76,14 @@ def _splits(tokens: int) -> dict[str, list[int]]:
         "one token, then the rest": [1, tokens - 1],
         "all, then one token": [tokens - 1, 1],
         "in uneven pieces": [2, 3, 1, tokens - 6],
+        "in random pieces": _random_pieces(tokens, 1),
+        "in other random pieces": _random_pieces(tokens, 2),
     }
+
+
+def _random_pieces(tokens: int, seed: int) -> list[int]:
+    cuts = [at for at in range(1, tokens) if random.Random(f"{seed} {at}").random() < 0.4]
+    return [last - first for first, last in pairwise([0, *cuts, tokens])]
 
 
 @check("cached decoding gives what the full pass gives, however the prompt is cut")
@@ -140,7 +149,7 @@ def rounding(case: Case) -> None:
 
 
 def _steps(case: Case) -> None:
-    """Decode behind prompts of many lengths, past a full window, with rounded caches, and behind padding."""
+    """Decode behind prompts of many lengths, past a full window, with rounded caches, behind padding, many at once."""
     subject, x = Subject(case), inputs(case, batch=3, tokens=2 * case.tokens + 5)
     tokens = x.shape[1]
     assert isinstance(case.config, Attention)
@@ -159,6 +168,14 @@ def _steps(case: Case) -> None:
                 within = max(case.decoding_tolerance, 1e-9) if storage is None else 1e-5
                 advice = "write with put, read with attend_cached, and heed frame.starts; or leave takes_steps out"
                 require_close(found, wanted, within, words, advice=advice)
+    if _takes_back(case):  # rows that are tokens of one sequence, as a draft's tokens are checked
+        cache = subject.model.new_cache(1, capacity=tokens)
+        subject.decode(x[:1, :2], [2], cache=cache)
+        together = subject.run(x[0, 2:, None], Frame.step(cache, torch.arange(3, tokens + 1)))
+        words = "a decode step of several tokens of one sequence differs from the full pass"
+        advice = "take the number of rows from the input, not from the cache"
+        wanted = subject.run(x[:1])[0, 2:, None]
+        require_close(together, wanted, max(case.decoding_tolerance, 1e-9), words, advice=advice)
 
 
 def _takes_back(case: Case) -> bool:
