@@ -83,9 +83,12 @@ def converted(teacher: LanguageModel, tokens: Tensor, selection: str = "rotation
     return student
 
 
-@pytest.fixture(scope="module")
-def all_rotary(teacher: LanguageModel, tokens: Tensor) -> LanguageModel:
-    return converted(teacher, tokens[:1, :64], sem_dim=0, geo_dim=192, v_dim=192)
+SERVABLE = {"layout": "servable", "geo_layout": "shared"}
+
+
+@pytest.fixture(scope="module", params=[{}, SERVABLE], ids=["free", "servable"])
+def all_rotary(teacher: LanguageModel, tokens: Tensor, request: pytest.FixtureRequest) -> LanguageModel:
+    return converted(teacher, tokens[:1, :64], sem_dim=0, geo_dim=192, v_dim=192, **request.param)
 
 
 def logits(model: LanguageModel, tokens: Tensor) -> Tensor:
@@ -116,8 +119,15 @@ def test_e1_and_e5_greedy_tokens_through_the_cache_are_the_teachers(
     assert torch.equal(ours, generate(teacher, prompt, 40))
 
 
-def test_e5_cached_decoding_is_the_full_forward_of_a_compressed_model(teacher: LanguageModel, tokens: Tensor) -> None:
-    student = converted(teacher, tokens[:1, :256], sem_dim=36, geo_dim=72, v_dim=84, o_bias=True)
+@pytest.mark.parametrize(
+    "sizes",
+    [{"sem_dim": 36, "geo_dim": 72, "v_dim": 84}, {"sem_dim": 24, "geo_dim": 72, "v_dim": 96, **SERVABLE}],
+    ids=["free", "servable"],
+)
+def test_e5_cached_decoding_is_the_full_forward_of_a_compressed_model(
+    teacher: LanguageModel, tokens: Tensor, sizes: dict[str, Any]
+) -> None:
+    student = converted(teacher, tokens[:1, :256], o_bias=True, **sizes)
     text = tokens[3:4, :96]
     full = logits(student, text)
     cache = student.new_cache(1)

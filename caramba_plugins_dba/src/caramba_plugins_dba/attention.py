@@ -20,7 +20,7 @@ from caramba_core.errors import InvalidValue
 
 __all__ = ["DecoupledBottleneckAttention"]
 
-_FREE: Final = "with layout: free everything goes, and an export brings its own code"
+_FREE: Final = "; with layout: free everything goes, and an export brings its own code"
 
 
 @component
@@ -124,44 +124,30 @@ class DecoupledBottleneckAttention(NormedAttention):
 
     def _check_servable(self) -> None:
         """What an ordinary attention with one key/value head a group cannot express."""
-        for field, wanted, reason in (
-            ("geo_layout", "shared", "an ordinary attention has one key a group"),
-            ("k_layout", "shared", "an ordinary attention has one key a group"),
-            ("v_layout", "latent", "an ordinary attention has one value a group"),
-            ("tied_semantic", False, "an ordinary attention has queries of its own for each head"),
-            ("null", False, "an ordinary attention has no key and value besides its tokens'"),
-        ):
-            if getattr(self, field) != wanted:
-                raise InvalidValue(field, f"not servable: {reason}", expected=str(wanted).lower(), hint=_FREE)
-        if self.qk_norm_eps is not None:
-            raise InvalidValue(
-                "qk_norm_eps",
-                "not servable: an ordinary attention does not project what it has normalized",
-                expected="no norms of queries and keys",
-                hint=_FREE,
-            )
-        if self.gate == "dynamic":
-            raise InvalidValue(
-                "gate",
-                "not servable: a gate that is read from the token is no linear map of it",
-                expected="static, which the queries take in, or none",
-                hint=_FREE,
-            )
-        if self.sem_dim + self.geo_dim != self.v_dim:
-            raise InvalidValue(
+        keys, parity = self.sem_dim + self.geo_dim, 2 * self.groups
+        less = "nothing: what is shared loses less in the same cache"
+        more = "queries of the whole rotary key, which reads more of the same cache"
+        for holds, field, reason, expected, price in (
+            (self.geo_layout == "shared", "geo_layout", "one key a group", "shared", f"parameters: {more}"),
+            (self.k_layout == "shared", "k_layout", "one key a group", "shared", less),
+            (self.v_layout == "latent", "v_layout", "one value a group", "latent", less),
+            (not self.tied_semantic, "tied_semantic", "queries of its own for each head", "false", "parameters"),
+            (not self.null, "null", "no key and value besides its tokens'", "false", "the option"),
+            (self.gate != "dynamic", "gate", "no gate that is read from the token", "static or none", "the option"),
+            (self.qk_norm_eps is None, "qk_norm_eps", "no projection behind its norms", "none", "this teacher"),
+            (
+                keys == self.v_dim,
                 "v_dim",
-                f"not servable: {self.v_dim} beside keys of {self.sem_dim + self.geo_dim}, and an ordinary attention's"
-                " keys and values have one width",
-                expected=f"sem_dim + geo_dim ({self.sem_dim + self.geo_dim})",
-                hint=_FREE,
-            )
-        if self.sem_width % 2:
-            raise InvalidValue(
-                "sem_dim",
-                f"not servable: {self.sem_width} a group is odd, and an ordinary rotary key is made of pairs",
-                expected=f"a multiple of {2 * self.groups}",
-                hint=_FREE,
-            )
+                f"values as wide as its keys ({keys})",
+                str(keys),
+                "0.4 % of perplexity at half the cache",
+            ),
+            (self.sem_width % 2 == 0, "sem_dim", "keys made of pairs", f"a multiple of {parity}", "nothing"),
+        ):
+            if not holds:
+                value = getattr(self, field)
+                said = f"{str(value).lower()} is not servable: an ordinary attention has {reason}"
+                raise InvalidValue(field, said, expected=expected, hint=f"it costs {price}{_FREE}")
 
     @property
     def takes_starts(self) -> bool:
