@@ -122,9 +122,11 @@ def teacher() -> LanguageModel:
     return model.requires_grad_(False)
 
 
-def student_of(teacher: LanguageModel, attention: Any, **transplant: Any) -> tuple[LanguageModel, dict[str, Any], int]:
+def student_of(
+    teacher: LanguageModel, *attentions: Any, **transplant: Any
+) -> tuple[LanguageModel, dict[str, Any], int]:
     """The student, the report, and the tokens of progress."""
-    wanted = graph(attention)
+    wanted = graph(*attentions)
     student = assemble(
         wanted, teacher=teacher, tensors=None, trained=(), device=torch.device("cpu"), dtype=torch.float32, seed=0
     )
@@ -182,11 +184,21 @@ def test_given_pairs_need_no_survey(teacher: LanguageModel) -> None:
         assert report[f"model.blocks.{index}.attention"]["start"]["pairs"] == [[0, 0, 1, 2]]
 
 
+def test_other_layouts_in_the_same_model_choose_for_themselves(teacher: LanguageModel) -> None:
+    free = attrs.evolve(SERVABLE, layout="free", geo_dim=6, sem_dim=6)
+    student, _, _ = student_of(teacher, SERVABLE, free, SERVABLE)
+    lists = [student.get_buffer(f"blocks.{index}.attention.pairs").tolist()[0] for index in range(LAYERS)]
+    assert lists[0] == lists[2]
+    assert [len(pairs) for pairs in lists] == [4, 3, 4]
+    with pytest.raises(InvalidValue, match="these are of layout: servable"):
+        GQAToDBA(pairs=(0, 1, 2)).check(GroupedQueryAttention(**SMALL), free, WIDTH)
+
+
 @pytest.mark.parametrize("pairs", [(0, 1, 2), (0, 0, 2, 1), (0, 0, 1, 3), (-1, 0, 1, 2)], ids=str)
 def test_pairs_that_cannot_be(pairs: tuple[int, ...]) -> None:
     with pytest.raises(InvalidValue, match="are not those of a rotary key"):
         GQAToDBA(pairs=pairs).check(GroupedQueryAttention(**SMALL), SERVABLE, WIDTH)
-    source, narrow = pair(SMALL["rope"], groups=4, geo_dim=16, sem_dim=8, v_dim=24)
+    source, narrow = pair(SMALL["rope"], layout="servable", groups=4, geo_dim=16, sem_dim=8, v_dim=24)
     with pytest.raises(InvalidValue, match="are not those of a rotary key of 4") as caught:
         GQAToDBA(pairs=(0, 0)).check(source, narrow, WIDTH)
     assert caught.value.expected == "2 ascending numbers below 3, each at most 1 times"

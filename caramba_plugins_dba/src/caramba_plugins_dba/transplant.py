@@ -54,8 +54,8 @@ class GQAToDBA(Transplant):
     )
     pairs: tuple[int, ...] | None = option(
         default=None,
-        help="rotary pairs that shared keys turn with in every layer and group, ascending; if not given, each key has "
-        "its own, and those of servable attentions the ones that cost least over all layers",
+        help="rotary pairs that servable attentions turn with in every layer and group, ascending; those that cost "
+        "least over all layers if not given",
     )
     weighting: Literal["calibration", "none"] = option(
         default="calibration",
@@ -155,10 +155,8 @@ class GQAToDBA(Transplant):
         if self.pairs is None:
             return
         most = target.n_kv_heads // target.groups
-        if not shared:
-            raise InvalidValue(
-                None, "pairs: these are of shared rotary keys, and each head has its own", expected="none"
-            )
+        if target.layout != "servable":
+            raise InvalidValue(None, "pairs: these are of layout: servable, and others have their own", expected="none")
         if (
             len(self.pairs) != target.pairs
             or list(self.pairs) != sorted(self.pairs)
@@ -213,7 +211,10 @@ class GQAToDBA(Transplant):
             moments = white_moments(target, weights, moments)
         starting = start if target.qk_norm_eps is None else start_behind_norms
         return starting(
-            source, weights, target, width, moments, selection=self.selection, fold=self.fold, pairs=self.pairs
+            *(source, weights, target, width, moments),
+            selection=self.selection,
+            fold=self.fold,
+            pairs=self.pairs if target.layout == "servable" else None,  # a survey may have set them for other sites
         )
 
     def size_curves(
