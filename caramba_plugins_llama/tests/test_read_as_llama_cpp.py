@@ -135,6 +135,12 @@ def test_what_is_refused(models: Path, tmp_path: Path, extra: dict[str, Any], wi
         find_loader(path).model()
 
 
+def test_rotary_factors_of_any_list(models: Path, tmp_path: Path) -> None:
+    factors = {"rope_freqs.weight": np.array([1.0, 0.25, 1e30, 3.0], dtype=np.float32)}
+    write_gguf(tmp_path / "m.gguf", models / "llama", "llama", extra=VOCABULARY, tensors=factors)
+    same_logits(tmp_path / "m.gguf")
+
+
 def test_rotary_factors_of_longrope(models: Path, tmp_path: Path) -> None:
     factors = {f"rope_factors_{name}.weight": np.linspace(1, 4, 4, dtype=np.float32) for name in ("long", "short")}
     write_gguf(tmp_path / "m.gguf", models / "llama", "llama", extra=VOCABULARY, tensors=factors)

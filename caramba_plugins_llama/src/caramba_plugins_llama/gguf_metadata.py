@@ -103,7 +103,7 @@ def _scaling(
     if _FREQUENCIES in header.tensors:
         if factor != 1 or config["model_type"] != "llama":
             problems.append(f"{_FREQUENCIES} is read of llama alone, and without another scaling")
-        return _llama3(path, header, config, config["head_dim"])
+        return _stored(path, header, config, config["head_dim"])
     if kind != "yarn":
         return None if factor == 1 else {"rope_type": "linear", "factor": factor}
     original = own.get("rope.scaling.original_context_length", own["context_length"])
@@ -113,8 +113,8 @@ def _scaling(
     return scaling
 
 
-def _llama3(path: Path, header: GgufHeader, config: Mapping[str, Any], width: int) -> dict[str, Any]:
-    """The llama3 scaling whose factors a file stores: the longest waves are divided by the factor itself."""
+def _stored(path: Path, header: GgufHeader, config: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """The scaling whose factors a file stores: llama3 where they are its own, else longrope of this one list."""
     tensor = header.tensors[_FREQUENCIES]
     if tensor.dtype != "F32" or tensor.shape != (width // 2,):
         raise InputError(
@@ -123,6 +123,8 @@ def _llama3(path: Path, header: GgufHeader, config: Mapping[str, Any], width: in
     with tensor.path.open("rb") as file:
         file.seek(tensor.offset)
         stored = struct.unpack(f"<{width // 2}f", file.read(tensor.bytes))
+    if not all(0 < factor < math.inf for factor in stored):
+        raise InputError(f"{path}: {_FREQUENCIES} holds a factor that is no positive number", hint="fetch it again")
     factor = float(max(stored))
     theta = float(config.get("rope_theta", 10000.0))
     if factor >= 1:
@@ -131,10 +133,12 @@ def _llama3(path: Path, header: GgufHeader, config: Mapping[str, Any], width: in
         expected = [a / b for a, b in zip(plain, rope.frequencies(width), strict=True)]
         if all(abs(found - right) <= 1e-4 * right for found, right in zip(stored, expected, strict=True)):
             return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
-    raise InputError(
-        f"{path}: its rotary factors ({_FREQUENCIES}) are not those of Llama 3, the only such scaling that is known",
-        hint="use the Hugging Face checkpoint, whose configuration names the scaling",
-    )
+    listed = [_shortest(each) for each in stored]
+    context = config["max_position_embeddings"]
+    return {
+        **{"rope_type": "longrope", "short_factor": listed, "long_factor": listed},
+        **{"attention_factor": 1.0, "factor": 1.0, "original_max_position_embeddings": context},
+    }
 
 
 def _shortest(value: float) -> float:
