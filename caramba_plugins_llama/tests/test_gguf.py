@@ -386,9 +386,21 @@ def test_what_cannot_be_expressed(sound: Path, tmp_path: Path, extra: dict[str, 
 
 
 def test_rotary_factors_of_another_kind(tmp_path: Path) -> None:
+    """They are read as a list, as the file does not say what made them."""
     write_oracle(tmp_path / "hf", "llama", rope_parameters={**LLAMA3, "high_freq_factor": 200.0})
     write_gguf(tmp_path / "m.gguf", tmp_path / "hf", "llama")
-    with pytest.raises(InputError, match="not those of Llama 3"):
+    tokens = random_tokens(48)
+    found, expected = read_model(tmp_path / "m.gguf"), read_model(tmp_path / "hf")
+    assert found.blocks[0].attention.config.rope.scaling == "listed"
+    torch.testing.assert_close(found(tokens), expected(tokens), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_rotary_factors_that_are_none(tmp_path: Path, factor: float) -> None:
+    write_oracle(tmp_path / "hf", "llama")
+    factors = {"rope_freqs.weight": np.array([1.0, factor, 2.0, 3.0], dtype=np.float32)}
+    write_gguf(tmp_path / "m.gguf", tmp_path / "hf", "llama", tensors=factors)
+    with pytest.raises(InputError, match=r"rope_freqs\.weight holds a factor that is no positive number"):
         find_loader(tmp_path / "m.gguf").model()
 
 

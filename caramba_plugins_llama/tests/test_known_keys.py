@@ -84,7 +84,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(change={"use_sliding_window": 0})
 @example(change={"max_window_layers": 0.5})
 @example(change={"rope_parameters": {"rope_type": "yarn"}})
-@example(change={"rope_parameters": {"rope_type": "longrope", "short_factor": [1, 2, 3, 4], "long_factor": [1, 2, 3, 4]}})
+@example(
+    change={"rope_parameters": {"rope_type": "longrope", "short_factor": [1, 2, 3, 4], "long_factor": [1, 2, 3, 4]}}
+)
 def test_one_key_more(models: Path, name: str, change: dict[str, Any]) -> None:
     folder = models / name
     config = json.loads((folder / "as_written.json").read_text())

@@ -23,7 +23,7 @@ from caramba_plugins_llama.tokenizer import HuggingFaceTokenizer, tokenizer_file
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GgufFile"]
+__all__ = ["GgufFile", "gguf_keys"]
 
 _OUTSIDE: Final = {
     "token_embd.weight": "embedder.weight",
@@ -131,7 +131,7 @@ class GgufFile:
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer of the metadata, where there is one."""
-        if "tokenizer.ggml.model" not in self.header.metadata:
+        if self.header.metadata.get("tokenizer.ggml.model", "no_vocab") == "no_vocab":
             return None
         from caramba_plugins_llama.gguf_tokenizer import bos_of, rebuild, stops_of
 
@@ -182,6 +182,12 @@ class GgufFile:
         heads = int(self.config["num_attention_heads" if ".q_" in name else "num_key_value_heads"])
         if tensor.shape[0] % (2 * heads):
             raise InputError(f"{self.path}: {tensor.name} has {tensor.shape[0]} rows, which {heads} heads cannot share")
+
+
+def gguf_keys() -> dict[str, str]:
+    """The GGUF tensor that each parameter of the graph is written as; ``{}`` stands for a block's number."""
+    blocks = {f"blocks.{{}}.{name}": f"blk.{{}}.{key}" for key, name in _BLOCK.items()}
+    return {**{name: key for key, name in _OUTSIDE.items()}, **blocks}
 
 
 def _graph_name(key: str) -> str | None:

@@ -136,8 +136,12 @@ def _stored(path: Path, header: GgufHeader, config: Mapping[str, Any], width: in
     listed = [_shortest(each) for each in stored]
     context = config["max_position_embeddings"]
     return {
-        **{"rope_type": "longrope", "short_factor": listed, "long_factor": listed},
-        **{"attention_factor": 1.0, "factor": 1.0, "original_max_position_embeddings": context},
+        "rope_type": "longrope",
+        "short_factor": listed,
+        "long_factor": listed,
+        "attention_factor": 1.0,
+        "factor": 1.0,
+        "original_max_position_embeddings": context,
     }
 
 
