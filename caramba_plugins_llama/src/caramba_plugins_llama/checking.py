@@ -28,23 +28,24 @@ _PLACES: Final = 8
 _ASKED: Final = 100
 """Tokens whose likelihood it is asked for."""
 
-_BOUNDS: Final = {"float32": 5e-3, "bfloat16": 0.1, "float16": 0.05, "q8_0": 0.1}
+_BOUNDS: Final = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05, "q8_0": 0.1}
 """How far logits may lie apart, as a share of their spread: what a type rounds away, and no more."""
 
 
 @torch.no_grad()
 def check_logits(
-    text: str, written: Path, graph: Graph, tensors: Mapping[str, Tensor], *, kind: str, code: bool
+    text: str, written: Path, graph: Graph, tensors: Mapping[str, Tensor], *, kind: str, code: bool, context: int
 ) -> str:
     """Compare the logits of ``text`` in the target's own library, where it is installed, else by caramba's reader.
 
     ``graph`` and ``tensors`` are the model as it was; ``kind`` is the type that ``written`` stores, ``code`` whether
-    it brings code along.  Says what was compared; raises :class:`VerificationFailed` where it is not the same.
+    it brings code along, ``context`` the longest text that it is made for.  Says what was compared; raises
+    :class:`VerificationFailed` where it is not the same.
     """
     tokenizer = find_loader(written).tokenizer()
     if tokenizer is None:
         raise InputError("--check needs a tokenizer, and the model comes without one", hint="name one with --origin")
-    ids = tokenizer.encode(text)[:_TOKENS]
+    ids = tokenizer.encode(text)[: min(context - 1, _TOKENS)]
     if len(ids) < 2:
         raise InputError(f"--check needs a text of at least two tokens, and {text!r} has {len(ids)}")
     ours = _of_caramba(graph, tensors, ids).log_softmax(-1)
@@ -100,15 +101,32 @@ def _apart_from_gguf(written: Path, ids: list[int], ours: Tensor) -> tuple[str, 
         )
     xllamacpp: Any = importlib.import_module("xllamacpp")
     settings = xllamacpp.CommonParams()
-    settings.model.path, settings.n_ctx, settings.n_parallel, settings.warmup = str(written), _TOKENS + 8, 1, False
+    settings.model.path, settings.n_ctx, settings.n_parallel, settings.warmup = (
+        str(written),
+        _TOKENS + 8,
+        1,
+        False,
+    )
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to 16 bits
     settings.verbosity = -1
     server = xllamacpp.Server(settings)
     apart = []
     for place in sorted({round((len(ids) - 1) * step / _PLACES) for step in range(_PLACES + 1)}):
-        asked = {"prompt": ids[: place + 1], "n_predict": 1, "n_probs": _ASKED, "temperature": 0}
+        asked = {
+            "prompt": ids[: place + 1],
+            "n_predict": 1,
+            "n_probs": _ASKED,
+            "temperature": 0,
+            "ignore_eos": True,
+        }
         answer = server.handle_completions(asked)
-        listed = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        told = answer["choices"][0]["logprobs"]
+        if told is None:  # it holds back tokens that are a part of a character
+            continue
+        listed = told["content"][0]["top_logprobs"]
         found = torch.tensor([one["logprob"] for one in listed])
         apart.append(found - ours[place, [one["id"] for one in listed]])
+    if not apart:
+        raise InputError("llama.cpp tells no likelihoods behind this text", hint="--check with another, longer one")
     return f"llama.cpp (xllamacpp {version('xllamacpp')})", torch.cat(apart)

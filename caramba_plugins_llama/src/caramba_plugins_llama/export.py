@@ -118,7 +118,7 @@ def _write_folder(
         _write_weights(scratch, {folder.key(name): values for name, values in tensors.items()})
         _write(scratch / "README.md", card)
         _require_same(find_loader(scratch), tensors)
-        checked = None if check is None else _checked(check, scratch, found, kind, code=bool(folder.files))
+        checked = None if check is None else _checked(check, scratch, chosen.folder, found, kind)
         return tuple(sorted(path.name for path in scratch.iterdir())), checked
 
 
@@ -135,14 +135,15 @@ def _write_file(
         scratch = Path(str(file.name))
         write_gguf(scratch, gguf_model(chosen.folder), tensors, metadata, quant)
         kind = quant if quant == "q8_0" else QUANTS[quant]
-        checked = None if check is None else _checked(check, scratch, found, kind, code=False)
+        checked = None if check is None else _checked(check, scratch, chosen.folder, found, kind)
     return (output.name,), checked
 
 
-def _checked(text: str, written: Path, found: ExportSource, kind: str, *, code: bool) -> str:
+def _checked(text: str, written: Path, folder: Folder, found: ExportSource, kind: str) -> str:
     from caramba_plugins_llama.checking import check_logits
 
-    return check_logits(text, written, found.graph, found.tensors, kind=kind, code=code)
+    context = int(folder.config.get("max_position_embeddings", 512))
+    return check_logits(text, written, found.graph, found.tensors, kind=kind, code=bool(folder.files), context=context)
 
 
 def _general(output: Path, found: ExportSource) -> dict[str, Any]:

@@ -34,6 +34,8 @@ _BLOCK: Final = 32
 """Values that share a scale in q8_0."""
 
 _ARCHITECTURES: Final = {**{name: name for name in ARCHITECTURES}, "mistral": "llama", "ministral": "llama"}
+_LISTS: Final = ("llama3", "listed")
+"""Scalings whose factors are stored one a pair."""
 _OFFSETS: Final = ("attention.q_bias", "attention.k_bias", "attention.v_bias")
 
 
@@ -72,9 +74,13 @@ def gguf_model(folder: Folder) -> GgufModel:
     if folder.files or kind not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
         raise ExportError(f"{kind} is no architecture of GGUF that is written", expected=f"a model of {known}")
-    architecture = _ARCHITECTURES[kind]
     decoder = decoder_of(lower(structure_model(model_of(config, "config.json"))))
     first = decoder.blocks[0].attention.config
+    architecture = _ARCHITECTURES[kind]
+    if architecture == "qwen2" and (
+        first.n_heads * first.head_dim != config["hidden_size"] or first.rope.scaling in _LISTS
+    ):
+        architecture = "llama"  # which has offsets, too, and heads of any width
     if any(block.attention.config.window is not None for block in decoder.blocks):
         raise ExportError(
             f"its layers see a window, and llama.cpp has none for {architecture}",
@@ -103,7 +109,7 @@ def _rotary(rope: Rope | None, width: int, architecture: str) -> tuple[dict[str,
     """The metadata of a scaling, and the factors of those that llama.cpp takes as a list."""
     if rope is None:
         raise ExportError("it has no rotary positions, and llama.cpp turns every layer", expected="rope: in attention")
-    if rope.scaling in ("llama3", "listed"):
+    if rope.scaling in _LISTS:
         if architecture != "llama":
             raise ExportError(f"llama.cpp has no place for rotary factors in {architecture}", expected="plain rope")
         if rope.attention_scaling != 1:
