@@ -27,6 +27,8 @@ _HINT: Final = "layout: servable holds to all of this (docs/serving.md says what
 
 def ordinary_folder(decoder: Decoder, origin: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Folder:
     """The folder of the Llama; raises :class:`ExportError` with every condition that fails."""
+    if all(block.attention.type != "dba" for block in decoder.blocks):
+        raise ExportError("none of its attentions is dba")
     blocks, problems = list[Block](), dict[str, list[str]]()
     for block in decoder.blocks:
         part = block.attention
