@@ -1,7 +1,7 @@
 """Decode steps of caramba beside transformers' own, on one GPU: Llama-3.2-1B shape, bfloat16, random weights.
 
-    python bench/decoding.py [--points 1x2048,32x2048,1x32768,32x16384] [--sides transformers,gqa,dba2,dba4,mla2,...]
-                             [--plain] [--prefill 131072] [--shape 1b|tiny] [--steps 32]
+    python bench/decoding.py [--points 1x2048,32x2048,1x32768,32x16384] [--sides transformers,gqa,dba2,...] [--plain]
+                             [--prefill 131072] [--shape 1b|tiny] [--steps 32]
 
 A side is a model, with ``:int8`` or ``:int4`` behind it for a quantized cache.  Each line of JSON gives the
 median ms a step (one token of every sequence), tokens/s, the bytes of weights and cache that a step reads,
@@ -50,12 +50,16 @@ STORAGES: dict[str, Storage | None] = {"": None, "int8": Int8(), "int4": Int4()}
 
 
 def attention(side: str, shape: dict[str, int]) -> Attention:
-    """The attention of a side; numbers behind its name say by what the cache is divided."""
+    """The attention of a side; the number behind its name says by what the cache is divided."""
     heads = {"n_heads": shape["heads"], "n_kv_heads": shape["groups"], "head_dim": shape["head"], "rope": ROPE}
     cached = 2 * shape["groups"] * shape["head"]
     if side == "gqa":
         return GroupedQueryAttention(**heads)
-    kept = cached // int(side[3:])
+    kept = cached // int(side[-1])
+    if side.startswith("servable"):
+        rotary = kept * 3 // 8 // 2 * 2
+        sizes = {"sem_dim": kept // 2 - rotary, "geo_dim": rotary, "v_dim": kept // 2}
+        return DecoupledBottleneckAttention(**heads, **sizes, layout="servable", geo_layout="shared")
     if side.startswith("mla"):
         rotary = min(shape["head"], kept // 4)
         return MultiHeadLatentAttention(**heads, rank=kept - rotary, rope_dim=rotary)

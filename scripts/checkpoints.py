@@ -133,7 +133,8 @@ Optional keys mean what they mean in llama.cpp: as many keys as queries without 
 `embedding_length / attention.head_count` without `attention.key_length`, linear scaling without `rope.scaling.type`.
 A list with one size for all layers is that size.  Offsets that some layers or projections lack are zero there.  The
 parts of a split file are read together, whichever of them is named.  Rotary factors (`rope_freqs.weight`) are read
-where they are Llama 3's; longrope's are refused, since they change with the length of the text.
+as Llama 3's where they are, else as a list; longrope's two lists are refused, since they change with the length of the
+text.
 
 Types: {code(read)}.  Named as sound, and not read: {code(gguf_header.UNREAD.values())}.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,16 @@ def model_of(first: dict[str, Any], second: dict[str, Any] | None = None, *, tie
 
 
 def make_run(
-    folder: Path, model: dict[str, Any], *, all_pairs: bool = False, teacher: str | None = None
+    folder: Path,
+    model: dict[str, Any],
+    *,
+    all_pairs: bool = False,
+    pairs: Callable[[torch.Size], Tensor] | None = None,
+    teacher: str | None = None,
 ) -> LanguageModel:
     """A run's folder as a finished run leaves it, with a random model; that model.
 
-    Rotary pairs are drawn at random, or all of them stand in order.
+    Rotary pairs are drawn at random, or all of them stand in order, or they are what ``pairs`` makes of their shape.
     """
     built = build(lower(structure_model(model)), seed=7)
     generator = torch.Generator().manual_seed(1)
@@ -58,7 +64,9 @@ def make_run(
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.mul_(8.0).add_(noise * 0.1) if "norm" not in name else parameter.add_(noise * 0.1)
         for name, buffer in built.named_buffers():
-            if name.endswith(".pairs") and not all_pairs:
+            if name.endswith(".pairs") and pairs is not None:
+                buffer.copy_(pairs(buffer.shape))
+            elif name.endswith(".pairs") and not all_pairs:
                 buffer.copy_(torch.stack([torch.randperm(4, generator=generator)[: buffer.shape[1]] for _ in buffer]))
     folder.mkdir(parents=True)
     runs = [{"id": "r", "mode": "eval"}]

@@ -284,7 +284,7 @@ def test_options_that_the_modeling_file_does_not_know_are_refused_by_name(monkey
     monkeypatch.setitem(exporter._EXPRESSED, "dba", exporter._EXPRESSED["dba"] - {"window"})
     model = model_of({**DBA, "window": 5}, DBA)
     with pytest.raises(exporter.ExportError, match=r"blocks\.0\.attention has window: 5"):
-        exporter.DBAExporter.describe(lower(structure_model(model)), {}, {})
+        exporter.DBAExporter.describe("caramba", lower(structure_model(model)), {}, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_options_that_the_modeling_file_does_not_know_are_refused_by_name(monkey
 )
 def test_attentions_that_are_refused(tmp_path: Path, attention: dict[str, Any], reason: str) -> None:
     with pytest.raises(exporter.ExportError, match=reason):
-        exporter.DBAExporter.describe(lower(structure_model(model_of(attention))), {}, {})
+        exporter.DBAExporter.describe("caramba", lower(structure_model(model_of(attention))), {}, {}, {})
 
 
 def test_foreign_descriptions_build_nothing(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def test_every_fault_of_a_configuration_is_told(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_parameters": {"rope_type": "longrope"}}, "rope type 'longrope'"),
+        ({"rope_parameters": {"rope_type": "su"}}, "rope type 'su'"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "short_factor is None, not a list of positive numbers"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "whole heads are rotated"),
         ({"rope_scaling": 3}, "rope_scaling is 3"),
         ({"num_key_value_heads": 4}, "num_key_value_heads 4 does not divide num_attention_heads 6"),

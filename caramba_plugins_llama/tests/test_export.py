@@ -33,6 +33,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+LISTED = {"theta": 100.0, "scaling": "listed", "factors": [1.0, 0.25, 1e30, 3.0]}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", decoder(GQA)),
@@ -56,6 +57,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             {**GQA, "rope": {"theta": 50.0, "scaling": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}
         ),
     ),
+    "listed": ("llama", decoder({**GQA, "rope": LISTED})),
     "mistral": ("mistral", decoder({**GQA, "window": 7})),
     "qwen2": ("qwen2", decoder({**GQA, "qkv_bias": True})),
     "qwen2 windows": ("qwen2", decoder({**GQA, "qkv_bias": True}, each={"attention.window": [None, 9]})),
@@ -88,6 +90,17 @@ def test_transformers_loads_it_as_it_is(tmp_path: Path, name: str) -> None:
     prompt = tokens[:, :5]
     expected = other.generate(prompt, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert torch.equal(generate(mine, prompt, 20), expected)
+
+
+@pytest.mark.parametrize("offsets", ["o_bias", "qkv_bias"])
+def test_offsets_that_a_family_has_together_are_zero_where_the_model_has_none(tmp_path: Path, offsets: str) -> None:
+    model = decoder({**GQA, offsets: True}, mlp_bias=True)  # only llama has offsets in the MLP
+    mine = make_run(tmp_path / "run", model)
+    export(tmp_path / "run", tmp_path / "out")
+    tokens = random_tokens(40, vocabulary=61)
+    with torch.no_grad():
+        torch.testing.assert_close(mine(tokens), theirs(tmp_path / "out")(tokens).logits, rtol=0, atol=1e-5)
+    assert torch.equal(mine(tokens), read_model(tmp_path / "out")(tokens))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -202,14 +215,13 @@ def test_the_card_holds_the_measured_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (decoder({**GQA, "o_bias": True}), "llama: qkv_bias would be False|o_bias would be False, not True"),
         (decoder({**GQA, "scale": 0.3}), "scale would be None, not 0.3"),
         (decoder({**GQA, "rope": None}), "rope would be"),
         (decoder(GQA, repeat=1, each={"attention.n_kv_heads": [1]}, name="layers"), "nested blocks, named blocks"),
         (decoder(GQA, each={"attention.n_kv_heads": [1, 2]}), "blocks 0 and 1 differ in their attention"),
         (decoder({"type": "linear", "d_out": 24, "name": "attention"}), "model.blocks.0.attention is linear"),
     ],
-    ids=["offset", "scale", "no positions", "name", "sizes", "layer"],
+    ids=["scale", "no positions", "name", "sizes", "layer"],
 )
 def test_models_that_no_family_expresses(tmp_path: Path, model: dict[str, Any], reason: str) -> None:
     make_run(tmp_path / "run", model)
@@ -302,5 +314,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as ended:
         main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "out"), "--dtype", "bfloat16"])
     assert ended.value.code == 0
-    assert "parameters in bfloat16, by the exporter standard" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "as llama: " in said
+    assert "parameters in bfloat16, by the exporter standard" in said
+    assert "it can also be written --as gguf" in said
     assert theirs(tmp_path / "out").dtype == torch.bfloat16

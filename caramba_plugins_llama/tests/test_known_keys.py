@@ -46,6 +46,8 @@ ROPE = st.fixed_dictionaries(
         "high_freq_factor": st.just(4.0),
         "original_max_position_embeddings": st.sampled_from([16, 32]),
         "attention_factor": st.just(0.7),
+        "short_factor": st.just([1.0, 2.0, 3, 1e9]),
+        "long_factor": st.sampled_from([[1.0, 2.0, 3, 1e9], [1.0, 2.0]]),
         "beta_fast": st.sampled_from([3.0, 0]),
         "mscale": st.just(0.5),
         "truncate": st.booleans(),
@@ -82,6 +84,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(change={"use_sliding_window": 0})
 @example(change={"max_window_layers": 0.5})
 @example(change={"rope_parameters": {"rope_type": "yarn"}})
+@example(
+    change={"rope_parameters": {"rope_type": "longrope", "short_factor": [1, 2, 3, 4], "long_factor": [1, 2, 3, 4]}}
+)
 def test_one_key_more(models: Path, name: str, change: dict[str, Any]) -> None:
     folder = models / name
     config = json.loads((folder / "as_written.json").read_text())

@@ -20,6 +20,7 @@ LLAMA3 = {
 }
 MIXED = ["sliding_attention", "sliding_attention", "full_attention"]
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LISTED = {"rope_type": "longrope", "short_factor": [1.0, 0.5, 1e30, 3.0], "long_factor": [1.0, 0.5, 1e30, 3.0]}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -42,6 +43,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-yarn-mscale": (
         "llama",
         {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.3, "truncate": False}},
+    ),
+    "llama-longrope": ("llama", {"rope_parameters": {**LISTED, "rope_theta": 50.0}}),
+    "llama-longrope-factor": (
+        "llama",
+        {"rope_parameters": {**LISTED, "factor": None, "original_max_position_embeddings": 16}},
     ),
     "mistral": ("mistral", {"sliding_window": 7}),
     "mistral-everything": ("mistral", {"sliding_window": None}),

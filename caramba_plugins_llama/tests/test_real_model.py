@@ -56,7 +56,7 @@ def oracle(path: Path, model: LanguageModel) -> Any:
     config = transformers.LlamaConfig(**{**GgufFile.open(path).config, "rope_parameters": {"rope_theta": 100000.0}})
     with quiet():
         oracle = transformers.LlamaForCausalLM(config).eval()
-        folder = StandardExporter.describe(model.graph, {}, {})
+        folder = StandardExporter.describe("llama", model.graph, {}, {}, {})
         state = {folder.key(name): tensor for name, tensor in model.state_dict().items()}
         missing, unexpected = oracle.load_state_dict(state, strict=False)
     assert (missing, unexpected) == (["lm_head.weight"], [])

@@ -15,7 +15,7 @@ from torch import Tensor
 from caramba_core.errors import InvalidValue
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 
-__all__ = ["Absorbed", "absorbed"]
+__all__ = ["Absorbed", "absorbed", "frequencies_of"]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -64,11 +64,12 @@ def absorbed(config: DecoupledBottleneckAttention, weights: Mapping[str, Tensor]
         groups=config.groups,
         width=config.v_dim // config.groups,
         weights=made,
-        frequencies=_frequencies(config, weights),
+        frequencies=frequencies_of(config, weights),
     )
 
 
-def _frequencies(config: DecoupledBottleneckAttention, weights: Mapping[str, Tensor]) -> tuple[float, ...]:
+def frequencies_of(config: DecoupledBottleneckAttention, weights: Mapping[str, Tensor]) -> tuple[float, ...]:
+    """Those of :class:`Absorbed`, of a servable config; raises :class:`InvalidValue` where groups differ in theirs."""
     turning: tuple[float, ...] = ()
     if config.pairs:
         assert config.rope is not None

@@ -333,10 +333,10 @@ class DecoupledBottleneckModule(ComponentModule):
             widened.append(query.reshape(batch, units, -1, width))
             keys.append(CachedPart(layer.entry(name), width, per_unit=units > 1 and parts == units))
         values = CachedPart(layer.entry("v"), config.v_dim // units, per_unit=units > 1)
-        mixed, total = attend_cached(torch.cat(widened, dim=-1), keys, values, frame, scale=config.multiplier)
+        up = self.v_up_proj.view(groups, config.head_dim, -1) if config.v_layout == "latent" else None
+        whole = torch.cat(widened, dim=-1)
+        mixed, total = attend_cached(whole, keys, values, frame, scale=config.multiplier, up=up)
         y = mixed.view(batch, groups, self.per_group, -1)
-        if config.v_layout == "latent":
-            y = y @ self.v_up_proj.view(groups, config.head_dim, -1).transpose(-1, -2)
         return self._with_null_value(y.unsqueeze(3), total.view(*y.shape[:3], 1, 1), queries)
 
     def _in_tiles(self, queries: Mapping[str, Tensor], cached: Mapping[str, Tensor], before: int) -> Tensor:

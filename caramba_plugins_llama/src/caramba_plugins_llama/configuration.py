@@ -5,6 +5,7 @@ The configuration is that of Hugging Face's ``config.json``; GGUF metadata is fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -362,29 +363,59 @@ def _rope(fields: Fields, family: Family, head_dim: int, slides: bool) -> dict[s
     elif factor not in (None, 1):
         fields.problems.append(f"partial_rotary_factor is {factor!r}; whole heads are rotated")
     if not isinstance(kind, str) or kind not in family.rope_types:
-        length = ": its frequencies change with the length of the text" if kind in ("longrope", "su") else ""
-        fields.problems.append(f"the rope type {kind!r} is not one of {', '.join(family.rope_types)}{length}")
+        fields.problems.append(f"the rope type {kind!r} is not one of {', '.join(family.rope_types)}")
         return rope
-    scaling, required, optional, ignored = ROPE_TYPES[kind]
+    scaling, *known, ignored = ROPE_TYPES[kind]
     if scaling != "none":
         rope["scaling"] = scaling
-    for key in required:
-        if key == _SCALED_FROM:
-            rope[key] = inner.integer(key)
-        elif inner.get(key) is not None:
-            rope[key] = inner.number(key, 1.0)
-        elif key == "factor" and scaling == "yarn" and key in given:  # null; transformers refuses one that is missing
-            rope[key] = context / inner.integer(_SCALED_FROM)
-        else:
-            inner.problems.append(f"{key} is missing, which {kind} rope scaling needs")
-    for key in optional:
-        if key == "truncate" and inner.get(key) is not None:
-            rope[key] = inner.flag(key)
-        elif inner.get(key):  # Hugging Face takes 0 as not given
-            rope[key] = inner.number(key, 1.0)
+    rope |= _listed(inner, context) if scaling == "listed" else _scaled(inner, given, context, kind)
+    turning, factors = rope.get("rotated", head_dim), rope.get("factors")
+    if factors is not None and 2 * len(factors) != turning:
+        fields.problems.append(f"longrope lists {len(factors)} factors for heads of {turning} features")
     if scaling == "dynamic":
         rope[_SCALED_FROM] = context
-    read = ("rope_type", "type", "rope_theta", "partial_rotary_factor", *required, *optional)
+    read = ("rope_type", "type", "rope_theta", "partial_rotary_factor", *sum(known, ()))
     unknown = KnownKeys(read=read, ignored=ignored).problems(given)
     fields.problems += [*inner.problems, *(f"{kind} rope scaling: {problem}" for problem in unknown)]
     return rope
+
+
+def _scaled(fields: Fields, given: Mapping[str, Any], context: int, kind: str) -> dict[str, Any]:
+    """The numbers that a rope type is scaled by."""
+    rope: dict[str, Any] = {}
+    _, required, optional, _ = ROPE_TYPES[kind]
+    for key in required:
+        if key == _SCALED_FROM:
+            rope[key] = fields.integer(key)
+        elif fields.get(key) is not None:
+            rope[key] = fields.number(key, 1.0)
+        elif key == "factor" and kind == "yarn" and key in given:  # null; transformers refuses one that is missing
+            rope[key] = context / fields.integer(_SCALED_FROM)
+        else:
+            fields.problems.append(f"{key} is missing, which {kind} rope scaling needs")
+    for key in optional:
+        if key == "truncate" and fields.get(key) is not None:
+            rope[key] = fields.flag(key)
+        elif fields.get(key):  # Hugging Face takes 0 as not given
+            rope[key] = fields.number(key, 1.0)
+    return rope
+
+
+def _listed(fields: Fields, context: int) -> dict[str, Any]:
+    """The factors of longrope, where texts of every length have the same."""
+    short, long = fields.get("short_factor"), fields.get("long_factor")
+    if short != long:
+        fields.problems.append(
+            "short_factor and long_factor of longrope differ: its frequencies change with the length of the text"
+        )
+        return {}
+    if not isinstance(short, list) or not all(type(one) in (int, float) and 0 < one < float("inf") for one in short):
+        fields.problems.append(f"short_factor is {short!r}, not a list of positive numbers")
+        return {}
+    found: dict[str, Any] = {"factors": [float(one) for one in short]}
+    original = fields.integer(_SCALED_FROM)
+    factor = context / original if fields.get("factor") is None else fields.number("factor", 1.0)
+    magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
+    if fields.get("attention_factor") is not None:
+        magnitude = fields.number("attention_factor", 1.0)
+    return found if magnitude == 1 else {**found, "attention_factor": magnitude}

@@ -1,31 +1,35 @@
-"""Writing a model as a Hugging Face folder, and reading it back before it appears."""
+"""Writing a model as a Hugging Face folder or a GGUF file, and reading it back before it appears."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import torch
 from caramba_plugins_standard.loading import Checkpoint, find_loader
 from torch import Tensor
 
+from caramba_core import __version__
 from caramba_core.errors import InputError
 from caramba_core.plugins.metadata import ComponentEntry
 from caramba_core.plugins.registry import registry
-from caramba_core.run.atomic import publish_folder
+from caramba_core.run.atomic import publish_file, publish_folder
 from caramba_core.run.checkpoint import save_tensors
 from caramba_plugins_llama.export_source import ExportSource, open_export_source
-from caramba_plugins_llama.exporting import Exporter, ExportError, Folder
+from caramba_plugins_llama.exporting import CODE, Exporter, ExportError, Folder
+from caramba_plugins_llama.gguf_vocabulary import vocabulary_of
+from caramba_plugins_llama.gguf_writing import QUANTS, gguf_model, write_gguf
 from caramba_plugins_llama.model_card import model_card
 
-__all__ = ["Exported", "export"]
+__all__ = ["Exported", "export", "formats"]
 
 _SHARD_BYTES: Final = 5_000_000_000
 _INDEX: Final = "model.safetensors.index.json"
+_QUANT_OF: Final = {kind: quant for quant, kind in QUANTS.items() if quant != "q8_0"}
 _SHOWN: Final = 8
 """Lines of an error."""
 _LONGEST_NAME: Final = 200
@@ -33,38 +37,80 @@ _LONGEST_NAME: Final = 200
 _SHOWN_NAME: Final = 60
 
 
+GGUF: Final = "gguf"
+"""The format that is no folder: what an exporter says of transformers' own classes, in a file of llama.cpp's."""
+
+
 @attrs.frozen(kw_only=True)
 class Exported:
-    """What was written: ``files`` by name, ``dtype`` of the weights, the ``exporter`` that described the folder.
+    """What was written: the ``form``, ``files`` by name, ``dtype`` of the weights, the ``exporter`` that described it.
 
-    ``unfinished`` says of a run that has no result what became of it.
+    ``others`` are the formats that the same model can be written in, ``checked`` says what ``check`` found, and
+    ``unfinished`` of a run that has no result what became of it.
     """
 
     path: Path
+    form: str
     exporter: str
     dtype: str
     parameters: int
     files: tuple[str, ...]
+    others: tuple[str, ...] = ()
+    checked: str | None = None
     unfinished: str | None = None
 
 
-def export(source: str | Path, output: Path, *, dtype: str = "auto", origin: str | None = None) -> Exported:
-    """Write a model as a Hugging Face folder to ``output``, which must not exist.
+def export(
+    source: str | Path,
+    output: Path,
+    *,
+    form: str | None = None,
+    dtype: str = "auto",
+    quant: str | None = None,
+    origin: str | None = None,
+    check: str | None = None,
+) -> Exported:
+    """Write a model to ``output``, which must not exist: a Hugging Face folder, or a file for ``form="gguf"``.
 
     ``source`` is a run's folder, whose last checkpoint is written, or a checkpoint: a file, a folder or an address.
-    ``dtype`` names the type of the weights; ``auto`` is the widest that the checkpoint holds, so that nothing is lost.
-    ``origin`` is the checkpoint whose tokenizer and settings go with the model: the run's teacher, or the checkpoint
-    itself, if not given.  Nothing is left behind where anything fails.
+    ``form`` is one that :func:`formats` lists; the first that an exporter can write if not given.  ``dtype`` names the
+    type of the weights; ``auto`` is the widest that the checkpoint holds, so that nothing is lost.  ``quant`` is the
+    type of a GGUF file's matrices.  ``origin`` is the checkpoint whose tokenizer and settings go with the model: the
+    run's teacher, or the checkpoint itself, if not given.  ``check`` is a text whose logits are compared with those of
+    the model as it was (:func:`~caramba_plugins_llama.checking.check_logits`).  Nothing is left behind where anything
+    fails.
     """
     _require_room(output)
+    _require_settings(form, dtype, quant, output)
     found = open_export_source(str(source), origin)
-    entry, folder = _described(found)
-    kind = _dtype(found.tensors, dtype)
+    chosen, others = _described(found, form)
+    write = _write_file if chosen.form == GGUF else _write_folder
+    tensors = found.tensors if chosen.folder.rewrite is None else chosen.folder.rewrite(found.tensors)
+    kind = QUANTS[quant] if quant is not None else _dtype(tensors, dtype)
+    tensors = _converted(tensors, getattr(torch, kind))
+    files, checked = write(output, chosen, found, tensors, quant or _QUANT_OF.get(kind, kind), check)
+    return Exported(
+        path=output,
+        form=chosen.form,
+        exporter=chosen.entry.name,
+        dtype=quant or kind,
+        parameters=sum(values.numel() for values in tensors.values() if values.is_floating_point()),
+        files=files,
+        others=others,
+        checked=checked,
+        unfinished=found.unfinished,
+    )
+
+
+def _write_folder(
+    output: Path, chosen: _Described, found: ExportSource, tensors: Mapping[str, Tensor], quant: str, check: str | None
+) -> tuple[tuple[str, ...], str | None]:
+    """The folder; the names in it, and what a check says."""
+    folder, kind = chosen.folder, QUANTS[quant]
     config = {**folder.config, "torch_dtype": kind}
     shipped = not {"tokenizer.json", "tokenizer_config.json"}.isdisjoint((*found.companions, *folder.files))
-    exporter = f"{entry.distribution} {entry.version}"
+    exporter = f"{chosen.entry.distribution} {chosen.entry.version}"
     card = model_card(output.name, folder, found, config, tokenizer=shipped, exporter=exporter)
-    tensors = _converted(found.tensors, getattr(torch, kind))
     with publish_folder(output) as scratch:
         _write(scratch / "config.json", json.dumps(config, indent=2) + "\n")
         for file, content in {**found.companions, **folder.files}.items():
@@ -72,11 +118,66 @@ def export(source: str | Path, output: Path, *, dtype: str = "auto", origin: str
         _write_weights(scratch, {folder.key(name): values for name, values in tensors.items()})
         _write(scratch / "README.md", card)
         _require_same(find_loader(scratch), tensors)
-        files = tuple(sorted(path.name for path in scratch.iterdir()))
-    count = sum(values.numel() for values in tensors.values() if values.is_floating_point())
-    return Exported(
-        path=output, exporter=entry.name, dtype=kind, parameters=count, files=files, unfinished=found.unfinished
-    )
+        checked = None if check is None else _checked(check, scratch, chosen.folder, found, kind)
+        return tuple(sorted(path.name for path in scratch.iterdir())), checked
+
+
+def _write_file(
+    output: Path, chosen: _Described, found: ExportSource, tensors: Mapping[str, Tensor], quant: str, check: str | None
+) -> tuple[tuple[str, ...], str | None]:
+    """The GGUF file; its name, and what a check says."""
+    metadata = {
+        **_general(output, found),
+        **vocabulary_of(found.origin, found.companions, chosen.folder.config["vocab_size"]),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with publish_file(output) as file:
+        scratch = Path(str(file.name))
+        write_gguf(scratch, gguf_model(chosen.folder), tensors, metadata, quant)
+        kind = quant if quant == "q8_0" else QUANTS[quant]
+        checked = None if check is None else _checked(check, scratch, chosen.folder, found, kind)
+    return (output.name,), checked
+
+
+def _checked(text: str, written: Path, folder: Folder, found: ExportSource, kind: str) -> str:
+    from caramba_plugins_llama.checking import check_logits
+
+    context = int(folder.config.get("max_position_embeddings", 512))
+    return check_logits(text, written, found.graph, found.tensors, kind=kind, code=bool(folder.files), context=context)
+
+
+def _general(output: Path, found: ExportSource) -> dict[str, Any]:
+    """What a GGUF file says of where it comes from."""
+    said = {"general.name": output.stem, "general.type": "model"}
+    said["general.description"] = f"Exported by caramba {__version__}"
+    if found.teacher is not None:
+        stated = found.teacher.licence.metadata
+        names = {"license": "license", "license_name": "license.name", "license_link": "license.link"}
+        said |= {f"general.{name}": stated[key] for key, name in names.items() if key in stated}
+        if found.teacher.repository is not None:
+            said["general.base_model.0.name"] = found.teacher.repository
+            said["general.base_model.0.repo_url"] = f"https://huggingface.co/{found.teacher.repository}"
+    return said
+
+
+def _require_settings(form: str | None, dtype: str, quant: str | None, output: Path) -> None:
+    """Options that go together."""
+    if form is not None and form not in formats():
+        raise InputError(f"there is no format {form!r}", expected=", ".join(formats()))
+    if quant is not None and form != GGUF:
+        raise InputError("--quant is the type of a GGUF file's matrices", hint="write it with --as gguf")
+    if quant is not None and dtype != "auto":
+        raise InputError("--quant and --dtype both name the type of the weights", hint="name one of them")
+    if (form == GGUF) != (output.suffix == ".gguf"):
+        wanted = "a name that ends in .gguf" if form == GGUF else "a folder, whose name does not end in .gguf"
+        raise InputError(f"--as {form or 'a folder'} writes no {output.name}", expected=wanted)
+
+
+def formats() -> tuple[str, ...]:
+    """What ``--as`` may name."""
+    plugins = registry()
+    found = {form for entry in plugins.entries("exporter") for form in plugins.load(entry).formats()}
+    return (*sorted(found), GGUF)
 
 
 def _require_room(output: Path) -> None:
@@ -98,20 +199,56 @@ def _require_room(output: Path) -> None:
         raise InputError(f"{output} cannot be made: {above} is not yours to write in", hint="name a folder elsewhere")
 
 
-def _described(source: ExportSource) -> tuple[ComponentEntry, Folder]:
-    """The folder, by the first exporter that can express the model."""
-    plugins = registry()
+@attrs.frozen(kw_only=True)
+class _Described:
+    """A model in one of the formats, and whose exporter says so."""
+
+    entry: ComponentEntry
+    form: str
+    folder: Folder
+
+
+def _described(source: ExportSource, wanted: str | None) -> tuple[_Described, tuple[str, ...]]:
+    """The model in the wanted format, or the first that an exporter can write; and the other formats it has."""
+    found: list[_Described] = []
     reasons = []
+    for each in _candidates(source):
+        if isinstance(each, _Described):
+            found.append(each)
+        elif wanted is None or each[0] == wanted:
+            reasons.append(each[1])
+    chosen = next((one for one in found if wanted in (None, one.form)), None)
+    if chosen is None:
+        named = "" if wanted is None else f" as {wanted}"
+        raise InputError(
+            f"no installed exporter can write this model{named}:\n  " + "\n  ".join(reasons or ["there is none"]),
+            hint="an attention's exporter comes with the attention's own distribution",
+        )
+    return chosen, tuple(dict.fromkeys(one.form for one in found if one.form != chosen.form))
+
+
+def _candidates(source: ExportSource) -> Iterator[_Described | tuple[str, str]]:
+    """The model in every format, or the format and why it has none."""
+    plugins = registry()
     for entry in plugins.entries("exporter"):
         exporter: type[Exporter] = plugins.load(entry)
-        try:
-            return entry, exporter.describe(source.graph, source.model, source.settings)
-        except ExportError as error:
-            reasons.append(f"{entry.name}: {error}")
-    raise InputError(
-        "no installed exporter can write this model:\n  " + "\n  ".join(reasons or ["there is none"]),
-        hint="an attention's exporter comes with the attention's own distribution",
-    )
+        for form in exporter.formats():
+            try:
+                folder = exporter.describe(form, source.graph, source.model, source.settings, source.tensors)
+                yield _Described(entry=entry, form=form, folder=folder)
+            except ExportError as error:
+                yield form, f"{entry.name}: {error}"
+                if form != CODE:
+                    yield GGUF, f"{entry.name}, {form}: {error}"
+                continue
+            if form == CODE:
+                yield GGUF, f"{entry.name}: a folder that brings its own code has no words in GGUF"
+                continue
+            try:
+                gguf_model(folder)
+                yield _Described(entry=entry, form=GGUF, folder=folder)
+            except ExportError as error:
+                yield GGUF, f"{entry.name}, {form}: {error}"
 
 
 def _dtype(tensors: Mapping[str, Tensor], wanted: str) -> str:

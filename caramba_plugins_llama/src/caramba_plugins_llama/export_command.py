@@ -17,11 +17,24 @@ def command(
             help="a run's folder, such as runs/NAME/GROUP/RUN, or a checkpoint: FILE, FOLDER or hf://org/repo"
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="the folder to write; it must not exist")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="the folder, or FILE.gguf, to write; it must not exist")
+    ],
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            help="llama (transformers' own classes, no code), gguf (a file for llama.cpp), caramba (a folder with its "
+            "own code), or what else an exporter writes; the first that can if not given",
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         typer.Option(help="type of the weights; auto keeps the widest of the checkpoint, which loses nothing"),
     ] = "auto",
+    quant: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0"] | None, typer.Option(help="with --as gguf: the type of its matrices")
+    ] = None,
     origin: Annotated[
         str | None,
         typer.Option(
@@ -29,19 +42,27 @@ def command(
             "checkpoint itself"
         ),
     ] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="compare the logits of a text, in transformers or llama.cpp if installed"),
+    ] = None,
 ) -> None:
-    """Write a run's or a checkpoint's model as a Hugging Face folder.
+    """Write a run's or a checkpoint's model as a Hugging Face folder, or as a GGUF file.
 
-    It holds weights, configuration, tokenizer and a model card.
+    A folder holds weights, configuration, tokenizer and a model card; a file all of it but the card.
     """
     from caramba_core.places import expanded
     from caramba_plugins_llama.export import export
 
-    done = export(source, expanded(output), dtype=dtype, origin=origin)
+    done = export(source, expanded(output), form=form, dtype=dtype, quant=quant, origin=origin, check=check)
     if done.unfinished is not None:
         typer.echo(f"warning: {done.unfinished}", err=True)
     typer.echo(
-        f"wrote {done.path}: {done.parameters:,} parameters in {done.dtype}, by the exporter {done.exporter}\n"
-        f"  {', '.join(done.files)}",
+        f"wrote {done.path} as {done.form}: {done.parameters:,} parameters in {done.dtype}, by the exporter "
+        f"{done.exporter}\n  {', '.join(done.files)}",
         err=True,
     )
+    if done.checked is not None:
+        typer.echo(f"  checked: {done.checked}", err=True)
+    if form is None and done.others:
+        typer.echo(f"  it can also be written {', '.join(f'--as {other}' for other in done.others)}", err=True)

@@ -41,7 +41,7 @@ class ExportSource:
     tokenizer and settings come from, ``settings`` its ``config.json``; ``left_out`` is code that these files name and
     that is not among them.  Of a run there are its ``summary``, where it has ended, what became of it where it is
     ``unfinished``, its ``data`` and the ``context`` of its measurements.  ``unchanged`` is the model of a checkpoint as
-    it is; its ``teacher`` is that checkpoint.
+    it is; its ``teacher`` is that checkpoint.  ``origin`` is the one that the companions are of.
     """
 
     graph: Graph
@@ -56,6 +56,7 @@ class ExportSource:
     left_out: tuple[str, ...] = ()
     data: Mapping[str, str] = attrs.field(factory=dict)
     context: int | None = None
+    origin: Checkpoint | None = None
 
 
 def open_export_source(source: str, origin: str | None) -> ExportSource:
@@ -81,8 +82,10 @@ def _of_run(run: Path, origin: str | None) -> ExportSource:
     written = loaded.resolved_group(group.name)
     graph = lower(group.model)
     source, teacher, companions = None if group.teacher is None else group.teacher.source, None, dict[str, str]()
+    checkpoint: Checkpoint | None = None
     if origin is not None:
-        companions = _companions(_opened(origin, Path()), origin, graph, read_state(checkpoints[-1]).get("tokenizer"))
+        checkpoint = _opened(origin, Path())
+        companions = _companions(checkpoint, origin, graph, read_state(checkpoints[-1]).get("tokenizer"))
         teacher = None if source is None else Teacher(source=source, licence=_known_licence(source, loaded.folder))
     elif source is not None:
         checkpoint = _opened(source, loaded.folder)
@@ -119,6 +122,7 @@ def _of_run(run: Path, origin: str | None) -> ExportSource:
         unfinished=unfinished,
         data=data_lines(written["groups"][0]),
         context=(measured or group.eval or Evaluation()).context,
+        origin=checkpoint,
     )
 
 
@@ -144,6 +148,7 @@ def _of_checkpoint(source: str, origin: str | None) -> ExportSource:
         **_without_code(companions),
         teacher=Teacher(source=pinned, licence=licence_of(pinned, checkpoint)),
         unchanged=True,
+        origin=tokenizer,
     )
 
 

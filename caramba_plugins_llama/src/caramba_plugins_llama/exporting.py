@@ -1,14 +1,14 @@
 """Writing models for other programs: what an exporter plugin gives, and the shape of model that most of them write.
 
 An exporter is registered in ``caramba.exporter`` as a light class, under the name of the attention that it knows, and
-ships with that attention.  It says what a Hugging Face folder of the model holds; the core writes the folder, and reads
-it back before it is published.
+ships with that attention.  It names the formats that it can write, and says what a Hugging Face folder of the model
+holds; ``caramba export`` writes the folder, or a GGUF file of the same, and reads it back before it is published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
@@ -18,7 +18,11 @@ from caramba_core.graph import Graph, Node
 from caramba_core.plugins.registry import registry
 from caramba_plugins_llama.families import hugging_face_keys
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = [
+    "CODE",
     "Block",
     "Decoder",
     "ExportError",
@@ -29,6 +33,9 @@ __all__ = [
     "hugging_face_keys",
 ]
 
+CODE: Final = "caramba"
+"""The format of folders that bring code along."""
+
 _CHAIN: Final = "caramba_core.nn.sequence:chain"
 
 
@@ -38,18 +45,20 @@ class ExportError(CarambaError):
 
 @attrs.frozen(kw_only=True)
 class Folder:
-    """What the folder of an exported model holds beside its weights.
+    """What the folder of an exported model holds.
 
     ``config`` is the content of ``config.json``; ``keys`` says under which key each parameter of the graph (without
     ``model.``) is written, with ``{}`` for the number of a block (``blocks.{}.mlp.up_proj``); ``files`` are further
     files by name; ``usage`` is how a Python program loads the model, with
-    ``{folder}`` for where it lies; the card adds how a tokenizer is loaded, where there is one.
+    ``{folder}`` for where it lies; the card adds how a tokenizer is loaded, where there is one.  ``rewrite`` makes the
+    tensors that are written, where they are others than the graph's: the parameters of the graph that is read back.
     """
 
     config: Mapping[str, Any]
     keys: Mapping[str, str]
     files: Mapping[str, str] = attrs.field(factory=dict)
     usage: str
+    rewrite: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
 
     def key(self, name: str) -> str:
         """The key of a parameter."""
@@ -64,12 +73,30 @@ class Exporter(Protocol):
     """The class that an entry of ``caramba.exporter`` names."""
 
     @classmethod
-    def describe(cls, graph: Graph, model: Mapping[str, Any], origin: Mapping[str, Any]) -> Folder:
-        """The folder of a model; raises :class:`ExportError` with the reason where it cannot be expressed.
+    def formats(cls) -> tuple[str, ...]:
+        """What ``--as`` may name, the one that is written where it names none first.
 
-        ``model`` is the manifest's ``model:`` that the graph came from.  ``origin`` is the configuration, in the words
-        of ``config.json``, of the checkpoint that the model started from: what a graph does not know (token ids with a
-        meaning, the longest context) comes from there; empty if there was none.
+        ``caramba`` is a folder that brings its own code; any other is named after the architecture of transformers
+        whose classes load it: ``llama`` (and those that are like it), ``deepseek_v3``.
+        """
+        ...
+
+    @classmethod
+    def describe(
+        cls,
+        form: str,
+        graph: Graph,
+        model: Mapping[str, Any],
+        origin: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+    ) -> Folder:
+        """The folder of a model in one of the formats; raises :class:`ExportError` where it cannot be expressed.
+
+        The error says which condition fails, which setting makes it hold, and what that costs.  ``model`` is the
+        manifest's ``model:`` that the graph came from.  ``origin`` is the configuration, in the words of
+        ``config.json``, of the checkpoint that the model started from: what a graph does not know (token ids with a
+        meaning, the longest context) comes from there; empty if there was none.  ``tensors`` are the parameters by
+        their names in the graph (without ``model.``).
         """
         ...
 

@@ -11,9 +11,8 @@ from typing import Any, Final, NoReturn
 from caramba_plugins_standard.rope import Rope
 
 from caramba_core.errors import InputError
-from caramba_plugins_llama.families import FAMILIES, Architecture
 from caramba_plugins_llama.gguf_header import GgufHeader
-from caramba_plugins_llama.known_keys import GGUF_NAMES, GGUF_OUTSIDE
+from caramba_plugins_llama.known_keys import GGUF, GGUF_NAMES, GGUF_OUTSIDE
 
 __all__ = ["configuration", "metadata_key"]
 
@@ -31,37 +30,33 @@ _OPTIONAL: Final = ("attention.head_count_kv", "attention.key_length", "rope.fre
 """What llama.cpp has a default for."""
 
 
-def configuration(path: Path, header: GgufHeader, architecture: Architecture) -> dict[str, Any]:
+def configuration(path: Path, header: GgufHeader, model_type: str) -> dict[str, Any]:
     """The configuration of a file; raises :class:`InputError` where it holds what is not known, or not expressed."""
-    prefix = f"{header.metadata['general.architecture']}."
-    keys = architecture.keys
+    architecture = header.metadata["general.architecture"]
+    prefix = f"{architecture}."
     own = {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
     rest = {key: value for key, value in header.metadata.items() if not key.startswith(prefix)}
-    problems = [f"{prefix}{problem}" for problem in keys.problems(own)] + GGUF_OUTSIDE.problems(rest)
-    required = [key for key in (*GGUF_NAMES, *architecture.required) if key not in _OPTIONAL]
-    problems += [f"{prefix}{key} is missing" for key in required if key not in own]
+    problems = [f"{prefix}{problem}" for problem in GGUF.problems(own)] + GGUF_OUTSIDE.problems(rest)
+    problems += [f"{prefix}{key} is missing" for key in GGUF_NAMES if key not in own and key not in _OPTIONAL]
     for key, value in own.items():
         if isinstance(value, list) and value and key in GGUF_NAMES:
             if any(item != value[0] for item in value):
                 problems.append(f"{prefix}{key} is {value}: layers of several sizes are not read")
             own[key] = value = value[0]
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if key in keys.read and key != "rope.scaling.type" and not number:
+        if key in GGUF.read and key != "rope.scaling.type" and not number:
             problems.append(f"{prefix}{key} is {value!r}, not a number")
     if problems:
         _refuse(path, problems)
-    config: dict[str, Any] = {"model_type": architecture.model_type, **architecture.settings}
-    for key, name in {**GGUF_NAMES, **architecture.names}.items():
-        if key in own and (own[key] != 0 or key in required or key in GGUF_NAMES):  # a factor of 0 is none
+    config: dict[str, Any] = {"model_type": model_type}
+    for key, name in GGUF_NAMES.items():
+        if key in own:
             config[name] = _shortest(own[key]) if isinstance(own[key], float) else own[key]
     if "token_embd.weight" in header.tensors:
         config.setdefault("vocab_size", header.tensors["token_embd.weight"].shape[0])
     width = config.setdefault("head_dim", config["hidden_size"] // (config[_HEADS] or 1))
     config.setdefault("num_key_value_heads", config[_HEADS])
     config["tie_word_embeddings"] = "output.weight" not in header.tensors
-    scores = FAMILIES[architecture.model_type].factors.get("attention")
-    if scores is not None:
-        config.setdefault(scores.key, width ** (-0.5 / scores.exponent))
     config["sliding_window"] = None
     rotated, values = own.get("rope.dimension_count", width), own.get("attention.value_length", width)
     if rotated != width:
@@ -108,7 +103,7 @@ def _scaling(
     if _FREQUENCIES in header.tensors:
         if factor != 1 or config["model_type"] != "llama":
             problems.append(f"{_FREQUENCIES} is read of llama alone, and without another scaling")
-        return _llama3(path, header, config, config["head_dim"])
+        return _stored(path, header, config, config["head_dim"])
     if kind != "yarn":
         return None if factor == 1 else {"rope_type": "linear", "factor": factor}
     original = own.get("rope.scaling.original_context_length", own["context_length"])
@@ -118,8 +113,8 @@ def _scaling(
     return scaling
 
 
-def _llama3(path: Path, header: GgufHeader, config: Mapping[str, Any], width: int) -> dict[str, Any]:
-    """The llama3 scaling whose factors a file stores: the longest waves are divided by the factor itself."""
+def _stored(path: Path, header: GgufHeader, config: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """The scaling whose factors a file stores: llama3 where they are its own, else longrope of this one list."""
     tensor = header.tensors[_FREQUENCIES]
     if tensor.dtype != "F32" or tensor.shape != (width // 2,):
         raise InputError(
@@ -128,6 +123,8 @@ def _llama3(path: Path, header: GgufHeader, config: Mapping[str, Any], width: in
     with tensor.path.open("rb") as file:
         file.seek(tensor.offset)
         stored = struct.unpack(f"<{width // 2}f", file.read(tensor.bytes))
+    if not all(0 < factor < math.inf for factor in stored):
+        raise InputError(f"{path}: {_FREQUENCIES} holds a factor that is no positive number", hint="fetch it again")
     factor = float(max(stored))
     theta = float(config.get("rope_theta", 10000.0))
     if factor >= 1:
@@ -136,10 +133,16 @@ def _llama3(path: Path, header: GgufHeader, config: Mapping[str, Any], width: in
         expected = [a / b for a, b in zip(plain, rope.frequencies(width), strict=True)]
         if all(abs(found - right) <= 1e-4 * right for found, right in zip(stored, expected, strict=True)):
             return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
-    raise InputError(
-        f"{path}: its rotary factors ({_FREQUENCIES}) are not those of Llama 3, the only such scaling that is known",
-        hint="use the Hugging Face checkpoint, whose configuration names the scaling",
-    )
+    listed = [_shortest(each) for each in stored]
+    context = config["max_position_embeddings"]
+    return {
+        "rope_type": "longrope",
+        "short_factor": listed,
+        "long_factor": listed,
+        "attention_factor": 1.0,
+        "factor": 1.0,
+        "original_max_position_embeddings": context,
+    }
 
 
 def _shortest(value: float) -> float:

@@ -79,6 +79,12 @@ ROPE_TYPES: Final[dict[str, tuple[str, tuple[str, ...], tuple[str, ...], tuple[s
         ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
         ("finetuned",),
     ),
+    "longrope": (
+        "listed",
+        ("short_factor", "long_factor"),
+        ("attention_factor", "factor", "original_max_position_embeddings"),
+        (),
+    ),
 }
 """Hugging Face's rope type to ours, the fields it needs, those it may have, and those that change nothing."""
 

@@ -1,9 +1,10 @@
-"""Models with standard attention as folders that transformers loads as they are."""
+"""Models with standard attention as folders that transformers loads as they are (light)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
 from caramba_plugins_standard.rope import Rope
@@ -13,7 +14,10 @@ from caramba_plugins_llama.configuration import model_of
 from caramba_plugins_llama.exporting import Block, Decoder, ExportError, Folder, decoder_of, hugging_face_keys
 from caramba_plugins_llama.families import FAMILIES, Family
 
-__all__ = ["StandardExporter"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["StandardExporter", "difference", "standard_folder"]
 
 _USAGE: Final = """\
 from transformers import AutoModelForCausalLM
@@ -21,6 +25,8 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("{folder}")
 """
 _WRITTEN: Final = [FAMILIES[name] for name in ("llama", "mistral", "ministral", "qwen2", "qwen3")]
+_ROUNDING: Final = 2e-7
+"""Of a float32, relative to its value, after a division."""
 _SPECIAL: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -28,18 +34,69 @@ class StandardExporter:
     """Writes a model as the first family that says the same, its origin's before the others."""
 
     @classmethod
-    def describe(cls, graph: Graph, model: Mapping[str, Any], origin: Mapping[str, Any]) -> Folder:
+    def formats(cls) -> tuple[str, ...]:
+        """The Llama family's own."""
+        return ("llama",)
+
+    @classmethod
+    def describe(
+        cls,
+        form: str,
+        graph: Graph,
+        model: Mapping[str, Any],
+        origin: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+    ) -> Folder:
         """The folder of a decoder of grouped-query attention, RMSNorm and SwiGLU."""
-        decoder = decoder_of(graph)
-        _require_types(decoder)
-        reasons = []
-        for family in sorted(_WRITTEN, key=lambda one: one.model_type != origin.get("model_type")):
-            config = _config(decoder, family, origin)
-            reason = _difference(decoder, config)
+        return standard_folder(decoder_of(graph), origin)
+
+
+def standard_folder(decoder: Decoder, origin: Mapping[str, Any]) -> Folder:
+    """The folder of a decoder of grouped-query attention, RMSNorm and SwiGLU; ``origin`` as an exporter is given it.
+
+    Families of Hugging Face have offsets for queries, keys, values and output together, or for the first three.  A
+    model that has some of them alone is written with zeros for the others.
+    """
+    _require_types(decoder)
+    reasons = []
+    attention = decoder.blocks[0].attention.config
+    wider = [{}, *({name: True} for name in ("o_bias", "qkv_bias") if not getattr(attention, name))]
+    families = sorted(_WRITTEN, key=lambda one: one.model_type != origin.get("model_type"))
+    for zeros in wider if attention.o_bias or attention.qkv_bias else wider[:1]:
+        widened = _with(decoder, zeros)
+        for family in families:
+            config = _config(widened, family, origin)
+            reason = _difference(widened, config)
             if reason is None:
-                return Folder(config=config, keys=hugging_face_keys(), usage=_USAGE)
-            reasons.append(f"{family.model_type}: {reason}")
-        raise ExportError("no family that transformers knows says the same:\n    " + "\n    ".join(reasons))
+                return Folder(
+                    config=config,
+                    keys=hugging_face_keys(),
+                    usage=_USAGE,
+                    rewrite=partial(_with_zeros, widened) if zeros else None,
+                )
+            if not zeros:
+                reasons.append(f"{family.model_type}: {reason}")
+    raise ExportError("no family that transformers knows says the same:\n    " + "\n    ".join(reasons))
+
+
+def _with(decoder: Decoder, fields: Mapping[str, Any]) -> Decoder:
+    """The decoder with fields of its attentions set."""
+    blocks = (
+        attrs.evolve(b, attention=attrs.evolve(b.attention, config=attrs.evolve(b.attention.config, **fields)))
+        for b in decoder.blocks
+    )
+    return attrs.evolve(decoder, blocks=tuple(blocks))
+
+
+def _with_zeros(decoder: Decoder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, and zeros for the offsets of attentions that they lack."""
+    found = dict(tensors)
+    for block in decoder.blocks:
+        name = block.attention.node.name.removeprefix("model.")
+        for key, weight in block.attention.config.weights(decoder.embedder.config.d_model).items():
+            if f"{name}.{key}" not in tensors:
+                found[f"{name}.{key}"] = tensors[f"{name}.o_proj"].new_zeros(weight.shape)
+    return found
 
 
 def _require_types(decoder: Decoder) -> None:
@@ -86,7 +143,7 @@ def _config(decoder: Decoder, family: Family, origin: Mapping[str, Any]) -> dict
         **{key: origin.get(key) for key in _SPECIAL},
     }
     if attention.rope is not None:
-        config |= _rope(attention.rope)
+        config |= _rope(attention.rope, config["max_position_embeddings"])
     if isinstance(family.qkv_bias, str):
         config[family.qkv_bias] = attention.qkv_bias
     if isinstance(family.mlp_bias, str):
@@ -110,11 +167,24 @@ def _context(rope: Rope | None) -> int | None:
     return int(rope.original_max_position_embeddings * stretch)
 
 
-def _rope(rope: Rope) -> dict[str, Any]:
+def _rope(rope: Rope, context: int) -> dict[str, Any]:
     """In the old words (``rope_theta``, ``rope_scaling``) and the new (``rope_parameters``): each version reads one."""
     fields: dict[str, Any] = attrs.asdict(cast(Any, rope))
     theta, scaling = fields.pop("theta"), fields.pop("scaling")
     fields = {key: value for key, value in fields.items() if value is not None}
+    if scaling == "listed":
+        listed = list(fields["factors"])
+        return _in_all_words(
+            theta,
+            {
+                "rope_type": "longrope",
+                "short_factor": listed,
+                "long_factor": listed,
+                "factor": 1.0,
+                "attention_factor": rope.attention_scaling,
+                "original_max_position_embeddings": context,
+            },
+        )
     if scaling == "none":
         return {
             "rope_theta": theta,
@@ -124,12 +194,14 @@ def _rope(rope: Rope) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if scaling == "dynamic":  # the family's word for it is the configuration's own longest context
         changes["max_position_embeddings"] = fields.pop("original_max_position_embeddings")
-    parameters = {"rope_type": scaling, **fields}
+    return {**_in_all_words(theta, {"rope_type": scaling, **fields}), **changes}
+
+
+def _in_all_words(theta: float, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "rope_theta": theta,
-        "rope_scaling": parameters,
+        "rope_scaling": dict(parameters),
         "rope_parameters": {**parameters, "rope_theta": theta},
-        **changes,
     }
 
 
@@ -138,12 +210,33 @@ def _difference(decoder: Decoder, config: Mapping[str, Any]) -> str | None:
     from caramba_core.lowering import lower
     from caramba_core.manifest.structure import structure_model
 
-    again = decoder_of(lower(structure_model(model_of(config, "config.json"), origin="config.json")))
-    for mine, theirs in zip(_parts(decoder), _parts(again), strict=True):
-        for field in attrs.fields(type(theirs)):
-            if field.name not in ("name", "init_std") and getattr(mine, field.name) != getattr(theirs, field.name):
-                return f"{field.name} would be {getattr(theirs, field.name)}, not {getattr(mine, field.name)}"
+    return difference(
+        decoder, decoder_of(lower(structure_model(model_of(config, "config.json"), origin="config.json")))
+    )
+
+
+def difference(mine: Decoder, theirs: Decoder) -> str | None:
+    """What one decoder says otherwise than another; ``None`` if nothing.
+
+    Numbers are the same where they are as float32, which GGUF keeps them in.
+    """
+    for one, other in zip(_parts(mine), _parts(theirs), strict=True):
+        for field in attrs.fields(type(other)):
+            if field.name not in ("name", "init_std"):
+                said, heard = getattr(one, field.name), getattr(other, field.name)
+                if said != heard and not _alike(one, said, heard):
+                    return f"{field.name} would be {heard}, not {said}"
     return None
+
+
+def _alike(config: Any, one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= _ROUNDING * abs(one)
+    if not isinstance(one, Rope) or not isinstance(other, Rope) or "dynamic" in (one.scaling, other.scaling):
+        return False
+    pairs = zip(one.frequencies(config.head_dim), other.frequencies(config.head_dim), strict=True)
+    numbers = [(one.attention_scaling, other.attention_scaling), *pairs]
+    return all(abs(a - b) <= _ROUNDING * abs(a) for a, b in numbers)
 
 
 def _parts(decoder: Decoder) -> list[Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
 
 from caramba_core.errors import InvalidValue
@@ -74,6 +75,26 @@ def test_where_a_part_turns_the_rest_has_frequency_zero(scaling: Any, fields: di
     assert rope.frequencies(24) == Rope(scaling=scaling, **fields).frequencies(24)
 
 
+@pytest.mark.parametrize("attention_factor", [None, 0.75])
+def test_listed_frequencies_are_those_of_longrope_with_one_list(attention_factor: float | None) -> None:
+    factors = [1.0, 0.3, 1e30, 7.5]
+    given = {} if attention_factor is None else {"attention_factor": attention_factor}
+    rope = Rope(theta=300.0, scaling="listed", factors=tuple(factors), **given)
+    fields = {"short_factor": factors, "long_factor": factors, "factor": 1.0, **given}
+    for context in (None, 9000):
+        expected, attention = oracle("longrope", 300.0, 8, fields, context)
+        torch.testing.assert_close(torch.tensor(rope.frequencies(8)), expected, rtol=2e-6, atol=0)
+        assert rope.attention_scaling == attention
+
+
+def test_factors_are_one_for_each_pair() -> None:
+    rope = Rope(scaling="listed", factors=(1.0, 2.0, 3.0))
+    assert GroupedQueryAttention(n_heads=2, n_kv_heads=1, head_dim=6, rope=rope).rope == rope
+    with pytest.raises(InvalidValue, match="3 factors for a head of 8 features") as caught:
+        GroupedQueryAttention(n_heads=2, n_kv_heads=1, head_dim=8, rope=rope)
+    assert caught.value.field == "rope"
+
+
 def test_plain_frequencies() -> None:
     assert Rope(theta=100.0).frequencies(4) == pytest.approx([1.0, 0.1])
     assert Rope().attention_scaling == 1.0
@@ -95,6 +116,11 @@ def test_plain_frequencies() -> None:
         ({"rotated": 0}, "rotated"),
         ({"rotated": 8, "scaling": "yarn", **YARN}, "rotated"),
         ({"rotated": 2, "scaling": "dynamic", "factor": 2.0, "original_max_position_embeddings": 8}, "rotated"),
+        ({"scaling": "listed"}, "factors"),
+        ({"factors": (1.0, 2.0)}, "factors"),
+        ({"scaling": "listed", "factors": (1.0, 0.0)}, "factors"),
+        ({"scaling": "listed", "factors": (1.0, float("inf"))}, "factors"),
+        ({"scaling": "listed", "factors": (1.0,), "mscale": 0.5}, "mscale"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(fields: dict[str, Any], field: str) -> None:

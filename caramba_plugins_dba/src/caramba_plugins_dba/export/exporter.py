@@ -1,16 +1,19 @@
-"""Models with DBA, in all blocks or in some, as folders that transformers loads with remote code allowed (light)."""
+"""Models with DBA as folders: with code of their own, or as the ordinary Llama that computes the same (light)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from importlib.resources import files
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from caramba_plugins_llama.exporting import Decoder, ExportError, Folder, Part, decoder_of, hugging_face_keys
 from caramba_plugins_standard.rope import Rope
 
 from caramba_core.graph import Graph
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["DBAExporter"]
 
@@ -47,45 +50,66 @@ _FROM_ORIGIN: Final = ("max_position_embeddings", "bos_token_id", "eos_token_id"
 
 
 class DBAExporter:
-    """Writes decoders in which every attention is DBA or plain grouped-query attention, at least one of them DBA."""
+    """Writes decoders with DBA: any as ``caramba``, those in the servable layout as ``llama``."""
 
     @classmethod
-    def describe(cls, graph: Graph, model: Mapping[str, Any], origin: Mapping[str, Any]) -> Folder:
-        """The folder of such a decoder."""
+    def formats(cls) -> tuple[str, ...]:
+        """With code of its own, and as an ordinary Llama."""
+        return ("caramba", "llama")
+
+    @classmethod
+    def describe(
+        cls,
+        form: str,
+        graph: Graph,
+        model: Mapping[str, Any],
+        origin: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+    ) -> Folder:
+        """The folder of a decoder in which at least one attention is DBA, and the others plain or DBA, too."""
         decoder = decoder_of(graph)
-        _require_types(decoder)
-        settings = [_attention(block.attention) for block in decoder.blocks]
-        attentions: list[dict[str, Any]] = []
-        for one in settings:
-            if one not in attentions:
-                attentions.append(one)
-        keys = _keys(decoder)
-        block = decoder.blocks[0]
-        config = {
-            "architectures": ["CarambaDBAForCausalLM"],
-            "model_type": "caramba_dba",
-            "auto_map": {
-                "AutoConfig": f"{_FILE.removesuffix('.py')}.CarambaDBAConfig",
-                "AutoModel": f"{_FILE.removesuffix('.py')}.CarambaDBAModel",
-                "AutoModelForCausalLM": f"{_FILE.removesuffix('.py')}.CarambaDBAForCausalLM",
-            },
-            "vocab_size": decoder.embedder.config.vocab_size,
-            "hidden_size": decoder.embedder.config.d_model,
-            "intermediate_size": block.mlp.config.d_ff,
-            "num_hidden_layers": len(decoder.blocks),
-            "num_attention_heads": block.attention.config.n_heads,
-            "num_key_value_heads": block.attention.config.n_kv_heads,
-            "head_dim": block.attention.config.head_dim,
-            "rms_norm_eps": block.norm.config.eps,
-            "mlp_bias": block.mlp.config.bias,
-            "tie_word_embeddings": decoder.tied,
-            **{key: origin[key] for key in _FROM_ORIGIN if origin.get(key) is not None},
-            "attentions": attentions,
-            "attention_of_layer": [attentions.index(one) for one in settings],
-            "caramba": {"model": dict(model), "keys": keys},
-        }
-        source = files("caramba_plugins_dba.export").joinpath(_FILE).read_text(encoding="utf-8")
-        return Folder(config=config, keys=keys, files={_FILE: source}, usage=_USAGE)
+        if form == "llama":
+            from caramba_plugins_dba.export.ordinary import ordinary_folder
+
+            return ordinary_folder(decoder, origin, tensors)
+        return _with_code(decoder, model, origin)
+
+
+def _with_code(decoder: Decoder, model: Mapping[str, Any], origin: Mapping[str, Any]) -> Folder:
+    """The folder that brings its own modeling file."""
+    _require_types(decoder)
+    settings = [_attention(block.attention) for block in decoder.blocks]
+    attentions: list[dict[str, Any]] = []
+    for one in settings:
+        if one not in attentions:
+            attentions.append(one)
+    keys = _keys(decoder)
+    block = decoder.blocks[0]
+    config = {
+        "architectures": ["CarambaDBAForCausalLM"],
+        "model_type": "caramba_dba",
+        "auto_map": {
+            "AutoConfig": f"{_FILE.removesuffix('.py')}.CarambaDBAConfig",
+            "AutoModel": f"{_FILE.removesuffix('.py')}.CarambaDBAModel",
+            "AutoModelForCausalLM": f"{_FILE.removesuffix('.py')}.CarambaDBAForCausalLM",
+        },
+        "vocab_size": decoder.embedder.config.vocab_size,
+        "hidden_size": decoder.embedder.config.d_model,
+        "intermediate_size": block.mlp.config.d_ff,
+        "num_hidden_layers": len(decoder.blocks),
+        "num_attention_heads": block.attention.config.n_heads,
+        "num_key_value_heads": block.attention.config.n_kv_heads,
+        "head_dim": block.attention.config.head_dim,
+        "rms_norm_eps": block.norm.config.eps,
+        "mlp_bias": block.mlp.config.bias,
+        "tie_word_embeddings": decoder.tied,
+        **{key: origin[key] for key in _FROM_ORIGIN if origin.get(key) is not None},
+        "attentions": attentions,
+        "attention_of_layer": [attentions.index(one) for one in settings],
+        "caramba": {"model": dict(model), "keys": keys},
+    }
+    source = files("caramba_plugins_dba.export").joinpath(_FILE).read_text(encoding="utf-8")
+    return Folder(config=config, keys=keys, files={_FILE: source}, usage=_USAGE)
 
 
 def _require_types(decoder: Decoder) -> None:

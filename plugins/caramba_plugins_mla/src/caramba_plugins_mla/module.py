@@ -172,12 +172,14 @@ class MultiHeadLatentModule(ComponentModule):
         new = {"latent": latent} if turned_key is None else {"latent": latent, "key": turned_key}
         layer.put(frame.ends, **new)
         batch, groups, width, rank = len(query), config.n_kv_heads, config.head_dim, config.rank
-        inside = query.reshape(batch, groups, -1, width) @ self.k_up_proj.view(groups, width, rank)
-        whole = inside.view(batch, 1, config.n_heads, rank)
+        inside = torch.einsum(
+            "bgmw,gwr->bgmr", query.reshape(batch, groups, -1, width), self.k_up_proj.view(groups, width, rank)
+        )
+        whole = inside.reshape(batch, 1, config.n_heads, rank)
         parts = [CachedPart(layer.entry("latent"), rank, per_unit=False)]
         if turned_query is not None:
             whole = torch.cat([turned_query.transpose(1, 2), whole], dim=-1)
             parts.insert(0, CachedPart(layer.entry("key"), config.rope_dim, per_unit=False))
-        mixed, _ = attend_cached(whole, parts, None, frame, scale=config.multiplier)
-        y = mixed.view(batch, groups, -1, rank) @ self.v_up_proj.view(groups, width, rank).transpose(1, 2)
-        return y.flatten(1).unsqueeze(1)
+        up = self.v_up_proj.view(groups, width, rank)
+        mixed, _ = attend_cached(whole, parts, None, frame, scale=config.multiplier, up=up)
+        return mixed.flatten(1).unsqueeze(1)

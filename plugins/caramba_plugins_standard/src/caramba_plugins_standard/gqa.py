@@ -35,6 +35,8 @@ class HeadedAttention(Attention):
     def __attrs_post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
             raise InvalidValue("n_kv_heads", f"{self.n_kv_heads} does not divide n_heads ({self.n_heads})")
+        if self.rope is not None:
+            self.rope.require_pairs(self.head_dim)
 
     @property
     def multiplier(self) -> float:
@@ -137,7 +139,6 @@ class GroupedQueryAttention(GroupedAttention):
     """
 
     builds: ClassVar[str] = "caramba_plugins_standard.gqa_module:GroupedQueryAttentionModule"
-    inherited: ClassVar[tuple[str, ...]] = (*NormedAttention.inherited, "window")
 
     window: int | None = option(
         default=None, help="tokens that a token sees, itself included; all if not given", unit="tokens", minimum=1

@@ -5,6 +5,9 @@ Dimension ``p`` of a head is paired with ``p + d/2`` (the layout of Hugging Face
 pairs come first, with frequencies as of a head of that width, and the others have frequency 0: readers of checkpoints
 put rows of queries and keys into this order.  Fields are named as in Hugging Face's ``rope_parameters``.
 
+Factors that are listed divide each pair's frequency by its own: ``longrope`` of Hugging Face with one list, and
+``rope_freqs.weight`` of GGUF.  A huge one holds its pair still.
+
 Sources: RoFormer (arXiv 2104.09864), position interpolation (2306.15595), YaRN and NTK (2309.00071, sections 3 and 4),
 Llama 3.1 (2407.21783, and its released configuration).
 """
@@ -27,9 +30,13 @@ _REQUIRED: Final[dict[str, tuple[str, ...]]] = {
     "dynamic": ("factor", "original_max_position_embeddings"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
+    "listed": ("factors",),
 }
-_OPTIONAL: Final = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
-"""Fields that yarn alone reads."""
+_OPTIONAL: Final[dict[str, tuple[str, ...]]] = {
+    "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "listed": ("attention_factor",),
+}
+"""Fields that one scaling alone reads, and can do without."""
 
 
 @component
@@ -37,7 +44,7 @@ class Rope:
     """Rotary position embedding: base, and how the frequencies are scaled for contexts longer than the trained one."""
 
     theta: float = option(default=10000.0, help="base of the frequencies", above=1.0)
-    scaling: Literal["none", "linear", "dynamic", "llama3", "yarn"] = option(
+    scaling: Literal["none", "linear", "dynamic", "llama3", "yarn", "listed"] = option(
         default="none", help="how frequencies change for longer contexts", choices=tuple(_REQUIRED)
     )
     factor: float | None = option(default=None, help="how many times the context is stretched", minimum=1.0)
@@ -54,7 +61,9 @@ class Rope:
         default=None, help="llama3: waves shorter than the original context / this stay", above=0.0
     )
     attention_factor: float | None = option(
-        default=None, help="yarn: multiplier of cos and sin; from factor if not given", above=0.0
+        default=None,
+        help="yarn: multiplier of cos and sin; from factor if not given (listed: 1 if not given)",
+        above=0.0,
     )
     beta_fast: float | None = option(
         default=None, help="yarn: pairs that turn more often over the original context stay (32)", above=0.0
@@ -70,6 +79,9 @@ class Rope:
     rotated: int | None = option(
         default=None, help="values of a head that turn, its first pairs; all if not given", minimum=2
     )
+    factors: tuple[float, ...] | None = option(
+        default=None, help="listed: what the frequency of each of the head_dim / 2 pairs is divided by"
+    )
 
     def __attrs_post_init__(self) -> None:
         if self.rotated is not None and self.rotated % 2:
@@ -78,8 +90,8 @@ class Rope:
         for name in required:
             if getattr(self, name) is None:
                 raise InvalidValue(name, f"missing: {self.scaling} scaling needs it")
-        read = {*required, *(_OPTIONAL if self.scaling == "yarn" else ())}
-        for name in sorted({*sum(_REQUIRED.values(), ()), *_OPTIONAL} - read):
+        read = {*required, *_OPTIONAL.get(self.scaling, ())}
+        for name in sorted({*sum(_REQUIRED.values(), ()), *sum(_OPTIONAL.values(), ())} - read):
             if getattr(self, name) is not None:
                 raise InvalidValue(name, f"has no meaning with {self.scaling} scaling", hint="remove it or set scaling")
         if self.scaling == "llama3" and _given(self.low_freq_factor) >= _given(self.high_freq_factor):
@@ -88,14 +100,27 @@ class Rope:
             raise InvalidValue("rotated", f"yarn multiplies cos and sin by {self.attention_scaling:g}, of all pairs")
         if self.rotated == 2 and self.scaling == "dynamic":
             raise InvalidValue("rotated", "2 is below 4, the least that dynamic scaling can take")
+        for place, factor in enumerate(self.factors or ()):
+            if not 0 < factor < math.inf:
+                raise InvalidValue("factors", f"factor {place} is {factor}", expected="a positive number")
+
+    def require_pairs(self, head_dim: int) -> None:
+        """Raise :class:`InvalidValue` where a list of factors is not one for each pair of a head of this width."""
+        turning = head_dim if self.rotated is None else min(self.rotated, head_dim)
+        if self.factors is not None and 2 * len(self.factors) != turning:
+            raise InvalidValue(
+                "rope",
+                f"{len(self.factors)} factors for a head of {turning} features",
+                expected=f"{turning // 2}, one a pair",
+            )
 
     @property
     def attention_scaling(self) -> float:
-        """Multiplier of cos and sin, so that scores grow by its square (yarn; 1 otherwise)."""
-        if self.scaling != "yarn":
-            return 1.0
+        """Multiplier of cos and sin, so that scores grow by its square (yarn and listed; 1 otherwise)."""
         if self.attention_factor is not None:
             return self.attention_factor
+        if self.scaling != "yarn":
+            return 1.0
         factor = _given(self.factor)
         if self.mscale and self.mscale_all_dim:
             return _yarn_magnitude(factor, self.mscale) / _yarn_magnitude(factor, self.mscale_all_dim)
@@ -121,6 +146,8 @@ class Rope:
             return [self._llama3(f) for f in plain]
         if self.scaling == "yarn":
             return self._yarn(plain)
+        if self.factors is not None:
+            return [f / factor for f, factor in zip(plain, self.factors, strict=True)]
         return plain
 
     def _dynamic_stretch(self, context: int) -> float:

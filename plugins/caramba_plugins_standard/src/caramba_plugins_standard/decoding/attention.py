@@ -36,14 +36,21 @@ class CachedPart:
 
 
 def attend_cached(
-    query: Tensor, keys: Sequence[CachedPart], values: CachedPart | None, frame: Frame, *, scale: float
+    query: Tensor,
+    keys: Sequence[CachedPart],
+    values: CachedPart | None,
+    frame: Frame,
+    *,
+    scale: float,
+    up: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention of each sequence's newest token to the cache that it was put into.
 
     ``query`` ``[B, U, M, sum of w]`` meets one or two parts of the keys, in their order; without ``values`` the last
     part of the keys is what is mixed.  ``frame.ends`` says how many tokens each sequence has, ``frame.starts`` at which
     they begin; where the cache is of one sequence, all rows are tokens of it.  Gives ``[B, U, M, v]`` and the
-    log-sum-exp of the scores ``[B, U, M]`` in float32 or wider.
+    log-sum-exp of the scores ``[B, U, M]`` in float32 or wider.  ``up`` ``[N, d, v]`` expands what is mixed, for ``N``
+    equal runs of a sequence's heads: ``[B, U, M, d]``.
 
     On CUDA one kernel reads the cache once, as it is stored.  Elsewhere it is spelled out.
     """
@@ -62,6 +69,7 @@ def attend_cached(
         *((None, None) if first is None else first.planes(len(query))),
         *part.planes(len(query)),
         *((None, None) if values is None else values.planes(len(query))),
+        up,
         starts,
         ends,
         widths,
@@ -89,6 +97,7 @@ def _spelled_out(
     shared_blocks: Tensor | None,
     value: Tensor | None,
     value_blocks: Tensor | None,
+    up: Tensor | None,
     starts: Tensor,
     ends: Tensor,
     widths: Sequence[int],
@@ -125,7 +134,11 @@ def _spelled_out(
     seen = (place < last) & (text >= starts[:, None])
     scores = scores.masked_fill(~seen[:, None, None], float("-inf"))
     weights = scores.softmax(dim=-1).nan_to_num(0.0)
-    return torch.einsum("bums,bsuv->bumv", weights, mixed).to(query.dtype), scores.logsumexp(dim=-1)
+    found = torch.einsum("bums,bsuv->bumv", weights, mixed)
+    if up is not None:
+        runs = found.reshape(len(found), len(up), -1, found.shape[-1])
+        found = (runs @ up.to(wide).transpose(1, 2)).view(*found.shape[:3], -1)
+    return found.to(query.dtype), scores.logsumexp(dim=-1)
 
 
 def _on_cuda(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -133,20 +146,24 @@ def _on_cuda(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
     if query.dtype == torch.float64:  # the kernel sums in float32
         return _spelled_out(query, *rest)
+    if rest[6] is not None:
+        rest = (*rest[:6], rest[6].contiguous(), *rest[7:])
     return attend_splits(query.contiguous(), *rest)
 
 
 def _shapes(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    widths = rest[8]
+    up, widths = rest[6], rest[9]
     wide = torch.promote_types(query.dtype, torch.float32)
-    return query.new_empty(*query.shape[:3], widths[2]), query.new_empty(query.shape[:3], dtype=wide)
+    return query.new_empty(*query.shape[:3], widths[2] if up is None else up.shape[1]), query.new_empty(
+        query.shape[:3], dtype=wide
+    )
 
 
 _LIBRARY: Final = torch.library.Library("caramba", "FRAGMENT")
 _LIBRARY.define(
     "attend_cached(Tensor query, Tensor? key, Tensor? key_blocks, Tensor? shared, Tensor? shared_blocks, "
-    "Tensor? value, Tensor? value_blocks, Tensor starts, Tensor ends, int[] widths, bool[] per_unit, float scale, "
-    "int bits, int block, int window, int sinks) -> (Tensor, Tensor)"
+    "Tensor? value, Tensor? value_blocks, Tensor? up, Tensor starts, Tensor ends, int[] widths, bool[] per_unit, "
+    "float scale, int bits, int block, int window, int sinks) -> (Tensor, Tensor)"
 )
 _LIBRARY.impl("attend_cached", _spelled_out, "CompositeExplicitAutograd")
 _LIBRARY.impl("attend_cached", _on_cuda, "CUDA")

@@ -11,6 +11,7 @@ cache, w width of a part.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -27,6 +28,9 @@ _LOG2_E: Final = 1.4426950408889634
 _WIDEST: Final = 256
 """Columns of the values that a program accumulates."""
 
+_FEW: Final = 16
+"""Splits that a program merges one after the other."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
@@ -38,21 +42,49 @@ class Tiling:
     programs: int = 2
 
 
-@triton.jit
-def _exact(code, dtype: tl.constexpr):
-    """Codes as numbers: ``0x6400 | code`` is ``1024 + code`` in float16, which is faster than a conversion."""
-    return ((code.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - 1024.0).to(dtype)
+# A code as a number: 0x6400 | code is 1024 + code in float16.  Four codes of a register at a time; the numbers are then
+# laid out for the tensor cores as 16-bit values, which as bytes they could only be one by one (is_pure=False keeps the
+# compiler from doing so).
+_OF_BYTES: tl.constexpr = tl.constexpr("""{
+    .reg .b32 low, high, base;
+    mov.b32 base, 0x64006400;
+    prmt.b32 low, $2, 0x64646464, 0x4140;
+    prmt.b32 high, $2, 0x64646464, 0x4342;
+    sub.rn.f16x2 low, low, base;
+    sub.rn.f16x2 high, high, base;
+    fma.rn.f16x2 $0, low, $3, $5;
+    fma.rn.f16x2 $1, high, $4, $6;
+}""")
+_OF_HALVES: tl.constexpr = tl.constexpr("""{
+    .reg .b32 even, odd, low, high, base;
+    mov.b32 base, 0x64006400;
+    and.b32 even, $4, 0x0f0f0f0f;
+    shr.u32 odd, $4, 4;
+    and.b32 odd, odd, 0x0f0f0f0f;
+    prmt.b32 low, even, 0x64646464, 0x4140;
+    prmt.b32 high, even, 0x64646464, 0x4342;
+    sub.rn.f16x2 low, low, base;
+    sub.rn.f16x2 high, high, base;
+    fma.rn.f16x2 $0, low, $5, $7;
+    fma.rn.f16x2 $1, high, $6, $8;
+    prmt.b32 low, odd, 0x64646464, 0x4140;
+    prmt.b32 high, odd, 0x64646464, 0x4342;
+    sub.rn.f16x2 low, low, base;
+    sub.rn.f16x2 high, high, base;
+    fma.rn.f16x2 $2, low, $5, $7;
+    fma.rn.f16x2 $3, high, $6, $8;
+}""")
 
 
 @triton.jit
 def _scales(blocks, near, ok, stride, first, N: tl.constexpr, COUNT):
-    """Step and least value of ``N`` blocks of each token, ``[T, N]``; both lie in one 32-bit word."""
+    """Step and least value of ``N`` blocks of each token, float16 ``[N, T, 1]``; both lie in one 32-bit word."""
     j = tl.arange(0, N)
     word = tl.load(
-        blocks + near[:, None] * stride + first + j[None, :], mask=ok[:, None] & (j < COUNT)[None, :], other=0
+        blocks + near[None, :] * stride + first + j[:, None], mask=ok[None, :] & (j < COUNT)[:, None], other=0
     )
     step = (word & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True)
-    return step, ((word >> 16) & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True)
+    return step[:, :, None], ((word >> 16) & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True)[:, :, None]
 
 
 @triton.jit
@@ -67,24 +99,37 @@ def _values(
     first,
     W,
     P: tl.constexpr,
+    FULL: tl.constexpr,
     BITS: tl.constexpr,
     BLOCK: tl.constexpr,
     ALIGNED: tl.constexpr,
+    PTX: tl.constexpr,
     dtype: tl.constexpr,
 ):
     """Columns ``first`` to ``first + W`` of tokens, ``[T, P]`` (8-bit codes dequantized), stored from ``offset`` on."""
     if BITS == 16:
         column = tl.arange(0, P)
-        here = ok[:, None] & (column < W)[None, :]
+        here = ok[:, None]
+        if not FULL:
+            here = here & (column < W)[None, :]
         value = tl.load(part + near[:, None] * stride + (offset + column)[None, :], mask=here, other=0.0)
     elif ALIGNED:
         j = tl.arange(0, P // BLOCK)
         column = j[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-        here = ok[:, None, None] & (column < W)[None]
-        code = tl.load(part + near[:, None, None] * stride + (offset + column)[None], mask=here, other=0)
+        here = ok[None, :, None]
+        if not FULL:
+            here = here & (column < W)[:, None, :]
+        code = tl.load(part + near[None, :, None] * stride + (offset + column)[:, None, :], mask=here, other=0)
         step, least = _scales(blocks, near, ok, blocks_stride, first // BLOCK, P // BLOCK, tl.cdiv(W, BLOCK))
-        wide = _exact(code, dtype)
-        value = tl.reshape(wide * step[:, :, None].to(dtype) + least[:, :, None].to(dtype), [near.shape[0], P])
+        if PTX and dtype == tl.float16:
+            step, _ = tl.broadcast(step, code)
+            least, _ = tl.broadcast(least, code)
+            blockwise = tl.inline_asm_elementwise(
+                _OF_BYTES, "=r,=r,r,r,r,r,r", [code, step, least], dtype=tl.float16, is_pure=False, pack=4
+            )
+        else:
+            blockwise = code.to(dtype) * step.to(dtype) + least.to(dtype)
+        value = tl.reshape(tl.permute(blockwise, (1, 0, 2)), [near.shape[0], P])
     else:
         column = tl.arange(0, P)
         here = ok[:, None] & (column < W)[None, :]
@@ -108,21 +153,37 @@ def _halves(
     first,
     W,
     P: tl.constexpr,
+    FULL: tl.constexpr,
     BLOCK: tl.constexpr,
     ALIGNED: tl.constexpr,
+    PTX: tl.constexpr,
     dtype: tl.constexpr,
 ):
     """The same of 4-bit codes, two of which share a byte: even columns and odd columns, ``[T, P / 2]`` each."""
     if ALIGNED:
         j = tl.arange(0, P // BLOCK)
         byte = j[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
-        here = ok[:, None, None] & (byte < (W + 1) // 2)[None]
-        pair = tl.load(part + near[:, None, None] * stride + (offset + byte)[None], mask=here, other=0)
+        here = ok[None, :, None]
+        if not FULL:
+            here = here & (byte < (W + 1) // 2)[:, None, :]
+        pair = tl.load(part + near[None, :, None] * stride + (offset + byte)[:, None, :], mask=here, other=0)
         step, least = _scales(blocks, near, ok, blocks_stride, first // BLOCK, P // BLOCK, tl.cdiv(W, BLOCK))
-        low, high = _exact(pair & 15, dtype), _exact(pair >> 4, dtype)
-        step, least = step[:, :, None].to(dtype), least[:, :, None].to(dtype)
-        even = tl.reshape(low * step + least, [near.shape[0], P // 2])
-        odd = tl.reshape(high * step + least, [near.shape[0], P // 2])
+        if PTX and dtype == tl.float16:
+            step, _ = tl.broadcast(step, pair)
+            least, _ = tl.broadcast(least, pair)
+            even, odd = tl.inline_asm_elementwise(
+                _OF_HALVES,
+                "=r,=r,=r,=r,r,r,r,r,r",
+                [pair, step, least],
+                dtype=(tl.float16, tl.float16),
+                is_pure=False,
+                pack=4,
+            )
+        else:
+            step, least = step.to(dtype), least.to(dtype)
+            even, odd = (pair & 15).to(dtype) * step + least, (pair >> 4).to(dtype) * step + least
+        even = tl.reshape(tl.permute(even, (1, 0, 2)), [near.shape[0], P // 2])
+        odd = tl.reshape(tl.permute(odd, (1, 0, 2)), [near.shape[0], P // 2])
     else:
         byte = tl.arange(0, P // 2)
         here = ok[:, None] & (byte < (W + 1) // 2)[None, :]
@@ -197,6 +258,7 @@ def _split(
     BITS: tl.constexpr,
     BLOCK: tl.constexpr,
     ALIGNED: tl.constexpr,
+    PTX: tl.constexpr,
     HEAD_TILES: tl.constexpr,
     A_OWN: tl.constexpr,
     B_OWN: tl.constexpr,
@@ -238,7 +300,7 @@ def _split(
         if WB > 0:
             b_query = _query(q + WA, present, 0, WB, PB, 1, dtype)
         mixed = tl.zeros([PM, PV], dtype=tl.float32)
-    top = tl.full([PM], -1.0e30, dtype=tl.float32)
+    top = tl.full([PM], -1.0e29, dtype=tl.float32)  # above any score that is not seen
     total = tl.zeros([PM], dtype=tl.float32)
 
     for s0 in tl.range(low, high, TILE, num_stages=STAGES):
@@ -268,8 +330,10 @@ def _split(
                     unit * WA * A_OWN,
                     WA,
                     PA,
+                    WA == PA,
                     BLOCK,
                     ALIGNED,
+                    PTX,
                     dtype,
                 )
                 scores = tl.dot(a_even, tl.trans(k0), scores, input_precision=PRECISION)
@@ -286,8 +350,10 @@ def _split(
                     unit * WB * B_OWN,
                     WB,
                     PB,
+                    WB == PB,
                     BLOCK,
                     ALIGNED,
+                    PTX,
                     dtype,
                 )
                 scores = tl.dot(b_even, tl.trans(k2), scores, input_precision=PRECISION)
@@ -305,9 +371,11 @@ def _split(
                     unit * WA * A_OWN,
                     WA,
                     PA,
+                    WA == PA,
                     BITS,
                     BLOCK,
                     ALIGNED,
+                    PTX,
                     dtype,
                 )
                 scores = tl.dot(a_query, tl.trans(a_key), scores, input_precision=PRECISION)
@@ -323,16 +391,18 @@ def _split(
                     unit * WB * B_OWN,
                     WB,
                     PB,
+                    WB == PB,
                     BITS,
                     BLOCK,
                     ALIGNED,
+                    PTX,
                     dtype,
                 )
                 scores = tl.dot(b_query, tl.trans(b_key), scores, input_precision=PRECISION)
-        scores = tl.where(seen[None, :], scores * scale, -1.0e30)
-        above = tl.maximum(top, tl.max(scores, 1))
+        scores = tl.where(seen[None, :], scores, -1.0e38)
+        above = tl.maximum(top, tl.max(scores, 1) * scale)
         shrink = tl.exp2(top - above)
-        weight = tl.where(seen[None, :], tl.exp2(scores - above[:, None]), 0.0)
+        weight = tl.exp2(scores * scale - above[:, None])
         total = total * shrink + tl.sum(weight, 1)
         top = above
         weight = weight.to(dtype)
@@ -351,8 +421,10 @@ def _split(
                     unit * WV * V_OWN + v_first,
                     WV - v_first,
                     PV,
+                    WV % PV == 0,
                     BLOCK,
                     ALIGNED,
+                    PTX,
                     dtype,
                 )
             even = tl.dot(weight, v0, even * shrink[:, None], input_precision=PRECISION)
@@ -372,9 +444,11 @@ def _split(
                     unit * WV * V_OWN + v_first,
                     WV - v_first,
                     PV,
+                    WV % PV == 0,
                     BITS,
                     BLOCK,
                     ALIGNED,
+                    PTX,
                     dtype,
                 )
             mixed = tl.dot(weight, value, mixed * shrink[:, None], input_precision=PRECISION)
@@ -411,6 +485,56 @@ def _merge(Partial, Lse, Out, Total, splits, WV: tl.constexpr, PV: tl.constexpr,
         tl.store(Total + row, tl.where(total > 0, (top + tl.log2(whole)) * 0.6931471805599453, float("-inf")))
 
 
+@triton.jit
+def _merge_expanded(
+    Partial,
+    Lse,
+    Up,
+    Out,
+    Total,
+    batch,
+    splits,
+    N: tl.constexpr,
+    EACH: tl.constexpr,
+    WV: tl.constexpr,
+    PV: tl.constexpr,
+    WD: tl.constexpr,
+    PD: tl.constexpr,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The same of some query heads that share an expansion ``Up`` ``[WD, WV]``, expanded: ``EACH`` of a sequence."""
+    nth = tl.program_id(1)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    present = row < batch * EACH
+    head = ((row // EACH).to(tl.int64) * N + nth) * EACH + row % EACH
+    top = tl.full([ROWS], -1.0e30, dtype=tl.float32)
+    for split in range(splits):
+        top = tl.maximum(top, tl.load(Lse + head * splits + split, mask=present, other=-1.0e30))
+    column = tl.arange(0, PV)
+    here = present[:, None] & (column < WV)[None, :]
+    total = tl.zeros([ROWS], dtype=tl.float32)
+    mixed = tl.zeros([ROWS, PV], dtype=tl.float32)
+    for split in tl.range(splits, num_stages=3):
+        lse = tl.load(Lse + head * splits + split, mask=present, other=-1.0e30)
+        weight = tl.where(lse > -1.0e29, tl.exp2(lse - top), 0.0)
+        part = tl.load(Partial + (head * splits + split)[:, None] * WV + column[None, :], mask=here, other=0.0)
+        total += weight
+        mixed += part * weight[:, None]
+    whole = tl.where(total > 0, total, 1.0)
+    d = tl.program_id(2) * PD + tl.arange(0, PD)
+    up = tl.load(
+        Up + (nth * WD + d)[:, None] * WV + column[None, :], mask=(d < WD)[:, None] & (column < WV)[None, :], other=0.0
+    )
+    out = tl.dot((mixed / whole[:, None]).to(up.dtype), tl.trans(up), input_precision=PRECISION)
+    tl.store(
+        Out + head[:, None] * WD + d[None, :], out.to(Out.dtype.element_ty), mask=present[:, None] & (d < WD)[None, :]
+    )
+    if tl.program_id(2) == 0:
+        lse = tl.where(total > 0, (top + tl.log2(whole)) * 0.6931471805599453, float("-inf"))
+        tl.store(Total + head, lse, mask=present)
+
+
 def attend_splits(
     query: Tensor,
     key: Tensor | None,
@@ -419,6 +543,7 @@ def attend_splits(
     shared_blocks: Tensor | None,
     value: Tensor | None,
     value_blocks: Tensor | None,
+    up: Tensor | None,
     starts: Tensor,
     ends: Tensor,
     widths: Sequence[int],
@@ -430,6 +555,7 @@ def attend_splits(
     sinks: int,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`caramba_plugins_standard.decoding.attention.attend_cached`, whose arguments these are."""
+    assert scale > 0, "what is not seen scores lowest"
     batch, units, heads, _ = query.shape
     padded_heads = max(16, min(64, triton.next_power_of_2(heads)))
     head_tiles = triton.cdiv(heads, padded_heads)
@@ -448,7 +574,7 @@ def attend_splits(
             value, value_blocks, joint = shared, shared_blocks, False
     value_tiles = triton.cdiv(widths[2], padded[2])
     read = sum(size for size, width in zip(padded, widths, strict=True) if width) - (padded[2] if joint else 0)
-    chosen = _tiling(read + (512 if joint else 0), bits)
+    chosen = _tiling(read + (512 if joint else 0), bits, query.element_size())
     room = next(part.shape[1] for part in (key, shared, value) if part is not None)
     splits = 1
     if query.is_cuda:
@@ -458,7 +584,6 @@ def attend_splits(
         splits = min(3, triton.cdiv(room, chosen.tile))
     partial = query.new_empty(batch, units, heads, splits, widths[2], dtype=torch.float32)
     lse = query.new_empty(batch, units, heads, splits, dtype=torch.float32)
-    out = query.new_empty(batch, units, heads, widths[2])
     total = query.new_empty(batch, units, heads, dtype=torch.float32)
     words = [
         None if blocks is None else blocks.view(torch.int32) for blocks in (key_blocks, shared_blocks, value_blocks)
@@ -501,6 +626,7 @@ def attend_splits(
         BITS=bits,
         BLOCK=block,
         ALIGNED=aligned,
+        PTX=query.is_cuda,
         HEAD_TILES=head_tiles,
         A_OWN=int(per_unit[0]),
         B_OWN=int(per_unit[1]),
@@ -512,30 +638,67 @@ def attend_splits(
         num_warps=chosen.warps,
         num_stages=chosen.stages,
     )
-    columns = min(64, triton.next_power_of_2(widths[2]))
-    _merge[(batch * units * heads, triton.cdiv(widths[2], columns))](
+    if up is None:
+        out = query.new_empty(batch, units, heads, widths[2])
+        _merged(partial, lse, out, total)
+        return out, total
+    if splits > _FEW:  # one after the other takes too long
+        whole, one = torch.empty_like(partial[..., 0, :]), torch.zeros_like(lse[..., 0])
+        _merged(partial, lse, whole, total)
+        return _expanded(whole.unsqueeze(3), one.unsqueeze(3), up, torch.empty_like(total), query), total
+    return _expanded(partial, lse, up, total, query), total
+
+
+def _merged(partial: Tensor, lse: Tensor, out: Tensor, total: Tensor) -> None:
+    """Splits ``[B, U, M, n, v]`` into ``out`` ``[B, U, M, v]`` and ``total`` ``[B, U, M]``."""
+    *rows, splits, width = partial.shape
+    places = triton.next_power_of_2(splits)
+    columns = min(triton.next_power_of_2(width), max(64, 4096 // places))
+    _merge[(math.prod(rows), triton.cdiv(width, columns))](
+        partial, lse, out, total, splits, WV=width, PV=columns, PS=places, num_warps=4
+    )
+
+
+def _expanded(partial: Tensor, lse: Tensor, up: Tensor, total: Tensor, query: Tensor) -> Tensor:
+    """The same, times ``up`` ``[N, d, v]``: ``[B, U, M, d]``."""
+    batch, units, heads, splits, width = partial.shape
+    count, wide = up.shape[:2]
+    out = query.new_empty(batch, units, heads, wide)
+    each = units * heads // count
+    columns = max(16, min(64, triton.next_power_of_2(wide)))
+    _merge_expanded[(triton.cdiv(batch * each, 16), count, triton.cdiv(wide, columns))](
         partial,
         lse,
+        up,
         out,
         total,
+        batch,
         splits,
-        WV=widths[2],
-        PV=columns,
-        PS=triton.next_power_of_2(splits),
-        num_warps=4,
+        N=count,
+        EACH=each,
+        WV=width,
+        PV=max(16, triton.next_power_of_2(width)),
+        WD=wide,
+        PD=columns,
+        ROWS=16,
+        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+        num_warps=8,
     )
-    return out, total
+    return out
 
 
-def _tiling(width: int, bits: int) -> Tiling:
+def _tiling(width: int, bits: int, bytes_each: int) -> Tiling:
     """Launches that were fastest on one NVIDIA H200, by the padded width of all that a program reads of a token."""
     if bits != 16:
-        return Tiling(32, 1, 3, 8) if width <= 192 else Tiling(32, 4, 3, 3)
+        return Tiling(32, 4, 3, 3) if width > 192 else Tiling(32 if bits == 8 else 64, 1, 3, 8)
+    width = width * bytes_each // 2
     if width <= 192:
         return Tiling(64, 4, 4, 2)
     if width <= 384:
-        return Tiling(32, 2, 3, 3)
-    return Tiling(64, 4, 2, 2) if width <= 640 else Tiling(32, 4, 2, 2)
+        return Tiling(64, 4, 3, 2)
+    if width <= 512:
+        return Tiling(32, 4, 3, 2)
+    return Tiling(64, 4, 2, 2) if width <= 1152 else Tiling(32, 4, 2, 2)
 
 
 def _multiprocessors(device: torch.device) -> int:
