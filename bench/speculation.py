@@ -7,10 +7,10 @@ There are no real weights of this shape here, so the draft is built to agree: it
 layers with the model's norm and head, and what the model's other layers add to the residual stream is multiplied by
 ``--strength``.  At 0 both say the same; larger numbers make the model disagree with its draft more often, and
 ``accepted`` says how often it does not.  Both sides are what ``caramba generate`` runs, with and without ``--draft``:
-caches through ``Decoder``, steps recorded on CUDA, not compiled.  0 draft tokens let the session choose, as the command
-does.  Each takes its turn ``--repeats`` times behind a warm-up.  A line of JSON each: median tokens/s from the first new
-token to the last, greedy and drawn at temperature 1, and ``ratio`` to the model alone.  ``same_text`` compares greedy
-texts; in half precision two tokens may tie, and rows of one product round otherwise than one row.
+caches through ``Decoder``, steps recorded on CUDA, not compiled.  0 draft tokens let the session choose, which is the
+command's default.  Each takes its turn ``--repeats`` times behind a warm-up.  A line of JSON each: median tokens/s from
+the first new token to the last, greedy and drawn at temperature 1, and ``ratio`` to the model alone.  ``same_text``
+compares greedy texts; in half precision two tokens may tie, and rows of one product round otherwise than one row.
 """
 
 from __future__ import annotations

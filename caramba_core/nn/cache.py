@@ -111,13 +111,9 @@ class EntryCache:
         return plane[:, self.places(length - count, length)]
 
     def put(self, values: Tensor, ends: Tensor) -> None:
-        """Write one token a row, ``[B, 1, *shape]``, the last of ``ends`` ``[B]``; nothing is allocated.
-
-        Where the cache is of one sequence, all rows are tokens of it.
-        """
-        text = ends - 1
-        place, row = self.place(text), torch.arange(len(ends), device=ends.device)
-        row = row.clamp(max=len(next(iter(self.planes.values()))) - 1)
+        """Write one token a row, ``[B, 1, *shape]``, the last of ``ends`` ``[B]``; all of a sole sequence."""
+        text, batch = ends - 1, len(next(iter(self.planes.values())))
+        place, row = self.place(text), torch.arange(len(ends), device=ends.device).clamp(max=batch - 1)
         sinks_alone = self.entry.window == self.entry.sinks
         if sinks_alone:  # later tokens are not kept
             place = place.clamp(max=self.entry.sinks - 1)
