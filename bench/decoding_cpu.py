@@ -4,12 +4,13 @@
                                  [--repeats 5] [--threads 2]
 
 WEIGHTS, a GGUF file or a Hugging Face folder (``.demo/SmolLM2-135M-Instruct.Q4_1.gguf``), is exported as a folder of
-float32 for transformers.  ``gqa`` is the same weights in caramba; ``dba2`` and ``dba4`` have the sizes of the preset's
-groups ``x2`` and ``x4``, and random weights.  All are float32, in one process, and take turns: each continues the same
-random tokens greedily, ``--repeats`` times behind a warm-up.  A line of JSON a side: median tokens/s from the first new
-token to the last, all of them, the share of the machine's read speed that reading weights and cache at this pace makes,
-and ``ratio``, to transformers for ``gqa`` and to ``gqa`` for the others: the median over turns, so that both sides of
-each ratio ran one after the other.
+float32 for transformers; ``random`` draws weights of that shape instead.  ``gqa`` is the same weights in caramba;
+``dba2`` and ``dba4`` have the sizes of the preset's groups, and random weights.  All are float32, in one process, and
+take turns: each continues the same random tokens greedily, ``--repeats`` times behind a warm-up.  A line of JSON each:
+median tokens/s from the first new token to the last, all of them, the share of the machine's read speed that reading
+the weights at this pace makes, and ``ratio``, to transformers for ``gqa`` and to ``gqa`` for the others: the median
+over turns, so that both sides of each ratio ran one after the other.  ``cpu_ratio`` compares processor time: with
+``--threads 1`` it holds on a busy machine too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import transformers
@@ -40,51 +41,78 @@ PRESET = "smollm2_135m_dba"
 
 
 class Watch:
-    """What transformers hands each token to: times of those behind the prompt."""
+    """What transformers hands each token to, the prompt first: when it came, by the clock and in processor time."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.times: list[tuple[float, float]] = []
 
     def put(self, _: Any) -> None:
-        """The prompt, then one token after the other."""
-        self.times.append(time.perf_counter())
+        """A token came."""
+        self.times.append((time.perf_counter(), time.process_time()))
 
     def end(self) -> None:
-        """Behind the last token."""
+        """The last one did."""
+
+    def rates(self, first: int) -> tuple[float, float]:
+        """Tokens a second behind number ``first``, by either."""
+        began, ended = self.times[first], self.times[-1]
+        wall, processor = ((len(self.times) - 1 - first) / (b - a) for a, b in zip(began, ended, strict=True))
+        return wall, processor
 
 
-def theirs(folder: Path) -> tuple[Any, Callable[[torch.Tensor, int], tuple[list[float], list[int]]]]:
-    """transformers' model, and its ``generate``: times and ids of new tokens."""
+Run: TypeAlias = Callable[[torch.Tensor, int], tuple[tuple[float, float], list[int]]]
+
+
+def theirs(folder: Path) -> tuple[Any, Run]:
+    """transformers' model, and its ``generate``: rates and new ids."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None  # no side ends early
 
-    def run(ids: torch.Tensor, new: int) -> tuple[list[float], list[int]]:
+    def run(ids: torch.Tensor, new: int) -> tuple[tuple[float, float], list[int]]:
         watch = Watch()
         seen = torch.ones_like(ids)
         out = model.generate(ids, attention_mask=seen, max_new_tokens=new, do_sample=False, streamer=watch)
-        return watch.times[1:], out[0, ids.shape[1] :].tolist()
+        return watch.rates(1), out[0, ids.shape[1] :].tolist()
 
     return model, run
 
 
-def ours(side: str, folder: Path) -> tuple[Any, Callable[[torch.Tensor, int], tuple[list[float], list[int]]]]:
+def ours(side: str, folder: Path) -> tuple[Any, Run]:
     """caramba's model and the loop of its ``generate``."""
     if side == "gqa":
         model = load_checkpoint(open_checkpoint(str(folder)), "cpu", "float32")
     else:
         model = caramba.load(PRESET).build(f"x{side[3:]}", device="cpu", seed=0)
-    model = model.eval().requires_grad_(False)
+    model.requires_grad_(False).train(False)
 
-    def run(ids: torch.Tensor, new: int) -> tuple[list[float], list[int]]:
-        decoder = Decoder(model, batch=1, capacity=ids.shape[1] + new)
-        sampler = Sampler(Sampling(), [0], ids, model.graph.vocab_size)
-        tokens, times = [], []
+    def run(ids: torch.Tensor, new: int) -> tuple[tuple[float, float], list[int]]:
+        decoder, watch = Decoder(model, batch=1, capacity=ids.shape[1] + new), Watch()
+        sampler, tokens = Sampler(Sampling(), [0], ids, model.graph.vocab_size), []
         for token in continuations(decoder, decoder.prefill(ids), new, sampler):
             tokens.append(int(token))
-            times.append(time.perf_counter())
-        return times, tokens
+            watch.put(token)
+        return watch.rates(0), tokens
 
     return model, run
+
+
+def write_weights(source: str, folder: Path) -> None:
+    """A Hugging Face folder of float32."""
+    if source != "random":
+        export(source, folder, dtype="float32")
+        return
+    config = transformers.LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        tie_word_embeddings=True,
+    )
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
 
 
 def read_speed() -> float:
@@ -110,33 +138,36 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     speed = read_speed()
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "threads": options.threads}
-    print(json.dumps({**versions, "prompt": options.prompt, "new": options.new, "read_GBs": round(speed / 1e9, 1)}))
+    sizes = {"prompt": options.prompt, "new": options.new, "read_GBs": round(speed / 1e9, 1)}
+    print(json.dumps({**versions, "weights": Path(options.weights).name, **sizes}), flush=True)
     ids = torch.randint(1000, 40000, (1, options.prompt), generator=torch.Generator().manual_seed(0))
+    names = options.sides.split(",")
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    texts = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "weights"
-        export(options.weights, folder, dtype="float32")
-        names = options.sides.split(",")
+        write_weights(options.weights, folder)
         sides = {name: theirs(folder) if name == "transformers" else ours(name, folder) for name in names}
-        rates: dict[str, list[float]] = {name: [] for name in names}
-        texts = {}
         for turn in range(options.repeats + 1):
             for name, (_, run) in sides.items():
-                times, texts[name] = run(ids, options.new)
+                rate, texts[name] = run(ids, options.new)
                 if turn:
-                    rates[name].append((len(times) - 1) / (times[-1] - times[0]))
+                    rates[name].append(rate)
     for name, (model, _) in sides.items():
-        against = rates.get("transformers" if name == "gqa" else "gqa") if name != "transformers" else None
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        line = {
+        middle = statistics.median(wall for wall, _ in rates[name])
+        line: dict[str, Any] = {
             "side": name,
-            "tokens_per_s": round(statistics.median(rates[name]), 2),
+            "tokens_per_s": round(middle, 2),
             "weights_MB": round(weights / 1e6),
-            "read_share": round(weights * statistics.median(rates[name]) / speed, 3),
-            "ratio": None
-            if against is None
-            else round(statistics.median(a / b for a, b in zip(rates[name], against, strict=True)), 3),
-            "all": [round(rate, 2) for rate in rates[name]],
+            "read_share": round(weights * middle / speed, 3),
+            "all": [round(wall, 2) for wall, _ in rates[name]],
         }
+        against = "transformers" if name == "gqa" else "gqa"
+        if against in rates and name not in (against, "transformers"):
+            turns = list(zip(rates[name], rates[against], strict=True))
+            for words, clock in (("ratio", 0), ("cpu_ratio", 1)):
+                line[words] = round(statistics.median(one[clock] / other[clock] for one, other in turns), 3)
         if name == "gqa" and "transformers" in texts:
             line["same_text"] = texts[name] == texts["transformers"]
         print(json.dumps(line), flush=True)

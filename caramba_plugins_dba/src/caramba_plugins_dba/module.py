@@ -288,11 +288,7 @@ class DecoupledBottleneckModule(ComponentModule):
         if tokens > 1 or padding is not None or config.window is not None:
             rows = torch.arange(value.shape[1], device=value.device)[-tokens:]
         probabilities = self._probabilities(queries, cached, rows, padding).to(value.dtype)
-        if value.dim() == 3:  # [B, S, r]
-            y = probabilities.flatten(1, 3) @ value
-        else:  # [B, S, P, r]
-            y = self._parts(probabilities, config.v_parts) @ value.transpose(1, 2)
-        y = y.view(*probabilities.shape[:-1], -1)
+        y = _products(probabilities, value if value.dim() == 4 else value.unsqueeze(2))
         if config.v_layout == "latent":
             y = self._raised(y)
         share = probabilities.sum(-1, keepdim=True) if config.null else None
@@ -302,11 +298,7 @@ class DecoupledBottleneckModule(ComponentModule):
         """Mixed latents ``[B, G, m, T, r]`` as values ``[B, G, m, T, d]``; one product a group copies no weights."""
         up = self.v_up_proj.view(self.config.n_kv_heads, self.config.head_dim, -1).transpose(1, 2)
         grouped = y.transpose(0, 1)
-        return (grouped.flatten(1, 3) @ up).view(*grouped.shape[:-1], -1).transpose(0, 1)
-
-    def _parts(self, x: Tensor, parts: int) -> Tensor:
-        """What belongs to each part: ``[B, G, m, T, w]`` to ``[B, P, G/P m T, w]``."""
-        return x.reshape(x.shape[0], parts, -1, x.shape[-1])
+        return torch.bmm(grouped.flatten(1, 3), up).view(*grouped.shape[:-1], -1).transpose(0, 1)
 
     def _completed(self, y: Tensor, share: Tensor | None) -> Tensor:
         """Mixed values ``[B, G, m, T, v_width]`` with bias and null value; ``share`` is not the null value's."""
@@ -388,15 +380,11 @@ class DecoupledBottleneckModule(ComponentModule):
         Without rows everything is seen.  Float32 at least.  With null attention a row sums to less than one.
         """
         config = self.config
-        products = []
+        scores = None
         for name, query in queries.items():
-            key = keys[name]
-            if key.dim() == 3:  # one latent [B, S, c] for all heads
-                products.append((query.flatten(1, 3) @ key.transpose(1, 2)).view(*query.shape[:-1], -1))
-            else:  # [B, S, P, w]
-                product = self._parts(query, key.shape[2]) @ key.permute(0, 2, 3, 1)
-                products.append(product.view(*query.shape[:-1], -1))
-        scores = products[0] if len(products) == 1 else products[0] + products[1]
+            key = keys[name] if keys[name].dim() == 4 else keys[name].unsqueeze(2)
+            scores = _products(query, key.transpose(1, 3), scores)
+        assert scores is not None
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * config.multiplier
         if rows is not None:
             place = torch.arange(scores.shape[-1], device=scores.device)
@@ -409,6 +397,18 @@ class DecoupledBottleneckModule(ComponentModule):
         if not config.null:
             return scores.softmax(dim=-1)
         return torch.cat([self._null_scores(queries, scores.dtype), scores], dim=-1).softmax(dim=-1)[..., 1:]
+
+
+def _products(x: Tensor, cached: Tensor, added: Tensor | None = None) -> Tensor:
+    """Each head's rows ``[B, G, m, T, s]`` times its part of ``[B, s, P, w]``: ``[B, G, m, T, w]``, ``added`` to it.
+
+    One batch of products, which takes what is cached as it lies, where ``@`` would expand and reshape it.
+    """
+    parts = cached.transpose(1, 2).flatten(0, 1)
+    rows = x.reshape(len(parts), -1, x.shape[-1])
+    if added is None:
+        return torch.bmm(rows, parts).view(*x.shape[:-1], -1)
+    return torch.baddbmm(added.view(*rows.shape[:2], -1), rows, parts).view(*x.shape[:-1], -1)
 
 
 def _padded(x: Tensor, width: int) -> Tensor:
