@@ -37,6 +37,12 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.4,
+    "logits_scaling": 0.7,
+}
 Q4_1_SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -85,6 +91,11 @@ def write_gguf(
         scaled = Rope(theta=rope["rope_theta"], scaling="llama3", **fields).frequencies(config["head_dim"])
         factors = np.array([a / b for a, b in zip(plain, scaled, strict=True)], dtype=np.float32)
         writer.add_tensor("rope_freqs.weight", factors)
+    if architecture == "granite":
+        writer.add_attention_scale(config["attention_multiplier"])
+        writer.add_embedding_scale(config["embedding_multiplier"])
+        writer.add_residual_scale(config["residual_multiplier"])
+        writer.add_logit_scale(config["logits_scaling"])
     for key, value in (extra or {}).items():
         kind_of_value = gguf.GGUFValueType.get_type(value)
         writer.kv_data[0].pop(key, None)
@@ -99,7 +110,7 @@ def write_gguf(
     )
     for key, value in load_file(folder / "model.safetensors").items():
         for part, count in (("q_proj.", heads), ("k_proj.", groups)):
-            if part in key and architecture == "llama":
+            if part in key and architecture in ("llama", "smollm3", "granite", "arcee"):
                 split = value.reshape(count, 2, value.shape[0] // count // 2, *value.shape[1:])
                 value = split.swapaxes(1, 2).reshape(value.shape)
         name = names.get_name(key, try_suffixes=(".weight", ".bias"))
@@ -134,8 +145,17 @@ def write_gguf(
         ),
         ("qwen2", {}),
         ("qwen3", {"head_dim": 12}),
+        ("smollm3", {"num_hidden_layers": 5, "tie_word_embeddings": False}),
+        ("granite", GRANITE),
+        ("olmo2", {"head_dim": 12}),
+        ("ernie4_5", {"use_bias": True}),
+        ("seed_oss", {}),
+        ("arcee", {}),
     ],
-    ids=["llama", "tied", "linear", "llama3", "yarn", "qwen2", "qwen3"],
+    ids=[
+        *("llama", "tied", "linear", "llama3", "yarn", "qwen2", "qwen3"),
+        *("smollm3", "granite", "olmo2", "ernie", "seed", "arcee"),
+    ],
 )
 def test_the_same_model_as_the_folder(tmp_path: Path, model_type: str, config: dict[str, Any]) -> None:
     write_oracle(tmp_path / "hf", model_type, **config)

@@ -25,7 +25,7 @@ from caramba_core.errors import CarambaError, InputError
 
 from .conftest import random_tokens, read_model, write_oracle
 from .llama_cpp import INSTALLED, ends_of, logits_of, token_ids_of
-from .test_gguf import LLAMA3, write_gguf
+from .test_gguf import GRANITE, LLAMA3, write_gguf
 
 VOCABULARY: dict[str, Any] = {
     "tokenizer.ggml.model": "llama",
@@ -43,12 +43,19 @@ def same_logits(path: Path) -> None:
     torch.testing.assert_close(read_model(path)(TOKENS)[0], torch.tensor(expected), rtol=0, atol=5e-5)
 
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "smollm3": {"num_hidden_layers": 5},
+    "granite": GRANITE,
+}
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of each architecture, with offsets where it has any; heads as wide as llama.cpp's default."""
     folder = tmp_path_factory.mktemp("architectures")
     for name in ARCHITECTURES:
-        write_oracle(folder / name, name, **({"attention_bias": True, "mlp_bias": True} if name == "llama" else {}))
+        write_oracle(folder / name, name, **SETTINGS.get(name, {}))
     return folder
 
 
@@ -83,10 +90,14 @@ def written(models: Path, path: Path, architecture: str = "llama", **changes: An
 )
 def test_metadata(models: Path, tmp_path: Path, architecture: str, extra: dict[str, Any], without: Any) -> None:
     if "attn_k.weight" in without:  # as many keys as queries
-        sizes = {"num_key_value_heads": 6}
+        sizes = {**SETTINGS.get(architecture, {}), "num_key_value_heads": 6}
         write_oracle(tmp_path / architecture, architecture, **sizes)
         models, without = tmp_path, ("head_count_kv",)
-    extra = {f"{architecture}.{key}": value for key, value in extra.items()}
+    layers = SETTINGS.get(architecture, {}).get("num_hidden_layers", 3)
+    extra = {
+        f"{architecture}.{key}": value[:1] * layers if isinstance(value, list) else value
+        for key, value in extra.items()
+    }
     same_logits(written(models, tmp_path / "m.gguf", architecture, extra=extra, without=without))
 
 
@@ -126,6 +137,7 @@ def test_some_offsets(models: Path, tmp_path: Path, architecture: str, without: 
         ),
         ({"llama.context_length": "long"}, ("context_length",), "llama.context_length is 'long', not a number"),
         ({"qwen2.block_count": 3}, (), "qwen2.block_count is 3: this key is not known"),
+        ({"llama.embedding_scale": 2.0}, (), "llama.embedding_scale is 2.0: this key is not known"),
         ({"general.type": "adapter"}, (), "general.type is 'adapter': the file holds no model"),
     ],
 )
@@ -139,6 +151,29 @@ def test_rotary_factors_of_any_list(models: Path, tmp_path: Path) -> None:
     factors = {"rope_freqs.weight": np.array([1.0, 0.25, 1e30, 3.0], dtype=np.float32)}
     write_gguf(tmp_path / "m.gguf", models / "llama", "llama", extra=VOCABULARY, tensors=factors)
     same_logits(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0])
+@pytest.mark.parametrize("key", ["embedding_scale", "residual_scale", "attention.scale"])
+def test_factors_of_granite(models: Path, tmp_path: Path, key: str, scale: float) -> None:
+    """One of 0 is none, as a missing one is."""
+    same_logits(written(models, tmp_path / "m.gguf", "granite", extra={f"granite.{key}": scale}))
+    same_logits(written(models, tmp_path / "without.gguf", "granite", without=(key,)))
+
+
+def test_granite_needs_a_factor_of_logits(models: Path, tmp_path: Path) -> None:
+    same_logits(written(models, tmp_path / "m.gguf", "granite", extra={"granite.logit_scale": 2.0}))
+    written(models, tmp_path / "zero.gguf", "granite", extra={"granite.logit_scale": 0.0})
+    written(models, tmp_path / "without.gguf", "granite", without=("logit_scale",))
+    for name, message in (("zero", "logits_scaling is 0.0, not a positive"), ("without", "logit_scale is missing")):
+        with pytest.raises(InputError, match=message):
+            find_loader(tmp_path / f"{name}.gguf").model()
+
+
+def test_granite_without_positions_is_refused(models: Path, tmp_path: Path) -> None:
+    written(models, tmp_path / "m.gguf", "granite", extra={"granite.rope.scaling.finetuned": False})
+    with pytest.raises(InputError, match=r"finetuned is False: none of its layers would have rotary positions"):
+        find_loader(tmp_path / "m.gguf").model()
 
 
 def test_rotary_factors_of_longrope(models: Path, tmp_path: Path) -> None:

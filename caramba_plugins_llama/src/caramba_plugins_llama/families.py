@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import attrs
 
-from caramba_plugins_llama.known_keys import CONFIG, ROPE_TYPES, KnownKeys
+from caramba_plugins_llama.known_keys import CONFIG, GGUF, ROPE_TYPES, KnownKeys
 
 __all__ = [
     "ACTIVATIONS",
@@ -551,15 +551,50 @@ def hugging_face_keys(family: Family = FAMILIES["llama"]) -> dict[str, str]:
 
 @attrs.frozen(kw_only=True)
 class Architecture:
-    """One ``general.architecture`` of GGUF: the family, and whether the rotary pairs lie side by side in a head."""
+    """One ``general.architecture`` of GGUF: the family, and whether the rotary pairs lie side by side in a head.
+
+    ``names`` are metadata beyond the usual, and the keys of ``config.json`` that they stand for: factors, of which a
+    file may leave out all but the ``required`` ones, or give 0 for none.  ``settings`` are what llama.cpp takes for
+    granted, ``norms`` the names of a block's norms in their order.  ``positions`` says that ``rope.scaling.finetuned``
+    switches rotary positions on and off.
+    """
 
     model_type: str
     adjacent_pairs: bool
+    names: Mapping[str, str] = attrs.field(factory=dict)
+    required: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
+    norms: tuple[str, ...] = ("attn_norm", "ffn_norm")
+    positions: bool = False
+
+    @property
+    def keys(self) -> KnownKeys:
+        """The metadata under the architecture's own prefix."""
+        switch = {"rope.scaling.finetuned": ((True,), "none of its layers would have rotary positions")}
+        fixed = {**GGUF.fixed, **(switch if self.positions else {})}
+        return attrs.evolve(GGUF, read=(*GGUF.read, *self.names), fixed=fixed)
 
 
 ARCHITECTURES: Final = {
     "llama": Architecture(model_type="llama", adjacent_pairs=True),
     "qwen2": Architecture(model_type="qwen2", adjacent_pairs=False),
     "qwen3": Architecture(model_type="qwen3", adjacent_pairs=False),
+    "smollm3": Architecture(model_type="smollm3", adjacent_pairs=True, settings={"no_rope_layer_interval": 4}),
+    "granite": Architecture(
+        model_type="granite",
+        adjacent_pairs=True,
+        names={
+            "embedding_scale": "embedding_multiplier",
+            "residual_scale": "residual_multiplier",
+            "attention.scale": "attention_multiplier",
+            "logit_scale": "logits_scaling",
+        },
+        required=("logit_scale",),
+        positions=True,
+    ),
+    "olmo2": Architecture(model_type="olmo2", adjacent_pairs=False, norms=("post_attention_norm", "post_ffw_norm")),
+    "ernie4_5": Architecture(model_type="ernie4_5", adjacent_pairs=True),
+    "seed_oss": Architecture(model_type="seed_oss", adjacent_pairs=False, norms=("attn_norm", "post_attention_norm")),
+    "arcee": Architecture(model_type="arcee", adjacent_pairs=True, settings={"hidden_act": "relu2"}),
 }
 """Mistral's files call themselves ``llama``."""

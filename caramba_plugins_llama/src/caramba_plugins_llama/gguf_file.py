@@ -14,7 +14,7 @@ from caramba_plugins_standard.loading import FileSpan, Stored
 from caramba_core.errors import InputError
 from caramba_core.teachers import Tokenizer
 from caramba_plugins_llama.configuration import key_of, model_of
-from caramba_plugins_llama.families import ARCHITECTURES, FAMILIES, Architecture, Family
+from caramba_plugins_llama.families import ARCHITECTURES, FAMILIES, NORMS, Architecture, Family
 from caramba_plugins_llama.gguf_header import MAGIC, PLAIN, GgufHeader, GgufTensor, read_file
 from caramba_plugins_llama.gguf_metadata import configuration, metadata_key
 from caramba_plugins_llama.head_rows import IN_HEADS, head_order, rows_in_order
@@ -40,8 +40,6 @@ _PROJECTIONS: Final = {
     "ffn_down": "mlp.down",
 }
 _BLOCK: Final = {
-    "attn_norm.weight": "norm.weight",
-    "ffn_norm.weight": "norm_2.weight",
     "attn_q_norm.weight": "attention.q_norm",
     "attn_k_norm.weight": "attention.k_norm",
     **{f"{key}.weight": f"{name}_proj" for key, name in _PROJECTIONS.items()},
@@ -88,12 +86,20 @@ class GgufFile:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The configuration in Hugging Face's words."""
-        biases = {"attention_bias": self._family.qkv_bias or self._family.o_bias, "mlp_bias": self._family.mlp_bias}
-        return {**configuration(self.path, self.header, self.architecture.model_type), **biases}
+        biases: dict[str, bool] = {}
+        for rule in _BIASED:
+            key = getattr(FAMILIES[self.architecture.model_type], rule)
+            if isinstance(key, str):
+                biases[key] = biases.get(key, False) or getattr(self._family, rule)
+        return {**self._stated, **biases}
+
+    @cached_property
+    def _stated(self) -> Mapping[str, Any]:
+        return configuration(self.path, self.header, self.architecture)
 
     def model(self) -> Mapping[str, Any]:
         """The model inside, in the words of a manifest."""
-        return model_of(self.config, str(self.path), self._family)
+        return model_of(self._stated, str(self.path), self._family)
 
     def key_of(self, path: tuple[str | int, ...]) -> str | None:
         """The metadata entry behind a value of :meth:`model`."""
@@ -105,7 +111,7 @@ class GgufFile:
         return tuple(
             Stored(
                 key=tensor.name,
-                name=_graph_name(tensor.name),
+                name=self._name(tensor.name),
                 shape=tensor.shape,
                 dtype=tensor.dtype,
                 span=self._span(tensor),
@@ -119,15 +125,15 @@ class GgufFile:
 
         from caramba_plugins_llama.gguf_values import values_of
 
-        wanted = [tensor for tensor in self.header.tensors.values() if _graph_name(tensor.name) is not None]
+        wanted = [tensor for tensor in self.header.tensors.values() if self._name(tensor.name) is not None]
         for tensor, values in values_of(wanted):
-            name = str(_graph_name(tensor.name))
+            name = str(self._name(tensor.name))
             if self._turns(tensor):
                 self._require_heads(name, tensor)
                 values = rows_in_order(values, self._order or ())
             yield name, values
         for tensor in self._zeros():
-            yield str(_graph_name(tensor.name)), torch.zeros(tensor.shape)
+            yield str(self._name(tensor.name)), torch.zeros(tensor.shape)
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer of the metadata, where there is one."""
@@ -171,7 +177,7 @@ class GgufFile:
 
     def _turns(self, tensor: GgufTensor) -> bool:
         """Whether rows of the file stand in another order than the graph's."""
-        return self._order is not None and str(_graph_name(tensor.name)).endswith(IN_HEADS)
+        return self._order is not None and str(self._name(tensor.name)).endswith(IN_HEADS)
 
     @cached_property
     def _order(self) -> tuple[int, ...] | None:
@@ -183,19 +189,24 @@ class GgufFile:
         if tensor.shape[0] % (2 * heads):
             raise InputError(f"{self.path}: {tensor.name} has {tensor.shape[0]} rows, which {heads} heads cannot share")
 
+    def _name(self, key: str) -> str | None:
+        """The parameter that a tensor fills; ``None`` where none needs it, the key where none is known."""
+        if key == _FREQUENCIES:
+            return None  # the configuration tells the scaling that it holds
+        if key in _OUTSIDE:
+            return _OUTSIDE[key]
+        index, _, rest = key.removeprefix("blk.").partition(".")
+        block = _block(self.architecture)
+        if key.startswith("blk.") and index.isdecimal() and rest in block:
+            return f"blocks.{int(index)}.{block[rest]}"
+        return key
 
-def gguf_keys() -> dict[str, str]:
+
+def gguf_keys(architecture: Architecture = ARCHITECTURES["llama"]) -> dict[str, str]:
     """The GGUF tensor that each parameter of the graph is written as; ``{}`` stands for a block's number."""
-    blocks = {f"blocks.{{}}.{name}": f"blk.{{}}.{key}" for key, name in _BLOCK.items()}
+    blocks = {f"blocks.{{}}.{name}": f"blk.{{}}.{key}" for key, name in _block(architecture).items()}
     return {**{name: key for key, name in _OUTSIDE.items()}, **blocks}
 
 
-def _graph_name(key: str) -> str | None:
-    if key == _FREQUENCIES:
-        return None  # the configuration tells the scaling that it holds
-    if key in _OUTSIDE:
-        return _OUTSIDE[key]
-    index, _, rest = key.removeprefix("blk.").partition(".")
-    if key.startswith("blk.") and index.isdecimal() and rest in _BLOCK:
-        return f"blocks.{int(index)}.{_BLOCK[rest]}"
-    return key
+def _block(architecture: Architecture) -> dict[str, str]:
+    return {**_BLOCK, **dict(zip((f"{name}.weight" for name in architecture.norms), NORMS, strict=False))}

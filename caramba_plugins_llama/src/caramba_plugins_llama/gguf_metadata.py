@@ -11,8 +11,9 @@ from typing import Any, Final, NoReturn
 from caramba_plugins_standard.rope import Rope
 
 from caramba_core.errors import InputError
+from caramba_plugins_llama.families import FAMILIES, Architecture
 from caramba_plugins_llama.gguf_header import GgufHeader
-from caramba_plugins_llama.known_keys import GGUF, GGUF_NAMES, GGUF_OUTSIDE
+from caramba_plugins_llama.known_keys import GGUF_NAMES, GGUF_OUTSIDE
 
 __all__ = ["configuration", "metadata_key"]
 
@@ -30,33 +31,37 @@ _OPTIONAL: Final = ("attention.head_count_kv", "attention.key_length", "rope.fre
 """What llama.cpp has a default for."""
 
 
-def configuration(path: Path, header: GgufHeader, model_type: str) -> dict[str, Any]:
+def configuration(path: Path, header: GgufHeader, architecture: Architecture) -> dict[str, Any]:
     """The configuration of a file; raises :class:`InputError` where it holds what is not known, or not expressed."""
-    architecture = header.metadata["general.architecture"]
-    prefix = f"{architecture}."
+    prefix = f"{header.metadata['general.architecture']}."
+    keys = architecture.keys
     own = {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
     rest = {key: value for key, value in header.metadata.items() if not key.startswith(prefix)}
-    problems = [f"{prefix}{problem}" for problem in GGUF.problems(own)] + GGUF_OUTSIDE.problems(rest)
-    problems += [f"{prefix}{key} is missing" for key in GGUF_NAMES if key not in own and key not in _OPTIONAL]
+    problems = [f"{prefix}{problem}" for problem in keys.problems(own)] + GGUF_OUTSIDE.problems(rest)
+    required = [key for key in (*GGUF_NAMES, *architecture.required) if key not in _OPTIONAL]
+    problems += [f"{prefix}{key} is missing" for key in required if key not in own]
     for key, value in own.items():
         if isinstance(value, list) and value and key in GGUF_NAMES:
             if any(item != value[0] for item in value):
                 problems.append(f"{prefix}{key} is {value}: layers of several sizes are not read")
             own[key] = value = value[0]
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if key in GGUF.read and key != "rope.scaling.type" and not number:
+        if key in keys.read and key != "rope.scaling.type" and not number:
             problems.append(f"{prefix}{key} is {value!r}, not a number")
     if problems:
         _refuse(path, problems)
-    config: dict[str, Any] = {"model_type": model_type}
-    for key, name in GGUF_NAMES.items():
-        if key in own:
+    config: dict[str, Any] = {"model_type": architecture.model_type, **architecture.settings}
+    for key, name in {**GGUF_NAMES, **architecture.names}.items():
+        if key in own and (own[key] != 0 or key in required or key in GGUF_NAMES):  # a factor of 0 is none
             config[name] = _shortest(own[key]) if isinstance(own[key], float) else own[key]
     if "token_embd.weight" in header.tensors:
         config.setdefault("vocab_size", header.tensors["token_embd.weight"].shape[0])
     width = config.setdefault("head_dim", config["hidden_size"] // (config[_HEADS] or 1))
     config.setdefault("num_key_value_heads", config[_HEADS])
     config["tie_word_embeddings"] = "output.weight" not in header.tensors
+    scores = FAMILIES[architecture.model_type].factors.get("attention")
+    if scores is not None:
+        config.setdefault(scores.key, width ** (-0.5 / scores.exponent))
     config["sliding_window"] = None
     rotated, values = own.get("rope.dimension_count", width), own.get("attention.value_length", width)
     if rotated != width:

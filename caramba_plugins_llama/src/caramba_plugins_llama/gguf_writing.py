@@ -33,7 +33,7 @@ _FILE_TYPES: Final = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 _BLOCK: Final = 32
 """Values that share a scale in q8_0."""
 
-_ARCHITECTURES: Final = {**{name: name for name in ARCHITECTURES}, "mistral": "llama", "ministral": "llama"}
+_ARCHITECTURES: Final = {"llama": "llama", "mistral": "llama", "ministral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _LISTS: Final = ("llama3", "listed")
 """Scalings whose factors are stored one a pair."""
 _OFFSETS: Final = ("attention.q_bias", "attention.k_bias", "attention.v_bias")

@@ -139,6 +139,7 @@ class GroupedQueryAttention(GroupedAttention):
     """
 
     builds: ClassVar[str] = "caramba_plugins_standard.gqa_module:GroupedQueryAttentionModule"
+    inherited: ClassVar[tuple[str, ...]] = (*NormedAttention.inherited, "window")
 
     window: int | None = option(
         default=None, help="tokens that a token sees, itself included; all if not given", unit="tokens", minimum=1
