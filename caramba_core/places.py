@@ -1,4 +1,4 @@
-"""Names of files and folders as users write them."""
+"""Names of files and folders as users write them, and what stands there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from caramba_core.errors import InputError
 
-__all__ = ["expanded"]
+__all__ = ["expanded", "regular"]
 
 
 def expanded(name: str | PathLike[str]) -> Path:
@@ -17,3 +17,13 @@ def expanded(name: str | PathLike[str]) -> Path:
     except RuntimeError as error:
         user = Path(name).parts[0]
         raise InputError(f"{name}: there is no home of {user}", hint=f"./{name} is a folder of that name") from error
+
+
+def regular(path: Path) -> Path:
+    """The same path; :class:`InputError` where something stands that is no file.
+
+    Opening a named pipe would wait for somebody to write, and a device may never end.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a file", hint="move what stands there away")
+    return path

@@ -208,6 +208,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(_app)
     as_data = wants_json(given)  # then faults of the command line are no texts of click's
-    with data_alone() if as_data else nullcontext():
+    with data_alone(to_the_end=arguments is None) if as_data else nullcontext():
         code = guarded(lambda: command(args=given, prog_name="caramba", standalone_mode=not as_data), given)
     sys.exit(code)

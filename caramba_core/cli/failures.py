@@ -112,6 +112,9 @@ def _as_known(error: BaseException) -> CarambaError | None:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP) and error.filename:
         hint = "ask for the right to read or write it, or name another place"
         return InputError(f"{error.filename} cannot be used: {os.strerror(error.errno)}", hint=hint)
+    if error.errno in (errno.EEXIST, errno.EISDIR, errno.ENXIO) and error.filename:
+        hint = "something else stands there: move it away, or name another place"
+        return InputError(f"{error.filename} cannot be used: {os.strerror(error.errno)}", hint=hint)
     if error.errno == errno.ENAMETOOLONG and error.filename:
         return InputError(f"{error.filename} cannot be used: {os.strerror(error.errno)}", hint="choose a shorter name")
     return None

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import attrs
 
-from caramba_core.errors import PluginError
+from caramba_core.errors import InputError, PluginError
+from caramba_core.places import regular
 from caramba_core.plugins.metadata import ComponentEntry
 
 __all__ = ["last_failures", "note", "user_cache"]
@@ -23,9 +24,9 @@ __all__ = ["last_failures", "note", "user_cache"]
 def last_failures() -> dict[ComponentEntry, PluginError]:
     """The entries whose last load failed, and why."""
     try:
-        rows = json.loads(_file().read_text(encoding="utf-8"))
+        rows = json.loads(regular(_file()).read_text(encoding="utf-8"))
         return {ComponentEntry(*entry): PluginError(message, hint=hint) for entry, message, hint in rows}
-    except (OSError, ValueError, TypeError, RuntimeError):  # absent, damaged, or a user without a home
+    except (OSError, ValueError, TypeError, RuntimeError, InputError):  # absent, damaged, or a user without a home
         return {}
 
 

@@ -12,6 +12,8 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
+from caramba_core.places import regular
+
 __all__ = ["publish_file", "publish_folder", "write_json", "write_text"]
 
 
@@ -24,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def publish_file(path: Path) -> Iterator[BufferedRandom]:
     """A file to write, which replaces ``path`` only once the block ends well."""
-    temporary = _beside(path)
+    temporary = _beside(regular(path))
     try:
         with temporary.open("x+b") as file:
             yield file

@@ -26,6 +26,7 @@ from torch import Tensor
 from caramba_core.errors import InputError
 from caramba_core.graph import ROOT
 from caramba_core.nn.language_model import LanguageModel
+from caramba_core.places import regular
 from caramba_core.run.atomic import publish_folder
 from caramba_core.run.directory import step_of
 
@@ -90,9 +91,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def read_state(path: Path) -> dict[str, Any]:
     """The scalars of a checkpoint folder, once they are known to be what was written, and there."""
     try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state: dict[str, Any] = json.loads(regular(path / "state.json").read_text(encoding="utf-8"))
         intact = isinstance(state, dict) and state.get("sha256") == _own_hash(state)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, InputError) as error:
         raise _damaged(path, f"state.json cannot be read: {error}") from error
     if not intact:
         raise _damaged(path, "state.json is not as it was written")
@@ -108,7 +109,7 @@ def _own_hash(state: Mapping[str, Any]) -> str:
 
 
 def _hash(file: Path) -> str:
-    with file.open("rb") as opened:
+    with regular(file).open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -278,11 +279,11 @@ class RunContext:
         Weights outside of ``trained`` may share the teacher's memory: give a module a new parameter instead of writing
         into one.
         """
-        return self._assembled(self.resume_from or self.parent)
+        return self._assembled(self.resume_from or self.kept.get("path") or self.parent)
 
     def start(self) -> LanguageModel:
         """The student as it was before the run's first step: a model of its own where the run goes on."""
-        if self.resume_from is None:
+        if self.resume_from is None and not self.kept:
             return self.student
         self.check_start()
         return self._assembled(self.parent)
@@ -349,9 +350,38 @@ class RunContext:
         self._superseded = []
         self.directory.drop_checkpoints(self.directory.checkpoints()[:-2])
         self.directory.update(step=step, seconds=self.seconds)
+        shutil.rmtree(self._midway, ignore_errors=True)
         self.limit.worked()
         self.hooks.checkpoint_saved(context=self, path=path)
         return path
+
+    def keep(self, done: int, note: Mapping[str, Any]) -> None:
+        """Keep the student midway, ``done`` units into work that makes no checkpoints, for a later call (:attr:`kept`).
+
+        It is removed with the next checkpoint.
+        """
+        shutil.rmtree(self._midway, ignore_errors=True)
+        state = {**note, "of": self._begun_as}
+        save_checkpoint(self._midway / f"step_{done:06d}", model=self.student, optimizer=None, state=state)
+
+    @cached_property
+    def kept(self) -> dict[str, Any]:
+        """What an earlier call has noted with :meth:`keep`, and the units that were done as ``step``, if there is any.
+
+        The student is as it was then.
+        """
+        states = ((path, read_state(path)) for path in self._midway.glob("step_*"))
+        return next(({**state, "path": path} for path, state in states if state["of"] == self._begun_as), {})
+
+    @property
+    def _midway(self) -> Path:
+        return self.directory.path / "midway"
+
+    @property
+    def _begun_as(self) -> dict[str, Any]:
+        """What shapes a run's work from its beginning on."""
+        begun = self.directory.begun()
+        return {"document": begun.document, "inputs": begun.inputs, "device": self.device.type}
 
     def took(self, seconds: float) -> None:
         """Count the time of the calls that this one goes on from."""

@@ -14,19 +14,23 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import attrs
 
 from caramba_core.errors import InputError
+from caramba_core.places import regular
 from caramba_core.run.atomic import write_json, write_text
 
 __all__ = ["RunDirectory", "State", "step_of"]
+
+
+_FILES = ("lock", "manifest.yml", "metrics.jsonl", "plan.json", "report.json", "state.json", "summary.json")
 
 
 @attrs.frozen(kw_only=True)
@@ -61,6 +65,12 @@ class RunDirectory:
 
     def __enter__(self) -> RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
+        places = self.path, self.path / "checkpoints", self.path / "evaluation"
+        for place in places:
+            if os.path.lexists(place) and not place.is_dir():
+                raise InputError(f"{place} is not a folder", hint="move what stands there away")
+        for name in _FILES:
+            regular(self.path / name)
         lock = (self.path / "lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,7 +81,7 @@ class RunDirectory:
                 hint="wait for it to end, or give this run another name",
             ) from None
         self._lock = lock
-        for place in (self.path, self.path / "checkpoints", self.path / "evaluation"):
+        for place in places:
             for leftover in place.glob(".*"):  # of a process that died while publishing
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return self
@@ -86,13 +96,13 @@ class RunDirectory:
         """Where the run stands, or ``None`` where it never began."""
         path = self.path / "state.json"
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
+            known = json.loads(regular(path).read_text(encoding="utf-8"))
             if known.pop("sha256", None) != _hash(known):
                 raise ValueError("it is not as it was written")
             return State(**known)
         except FileNotFoundError:
             return None
-        except (IsADirectoryError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} is damaged: {error}", hint="start the run anew with --again") from error
 
     def set_state(self, state: State) -> None:
@@ -117,7 +127,7 @@ class RunDirectory:
         if not path.exists():
             return None
         try:
-            summary: Any = json.loads(path.read_text(encoding="utf-8"))
+            summary: Any = json.loads(regular(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path} is damaged: {error}", hint="--again does the run anew") from error
         if not isinstance(summary, dict):
@@ -153,13 +163,16 @@ class RunDirectory:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``, but for one that a process died while writing."""
+        """The lines of ``metrics.jsonl``, but for a last one that a process died while writing."""
         path, found = self.path / "metrics.jsonl", []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            with suppress(ValueError):
+        lines = regular(path).read_bytes().splitlines() if path.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
                 record = json.loads(line)
-                if isinstance(record, dict) and isinstance(record.get("step"), int):
-                    found.append(record)
+                found.append({**record, "step": int(record["step"])})
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                if number < len(lines):
+                    raise InputError(f"{path}:{number} is damaged: {error}", hint="start anew with --again") from error
         return found
 
     def rewind_metrics(self, step: int) -> None:

@@ -192,6 +192,54 @@ def test_json_in_a_file(loud: Site, tmp_path: Path, redirect: str) -> None:
     assert json.loads((tmp_path / "plan.json").read_text())
 
 
+LATE = """
+import atexit, os, subprocess, sys, threading
+out = sys.__stdout__
+def shout(where):
+    print(where, "prints")
+    print(where, "prints to what was stdout", file=out, flush=True)
+    os.write(1, where.encode() + b" writes\\n")
+    subprocess.run(["sh", "-c", f"echo a child of {where} prints"], check=True)
+def go_on(until):
+    while True:
+        shout("a thread")
+        if until.wait(0.001):
+            return
+ended = threading.Event()
+threading.Thread(target=go_on, args=(ended,)).start()
+threading._register_atexit(ended.set)
+atexit.register(shout, "the end")
+"""
+
+
+def test_json_beside_a_thread_that_prints_to_the_end(loud: Site) -> None:
+    (loud.folder / "loud.py").write_text(LATE + ATTENTION)
+    for arguments in (["m.yml"], ["m.yml", "--set", "model.nothing=1"]):
+        ran = loud.python(
+            f"import sys; sys.argv = {['caramba', 'compile', *arguments, '--json']!r}\n"
+            "from caramba_core.cli import main; main()"
+        )
+        assert ran.code == (0 if len(arguments) == 1 else 2), ran.err
+        assert json.loads(ran.out)
+        said = ["prints", "prints to what was stdout", "writes"]
+        for each in (f"{where} {what}" for where in ("a thread", "the end") for what in said):
+            assert each in ran.err
+        assert "a child of the end prints" in ran.err
+
+
+def test_data_of_the_main_thread_alone(site: Site) -> None:
+    text = (
+        "import threading\nfrom caramba_core.cli.output import data_alone\n"
+        "with data_alone(to_the_end=False):\n"
+        "    thread = threading.Thread(target=print, args=('of a thread',))\n"
+        "    thread.start()\n    thread.join()\n    print('data')\n"
+        "print('behind it')"
+    )
+    ran = site.python(text)
+    assert ran.out.splitlines() == ["data", "behind it"], ran.err
+    assert ran.err.splitlines() == ["of a thread"]
+
+
 def test_errors_as_data_of_a_loud_plugin(loud: Site) -> None:
     (loud.folder / "loud.py").write_text(LOUD + "shout('light import')\nraise SystemExit(0)")
     ran = loud.caramba("compile", "m.yml", "--json")

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from caramba_plugins_standard import perplexity
+from caramba_plugins_upcycle.calibration import Calibration
 
 from caramba_core.cli import main
 from caramba_core.run.directory import RunDirectory
+from caramba_core.sites import Site
 
 from .workspace import make_workspace
 
@@ -83,16 +85,17 @@ def test_every_call_does_one_unit_of_work(folder: Path, whole: Path, capsys: pyt
             spent = json.loads((of(folder, "convert") / "state.json").read_text())["seconds"]
         if (of(folder) / "summary.json").exists():
             break
-    # teacher, conversion, end of it; steps, two measurements between them, the end
-    assert 15 <= len(said) <= 30
+    # teacher, conversion by stages, end of it; steps, two measurements between them, the end
+    assert 20 <= len(said) <= 36
     assert "convert stopped at step 0: the time limit of this call was reached, 1 of 4 windows" in said[0]
+    assert any("the time limit of this call was reached, 2 of 7 stages of the conversion" in each for each in said)
     assert any("finetune stopped at step 3: the time limit of this call was reached, 1 of 4" in each for each in said)
     assert all("--resume goes on" in each for each in said[:-1])
     assert weights(folder) == weights(whole)
     assert metrics(folder) == metrics(whole)
     assert summary(folder)["perplexity"] == summary(whole)["perplexity"]
     assert summary(folder, "convert")["seconds"] > spent > 0
-    assert not [*folder.glob("runs/**/.*"), *folder.glob("runs/**/*.part*")]
+    assert not [*folder.glob("runs/**/.*"), *folder.glob("runs/**/*.part*"), *folder.glob("runs/**/midway")]
 
 
 def test_a_run_that_would_begin_behind_the_limit_does_not(
@@ -100,11 +103,12 @@ def test_a_run_that_would_begin_behind_the_limit_does_not(
 ) -> None:
     monkeypatch.setattr("caramba_plugins_standard.measuring.Perplexities.before", lambda self: ())
     monkeypatch.setattr("caramba_plugins_standard.measuring.Perplexities.after", lambda self: ())
-    assert run(folder, "--minutes", "0") == 0
+    while not (of(folder, "convert") / "summary.json").exists():
+        capsys.readouterr()
+        assert run(folder, "--minutes", "0") == 0
     assert "half/finetune did not begin: the time limit of this call was reached; --resume goes on" in (
         capsys.readouterr().out
     )
-    assert (of(folder, "convert") / "summary.json").exists()
     assert not of(folder).exists()
 
 
@@ -133,6 +137,49 @@ def test_a_signal_keeps_the_windows_that_were_measured(
     assert run(folder, "--run", "convert", "--resume", *EVERY) == 0
     assert measured == 4 + 4  # teacher and end, no window twice
     assert summary(folder, "convert")["perplexity"] == summary(whole, "convert")["perplexity"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("refit", ["false", "true"])
+def test_a_signal_keeps_the_stages_that_were_converted(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    refit: str,
+) -> None:
+    """The rest is converted in the next call, to the very same weights; and again where the manifest has changed."""
+    converted, original = list[str](), Calibration._convert
+
+    def counting(self: Calibration, site: Site, *rest: Any) -> dict[str, Any]:
+        converted.append(site.name)
+        if len(converted) == 2:
+            os.kill(os.getpid(), number)
+        return original(self, site, *rest)
+
+    asked = ("--run", "convert", "--set", f"groups.0.runs.0.start.refit_mlp={refit}")
+    monkeypatch.setattr(Calibration, "_convert", counting)
+    assert run(folder, *asked) == 128 + number
+    said = capsys.readouterr()
+    assert f"convert stopped at step 0: stopped by {number.name}, 3 of 7 stages of the conversion" in said.out
+    shutil.copytree(folder, folder / "copy")
+    assert run(folder, *asked, "--resume") == 0
+    assert len(converted) == 3
+    assert not (of(folder, "convert") / "midway").exists()
+    whole = folder / "whole"
+    assert caramba("run", folder / "manifest.yml", "--output", whole, *asked) == 0
+    for name in ("calibration.json", "checkpoints/step_000000/model.safetensors", "evaluation/end.npy"):
+        expected = (whole / "small" / "half" / "convert" / name).read_bytes()
+        assert (of(folder, "convert") / name).read_bytes() == expected, name
+    kept = of(folder / "copy", "convert") / "midway"
+    other = ("--run", "convert", "--set", "groups.0.runs.0.seed=4")
+    shutil.move(kept, folder / "kept")
+    converted[:] = ["another call's"] * 3
+    shutil.rmtree(of(folder / "copy", "convert"))
+    of(folder / "copy", "convert").mkdir()
+    shutil.move(folder / "kept", kept)
+    assert run(folder / "copy", *other) == 0
+    assert len(converted) == 3 + 3  # what was done for another seed is not taken up
 
 
 # ------------------------------------------------------------------------------------------------ other measurements

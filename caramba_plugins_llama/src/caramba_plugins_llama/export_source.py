@@ -62,7 +62,7 @@ class ExportSource:
 def open_export_source(source: str, origin: str | None) -> ExportSource:
     """The model of a run's folder or of a checkpoint; tokenizer and settings from ``origin`` where it is given."""
     here = expanded(source)
-    if (here / "manifest.yml").is_file():
+    if (here / "manifest.yml").exists():
         return _of_run(here, origin)
     if "://" not in source and not here.exists():
         raise InputError(f"{source} does not exist", expected=_EXPECTED)

@@ -77,7 +77,7 @@ class HuggingFaceFolder:
     def accepts(cls, path: Path) -> bool:
         """Whether this is a folder with a configuration or weights, an index of shards, or a file of weights."""
         if path.is_dir():
-            return any((path / name).is_file() for name in ("config.json", *_WEIGHTS, *_PICKLED))
+            return any((path / name).exists() for name in ("config.json", *_WEIGHTS, *_PICKLED))
         if path.name.endswith(".index.json"):
             return True
         if path.suffix in _PICKLE_SUFFIXES:
@@ -90,7 +90,7 @@ class HuggingFaceFolder:
     def open(cls, path: Path) -> HuggingFaceFolder:
         """Read configuration, index and headers; raises :class:`InputError` naming what is missing or damaged."""
         folder = path if path.is_dir() else path.parent
-        if not (folder / "config.json").is_file():
+        if not (folder / "config.json").exists():
             raise InputError(
                 f"{folder} has no config.json", expected="a Hugging Face checkpoint: config.json beside its weights"
             )
@@ -110,7 +110,7 @@ class HuggingFaceFolder:
                 raise InputError(f"{self.folder / 'config.json'}: caramba.model is no mapping")
             return model
         origin = self.folder / "config.json"
-        if (self.folder / _GENERATION).is_file():
+        if (self.folder / _GENERATION).exists():
             unknown = GENERATION.problems(read_object(inside(self.folder, _GENERATION)))
             if unknown:
                 raise InputError(f"{self.folder / _GENERATION} is not understood:\n    " + "\n    ".join(unknown))
@@ -174,15 +174,15 @@ class HuggingFaceFolder:
 
     def tokenizer(self) -> Tokenizer | None:
         """``tokenizer.json``, where there is one."""
-        if not (self.folder / "tokenizer.json").is_file():
+        if not inside(self.folder, "tokenizer.json").exists():
             return None
         from caramba_plugins_llama.tokenizer import read_tokenizer
 
         beside = {
-            name: read_object(inside(self.folder, name)) for name in _BESIDE_TOKENIZER if (self.folder / name).is_file()
+            name: read_object(inside(self.folder, name)) for name in _BESIDE_TOKENIZER if (self.folder / name).exists()
         }
         generation = inside(self.folder, _GENERATION)
-        stops = _ids((read_object(generation) if generation.is_file() else {}).get("eos_token_id"))
+        stops = _ids((read_object(generation) if generation.exists() else {}).get("eos_token_id"))
         stops = stops or _ids(self.config.get("eos_token_id"))
         token = beside.get("tokenizer_config.json", {}).get("eos_token")
         token = token.get("content") if isinstance(token, Mapping) else token
@@ -191,7 +191,7 @@ class HuggingFaceFolder:
 
     def companions(self) -> Mapping[str, str]:
         """The configuration, tokenizer and settings of generation, as they are."""
-        there = [name for name in COMPANIONS if (self.folder / name).is_file()]
+        there = [name for name in COMPANIONS if (self.folder / name).exists()]
         return {name: inside(self.folder, name).read_text(encoding="utf-8") for name in there}
 
     @property
@@ -331,7 +331,7 @@ def _numbered(key: str) -> str:
 
 def _weights(folder: Path) -> Path:
     for name in _WEIGHTS:
-        if (folder / name).is_file():
+        if inside(folder, name).exists():
             return folder / name
     pickled = next((name for name in _PICKLED if (folder / name).is_file()), None)
     if pickled is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from caramba_core.errors import InputError
+from caramba_core.places import regular
 
 __all__ = ["inside", "require_inside"]
 
@@ -18,7 +19,7 @@ def require_inside(name: str, origin: str) -> str:
 
 
 def inside(folder: Path, name: str, origin: str | None = None) -> Path:
-    """A file of a folder; refused where its name or a link leads out of it.
+    """A file of a folder; refused where its name or a link leads out of it, or something stands there that is none.
 
     The hub's cache keeps files as links from ``snapshots/REVISION/`` to ``blobs/`` of the same repository; these are
     taken as inside.
@@ -31,4 +32,4 @@ def inside(folder: Path, name: str, origin: str | None = None) -> Path:
         roots.append(snapshots.parent / "blobs")
     if not any(real.is_relative_to(root) for root in roots):
         raise InputError(f"{origin or folder}: {name} is a link that leads out of the checkpoint's folder")
-    return path
+    return regular(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from caramba_core.errors import InputError
+from caramba_core.places import regular
 
 __all__ = ["parse_object", "read_object"]
 
@@ -18,7 +19,7 @@ _LARGEST: Final = 64 << 20
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises :class:`InputError` where there is none."""
     try:
-        if path.stat().st_size > _LARGEST:
+        if regular(path).stat().st_size > _LARGEST:
             raise InputError(f"{path} has {path.stat().st_size} bytes, too many for a description of a model")
         data = path.read_bytes()
     except OSError as error:

@@ -51,7 +51,7 @@ def cache_named(name: str) -> Storage | None:
 
 def is_run(folder: Path) -> bool:
     """Whether a run lives in this folder."""
-    return (folder / "manifest.yml").is_file() and (folder / "state.json").is_file()
+    return (folder / "manifest.yml").exists() and (folder / "state.json").exists()
 
 
 @attrs.frozen(kw_only=True)

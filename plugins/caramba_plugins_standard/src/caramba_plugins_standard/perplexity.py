@@ -20,6 +20,7 @@ from caramba_core.errors import InputError, NumericalStop
 from caramba_core.modes import Evaluation
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
+from caramba_core.places import regular
 from caramba_core.run.atomic import publish_file
 from caramba_core.storage import Storage
 
@@ -68,7 +69,7 @@ class Measurement:
         """Read what :meth:`save` kept; :class:`InputError` where it is not that any more."""
         hint = "remove it, and it is measured anew"
         try:
-            content = path.read_bytes()
+            content = regular(path).read_bytes()
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error}", hint=hint) from error
         array, digest = content[:-_DIGEST], content[-_DIGEST:]

@@ -59,7 +59,10 @@ class _Batch:
 
 
 class Calibration:
-    """The conversion of a whole student; :meth:`run` fills it and returns a report, one entry a site."""
+    """The conversion of a whole student; :meth:`run` fills it and returns a report, one entry a site.
+
+    ``converted`` is called behind each stage with how many are done and the report on them; it may raise.
+    """
 
     def __init__(
         self,
@@ -69,12 +72,14 @@ class Calibration:
         sites: tuple[Site, ...],
         settings: Start,
         progress: Callable[[int], None] = lambda tokens: None,
+        converted: Callable[[int, Mapping[str, Any]], None] = lambda stages, report: None,
     ) -> None:
         self.teacher = teacher
         self.student = student
         self.sites = sites
         self.settings = settings
         self.progress = progress
+        self.converted = converted
         self.found = find_transplants(sites, settings.transplant)
         if settings.refit:
             for site in sites:
@@ -87,8 +92,11 @@ class Calibration:
         return 1 + sum(1 for transplant, sites in self.found if transplant.survey(sites))
 
     @torch.no_grad()
-    def run(self, batches: list[Tensor]) -> dict[str, Any]:
-        """Convert every site, given calibration windows int64 ``[B, T]`` each."""
+    def run(self, batches: list[Tensor], done: int = 0, report: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Convert every site, given calibration windows int64 ``[B, T]`` each.
+
+        The student's first ``done`` stages are converted already, and ``report`` tells of them.
+        """
         self.transplants: dict[str, Transplant] = {}
         for transplant, sites in self.found:
             ready = self._surveyed(transplant, sites, batches)
@@ -97,18 +105,21 @@ class Calibration:
         for tokens in batches:
             x = self.teacher.embedder(tokens)
             states.append(_Batch(Frame.of(tokens), x, x))
-        report: dict[str, Any] = {}
-        for old, new in zip(stages(self.teacher), stages(self.student), strict=True):
+        report = dict(report or {})
+        pairs = zip(stages(self.teacher), stages(self.student), strict=True)
+        for number, (old, new) in enumerate(pairs, 1):
             here = [site for site in self.sites if new.holds(site.name)]
-            for site in here:
+            for site in here if number > done else ():
                 report[site.name] = self._convert(site, old, new, states)
             after = [old.run(batch.teacher, batch.frame) for batch in states]
-            if self.settings.refit_mlp and not here and states[0].drifted:
+            if self.settings.refit_mlp and not here and states[0].drifted and number > done:
                 report.update(self._refit_between(old, new, states, after))
             for index, (batch, y) in enumerate(zip(states, after, strict=True)):
                 z = new.run(batch.student, batch.frame) if batch.drifted or here else y
                 states[index] = _Batch(batch.frame, y, z)
                 self.progress(batch.frame.positions.numel() * y.shape[0])
+            if number > done:
+                self.converted(number, report)
         return report
 
     def _surveyed(self, transplant: Transplant, sites: list[Site], batches: list[Tensor]) -> Transplant:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from caramba_plugins_standard.training.windows import Windows
 from torch import Tensor
@@ -19,7 +21,10 @@ __all__ = ["ConvertRunner", "calibration_batches", "calibration_windows"]
 
 
 class ConvertRunner:
-    """Artifacts: a checkpoint of the student, ``calibration.json``."""
+    """Artifacts: a checkpoint of the student, ``calibration.json``.
+
+    A call that is to end does so behind a stage, and the next one goes on from there.
+    """
 
     def __init__(self, run: Convert, context: RunContext) -> None:
         self.settings = run.start
@@ -36,12 +41,16 @@ class ConvertRunner:
         )
         began = time.perf_counter()
         calibration = Calibration(
-            teacher=context.teacher, student=context.student, sites=context.sites, settings=settings
+            teacher=context.teacher,
+            student=context.student,
+            sites=context.sites,
+            settings=settings,
+            converted=self._converted,
         )
         total = tokens * calibration.passes * sum(1 for _ in stages(context.student))
-        with context.reporter.bar(context.name, total) as bar:
+        with context.limit.signals.deferred(), context.reporter.bar(context.name, total) as bar:
             calibration.progress = bar.advance
-            report = calibration.run(batches)
+            report = calibration.run(batches, context.kept.get("step", 0), context.kept.get("report", {}))
         seconds = time.perf_counter() - began
         context.directory.write_json("calibration.json", report)
         context.save(0, state={"samples": 0, "tokens": 0, "seconds": seconds})
@@ -54,6 +63,16 @@ class ConvertRunner:
                 "parameters": sum(parameter.numel() for parameter in context.student.parameters()),
             }
         )
+
+    def _converted(self, done: int, report: Mapping[str, Any]) -> None:
+        """Behind a stage: where the call is to end, keep the student as it is by now."""
+        context = self.context
+        context.limit.worked()
+        count = sum(1 for _ in stages(context.student))
+        if context.limit.reason is not None and done < count:
+            context.keep(done, {"report": report})
+            context.pause_reason = f"{context.limit.reason}, {done} of {count} stages of the conversion done"
+            context.pause_if_due()
 
 
 def calibration_windows(tokens: Tokens, settings: Start, seed: int, *, skip: int = 0) -> tuple[Windows, int]:
