@@ -75,7 +75,7 @@ class Tokens:
         """SHA-256 of the ids; of a long array, of a sample."""
         digest = hashlib.sha256(str(len(self.ids)).encode())
         for first in self._sampled():
-            digest.update(self.ids[first : first + _PIECE].astype("<u4").tobytes())
+            digest.update(self.read(first, first + _PIECE).astype("<u4").tobytes())
         return digest.hexdigest()
 
     def _sampled(self) -> range:

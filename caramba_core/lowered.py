@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from caramba_document.problem import Fault, ManifestProblem, Path, in_order
 from caramba_document.tree import problem_at
 
-from caramba_core.errors import Faults, ManifestError
+from caramba_core.errors import Faults, InputError, InvalidValue, ManifestError
 from caramba_core.graph import Graph
 from caramba_core.lowering import lower
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from caramba_core.manifest.load import Loaded
     from caramba_core.manifest.schema import Group
 
-__all__ = ["group_path", "located", "lower_all", "lower_group"]
+__all__ = ["blaming", "group_path", "located", "lower_all", "lower_group"]
 
 
 def lower_group(loaded: Loaded, group: Group) -> Graph:
@@ -57,3 +58,15 @@ def group_path(loaded: Loaded, group: Group) -> Path:
 def located(loaded: Loaded, faults: Sequence[Fault]) -> tuple[ManifestProblem, ...]:
     """Faults where the user wrote what is at fault, each place and message once, in the order of the file."""
     return tuple(in_order(problem_at(loaded.tree, fault) for fault in faults))
+
+
+@contextmanager
+def blaming(loaded: Loaded, *path: str | int) -> Iterator[None]:
+    """What is wrong with an input or a value in the block, as an error at the path that named it in the manifest."""
+    try:
+        yield
+    except InputError as error:
+        fault = Fault(path=path, message=error.message, expected=error.expected, hint=error.hint)
+        raise ManifestError(located(loaded, [fault])) from error
+    except InvalidValue as error:
+        raise ManifestError(located(loaded, [Fault.of(error, *path)])) from error

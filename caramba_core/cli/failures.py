@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -35,6 +36,13 @@ class Stopped(BaseException):
         self.code = code
 
 
+class _Warnings(logging.Handler):
+    """Warnings on stderr, as lines that fit the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(_fitted(record.getMessage()), file=sys.stderr)  # noqa: T201
+
+
 class InternalError(CarambaError):
     """A fault of caramba's or of a plugin's."""
 
@@ -44,6 +52,8 @@ class InternalError(CarambaError):
 def guarded(run: Callable[[], Any], arguments: Sequence[str]) -> int:
     """The exit code of ``run()``; whatever it raises is reported."""
     signal.signal(signal.SIGTERM, _terminate)
+    warnings, handler = logging.getLogger("caramba"), _Warnings()
+    warnings.addHandler(handler)
     try:
         code = _exit_code(run)
         sys.stdout.flush()
@@ -62,6 +72,8 @@ def guarded(run: Callable[[], Any], arguments: Sequence[str]) -> int:
         elif not isinstance(known, InternalError):
             print(_as_text(known), file=sys.stderr)  # noqa: T201
         code = known.exit_code
+    finally:
+        warnings.removeHandler(handler)
     if code == 141:  # nobody reads our output any more: the interpreter would complain when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
@@ -170,14 +182,17 @@ def _as_data(error: CarambaError) -> dict[str, Any]:
 def _as_text(error: CarambaError) -> str:
     """The report for people, in colours on a terminal, where long lines break between words."""
     text = str(error) if isinstance(error, ManifestError) else f"error: {error}"
-    if not sys.stderr.isatty():
-        return text
-    text = "\n".join(map(_broken, text.split("\n")))
-    if "NO_COLOR" in os.environ:
-        return text
+    if not sys.stderr.isatty() or "NO_COLOR" in os.environ:
+        return _fitted(text)
+    text = _fitted(text)
     red, cyan, plain = "\x1b[1;31m", "\x1b[36m", "\x1b[0m"
     text = re.sub(r"^[ =]*(hint|expected|note):.*", rf"{cyan}\g<0>{plain}", text, flags=re.MULTILINE)
     return re.sub(r"^([^\x1b\n]*?)error:", rf"\g<1>{red}error:{plain}", text, flags=re.MULTILINE)
+
+
+def _fitted(text: str) -> str:
+    """A text for stderr: on a terminal its lines fit."""
+    return "\n".join(map(_broken, text.split("\n"))) if sys.stderr.isatty() else text
 
 
 def _broken(line: str) -> str:

@@ -94,7 +94,7 @@ def read_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads(regular(path / "state.json").read_text(encoding="utf-8"))
         intact = isinstance(state, dict) and state.get("sha256") == _own_hash(state)
     except (OSError, ValueError, RecursionError, InputError) as error:
-        raise _damaged(path, f"state.json cannot be read: {error}") from error
+        raise _damaged(path, f"state.json cannot be read: {getattr(error, 'message', error)}") from error
     if not intact:
         raise _damaged(path, "state.json is not as it was written")
     if path.name != f"step_{state['step']:06d}":
@@ -181,9 +181,10 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
     """The tensors of one file of a checkpoint, which must be as it was written."""
     files = read_state(path)["files"]
     try:
-        if files.get(name) != _hash(path / name):
-            raise _damaged(path, f"{name} is not as it was written")
-        tensors: dict[str, Tensor] = load_file(path / name)
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, f"{name} cannot be read: {error}") from error
+        same = files.get(name) == _hash(path / name)
+        tensors: dict[str, Tensor] = load_file(path / name) if same else {}
+    except (OSError, SafetensorError, InputError) as error:
+        raise _damaged(path, f"{name} cannot be read: {getattr(error, 'message', error)}") from error
+    if not same:
+        raise _damaged(path, f"{name} is not as it was written")
     return tensors

@@ -6,20 +6,19 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from caramba_document.problem import Fault
 from torch import nn
 
 from caramba_core.datasets import Tokens
-from caramba_core.errors import CarambaError, InputError, InvalidValue, ManifestError, NumericalStop, PluginError
+from caramba_core.errors import CarambaError, InputError, ManifestError, NumericalStop, PluginError
 from caramba_core.graph import ROOT, Graph, trained_nodes
-from caramba_core.lowered import group_path, located, lower_group
+from caramba_core.lowered import blaming, group_path, located, lower_group
 from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Evaluator, Run
@@ -67,7 +66,8 @@ class GroupContext:
         graph, teacher = lower_group(loaded, group), None
         if group.teacher is not None:
             source = group.teacher.source
-            teacher = reader(source).open(source, loaded.folder, sha256=group.teacher.sha256)
+            with blaming(loaded, *group_path(loaded, group), "teacher", "source"):
+                teacher = reader(source).open(source, loaded.folder, sha256=group.teacher.sha256)
         return cls(loaded=loaded, group=group, graph=graph, teacher=teacher)
 
     @cached_property
@@ -148,7 +148,9 @@ class GroupContext:
         if self.source is not None:
             self.source.check()
         if "tokenizer" in run.needs and self.tokenizer is None:
-            raise InputError(f"run {run.id} needs a tokenizer: the teacher's checkpoint carries none")
+            with self._located(*self._path(run), "mode"):
+                whose = "the group has no teacher" if self.source is None else "the teacher's checkpoint carries none"
+                raise InputError(f"run {run.id} needs a tokenizer: {whose}")
         if "tokenizer" in run.needs and self.tokenizer is not None:
             require_ids(self.tokenizer.stops, self.graph.vocab_size)
         if self.group.data is not None and self.group.data.heldout is not None:
@@ -177,14 +179,9 @@ class GroupContext:
     def _path(self, run: Run) -> tuple[str | int, ...]:
         return "runs", self.group.runs.index(run)
 
-    @contextmanager
-    def _located(self, *path: str | int) -> Iterator[None]:
-        """An :class:`InvalidValue` of what the group has under a path, as an error with its place in the manifest."""
-        try:
-            yield
-        except InvalidValue as error:
-            fault = Fault.of(error, *group_path(self.loaded, self.group), *path)
-            raise ManifestError(located(self.loaded, [fault])) from error
+    def _located(self, *path: str | int) -> AbstractContextManager[None]:
+        """What is wrong with what the group has under a path, as an error with its place in the manifest."""
+        return blaming(self.loaded, *group_path(self.loaded, self.group), *path)
 
     def teacher(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         """The teacher on a device, loaded once, frozen."""

@@ -19,7 +19,7 @@ from caramba_document.tree import plain
 
 from caramba_core.errors import CarambaError, InputError, ManifestError, PluginError, VerificationFailed
 from caramba_core.formatting import format_bytes
-from caramba_core.lowered import group_path, located
+from caramba_core.lowered import blaming, group_path, located
 from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import ModeRunner, Run
@@ -238,7 +238,8 @@ class Experiment:
         for group in self.groups:
             teacher = plans[group.name].teacher
             if teacher is not None and teacher.model is None and "://" not in teacher.source:
-                reader(teacher.source).open(teacher.source, self.loaded.folder)  # says what is wrong with it
+                with blaming(self.loaded, *group_path(self.loaded, group), "teacher", "source"):
+                    reader(teacher.source).open(teacher.source, self.loaded.folder)  # says what is wrong with it
         for group, run in left:
             parent = self.manifest.parent_of(group, run)
             if parent is not None and parent not in left and not self._has_weights(*parent):

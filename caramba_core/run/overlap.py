@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -32,19 +32,18 @@ def share_found(train: Tokens, heldout: Tokens) -> float:
         (_, *one), (_, *two) = train.part, heldout.part
         return max(0.0, min(one[1], two[1]) - max(one[0], two[0])) / (two[1] - two[0])
     size = min(_SPAN, len(heldout.ids))
-    starts = np.linspace(0, len(heldout.ids) - size, _SPANS).astype(int)
-    spans = [(start, np.asarray(heldout.ids[start : start + size])) for start in starts]
-    found = [
-        _holds(train.ids[start : start + size], span) or _holds(train.ids[:_SEARCHED], span) for start, span in spans
-    ]
+    starts = map(int, np.linspace(0, len(heldout.ids) - size, _SPANS))
+    spans = [(start, heldout.read(start, start + size)) for start in starts]
+    found = [_holds(train, start, start + size, span) or _holds(train, 0, _SEARCHED, span) for start, span in spans]
     return sum(found) / _SPANS
 
 
-def _holds(ids: np.ndarray[Any, np.dtype[np.integer[Any]]], span: np.ndarray[Any, np.dtype[np.integer[Any]]]) -> bool:
-    """Whether the ids of a span follow each other somewhere among ``ids``."""
+def _holds(tokens: Tokens, first: int, last: int, span: np.ndarray[tuple[int], np.dtype[np.int64]]) -> bool:
+    """Whether the ids of a span follow each other somewhere among those from ``first`` to ``last - 1``."""
     size, rarest = len(span), int(span.argmax())  # large ids are rare
-    for first in range(0, len(ids) - size + 1, _PIECE):
-        piece = ids[first : first + _PIECE + size - 1]
+    last = min(last, len(tokens.ids))
+    for start in range(first, last - size + 1, _PIECE):
+        piece = tokens.read(start, min(last, start + _PIECE + size - 1))
         places = np.flatnonzero(piece[rarest : len(piece) - size + 1 + rarest] == span[rarest])[:_CANDIDATES]
         for offset, id_ in enumerate(span):
             places = places[piece[places + offset] == id_]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Final, Protocol
 
 import attrs
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -28,6 +28,21 @@ class _TokenSpeed(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:,.0f} tokens/s", style="cyan")
+
+
+@attrs.frozen
+class _Short:
+    """What leaves room for the ``^C`` that a terminal writes behind it: a line that it broke would stay."""
+
+    _whole: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from console.render(self._whole, options.update_width(options.max_width - 2))
+
+
+class _Bars(Progress):
+    def get_renderables(self) -> Iterator[_Short]:
+        yield _Short(self.make_tasks_table(self.tasks))
 
 
 class Bar(Protocol):
@@ -131,6 +146,6 @@ class Reporter:
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=self.console, speed_estimate_period=60.0) as progress:
+        with _Bars(*columns, console=self.console, speed_estimate_period=60.0) as progress:
             task = progress.add_task(description, total=tokens, completed=done, note="")
             yield _LiveBar(progress, task)

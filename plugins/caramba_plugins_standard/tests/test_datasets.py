@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 from caramba_plugins_standard.datasets import TextFile, TokenArray
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caramba_core.errors import InputError, InvalidValue
+from caramba_core.run.overlap import share_found
 
 
 class Letters:
@@ -239,5 +241,7 @@ def test_an_array_that_changes_while_it_is_read(tmp_path: Path, change: str) -> 
         with path.open("r+b" if change == "write" else "ab") as file:
             file.write(b"other")
         os.utime(path, ns=(0, 1))
-    with pytest.raises(InputError, match=r"a.npy has changed while its tokens were read"):
-        tokens.read(99_990, 99_995)
+    other = attrs.evolve(tokens, part=None, stamp=None, ids=np.arange(64))
+    for read in (lambda: tokens.read(99_990, 99_995), lambda: tokens.hash, lambda: share_found(tokens, other)):
+        with pytest.raises(InputError, match=r"a.npy has changed while its tokens were read"):
+            read()

@@ -71,6 +71,10 @@ class TokenArray(_File):
     ``FILE.json`` beside it, where it exists, tells ``tokenizer`` (its identity), ``vocab_size``, ``tokens`` (how many)
     and ``sha256`` of the array.  A file of up to 256 MiB is checked against all of it; of a larger one the number of
     tokens and a sample of the ids are checked at once, and the other ids as they are read.
+
+    The file must stay as it is while a run reads it: each read looks for a change first, which ends the run with a
+    sentence.  A file that is cut off within a read, which takes microseconds, ends the process (SIGBUS); one that is
+    replaced by renaming another over it is safe.
     """
 
     def open(self, folder: Path, tokenizer: Tokenizer | None) -> Tokens:
