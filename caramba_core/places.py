@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from os import PathLike
 from pathlib import Path
 
@@ -24,6 +25,10 @@ def regular(path: Path) -> Path:
 
     Opening a named pipe would wait for somebody to write, and a device may never end.
     """
-    if path.exists() and not path.is_file():
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # opening it says why not
+        return path
+    if not stat.S_ISREG(mode):
         raise InputError(f"{path} is not a file", hint="move what stands there away")
     return path

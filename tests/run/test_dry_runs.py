@@ -145,6 +145,18 @@ def test_what_needs_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], n
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_is_missing_is_said_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = manifest_of(tmp_path, CONVERT, "{id: say, mode: generate, prompt: a}")
+    number = 1 + manifest.read_text().splitlines().index(NO_TEACHER.rstrip())
+    for pattern in (
+        "29:{at:mode: }: error: groups.0.runs.1.mode: run say needs a tokenizer: the teacher's checkpoint carries none",
+        f"{number}:{{at:source: }}: error: groups.0.teacher.source: {tmp_path / 'teacher'} does not exist",
+    ):
+        assert caramba("run", manifest, "--dry-run", "--output", tmp_path / "runs") == 2
+        assert expected(manifest, pattern) in " ".join(capsys.readouterr().err.split())
+        shutil.rmtree(tmp_path / "teacher", ignore_errors=True)
+
+
 def test_a_teacher_that_compile_cannot_see_is_left_to_the_run(tmp_path: Path) -> None:
     manifest = manifest_of(tmp_path, "{id: look, mode: eval}", CONVERT)
     shutil.rmtree(tmp_path / "teacher")

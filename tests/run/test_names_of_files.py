@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 import pytest
 
 from caramba_core.cli import main
-from caramba_core.cli.failures import _broken
+from caramba_core.cli.failures import _broken, guarded
 from caramba_core.errors import InputError
 from caramba_core.places import expanded
 from caramba_core.run.directory import RunDirectory, State
@@ -84,3 +85,15 @@ def test_reports_break_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _broken(shown) == shown  # what the carets below it point at
     assert _broken("x" * 50) == "x" * 50
     assert _broken("") == ""
+
+
+def test_warnings_break_between_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "warning: " + "a word or two " * 6
+    for terminal in (True, False):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((40, 24)))
+        assert guarded(lambda: logging.getLogger("caramba.run").warning(words), []) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert " ".join(" ".join(lines).split()) == words.strip()
+        assert len(lines) == (1 if not terminal else 3)
+        assert not terminal or max(map(len, lines)) <= 40

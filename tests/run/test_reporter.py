@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 
 from rich.console import Console
 
@@ -65,3 +66,14 @@ def test_what_was_just_said_is_not_said_again() -> None:
         now[0] += 1
         bar.advance(25)
     assert text.getvalue().count("25%") == 1
+
+
+def test_a_bar_leaves_room_for_what_a_terminal_writes_behind_it() -> None:
+    """``^C`` in the last columns would break the line, and its first half would stay on the screen."""
+    text = io.StringIO()
+    console = Console(file=text, width=80, force_terminal=True, color_system=None, legacy_windows=False)
+    with Reporter(console).bar("perplexity of a teacher", 64) as bar:
+        bar.advance(64)
+        bar.note("135.657, and more")
+    drawn = re.sub(r"\x1b\[[^m]*?[A-Za-z]", "\r", text.getvalue()).replace("\n", "\r").split("\r")
+    assert 70 < max(map(len, drawn)) <= 78
