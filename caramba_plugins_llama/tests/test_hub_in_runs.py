@@ -87,7 +87,7 @@ def test_what_stands_in_the_way_of_a_model_of_its_own(
     code = measure(tmp_path, f"{{source: 'hf://{location}'}}", model=json.dumps(decoder(attention)))
     told = only_report(capsys)
     assert code == 2
-    assert told.startswith("error: hf://org/")
+    assert "error: groups.0.teacher.source: hf://org/" in told
     assert all(word in told for word in words), told
     assert TOKEN not in told
     assert not (tmp_path / "runs").exists()

@@ -77,7 +77,8 @@ class HuggingFaceFolder:
     def accepts(cls, path: Path) -> bool:
         """Whether this is a folder with a configuration or weights, an index of shards, or a file of weights."""
         if path.is_dir():
-            return any((path / name).exists() for name in ("config.json", *_WEIGHTS, *_PICKLED))
+            weights = any((path / name).is_file() for name in (*_WEIGHTS, *_PICKLED))
+            return weights or (path / "config.json").exists()
         if path.name.endswith(".index.json"):
             return True
         if path.suffix in _PICKLE_SUFFIXES:
