@@ -28,6 +28,7 @@ NAMES = {
     "gqa": "teacher",
     "dba": "DBA",
     "dba by layer": "DBA, sizes by layer",
+    "dba servable": "DBA, servable",
     "mla": "MLA",
     "sliding_window": "sliding window",
     "linear_attention": "linear attention",
@@ -111,7 +112,7 @@ def sizes() -> str:
         ["cached values per layer", "start", "training tokens", "Austen / Moby"],
         (
             [
-                f"{r['cached_values']}{' by layer' if 'layer' in r['attention'] else ''}",
+                f"{r['cached_values']}{r['attention'].removeprefix('dba')}",
                 _start(r),
                 tokens(r["tokens"]) + (f", {r['optimizer']}" if "optimizer" in r else ""),
                 pair(r),
