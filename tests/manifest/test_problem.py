@@ -46,6 +46,13 @@ def test_long_lines_are_cut_around_the_mark(at: int) -> None:
     assert line[column : column + 3] == text[at : at + 3]
 
 
+def test_a_long_place_does_not_push_the_message_out() -> None:
+    place = TextSpan.nowhere("--set " + "a." * 1000 + "b=1")
+    (line,) = place.problem("wrong " * 1000).render().split("\n")
+    assert "...: error: wrong wrong" in line
+    assert len(line) < 1300
+
+
 def test_expectation_hint_and_notes_follow() -> None:
     problem = ManifestProblem(
         file="m.yml", line=1, column=1, path=("a", 0), message="bad", expected="good", hint="try", notes=("one", "two")

@@ -74,7 +74,7 @@ class ManifestProblem:
 
     def render(self) -> str:
         """The report of this problem as plain text of several lines."""
-        lines = [_line(f"{self.place}: error: {self.headline}")]
+        lines = [f"{_line(self.place)}: error: {_line(self.headline)}"]
         number = "" if self.line is None else str(self.line)
         gutter = " " * max(5, len(number) + 1)
         if self.excerpt is not None and self.column is not None:
