@@ -275,9 +275,14 @@ def test_the_folder_needs_nothing_of_caramba(tmp_path: Path) -> None:
 
 def test_every_field_of_the_attentions_is_expressed() -> None:
     """An option that is added to an attention must be added to the export, or is refused where it is set."""
-    assert {field.name for field in attrs.fields(GroupedQueryAttention)} == exporter._EXPRESSED["gqa"]
+    norms = {"qk_norm_eps", "qk_norm_span", "qk_norm_offset"}
+    fields = {field.name for field in attrs.fields(GroupedQueryAttention)}
+    assert fields - norms == exporter._EXPRESSED["gqa"] - norms
     fields = {field.name for field in attrs.fields(DecoupledBottleneckAttention)}
-    assert fields - {"groups"} == exporter._EXPRESSED["dba"]
+    assert fields - {"groups"} - norms == exporter._EXPRESSED["dba"]
+    model = model_of({**DBA, "qk_norm_eps": 1e-5}, DBA)
+    with pytest.raises(exporter.ExportError, match=r"blocks\.0\.attention has qk_norm_eps: 1e-05, which .* does not"):
+        exporter.DBAExporter.describe("caramba", lower(structure_model(model)), {}, {}, {})
 
 
 def test_options_that_the_modeling_file_does_not_know_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from caramba_plugins_llama.export import export
+from caramba_plugins_llama.families import FAMILIES
 from caramba_plugins_standard.generation import generate
 from caramba_plugins_standard.loading import find_loader
 from caramba_plugins_standard.loading.filling import load_weights
@@ -319,3 +320,62 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "parameters in bfloat16, by the exporter standard" in said
     assert "it can also be written --as gguf" in said
     assert theirs(tmp_path / "out").dtype == torch.bfloat16
+
+
+# ------------------------------------------------------------------------------------------------ other families
+
+NEW = [name for name in FAMILIES if name not in ("llama", "mistral", "ministral", "qwen2", "qwen3")]
+TURNED = {"partial_rotary_factor": 0.5, "rope_theta": 100.0, "rope_type": "default"}
+
+
+@pytest.mark.parametrize("family", NEW)
+def test_a_family_comes_out_as_it_came(tmp_path: Path, family: str) -> None:
+    """Every tensor in its order of rows, projections that are stored as one together again, the configuration."""
+    windows = {} if FAMILIES[family].window == "never" else {"sliding_window": 7}
+    parts = {"rope_parameters": TURNED} if FAMILIES[family].partial_rotary else {}
+    oracle = write_oracle(tmp_path / "hf", family, **windows, **parts)
+    export(tmp_path / "hf", tmp_path / "out")
+    from safetensors.torch import load_file
+
+    before, after = load_file(tmp_path / "hf" / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    other, tokens = theirs(tmp_path / "out"), random_tokens(40)
+    assert type(other) is type(oracle)
+    with torch.no_grad():
+        torch.testing.assert_close(other(tokens).logits, oracle(tokens).logits, rtol=0, atol=5e-5)
+    found = find_loader(tmp_path / "out")
+    assert found.model() == find_loader(tmp_path / "hf").model()
+
+
+@pytest.mark.parametrize(
+    ("family", "place", "fields", "words"),
+    [
+        ("olmo2", (0, 1), {"eps": 0.01}, r"as olmo2: model\.blocks\.0\.norm is not what it started from: eps would be"),
+        (
+            "granite",
+            (0, 2),
+            {"by": 0.5},
+            r"as granite: model\.blocks\.0\.multiply is not .*: by would be 0\.3, not 0\.5",
+        ),
+        ("glm4", (1, 1), {"d_ff": 40}, r"as glm4: model\.blocks\.0\.mlp is not .*: d_ff would be 80, not 40"),
+        (
+            "exaone4",
+            (1, 1),
+            {"type": "layer_norm"},
+            r"as exaone4: model\.blocks\.0\.norm_2 is layer_norm in nested 1 in residual 1",
+        ),
+    ],
+)
+def test_a_family_that_was_changed_is_refused(
+    tmp_path: Path, family: str, place: tuple[int, int], fields: dict[str, Any], words: str
+) -> None:
+    more = {"granite": {"residual_multiplier": 0.3}, "exaone4": {"layer_types": ["full_attention"] * 3}}
+    write_oracle(tmp_path / "hf", family, **more.get(family, {}))
+    model = json.loads(json.dumps(find_loader(tmp_path / "hf").model()))
+    nested = next(layer for layer in model["topology"]["layers"] if layer["type"] == "nested")
+    nested["layers"][place[0]]["layers"][place[1]].update(fields)
+    make_run(tmp_path / "run", model)
+    with pytest.raises(InputError, match=words):
+        export(tmp_path / "run", tmp_path / "out", origin=str(tmp_path / "hf"))
+    assert not (tmp_path / "out").exists()

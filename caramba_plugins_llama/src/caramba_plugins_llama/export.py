@@ -115,7 +115,7 @@ def _write_folder(
         _write(scratch / "config.json", json.dumps(config, indent=2) + "\n")
         for file, content in {**found.companions, **folder.files}.items():
             _write(scratch / file, content)
-        _write_weights(scratch, {folder.key(name): values for name, values in tensors.items()})
+        _write_weights(scratch, folder.stored(tensors))
         _write(scratch / "README.md", card)
         _require_same(find_loader(scratch), tensors)
         checked = None if check is None else _checked(check, scratch, chosen.folder, found, kind)

@@ -17,6 +17,7 @@ from caramba_core.errors import CarambaError
 from caramba_core.graph import Graph, Node
 from caramba_core.plugins.registry import registry
 from caramba_plugins_llama.families import hugging_face_keys
+from caramba_plugins_llama.head_rows import IN_HEADS, rows_in_order
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +30,10 @@ __all__ = [
     "Exporter",
     "Folder",
     "Part",
+    "chain",
     "decoder_of",
     "hugging_face_keys",
+    "type_of",
 ]
 
 CODE: Final = "caramba"
@@ -52,6 +55,8 @@ class Folder:
     files by name; ``usage`` is how a Python program loads the model, with
     ``{folder}`` for where it lies; the card adds how a tokenizer is loaded, where there is one.  ``rewrite`` makes the
     tensors that are written, where they are others than the graph's: the parameters of the graph that is read back.
+    Parameters with one key are written as its rows; ``order`` is the one of rows of queries and keys within a head,
+    where the folder has another than the graph.
     """
 
     config: Mapping[str, Any]
@@ -59,6 +64,15 @@ class Folder:
     files: Mapping[str, str] = attrs.field(factory=dict)
     usage: str
     rewrite: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+    order: tuple[int, ...] | None = None
+
+    def stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the file by their keys, from parameters by their names."""
+        rows: dict[str, list[Tensor]] = {}
+        for name, values in tensors.items():
+            turned = self.order is not None and name.endswith(IN_HEADS)
+            rows.setdefault(self.key(name), []).append(rows_in_order(values, self.order or ()) if turned else values)
+        return {key: parts[0] if len(parts) == 1 else _below_each_other(parts) for key, parts in rows.items()}
 
     def key(self, name: str) -> str:
         """The key of a parameter."""
@@ -67,6 +81,12 @@ class Folder:
         scope, _, rest = name.partition(".")
         index, _, local = rest.partition(".")
         return self.keys[f"{scope}.{{}}.{local}"].replace("{}", index)
+
+
+def _below_each_other(parts: Sequence[Tensor]) -> Tensor:
+    import torch
+
+    return torch.cat(list(parts))
 
 
 class Exporter(Protocol):
@@ -136,13 +156,13 @@ class Decoder:
 
 def decoder_of(graph: Graph) -> Decoder:
     """The parts of a decoder; :class:`ExportError` where a model has another shape, saying where."""
-    top = list(_chain((graph.topology,)))
-    if len(top) != 2 or top[0].name != "model.blocks" or _type(top[0]) != "nested" or top[1].name != "model.norm":
+    top = list(chain((graph.topology,)))
+    if len(top) != 2 or top[0].name != "model.blocks" or type_of(top[0]) != "nested" or top[1].name != "model.norm":
         found = ", ".join(node.name for node in top)
         raise ExportError(f"the model is made of {found}", expected="nested blocks, named blocks, then a norm")
     blocks = []
     for scope in top[0].scopes:
-        layers = [_residual(node) for node in _chain(scope.nodes)]
+        layers = [_residual(node) for node in chain(scope.nodes)]
         names = [[part.node.name.removeprefix(f"{scope.name}.") for part in parts] for parts in layers]
         if names != [["norm", "attention"], ["norm_2", "mlp"]]:
             raise ExportError(
@@ -160,25 +180,25 @@ def decoder_of(graph: Graph) -> Decoder:
     )
 
 
-def _chain(nodes: Sequence[Node]) -> Iterator[Node]:
+def chain(nodes: Sequence[Node]) -> Iterator[Node]:
     """The nodes of a chain, lists of layers within it unfolded."""
     for node in nodes:
         if node.inline and isinstance(node.config, Topology) and node.config.inline == _CHAIN:
-            yield from _chain(node.scopes[0].nodes)
+            yield from chain(node.scopes[0].nodes)
         else:
             yield node
 
 
 def _residual(node: Node) -> list[Part]:
-    if not node.inline or _type(node) != "residual":
-        raise ExportError(f"{node.name} is {_type(node)}", expected="residuals alone in a block")
-    return [_part(inner) for inner in _chain(node.scopes[0].nodes)]
+    if not node.inline or type_of(node) != "residual":
+        raise ExportError(f"{node.name} is {type_of(node)}", expected="residuals alone in a block")
+    return [_part(inner) for inner in chain(node.scopes[0].nodes)]
 
 
 def _part(node: Node) -> Part:
-    return Part(node=node, type=_type(node), config=node.config)
+    return Part(node=node, type=type_of(node), config=node.config)
 
 
-def _type(node: Node) -> str:
+def type_of(node: Node) -> str:
     """The short name of a node's component."""
     return registry().name_of(type(node.config))

@@ -17,9 +17,9 @@ from caramba_plugins_llama.families import FAMILIES, Family
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["StandardExporter", "difference", "standard_folder"]
+__all__ = ["USAGE", "StandardExporter", "difference", "field_difference", "standard_folder"]
 
-_USAGE: Final = """\
+USAGE: Final = """\
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("{folder}")
@@ -31,7 +31,7 @@ _SPECIAL: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class StandardExporter:
-    """Writes a model as the first family that says the same, its origin's before the others."""
+    """Writes a model as the family that it started from, or as the first of Llama's own shape that says the same."""
 
     @classmethod
     def formats(cls) -> tuple[str, ...]:
@@ -47,8 +47,19 @@ class StandardExporter:
         origin: Mapping[str, Any],
         tensors: Mapping[str, Tensor],
     ) -> Folder:
-        """The folder of a decoder of grouped-query attention, RMSNorm and SwiGLU."""
-        return standard_folder(decoder_of(graph), origin)
+        """The folder of the origin's family where all parts are its own, else of a plain decoder."""
+        family = FAMILIES.get(str(origin.get("model_type")))
+        if family is None or family in _WRITTEN:
+            return standard_folder(decoder_of(graph), origin)
+        from caramba_plugins_llama.family_folder import family_folder
+
+        try:
+            return family_folder(graph, family, origin)
+        except ExportError as changed:
+            try:
+                return standard_folder(decoder_of(graph), origin)
+            except ExportError as other:
+                raise ExportError(f"as {family.model_type}: {changed}; else {other}") from other
 
 
 def standard_folder(decoder: Decoder, origin: Mapping[str, Any]) -> Folder:
@@ -71,7 +82,7 @@ def standard_folder(decoder: Decoder, origin: Mapping[str, Any]) -> Folder:
                 return Folder(
                     config=config,
                     keys=hugging_face_keys(),
-                    usage=_USAGE,
+                    usage=USAGE,
                     rewrite=partial(_with_zeros, widened) if zeros else None,
                 )
             if not zeros:
@@ -220,12 +231,17 @@ def difference(mine: Decoder, theirs: Decoder) -> str | None:
 
     Numbers are the same where they are as float32, which GGUF keeps them in.
     """
-    for one, other in zip(_parts(mine), _parts(theirs), strict=True):
-        for field in attrs.fields(type(other)):
-            if field.name not in ("name", "init_std"):
-                said, heard = getattr(one, field.name), getattr(other, field.name)
-                if said != heard and not _alike(one, said, heard):
-                    return f"{field.name} would be {heard}, not {said}"
+    found = (field_difference(*pair) for pair in zip(_parts(mine), _parts(theirs), strict=True))
+    return next((reason for reason in found if reason is not None), None)
+
+
+def field_difference(one: Any, other: Any) -> str | None:
+    """The first field in which a component would be another; ``None`` if in none."""
+    for field in attrs.fields(type(other)):
+        if field.name not in ("name", "init_std"):
+            said, heard = getattr(one, field.name), getattr(other, field.name)
+            if said != heard and not _alike(one, said, heard):
+                return f"{field.name} would be {heard}, not {said}"
     return None
 
 
