@@ -55,7 +55,7 @@ class ComponentModule(nn.Module):
         One product where :meth:`join` laid them side by side, and several otherwise.
         """
         names = tuple(name for name, _ in weights)
-        biases = [getattr(self, bias, None) for _, bias in weights]
+        biases = [self._parameters.get(bias) for _, bias in weights]
         joined = self._joined.get(names)
         if joined is None:
             return tuple(F.linear(x, getattr(self, name), bias) for name, bias in zip(names, biases, strict=True))
