@@ -52,22 +52,23 @@ class ComponentModule(nn.Module):
     def products(self, x: Tensor, *weights: tuple[str, str]) -> tuple[Tensor, ...]:
         """``[B, T, D]`` times weights ``[n, D]`` by their names, each with the name of its bias, if there is one.
 
-        One product where :meth:`join` laid them side by side, and several otherwise.
+        One product where :meth:`join` laid them side by side and no gradient is wanted, and several otherwise.
         """
         names = tuple(name for name, _ in weights)
         biases = [self._parameters.get(bias) for _, bias in weights]
-        joined = self._joined.get(names)
+        joined = None if torch.is_grad_enabled() else self._joined.get(names)
         if joined is None:
             return tuple(F.linear(x, getattr(self, name), bias) for name, bias in zip(names, biases, strict=True))
         parts = F.linear(x, joined).split([len(getattr(self, name)) for name in names], dim=-1)
         return tuple(part if bias is None else part + bias for part, bias in zip(parts, biases, strict=True))
 
     def join(self, *names: str) -> None:
-        """Lay weights side by side in memory, which the parameters become views of; for models that only decode."""
-        joined = torch.cat([getattr(self, name).detach() for name in names])
-        for name, part in zip(names, joined.split([len(getattr(self, name)) for name in names]), strict=True):
-            getattr(self, name).data = part
-        self._joined[names] = joined
+        """Lay weights side by side in memory, which the parameters become views of; ``data`` must not be replaced then."""
+        if names and names not in self._joined:
+            weights = [getattr(self, name) for name in names]
+            self._joined[names] = torch.cat([weight.detach() for weight in weights])
+            for weight, part in zip(weights, self._joined[names].split([len(each) for each in weights]), strict=True):
+                weight.data = part
 
     def joint_weights(self) -> tuple[str, ...]:
         """Names of weights that :meth:`products` multiplies together, in its order; none if it is not used."""

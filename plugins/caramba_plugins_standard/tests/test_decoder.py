@@ -89,3 +89,19 @@ def test_several_tokens_of_one_sequence_are_scored_at_once(device: str, storage:
     wanted = [alone.prefill(ids[:, :12])[0], *(alone.step(ids[:, i])[0].clone() for i in range(12, 27))]
     del wanted[17 - 12 + 1]  # the logits between two tokens that were taken together
     torch.testing.assert_close(torch.stack(found), torch.stack(wanted), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_model_that_decoded_is_trained_on(device: str) -> None:
+    model, other = model_on(device), model_on(device)
+    ids = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(5)).to(device)
+    Decoder(model, batch=2, capacity=9, compiled=False).prefill(ids)
+    for each in (model, other):
+        each.requires_grad_(True)
+        each(ids).square().mean().backward()
+        torch.optim.SGD(each.parameters(), lr=0.1).step()
+    for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, msg=f"gradient of {name}")
+        torch.testing.assert_close(one, two, msg=name)
+    found = Decoder(model, batch=2, capacity=9).prefill(ids)
+    torch.testing.assert_close(found, other(ids)[:, -1])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caramba_core.components import Attention
+from caramba_core.components import Attention, Layer
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
@@ -34,9 +34,9 @@ class Decoder:
 
     On CUDA the first step is recorded as a CUDA graph, which is replayed for every token: the host launches next to
     nothing and waits for nothing.  ``compiled`` has torch.compile fuse what a step computes first, which takes about a
-    minute, and lays weights side by side that are multiplied together: the model's parameters become views, so that a
-    model which is being trained must not be given.  On other devices, and where :attr:`unrecorded` names a reason,
-    steps are ordinary passes.
+    minute.  On other devices, and where :attr:`unrecorded` names a reason, steps are ordinary passes.  Weights that are
+    multiplied together are laid side by side, on a CPU those of attentions, for compiled steps all: the model's
+    parameters become views.
 
     Tokens go in from the device and logits stay there: reading them is the caller's decision, and the only
     synchronization.
@@ -56,7 +56,9 @@ class Decoder:
         self.cache = model.new_cache(batch, capacity=capacity, storage=storage)
         self.unrecorded = _why_not(model, storage)
         """Why steps are ordinary passes; empty where they are replayed."""
-        if self.unrecorded and model.head_weight.is_cuda:
+        if not model.head_weight.is_cuda:
+            _join(model, Attention)  # many small products: copying the weights pays within tens of tokens
+        elif self.unrecorded:
             warnings.warn(f"decode steps are not recorded: {self.unrecorded}", stacklevel=2)
         self._compiled = compiled
         self._starts: Tensor | None = None
@@ -139,9 +141,7 @@ class _Recording:
                 self.starts.copy_(starts)
         step = self.run
         if compiled:
-            for module in model.modules():
-                if isinstance(module, ComponentModule) and (names := module.joint_weights()):
-                    module.join(*names)
+            _join(model, Layer)
             # products with one row become reductions that fuse with what surrounds them
             options: dict[str, str | int | bool | Callable[..., Any]] = (
                 {"coordinate_descent_tuning": True} if rows == 1 else {}
@@ -174,6 +174,13 @@ class _Recording:
         self.graph.replay()
         self.cache.advance(len(tokens) if self.together else 1)
         return self.logits[: len(tokens)]
+
+
+def _join(model: LanguageModel, kind: type[Layer]) -> None:
+    """Lay weights side by side that layers of a kind multiply together."""
+    for module in model.modules():
+        if isinstance(module, ComponentModule) and isinstance(module.config, kind):
+            module.join(*module.joint_weights())
 
 
 def _overwritten(cache: Cache) -> list[tuple[Tensor, Tensor]]:
