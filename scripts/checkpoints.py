@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from caramba_plugins_llama.families import ARCHITECTURES, FAMILIES, REFUSED
+from caramba_plugins_llama.families import ARCHITECTURES, FAMILIES, REFUSED, Family
 from caramba_plugins_llama.gguf_tokenizer import RULES, Words
 from caramba_plugins_llama.known_keys import KnownKeys
 
@@ -43,6 +43,28 @@ def keys(known: KnownKeys) -> str:
     return table(("key", ""), rows)
 
 
+def beyond(family: Family) -> str:
+    """What a family's data say that Llama's do not."""
+    period = f"`{family.period}`" if isinstance(family.period, str) else str(family.period)
+    said = {
+        f"norms {family.norm_places} attention and MLP": family.norm_places != "before",
+        "norms of 1 + weight": family.norm_offset != 0,
+        "norms of queries and keys": family.qk_norm == "head",
+        "norms of queries and keys over all heads": family.qk_norm == "all",
+        "MLP without gate": not family.gated,
+        f"factors of {', '.join(family.factors)}": bool(family.factors),
+        "windows": family.window in ("always", "by_layer", "from_layer", "without_rope"),
+        f"windows in all but one of {period} layers": family.window == "pattern",
+        "layers without rotary positions": family.rope_layers == "marked",
+        "rotary positions in layers with a window": family.rope_layers == "with_window",
+        "rotary positions by type of layer": family.rope_by_type is not None,
+        "a part of each head turns": family.partial_rotary,
+        "adjacent pairs": family.adjacent_pairs,
+        f"fused {code(family.fused)}": bool(family.fused),
+    }
+    return "; ".join(words for words, holds in said.items() if holds)
+
+
 def families() -> str:
     """One row a family, and one for each that is refused."""
     rows = []
@@ -50,8 +72,9 @@ def families() -> str:
         own = [key for key in family.keys.read if key not in known_keys.CONFIG.read]
         refused = [f"`{key}`" for key in family.keys.fixed if key not in known_keys.CONFIG.fixed]
         defaults = [f"`{key}` {value}" for key, value in family.defaults.items()]
-        rows.append((f"`{family.model_type}`", code(own), ", ".join(refused), ", ".join(defaults)))
-    read = table(("family", "keys of its own", "keys that it does not have", "where the file is silent"), rows)
+        rows.append((f"`{family.model_type}`", beyond(family), code(own), ", ".join(refused), ", ".join(defaults)))
+    head = ("family", "beyond a Llama", "keys of its own", "keys that it does not have", "where the file is silent")
+    read = table(head, rows)
     return f"{read}\n\n{table(('refused', 'because'), ((f'`{name}`', why) for name, why in REFUSED.items()))}"
 
 
@@ -97,6 +120,10 @@ alone; any other ends the run with its name.  This page is made from the readers
 ## Families
 
 {families()}
+
+Rows of queries and keys are brought into one order within a head, and fused projections are taken apart, on reading;
+exports put them back.  `bench/families.py` holds every family against transformers
+([figures](measurements/2026-11-29-families.md)).
 
 A `mistral` with `layer_types` is read as `ministral`, as transformers does.  Where `tie_word_embeddings` is true, the
 weights decide, as in transformers: a head with values of its own is used, and a head alone stands for both.  Keys of

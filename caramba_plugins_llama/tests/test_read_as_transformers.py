@@ -17,6 +17,7 @@ from .damage import edit_config, edit_weights, refused
 
 Tensors = dict[str, torch.Tensor]
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 50.0}
+SCALED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 MIXED = ["full_attention", "sliding_attention", "full_attention"]
 
@@ -135,6 +136,32 @@ def test_tied_embeddings(tmp_path: Path, name: str, pickled: bool) -> None:
         ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "original_max_position_embeddings": 9}}),
         ("llama", {"is_causal": True, "head_dim": None}),
         ("qwen2", {"attention_bias": False}),
+        ("olmo3", {"rope_parameters": None, "rope_theta": 40.0, "rope_scaling": SCALED, "sliding_window": 5}),
+        ("olmo3", {"rope_parameters": {"full_attention": YARN}, "layer_types": None, "sliding_window": 5}),
+        (
+            "gemma3_text",
+            {
+                "rope_parameters": None,
+                "rope_theta": 300.0,
+                "rope_local_base_freq": 20.0,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+                "layer_types": None,
+                "sliding_window_pattern": 2,
+                "sliding_window": 5,
+            },
+        ),
+        ("exaone4", {"layer_types": None, "sliding_window_pattern": 2, "sliding_window": 5}),
+        ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2, "layer_types": None}),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 0, 0], "use_sliding_window": True, "sliding_window": 5}),
+        ("cwm", {"layer_types": None, "rope_parameters": None, "sliding_window": 5}),
+        ("apertus", {"rope_parameters": None, "rope_theta": 40.0}),
+        ("apertus", {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 3.0}}),
+        ("glm4", {"rope_parameters": None, "partial_rotary_factor": 0.75, "rope_theta": 100.0}),
+        ("glm4", {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
+        ("glm4", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}}),
+        ("phi3", {"rope_parameters": None, "partial_rotary_factor": 0.5, "rope_theta": 50.0}),
+        ("gemma", {"hidden_act": "gelu", "hidden_activation": None}),
+        ("granite", {"logits_scaling": 8, "embedding_multiplier": 12}),
     ],
 )
 def test_configurations_that_transformers_reads(tmp_path: Path, model_type: str, config: dict[str, Any]) -> None:
@@ -180,6 +207,7 @@ def test_configurations_that_transformers_reads(tmp_path: Path, model_type: str,
             "longrope lists 3 factors for heads of 8 features",
         ),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention is"),
+        ({"hidden_act": "xielu"}, "hidden_act is 'xielu', not one of silu, swish, gelu,"),
         ({"attention_bias": None}, "attention_bias is None"),
         ({"rms_norm_eps": None}, "rms_norm_eps is None"),
     ],

@@ -331,7 +331,8 @@ def _rope(fields: Fields, family: Family, head_dim: int, slides: bool) -> dict[s
     base = fields.defaults.get("rope_theta", 10000.0)
     beside = {key: fields.get(key) for key in ("rope_theta", "partial_rotary_factor") if key in fields.values}
     if family.rope_by_type is None:
-        given = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+        usual = fields.defaults.get("rope_parameters", {})  # null means them, too
+        given = fields.get("rope_scaling") or fields.get("rope_parameters") or usual
     else:
         by_type = fields.get("rope_parameters") or {}
         others = [key for key in by_type if key not in _LAYER_TYPES or not isinstance(by_type[key], Mapping | None)]
