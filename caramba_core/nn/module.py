@@ -63,7 +63,7 @@ class ComponentModule(nn.Module):
         return tuple(part if bias is None else part + bias for part, bias in zip(parts, biases, strict=True))
 
     def join(self, *names: str) -> None:
-        """Lay weights side by side in memory, which the parameters become views of; ``data`` must not be replaced then."""
+        """Lay weights side by side in memory, which the parameters become views of; do not replace their data."""
         if names and names not in self._joined:
             weights = [getattr(self, name) for name in names]
             self._joined[names] = torch.cat([weight.detach() for weight in weights])
