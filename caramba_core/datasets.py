@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import attrs
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from caramba_core.teachers import Tokenizer
 
-__all__ = ["Dataset", "Tokens", "stamp_of"]
+__all__ = ["Dataset", "Ids", "Tokens"]
 
 _READ_WHOLE = 1 << 24
 """Token ids of an array that is checked and hashed whole; of a longer one a sample is, and the rest as it is read."""
@@ -25,50 +25,51 @@ _PIECE = 1 << 16
 _PIECES = 64
 
 
+class Ids(Protocol):
+    """Token ids: a one-dimensional integer array, or what is sliced like one."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: slice, /) -> np.ndarray[Any, np.dtype[np.integer[Any]]]: ...
+
+
 @attrs.frozen(kw_only=True)
 class Tokens:
-    """Token ids of a dataset: a one-dimensional integer array (memory-mapped where possible).
+    """Token ids of a dataset, memory-mapped where possible.
 
-    ``tokenizer`` is the identity of the tokenizer that made them, where known; ``origin`` names the source in messages,
-    where the first id has the index ``offset``.  Ids must be below ``limit``.  ``part`` is the file that they were read
-    from, and from which fraction of it to which, where they come from one; ``stamp`` its size and time of change, where
-    it must stay as it is while they are read.
+    ``tokenizer`` is the identity of the tokenizer that made them, where known; ``origin`` names the source in messages.
+    Ids must be below ``limit``.  ``parts`` are the files that they were read from, and from where in each to where: in
+    tokens, or as fractions of a text.
     """
 
-    ids: np.ndarray[Any, np.dtype[np.integer[Any]]]
+    ids: Ids
     tokenizer: str | None
     origin: str
-    offset: int = 0
     limit: int | None = None
-    part: tuple[Path, float, float] | None = None
-    stamp: tuple[int, int] | None = None
+    parts: tuple[tuple[Path, float, float], ...] = ()
 
     def read(self, first: int, last: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Ids ``first`` to ``last - 1``: int64.
 
-        Raises :class:`~caramba_core.errors.InputError` where one is negative or not below ``limit``, or the file has
-        changed.
+        Raises :class:`~caramba_core.errors.InputError` where one is negative or not below ``limit``.
         """
         import numpy as np
 
-        if self.stamp is not None and self.part is not None and stamp_of(self.part[0]) != self.stamp:
-            raise InputError(
-                f"{self.part[0]} has changed while its tokens were read",
-                hint="keep token arrays as they are while runs read them, and write others under other names",
-            )
         part = self.ids[first:last].astype(np.int64)
         wrong = part < 0 if self.limit is None else (part < 0) | (part >= self.limit)
         if wrong.any():
-            place = int(wrong.argmax())
-            found, index = int(part[place]), self.offset + first + place
+            found, (where, index) = int(part[wrong][0]), self.place(first + int(wrong.argmax()))
             if found < 0:
-                raise InputError(f"{self.origin} holds the negative token id {found} at {index}", expected="ids from 0")
+                raise InputError(f"{where} holds the negative token id {found} at {index}", expected="ids from 0")
             raise InputError(
-                f"{self.origin} holds token id {found} at {index}, beyond the vocabulary",
+                f"{where} holds token id {found} at {index}, beyond the vocabulary",
                 expected=f"ids below {self.limit}",
                 hint="the array was made with another tokenizer; make it again with this model's",
             )
         return part
+
+    def place(self, index: int) -> tuple[str, int]:
+        """Where an id comes from, as messages say it: the name of its source, and its index there."""
+        return self.origin, index
 
     @property
     def hash(self) -> str:
@@ -92,15 +93,6 @@ class Tokens:
         for first in self._sampled():
             checked.read(first, first + _PIECE)
         return checked
-
-
-def stamp_of(path: Path) -> tuple[int, int] | None:
-    """Size and time of the last change of a file; ``None`` where it is gone."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
 
 
 @component

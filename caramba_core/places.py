@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import stat
+from glob import glob
 from os import PathLike
 from pathlib import Path
 
 from caramba_core.errors import InputError
 
-__all__ = ["expanded", "regular"]
+__all__ = ["expanded", "named", "regular"]
 
 
 def expanded(name: str | PathLike[str]) -> Path:
@@ -32,3 +33,8 @@ def regular(path: Path) -> Path:
     if not stat.S_ISREG(mode):
         raise InputError(f"{path} is not a file", hint="move what stands there away")
     return path
+
+
+def named(path: Path) -> list[Path]:
+    """The file or folder of a name, or those that it is a pattern of (``shards/*.npy``), sorted."""
+    return [path] if path.exists() else sorted(map(Path, glob(str(path))))  # noqa: PTH207 - absolute patterns, too

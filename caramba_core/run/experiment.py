@@ -23,7 +23,7 @@ from caramba_core.lowered import blaming, group_path, located
 from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import ModeRunner, Run
-from caramba_core.places import expanded
+from caramba_core.places import expanded, named
 from caramba_core.plan import Plan, plan_manifest
 from caramba_core.plan.data import plan_document
 from caramba_core.plugins.registry import registry
@@ -257,7 +257,7 @@ class Experiment:
             dataset = getattr(group.data, which, None)
             for file in () if dataset is None else dataset.files():
                 path = self.loaded.folder / expanded(file)
-                if not path.exists():
+                if not named(path):
                     yield Fault(
                         path=(*group_path(self.loaded, group), "data", which),
                         message=f"{path} does not exist",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -25,12 +27,16 @@ _CANDIDATES: Final = 1 << 12
 def share_found(train: Tokens, heldout: Tokens) -> float:
     """The share of the held-out tokens that a run learns from as well.
 
-    Of two parts of one file it is known; else it is the share of held-out spans, sampled evenly, that stand among the
+    Where both read one file it is known; else it is the share of held-out spans, sampled evenly, that stand among the
     training tokens.
     """
-    if train.part is not None and heldout.part is not None and train.part[0].samefile(heldout.part[0]):
-        (_, *one), (_, *two) = train.part, heldout.part
-        return max(0.0, min(one[1], two[1]) - max(one[0], two[0])) / (two[1] - two[0])
+    learned = defaultdict[Path, list[list[float]]](list)
+    for path, *span in train.parts:
+        learned[path.resolve()].append(span)
+    read = [(learned.get(path.resolve()), first, last) for path, first, last in heldout.parts]
+    if any(others is not None for others, _, _ in read):
+        common = (max(0.0, min(b, d) - max(a, c)) for others, a, b in read for c, d in others or ())
+        return min(1.0, sum(common) / sum(last - first for _, first, last in heldout.parts))
     size = min(_SPAN, len(heldout.ids))
     starts = map(int, np.linspace(0, len(heldout.ids) - size, _SPANS))
     spans = [(start, heldout.read(start, start + size)) for start in starts]

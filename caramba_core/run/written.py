@@ -51,4 +51,6 @@ def _renamed(dataset: Any, names: dict[str, str]) -> Any:
         return names.get(str(Path(dataset)), dataset)
     if isinstance(dataset, Mapping):
         return {key: value if key == "type" else _renamed(value, names) for key, value in dataset.items()}
+    if isinstance(dataset, list):
+        return [_renamed(value, names) for value in dataset]
     return dataset

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from caramba_core.cli import main
+from tests.distributions import ROOT
 from tests.plugins.test_hooks_in_runs import MANIFEST
 
 COUNT = 10_000_000_000
@@ -66,3 +70,12 @@ def test_the_note_says_how_many(manifest: Path, capsys: pytest.CaptureFixture[st
     note.write_text('{"tokens": 3}')
     assert caramba("run", manifest, "--dry-run") == 2
     assert f"holds {COUNT} tokens" in capsys.readouterr().err
+
+
+def test_shards_are_opened_without_being_read() -> None:
+    """In a process of its own, whose peak memory is that of Python and numpy too."""
+    command = [sys.executable, str(ROOT / "bench/large_tokens.py"), "--tokens", str(COUNT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    found = json.loads(done.stdout)
+    assert found["tokens"] == COUNT
+    assert found["peak_bytes"] < 200_000_000

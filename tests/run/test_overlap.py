@@ -17,7 +17,7 @@ from .workspace import make_workspace
 
 
 def tokens(ids: list[int] | np.ndarray, part: tuple[Path, float, float] | None = None) -> Tokens:
-    return Tokens(ids=np.asarray(ids, np.uint16), tokenizer=None, origin="ids", part=part)
+    return Tokens(ids=np.asarray(ids, np.uint16), tokenizer=None, origin="ids", parts=() if part is None else (part,))
 
 
 def test_parts_of_one_file(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
 import numpy as np
 import pytest
 from caramba_plugins_standard.datasets import TextFile, TokenArray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caramba_core.datasets import Tokens
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.run.overlap import share_found
 
@@ -145,7 +145,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a pointer": (written(b"version https://git-lfs.github.com/spec/v1\n"), r"not a \.npy file"),
     "cut off": (cut, "cannot be read"),
     "missing": (lambda path: None, "does not exist"),
-    "a folder": (lambda path: path.mkdir(), "is not a file"),
+    "an empty folder": (lambda path: path.mkdir(), r"holds no \.npy file"),
     "a pipe": (lambda path: os.mkfifo(path), "is not a file"),
 }
 
@@ -241,7 +241,7 @@ def test_an_array_that_changes_while_it_is_read(tmp_path: Path, change: str) -> 
         with path.open("r+b" if change == "write" else "ab") as file:
             file.write(b"other")
         os.utime(path, ns=(0, 1))
-    other = attrs.evolve(tokens, part=None, stamp=None, ids=np.arange(64))
+    other = Tokens(ids=np.arange(64), tokenizer=None, origin="others")
     for read in (lambda: tokens.read(99_990, 99_995), lambda: tokens.hash, lambda: share_found(tokens, other)):
         with pytest.raises(InputError, match=r"a.npy has changed while its tokens were read"):
             read()

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 from caramba_core.components import component, option
-from caramba_core.datasets import Dataset, Tokens, stamp_of
+from caramba_core.datasets import Dataset, Tokens
 from caramba_core.errors import InputError, InvalidValue
-from caramba_core.places import expanded
+from caramba_core.places import expanded, named
 from caramba_core.teachers import begin_of_text
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from caramba_core.teachers import Tokenizer
-
-    Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
+    from caramba_plugins_standard.arrays import Shard
 
 __all__ = ["TextFile", "TokenArray"]
 
-_MAGIC = b"\x93NUMPY"
 _WHOLE = (0.0, 1.0)
 _HASHED_BYTES = 256 << 20
 """Files of up to this size are hashed when they are opened: it takes less than half a second."""
@@ -31,17 +27,14 @@ _CACHED_CHARACTERS = 1 << 20
 """Texts of so many characters are kept encoded: a second of work."""
 _ENCODED = 1
 """A number to raise when the same text and tokenizer come to give other ids."""
-_BROKEN_HEADER = (ValueError, OSError, EOFError, TypeError, SyntaxError, OverflowError, TokenError)
-"""What numpy raises for headers that are damaged in one way or another."""
 
 
 @component
-class _File(Dataset):
-    """A file, or a part of one."""
+class _Part(Dataset):
+    """Files, or a part of them."""
 
-    path: str = option(help="the file, relative to the manifest")
     part: tuple[float, float] = option(
-        default=_WHOLE, help="which part is used: from this fraction of the file to that one", unit="of the file"
+        default=_WHOLE, help="which part is used: from this fraction of the tokens, or of the text, to that one"
     )
 
     def __attrs_post_init__(self) -> None:
@@ -49,69 +42,78 @@ class _File(Dataset):
         if not 0.0 <= first < last <= 1.0:
             raise InvalidValue("part", f"[{first}, {last}] is no part", expected="[A, B] with 0 <= A < B <= 1")
 
-    def files(self) -> tuple[Path, ...]:
-        """The file."""
-        return (Path(self.path),)
-
-    def _find(self, folder: Path) -> Path:
-        path = folder / expanded(self.path)
-        if not path.is_file():
-            found = "is not a file" if path.exists() else "does not exist"
-            raise InputError(f"{path} {found}", expected="a file, relative to the manifest's folder")
-        return path
-
-    def _origin(self, path: Path) -> str:
-        return str(path) if self.part == _WHOLE else f"{path} [{self.part[0]:g}, {self.part[1]:g}]"
+    def _origin(self, name: object) -> str:
+        return str(name) if self.part == _WHOLE else f"{name} [{self.part[0]:g}, {self.part[1]:g}]"
 
 
 @component
-class TokenArray(_File):
-    """Token ids in a ``.npy`` file: one axis of integers, read as they are needed.
+class TokenArray(_Part):
+    """Token ids in ``.npy`` files: one axis of integers each, read as they are needed.
 
-    ``FILE.json`` beside it, where it exists, tells ``tokenizer`` (its identity), ``vocab_size``, ``tokens`` (how many)
-    and ``sha256`` of the array.  A file of up to 256 MiB is checked against all of it; of a larger one the number of
-    tokens and a sample of the ids are checked at once, and the other ids as they are read.
+    Several files follow each other in the order given, those of a pattern or folder in the order of their names.
 
-    The file must stay as it is while a run reads it: each read looks for a change first, which ends the run with a
+    ``FILE.json`` beside a file, where it exists, tells ``tokenizer`` (its identity), ``vocab_size``, ``tokens`` (how
+    many) and ``sha256`` of the array.  Files of up to 256 MiB together are checked against all of it; of larger ones
+    the number of tokens and a sample of the ids are checked at once, and the other ids as they are read.
+
+    A file must stay as it is while a run reads it: each read looks for a change first, which ends the run with a
     sentence.  A file that is cut off within a read, which takes microseconds, ends the process (SIGBUS); one that is
     replaced by renaming another over it is safe.
     """
 
+    path: str | tuple[str, ...] = option(
+        help="a file, a pattern such as shards/*.npy, a folder of .npy files, or a list of these; relative to the "
+        "manifest"
+    )
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if not self._names:
+            raise InvalidValue("path", "the list is empty", expected="at least one file")
+
+    def files(self) -> tuple[Path, ...]:
+        """Files, folders and patterns."""
+        return tuple(map(Path, self._names))
+
     def open(self, folder: Path, tokenizer: Tokenizer | None) -> Tokens:
         """The ids, memory-mapped."""
-        path = self._find(folder)
-        stamp = stamp_of(path)
-        ids = _read_array(path)
-        note = _read_note(path)
-        if not len(ids):
-            raise InputError(f"{path} is empty", expected="token ids")
-        if len(ids) != note.get("tokens", len(ids)):
-            raise InputError(f"{path} holds {len(ids)} tokens", expected=f"{note['tokens']}, as {path}.json says")
-        if "sha256" in note and path.stat().st_size <= _HASHED_BYTES:
-            _check_hash(path, note["sha256"])
-        first, last = (int(len(ids) * fraction) for fraction in self.part)
+        from caramba_plugins_standard.arrays import ArrayTokens, Shard
+
+        shards = [Shard.of(path) for name in self._names for path in _arrays(folder / expanded(name))]
+        tokenizer_of, vocab_size = _noted(shards)
+        count = sum(len(shard.ids) for shard in shards)
+        first, last = (int(count * fraction) for fraction in self.part)
+        origin = self._origin(folder / expanded(self._names[0]))
+        if len(self._names) > 1:
+            origin = f"{origin} and {len(self._names) - 1} more"
         if first == last:
-            raise InputError(f"{self._origin(path)} holds no token of {len(ids)}")
-        tokens = Tokens(
-            ids=ids[first:last],
-            tokenizer=note.get("tokenizer"),
-            origin=self._origin(path),
-            offset=first,
-            part=(path, *self.part),
-            stamp=stamp,
-        )
-        return tokens.checked(note.get("vocab_size"))
+            raise InputError(f"{origin} holds no token of {count}")
+        begin, used = 0, []
+        for shard in shards:
+            part = shard.part(first - begin, last - begin)
+            used += [part] if len(part.ids) else []
+            begin += len(shard.ids)
+        return ArrayTokens.of(used, tokenizer=tokenizer_of, origin=origin).checked(vocab_size)
 
 
 @component
-class TextFile(_File):
+class TextFile(_Part):
     """A UTF-8 text, encoded with the teacher's tokenizer.  Parts begin and end at line breaks.
 
     The ids of a longer text are kept in the user's cache folder for the next time.
     """
 
+    path: str = option(help="the file, relative to the manifest")
     add_bos: bool | None = option(default=None, help="begin with BOS; as the checkpoint's tokenizer does if not given")
     special_tokens: bool = option(default=False, help="read what spells a special token as one; it is text otherwise")
+
+    def files(self) -> tuple[Path, ...]:
+        """The file."""
+        return (Path(self.path),)
 
     def open(self, folder: Path, tokenizer: Tokenizer | None) -> Tokens:
         """The ids of the text."""
@@ -119,7 +121,7 @@ class TextFile(_File):
         from caramba_plugins_standard.texts import is_json_lines, read_text
         from caramba_plugins_standard.token_cache import cached_ids
 
-        path = self._find(folder)
+        path = _file(folder / expanded(self.path))
         if is_json_lines(path):
             raise InputError(
                 f"{path} holds JSON lines, not one text",
@@ -144,7 +146,7 @@ class TextFile(_File):
             lambda: encode([[part]], tokenizer, encoding, origin),
             id_type(tokenizer),
         )
-        return Tokens(ids=ids, tokenizer=tokenizer.identity, origin=origin, part=(path, *self.part))
+        return Tokens(ids=ids, tokenizer=tokenizer.identity, origin=origin, parts=((path, *self.part),))
 
 
 def _line_start(text: str, fraction: float) -> int:
@@ -156,28 +158,41 @@ def _line_start(text: str, fraction: float) -> int:
     return len(text) if newline < 0 else newline + 1
 
 
-def _read_array(path: Path) -> Ids:
-    import numpy as np
+def _file(path: Path) -> Path:
+    if not path.is_file():
+        found = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {found}", expected="a file, relative to the manifest's folder")
+    return path
 
-    with path.open("rb") as file:
-        magic = file.read(len(_MAGIC))
-    if magic != _MAGIC:
-        raise InputError(
-            f"{path} is not a .npy file (it begins with {magic!r})", hint="write token ids with numpy.save(file, ids)"
-        )
-    try:
-        array: Ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    except _BROKEN_HEADER as error:
-        raise InputError(f"{path} cannot be read: {error}", hint="the file is damaged, or cut off") from error
-    if array.dtype.kind not in "iu":
-        raise InputError(
-            f"{path} holds {array.dtype} values",
-            expected="integer token ids (uint16, uint32, int32 or int64)",
-            hint="token ids that passed through floating point may be rounded: make the array again",
-        )
-    if array.ndim != 1:
-        raise InputError(f"{path} has shape {list(array.shape)}", expected="one axis: the token ids in order")
-    return array
+
+def _arrays(path: Path) -> list[Path]:
+    """The files that a name stands for."""
+    if not path.is_dir():
+        return list(map(_file, named(path) or [path]))
+    inside = sorted(path.glob("*.npy"))
+    if not inside:
+        raise InputError(f"{path} holds no .npy file", expected="token arrays")
+    return list(map(_file, inside))
+
+
+def _noted(shards: Sequence[Shard]) -> tuple[str | None, int | None]:
+    """The tokenizer's identity and size that the notes beside files tell; checks the files against the notes."""
+    small = sum(shard.path.stat().st_size for shard in shards) <= _HASHED_BYTES
+    facts: dict[str, tuple[Path, Any]] = {}
+    for shard in shards:
+        path, note = shard.path, _read_note(shard.path)
+        if len(shard.ids) != note.get("tokens", len(shard.ids)):
+            raise InputError(f"{path} holds {len(shard.ids)} tokens", expected=f"{note['tokens']}, as {path}.json says")
+        if "sha256" in note and small:
+            _check_hash(path, note["sha256"])
+        for name in ("tokenizer", "vocab_size"):
+            other, value = facts.setdefault(name, (path, note[name])) if name in note else (path, None)
+            if name in note and note[name] != value:
+                raise InputError(
+                    f"{path} and {other} were made with different tokenizers ({name} {note[name]} and {value})",
+                    hint="token ids mean other texts there: make them again with one tokenizer",
+                )
+    return facts.get("tokenizer", (None, None))[1], facts.get("vocab_size", (None, None))[1]
 
 
 def _read_note(path: Path) -> dict[str, Any]:
