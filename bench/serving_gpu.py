@@ -1,16 +1,16 @@
 """Decode steps of exported students in stock transformers beside the teacher's, on one GPU: Llama-3.2-1B shape.
 
-    python bench/serving_gpu.py [--points 32x16384] [--sides teacher,x2,x4] [--attention sdpa,gqa,cudnn,flex] [--steps 32]
+    python bench/serving_gpu.py [--points 32x16384] [--sides teacher,x2,x4] [--attention sdpa,gqa,cudnn,flex]
     python bench/serving_gpu.py --shape tiny --device cpu --plain --points 2x64 --attention sdpa,gqa --steps 4
 
 The students have the configuration that ``caramba export --as llama`` writes for the groups of the preset
 ``llama32_1b_servable``; every model is transformers' own ``LlamaForCausalLM`` with random weights in bfloat16, a static
-cache full of random values, and ``torch.compile(mode="reduce-overhead")`` unless ``--plain``.  ``--attention``: ``sdpa``
-is what transformers takes by itself, which copies keys and values for every query head while it compiles; ``gqa`` the
-same with ``TRANSFORMERS_SDPA_FORCE_GQA=1``, which does not; ``cudnn`` is ``gqa``
-with no kernel but cuDNN's; ``flex`` is ``flex_attention``.  Each line of JSON gives the
-median ms per step, tokens/s, bytes of weights and cache, and ``ratio``: tokens/s over the teacher's with the same
-attention.  A last line gives each student's best over the teacher's best.
+cache full of random values, and ``torch.compile(mode="reduce-overhead")`` unless ``--plain``.  ``--attention``:
+``sdpa`` is what transformers takes by itself, which copies keys and values for every query head while it compiles;
+``gqa`` the same with ``TRANSFORMERS_SDPA_FORCE_GQA=1``, which does not; ``cudnn`` is ``gqa`` with no kernel but
+cuDNN's; ``flex`` is ``flex_attention``.  Each line of JSON gives the median ms per step, tokens/s, bytes of weights and
+cache, and ``ratio``: tokens/s over the teacher's with the same attention.  The last line gives each student's best over
+the teacher's best.
 """
 
 from __future__ import annotations
