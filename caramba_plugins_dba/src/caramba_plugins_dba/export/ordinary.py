@@ -38,8 +38,8 @@ def ordinary_folder(decoder: Decoder, origin: Mapping[str, Any], tensors: Mappin
                 _require_alike(blocks[0].attention.config, made)
             blocks.append(attrs.evolve(block, attention=Part(node=part.node, type="gqa", config=made)))
         except InvalidValue as error:
-            expected = f"; expected: {error.expected}" if error.expected else ""
-            problems.setdefault(f"{error}{expected}", []).append(part.node.name)
+            said = [str(error), f"expected: {error.expected}" if error.expected else "", error.hint or ""]
+            problems.setdefault("; ".join(filter(None, said)), []).append(part.node.name)
     if problems:
         shown = (f"{_places(names)}: {problem}" for problem, names in problems.items())
         raise ExportError("\n    ".join(["the student is no ordinary Llama:", *shown]), hint=_HINT)
