@@ -48,18 +48,21 @@ class StandardExporter:
         tensors: Mapping[str, Tensor],
     ) -> Folder:
         """The folder of the origin's family where all parts are its own, else of a plain decoder."""
-        family = FAMILIES.get(str(origin.get("model_type")))
-        if family is None or family in _WRITTEN:
-            return standard_folder(decoder_of(graph), origin)
         from caramba_plugins_llama.family_folder import family_folder
 
+        family = FAMILIES.get(str(origin.get("model_type")))
+        if family is None:
+            return standard_folder(decoder_of(graph), origin)
+        usual = family in _WRITTEN
         try:
-            return family_folder(graph, family, origin)
-        except ExportError as changed:
+            return standard_folder(decoder_of(graph), origin) if usual else family_folder(graph, family, origin)
+        except ExportError as first:
             try:
-                return standard_folder(decoder_of(graph), origin)
-            except ExportError as other:
-                raise ExportError(f"as {family.model_type}: {changed}; else {other}") from other
+                return family_folder(graph, family, origin) if usual else standard_folder(decoder_of(graph), origin)
+            except ExportError as second:
+                if usual:
+                    raise first from second
+                raise ExportError(f"as {family.model_type}: {first}; else {second}") from second
 
 
 def standard_folder(decoder: Decoder, origin: Mapping[str, Any]) -> Folder:
