@@ -122,16 +122,20 @@ def test_caches_hold_what_the_plan_says(tmp_path: Path, name: str) -> None:
     assert transformers.StaticCache is type(static.past_key_values)
 
 
-def test_a_quantized_cache(tmp_path: Path) -> None:
+def test_quantized_caches(tmp_path: Path) -> None:
+    """transformers' own in 8 bits, and quanto's where it is installed, in groups that divide the width of a key."""
+    transformers = importlib.import_module("transformers")
     wide = {**SERVABLE, "sem_dim": 8, "geo_dim": 8, "v_dim": 16}
     mine = student(tmp_path / "run", wide)
-    export(tmp_path / "run", tmp_path / "out", form="llama")
-    prompt = random_tokens(9)
-    config = {"backend": "quanto", "nbits": 4, "residual_length": 4, "q_group_size": 16}
+    other, tokens = llama(export(tmp_path / "run", tmp_path / "out", form="llama").path), random_tokens(12)
+    with torch.no_grad():
+        expected, cache = mine(tokens), transformers.QuantizedCache("fp8", other.config)
+        parts = [other(part, past_key_values=cache).logits for part in tokens.split([5, *[1] * 7], dim=1)]
+        assert (torch.cat(parts, dim=1) - expected).abs().max() < 0.2 * expected.abs().max()
     pytest.importorskip("optimum.quanto")
-    found = continued(llama(tmp_path / "out"), prompt, 6, cache_implementation="quantized", cache_config=config)
-    assert found.sequences.shape == (2, 15)
-    assert mine is not None
+    config = {"backend": "quanto", "nbits": 4, "residual_length": 4, "q_group_size": 16}
+    found = continued(other, tokens, 6, cache_implementation="quantized", cache_config=config)
+    assert found.sequences.shape == (2, 18)
 
 
 def test_lora_save_and_reload(tmp_path: Path) -> None:
