@@ -28,6 +28,19 @@ def pretrain(folder: Path) -> Path:
     return folder / "m.yml"
 
 
+def mixture(folder: Path) -> Path:
+    """Two parts, one of them of two files, several epochs of both."""
+    for name, size in (("a", 150), ("b", 90), ("c", 90)):
+        np.save(folder / f"{name}.npy", np.random.default_rng(ord(name)).integers(0, 60, size).astype(np.uint16))
+    parts = "[{weight: 2, data: a.npy}, {weight: 1, data: {type: tokens, path: '[bc].npy'}}]"
+    mixed = f"{{train: {{type: mixture, parts: {parts}}}, heldout: a.npy}}"
+    assert "{train: tokens.npy, heldout: tokens.npy}" in MANIFEST
+    (folder / "m.yml").write_text(
+        MANIFEST.replace("{train: tokens.npy, heldout: tokens.npy}", mixed).replace("steps: 6", "steps: 20")
+    )
+    return folder / "m.yml"
+
+
 def evaluated(folder: Path) -> Path:
     """An evaluation stands between a conversion and the training that continues it."""
     manifest = make_workspace(folder)
@@ -38,7 +51,7 @@ def evaluated(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [pretrain, make_workspace, evaluated])
+@pytest.mark.parametrize("make", [pretrain, mixture, make_workspace, evaluated])
 def test_kills(tmp_path: Path, make: object) -> None:
     manifest = make(tmp_path)  # type: ignore[operator]
     points = start(

@@ -17,7 +17,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "head": ("linear",),
         "topology": ("branching", "cyclic", "nested", "parallel", "recurrent", "residual", "sequential", "stacked"),
         "router": ("softmax", "top_k"),
-        "dataset": ("text", "tokens"),
+        "dataset": ("mixture", "text", "tokens"),
         "mode": ("eval", "generate", "train"),
         "reader": ("pretrained",),
         "storage": ("int4", "int8"),

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from caramba_core.teachers import Tokenizer
     from caramba_plugins_standard.arrays import Shard
 
-__all__ = ["TextFile", "TokenArray"]
+__all__ = ["Mixture", "MixturePart", "TextFile", "TokenArray"]
 
 _WHOLE = (0.0, 1.0)
 _HASHED_BYTES = 256 << 20
 """Files of up to this size are hashed when they are opened: it takes less than half a second."""
 _CACHED_CHARACTERS = 1 << 20
 """Texts of so many characters are kept encoded: a second of work."""
+_LEAST_SHARE = 1e-6
 _ENCODED = 1
 """A number to raise when the same text and tokenizer come to give other ids."""
 
@@ -147,6 +148,43 @@ class TextFile(_Part):
             id_type(tokenizer),
         )
         return Tokens(ids=ids, tokenizer=tokenizer.identity, origin=origin, parts=((path, *self.part),))
+
+
+@component
+class MixturePart:
+    """A part of a mixture."""
+
+    weight: float = option(help="how often it is drawn, relative to the other parts' weights", above=0.0)
+    data: Dataset = option(help="its tokens")
+
+
+@component
+class Mixture(Dataset):
+    """Windows of several datasets, drawn in proportion to their weights: for training and calibration.
+
+    Each part has epochs of its own, in each of which every window of it comes once.
+    """
+
+    parts: tuple[MixturePart, ...] = option(help="datasets, each with a weight")
+
+    def __attrs_post_init__(self) -> None:
+        if not self.parts:
+            raise InvalidValue("parts", "there is no part", expected="at least one dataset with a weight")
+        total, least = sum(part.weight for part in self.parts), min(part.weight for part in self.parts)
+        if not least / total >= _LEAST_SHARE:
+            raise InvalidValue(
+                "parts", f"a weight of {least:g} of {total:g} is too small", expected=f"{_LEAST_SHARE:g} of their sum"
+            )
+
+    def files(self) -> tuple[Path, ...]:
+        """Those of all parts."""
+        return tuple(file for part in self.parts for file in part.data.files())
+
+    def open(self, folder: Path, tokenizer: Tokenizer | None) -> Tokens:
+        """The parts' tokens, each with its weight."""
+        from caramba_plugins_standard.mixtures import MixedTokens
+
+        return MixedTokens.of([(part.weight, part.data.open(folder, tokenizer)) for part in self.parts])
 
 
 def _line_start(text: str, fraction: float) -> int:

@@ -13,6 +13,7 @@ import torch
 
 from caramba_core.components import evolve
 from caramba_core.datasets import Tokens
+from caramba_core.errors import InputError
 from caramba_core.graph import Graph
 from caramba_core.modes import Evaluation, Results
 from caramba_core.nn.cache import Cache
@@ -22,6 +23,7 @@ from caramba_core.run.atomic import write_text
 from caramba_core.run.context import RunContext
 from caramba_core.run.limit import Paused
 from caramba_core.storage import Storage
+from caramba_plugins_standard.mixtures import MixedTokens
 from caramba_plugins_standard.modes import Evaluate, blamed_on
 from caramba_plugins_standard.perplexity import Measurement, measure, paired_difference, require_enough
 
@@ -42,7 +44,12 @@ class Perplexities:
 
     @classmethod
     def check(cls, tokens: Tokens, settings: Evaluation) -> None:
-        """There must be enough held-out tokens."""
+        """There must be enough held-out tokens, of one source."""
+        if isinstance(tokens, MixedTokens):
+            raise InputError(
+                "data.heldout is a mixture: perplexity is measured from the start of one text",
+                hint="measure on one of its parts; other groups may measure on others",
+            )
         with blamed_on("context" if len(tokens.ids) < settings.context else "windows"):
             require_enough(tokens, settings)
 
