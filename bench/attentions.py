@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 
 import torch
-from caramba_plugins_standard.perplexity import Measurement, measure
+from caramba_plugins_standard.measurement import Measurement
+from caramba_plugins_standard.perplexity import measure
 from recipe import evaluation, facts, ratios, say, texts
 
 from caramba_core.manifest.load import load_manifest

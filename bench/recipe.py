@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from caramba_plugins_standard.perplexity import Measurement, measure
+from caramba_plugins_standard.measurement import Measurement
+from caramba_plugins_standard.perplexity import measure
 from caramba_plugins_standard.quantized import Int4, Int8
 from ruamel.yaml import YAML
 

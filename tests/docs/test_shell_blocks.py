@@ -11,7 +11,7 @@ import pytest
 from caramba_core.cli import main
 from tests.docs.blocks import PAGES, ROOT, Block, blocks, commands
 
-GROUPS = {"plugins", "presets", "data"}
+GROUPS = {"plugins", "presets", "data", "runs"}
 """Commands that have subcommands."""
 
 NOT_RUN = {

@@ -1,7 +1,7 @@
 import math
 
 import numpy as np
-from caramba_plugins_standard.perplexity import Measurement, paired_difference
+from caramba_plugins_standard.measurement import Measurement, paired_difference
 
 
 def measurement(nll: np.ndarray) -> Measurement:

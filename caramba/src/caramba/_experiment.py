@@ -8,10 +8,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caramba_plugins_report.records import run_info
 from caramba_plugins_standard.opening import is_run
 
 from caramba._display import Printed, notebook_console
-from caramba._runs import Runs, run_info
+from caramba._runs import Runs
 from caramba_core.errors import InputError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from caramba_plugins_standard.loading import Checkpoint
-    from caramba_plugins_standard.perplexity import Measurement
+    from caramba_plugins_standard.measurement import Measurement
     from torch import Tensor
 
     from caramba_core.datasets import Tokens

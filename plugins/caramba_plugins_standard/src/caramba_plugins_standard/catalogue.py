@@ -64,6 +64,9 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "moment": ("key_value",),
         "preset": ("smollm2_135m_mla",),
     },
+    "caramba-plugins-report": {
+        "command": ("runs.diff", "runs.list", "runs.rm", "runs.show"),
+    },
     "caramba-plugins-sliding-window": {
         "attention": ("sliding_window",),
         "transplant": ("gqa_to_sliding_window", "mha_to_sliding_window"),

@@ -23,9 +23,10 @@ from caramba_core.run.atomic import write_text
 from caramba_core.run.context import RunContext
 from caramba_core.run.limit import Paused
 from caramba_core.storage import Storage
+from caramba_plugins_standard.measurement import Measurement, paired_difference
 from caramba_plugins_standard.mixtures import MixedTokens
 from caramba_plugins_standard.modes import Evaluate, blamed_on
-from caramba_plugins_standard.perplexity import Measurement, measure, paired_difference, require_enough
+from caramba_plugins_standard.perplexity import measure, require_enough
 
 __all__ = ["EvaluateRunner", "Perplexities", "cache_bytes", "measure_run", "measure_step", "measured_in"]
 

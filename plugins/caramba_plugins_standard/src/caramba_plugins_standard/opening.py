@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,10 +31,7 @@ _DEEPEST: Final = 4
 
 def find_runs(folder: Path) -> list[Path]:
     """The folders of runs at or up to four levels under ``folder``, in the order of their names."""
-    found = (
-        manifest.parent for depth in range(_DEEPEST + 1) for manifest in folder.glob("*/" * depth + "manifest.yml")
-    )
-    return sorted(path for path in found if is_run(path) and not path.name.startswith("."))
+    return sorted(_runs_within(folder, _DEEPEST))
 
 
 def cache_named(name: str) -> Storage | None:
@@ -52,6 +51,20 @@ def cache_named(name: str) -> Storage | None:
 def is_run(folder: Path) -> bool:
     """Whether a run lives in this folder."""
     return (folder / "manifest.yml").exists() and (folder / "state.json").exists()
+
+
+def _runs_within(folder: Path, levels: int) -> Iterator[Path]:
+    """Runs up to so many levels down; a run's own folder is not looked into, nor what is hidden or may not be read."""
+    if is_run(folder):
+        yield folder
+    elif levels:
+        try:
+            entries = list(os.scandir(folder))
+        except OSError:
+            return
+        for entry in entries:
+            if entry.is_dir() and not entry.name.startswith("."):
+                yield from _runs_within(folder / entry.name, levels - 1)
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,1 @@
+"""Finding, comparing and showing runs: the commands ``runs``, ``compare`` and ``report``."""

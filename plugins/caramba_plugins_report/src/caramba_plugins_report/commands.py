@@ -1,0 +1,153 @@
+"""The commands ``runs list``, ``show``, ``diff`` and ``rm``; what they need is imported when they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["diff", "list_runs", "remove", "show"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="as data")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="a run's folder, or NAME/GROUP/RUN under runs/")]
+
+
+def list_runs(
+    folder: Annotated[Path, typer.Argument(help="the folder that holds runs")] = Path("runs"),
+    sort: Annotated[
+        str, typer.Option(help="name, status, step, loss, perplexity, ratio, cache, age or size; -KEY sorts downwards")
+    ] = "name",
+    status: Annotated[
+        str | None, typer.Option(help="only these: done, running, killed, interrupted, failed or damaged")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """List runs: status, step, loss, perplexity, ratio to the teacher, cached bytes per token, age.
+
+    Sorted by size, it shows that, too; --json always gives it.
+    """
+    from json import dumps
+
+    from caramba_core.places import expanded
+    from caramba_plugins_report.listing import as_data, in_order, table, terminal_width
+    from caramba_plugins_report.records import run_info, runs_under
+
+    place = expanded(folder)
+    runs = in_order([run_info(path) for path in runs_under(place)], sort)
+    chosen = [run for run in runs if status is None or run.status == status]
+    if json:
+        typer.echo(dumps([as_data(run) for run in chosen], indent=1))
+    elif not chosen:
+        typer.echo(f"no runs under {place}" if status is None else f"no runs under {place} are {status}")
+    else:
+        typer.echo(table(chosen, place, terminal_width(), sizes=sort.removeprefix("-") == "size"))
+
+
+def show(run: Run, json: AsJson = False) -> None:
+    """Show what one run's folder tells."""
+    from json import dumps
+
+    from caramba_core.run.directory import RunDirectory
+    from caramba_plugins_report.listing import as_data, described
+    from caramba_plugins_report.records import find_run, run_info, state_of, summary_of
+
+    path = find_run(run)
+    info, state, summary = run_info(path), state_of(path), summary_of(path)
+    checkpoints = [found.name for found in RunDirectory(path).checkpoints()]
+    problems = [found for found in (state, summary) if isinstance(found, str)]
+    if not isinstance(state, str) and state.error:
+        problems.append(str(state.error))
+    if json:
+        known = {} if isinstance(summary, str) else summary
+        data = {**as_data(info), "checkpoints": checkpoints, "problems": problems, "summary": known}
+        typer.echo(dumps(data, indent=1))
+        return
+    lines = [("run", str(path)), *described(info), ("checkpoints", ", ".join(checkpoints) or "none")]
+    if not isinstance(state, str):
+        lines += [("changed", str(change)) for change in state.changes]
+    if not isinstance(summary, str):
+        lines += [(name, _value(value)) for name, value in summary.items() if not isinstance(value, dict | list)]
+        lines += [(name, _value(value)) for name, value in summary.items() if isinstance(value, dict | list)]
+    lines += [("problem", problem) for problem in problems]
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        typer.echo(f"{name:<{width}}  {_printable(text)}")
+
+
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="a run's folder, or NAME/GROUP/RUN under runs/")],
+    b: Annotated[str, typer.Argument(metavar="B", help="another one")],
+    json: AsJson = False,
+) -> None:
+    """Say what differs between two runs: settings, by path, and results.
+
+    Settings are those that the manifest gave once it was resolved. Exit code 0, whether they differ or not.
+    """
+    from json import dumps
+
+    import attrs
+
+    from caramba_plugins_report.differences import of_results, of_settings
+    from caramba_plugins_report.records import find_run
+
+    paths = find_run(a), find_run(b)
+    found = {"settings": of_settings(*paths), "results": of_results(*paths)}
+    if json:
+        runs = {"a": str(paths[0]), "b": str(paths[1])}
+        typer.echo(
+            dumps({**runs, **{part: [attrs.asdict(one) for one in ones] for part, ones in found.items()}}, indent=1)
+        )
+        return
+    for part, ones in found.items():
+        typer.echo(f"{part}:" if ones else f"{part}: no difference")
+        for one in ones:
+            typer.echo(f"  {_printable(one.path)}\n    a: {_value(one.a)}\n    b: {_value(one.b)}")
+
+
+def remove(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="folders of runs, or NAME/GROUP/RUN under runs/")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+) -> None:
+    """Remove runs, and say what that frees.
+
+    A run that a process works on is refused. What an earlier attempt left hidden beside a run stays.
+    """
+    import sys
+
+    from caramba_core.errors import InputError
+    from caramba_core.formatting import format_bytes
+    from caramba_plugins_report.records import bytes_under, find_run
+    from caramba_plugins_report.removing import continued_by, remove_run, require_removable
+
+    paths = list(dict.fromkeys(find_run(run) for run in runs))
+    for path in paths:
+        require_removable(path)
+    sizes = {path: bytes_under(path) for path in paths}
+    going = {path.resolve() for path in paths}
+    for path, size in sizes.items():
+        after = [other for other in continued_by(path) if other not in going]
+        told = f"; continued by {', '.join('/'.join(other.parts[-2:]) for other in after)}" if after else ""
+        typer.echo(f"{path}: {format_bytes(size)}{told}", err=True)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise InputError("runs rm asks before it removes, and there is nobody to ask", hint="--yes removes at once")
+        if not typer.confirm(f"remove {len(paths)} run{'s' * (len(paths) > 1)}?", err=True):
+            typer.echo("nothing is removed", err=True)
+            return
+    for path in paths:
+        remove_run(path)
+    typer.echo(f"freed {format_bytes(sum(sizes.values()))}")
+
+
+def _value(value: Any) -> str:
+    from json import dumps
+
+    if isinstance(value, dict):
+        return ", ".join(f"{_printable(str(key))} {_value(each)}" for key, each in value.items())
+    return "-" if value is None else _printable(value if isinstance(value, str) else dumps(value, ensure_ascii=False))
+
+
+def _printable(text: str) -> str:
+    """A text on one line, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
