@@ -79,6 +79,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(change={"is_causal": False})
 @example(change={"layer_types": ["full_attention", "sliding_attention", "full_attention"]})
 @example(change={"original_max_position_embeddings": 12})
+@example(change={"original_max_position_embeddings": False})
 @example(change={"hidden_act": "gelu"})
 @example(change={"tie_word_embeddings": True})
 @example(change={"use_sliding_window": 0})

@@ -286,13 +286,14 @@ def _windows(fields: Fields, family: Family, layers: int, marks: list[bool]) -> 
         first = fields.integer("max_window_layers")
     if family.window in ("from_layer", "without_rope"):
         slides = fields.flag("use_sliding_window") and slides
-    kinds = fields.get("layer_types") if family.window != "always" else None
-    if kinds is None:
+    kinds = fields.get("layer_types")
+    known = isinstance(kinds, list) and len(kinds) == layers and all(kind in _LAYER_TYPES for kind in kinds)
+    if kinds is not None and not known:
+        fields.problems.append(f"layer_types is {kinds!r}, not {' or '.join(_LAYER_TYPES)} for {layers} layers")
+        return [None] * layers
+    if kinds is None or family.window == "always":  # where all layers have the window, whatever they are called
         seen = _seen_through_windows(fields, family, marks, first)
         return [window if slides and through else None for through in seen]
-    if not isinstance(kinds, list) or len(kinds) != layers or not {*kinds} <= {"full_attention", "sliding_attention"}:
-        fields.problems.append(f"layer_types is {kinds!r}, not full_attention or sliding_attention for {layers} layers")
-        return [None] * layers
     if "sliding_attention" in kinds and not slides:
         fields.problems.append("layer_types asks for sliding_attention, and there is no sliding window")
     return [window if kind == "sliding_attention" else None for kind in kinds]
@@ -349,6 +350,7 @@ def _rope(fields: Fields, family: Family, head_dim: int, slides: bool) -> dict[s
             given = {**given, **(fields.get("rope_scaling") or {})}
     context = fields.integer("max_position_embeddings")
     values = {**beside, **given}
+    fields.integer(_SCALED_FROM, context)  # whether it is used or not
     values[_SCALED_FROM] = fields.get(_SCALED_FROM) or given.get(_SCALED_FROM) or context
     inner = Fields(values, fields.origin, {})
     rope: dict[str, Any] = {"theta": inner.number("rope_theta", base)}
