@@ -12,6 +12,7 @@ import torch
 from caramba_plugins_llama.export import export, formats
 from caramba_plugins_llama.exporting import ExportError
 from caramba_plugins_llama.gguf_header import read_file
+from caramba_plugins_llama.gguf_tokenizer import rebuild
 from caramba_plugins_standard.loading import find_loader
 
 from caramba_core.cli import main
@@ -271,3 +272,27 @@ def test_a_model_that_comes_out_another_one_is_not_kept(tmp_path: Path, monkeypa
     with pytest.raises(VerificationFailed, match="the exported model is another one: "):
         export(tmp_path / "run", tmp_path / "out", check=TEXT)
     assert left_in(tmp_path) == {"run", "hf"}
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_sentence_piece_tokenizer_of_a_folder(tmp_path: Path, prefix: bool) -> None:
+    """Ranks of merges become scores, which say the same."""
+    pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((f"<0x{byte:02X}>", 6) for byte in range(256))]
+    words = ["▁", "t", "h", "e", "n", "he", "th", "the", "▁the", "en", "then", "▁then"]
+    scores = [-100.0, -99.0, -98.0, -97.0, -96.0, -5.0, -1.0, -2.0, -3.0, -9.0, -4.0, -3.5]
+    said = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.add_space_prefix": prefix,
+        "tokenizer.ggml.tokens": [*(token for token, _ in pieces), *words],
+        "tokenizer.ggml.token_type": [*(kind for _, kind in pieces), *(1 for _ in words)],
+        "tokenizer.ggml.scores": [0.0] * len(pieces) + scores,
+    }
+    write_oracle(tmp_path / "hf", "llama", vocab_size=len(pieces) + len(words))
+    rebuild(said, tmp_path).save(str(tmp_path / "hf" / "tokenizer.json"))
+    (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    done = export(tmp_path / "hf", tmp_path / "out.gguf", form="gguf")
+    ours, theirs = find_loader(tmp_path / "hf").tokenizer(), find_loader(done.path).tokenizer()
+    assert ours is not None and theirs is not None
+    assert ours.identity == theirs.identity
+    texts = ["the then", "hen", "thé", "then the  hen"]
+    assert token_ids_of(done.path, texts) == [ours.encode(text) for text in texts]
