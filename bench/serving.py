@@ -181,7 +181,6 @@ def compare_tokens(
     """What llama.cpp and caramba's own reader say of the same files."""
     import numpy as np
     import torch
-    from caramba_plugins_standard.generation import generate
     from caramba_plugins_standard.loading import find_loader, lower_checkpoint
     from caramba_plugins_standard.loading.filling import load_weights
 
@@ -194,8 +193,9 @@ def compare_tokens(
         checkpoint = find_loader(Path(path))
         model = build(lower_checkpoint(checkpoint), dtype=torch.float32).eval().requires_grad_(False)
         load_weights(model, checkpoint)
-        ours = generate(model, torch.tensor([start]), count)[0, prompt:].tolist()
         theirs = _apart("greedy", path, start, count, threads)
+        with torch.no_grad():  # one pass over llama.cpp's text: its tokens are the likeliest where all of them agree
+            ours = model(torch.tensor([start + theirs]))[0].argmax(-1)[prompt - 1 : -1].tolist()
         same = next((place for place, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), count)
         likelihoods = []
         for window in cut:
