@@ -88,7 +88,9 @@ def cases(ids: Tensor) -> dict[str, tuple[Callable[[], object], Callable[[], obj
     def other_forward() -> None:
         other.eval()(inputs)
 
-    runner = PretrainRunner(Pretrain(logit_rows=LOGIT_ROWS), SimpleNamespace(student=mine, autocast=nullcontext))
+    shared = SimpleNamespace(tokens=lambda which: None)
+    context = SimpleNamespace(student=mine, autocast=nullcontext, shared=shared)
+    runner = PretrainRunner(Pretrain(logit_rows=LOGIT_ROWS), context)
 
     def my_step() -> None:
         runner.prepare()

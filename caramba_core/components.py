@@ -301,6 +301,11 @@ class Attention(Layer):
         return False
 
     @property
+    def takes_documents(self) -> bool:
+        """Whether a pass without a cache hides ``frame.hidden_keys`` and knows places by ``frame.positions`` alone."""
+        return False
+
+    @property
     def takes_steps(self) -> bool:
         """Whether decoding can be recorded and replayed: its module heeds ``frame.ends``."""
         return False

@@ -68,8 +68,8 @@ class Frame:
         """The frame of application ``application`` of a body that is applied ``of`` times."""
         return replace(self, application=self.application * of + application)
 
-    def hidden_padding(self, before: int, context: int) -> Tensor | None:
-        """Which of the last ``context`` keys are padding, bool ``[B, T, S]``; ``None`` where there is no padding.
+    def hidden_keys(self, before: int, context: int) -> Tensor | None:
+        """Which of the last ``context`` keys are hidden, as padding is: bool ``[B, T, S]``; ``None`` where none is.
 
         ``before`` tokens precede this pass's first one.  Padding sees itself, so that no softmax is empty.
         """

@@ -67,7 +67,7 @@ def test_together_as_alone(name: str, prompts: list[list[int]], storage: Storage
 def test_positions_count_from_each_start() -> None:
     frame = Frame.of(torch.zeros(2, 4), starts=torch.tensor([0, 2]))
     assert frame.positions.tolist() == [[0, 1, 2, 3], [0, 0, 0, 1]]
-    hidden = frame.hidden_padding(0, 4)
+    hidden = frame.hidden_keys(0, 4)
     assert hidden is not None
     assert not hidden[0].any()
     assert hidden[1].tolist() == [[c < 2 and c != r for c in range(4)] for r in range(4)]

@@ -48,6 +48,10 @@ class BrokenAttention(TinyAttention):
     def takes_starts(self) -> bool:
         return self.fault == "sees padding"
 
+    @property
+    def takes_documents(self) -> bool:
+        return self.fault == "sees other documents"
+
     def cache_spec(self, width: int) -> Mapping[str, CacheEntry]:
         spec = dict(super().cache_spec(width))
         if self.fault == "declares a state that it never writes":

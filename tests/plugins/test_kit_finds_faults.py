@@ -22,6 +22,7 @@ FOUND = [
     ("decoding", "forgets the cache", "decoding token by token differs from the full pass .* first at position 1"),
     ("rounding", "prefills unrounded", "4 bits, decoding at once differs from decoding token by token"),
     ("padding", "sees padding", "a sequence behind 2 tokens of padding differs from it alone"),
+    ("documents", "sees other documents", "documents that end behind 1 and 3 tokens differ from each alone"),
     ("truncation", "never forgets", "after taking tokens back"),
     ("positions", "minds the shape of positions", r"given as \[B, T\] change the output"),
     ("relative_positions", "has absolute positions", "claims relative positions, but starting at position 1 "),

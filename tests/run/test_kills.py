@@ -29,10 +29,14 @@ def pretrain(folder: Path) -> Path:
 
 
 def mixture(folder: Path) -> Path:
-    """Two parts, one of them of two files, several epochs of both."""
+    """Two parts with documents, one of them of two files, several epochs of both."""
     for name, size in (("a", 150), ("b", 90), ("c", 90)):
         np.save(folder / f"{name}.npy", np.random.default_rng(ord(name)).integers(0, 60, size).astype(np.uint16))
-    parts = "[{weight: 2, data: a.npy}, {weight: 1, data: {type: tokens, path: '[bc].npy'}}]"
+        (folder / f"{name}.npy.json").write_text('{"end_of_text": 0}')
+    parts = (
+        "[{weight: 2, data: {type: tokens, path: a.npy, documents: true}},"
+        " {weight: 1, data: {type: tokens, path: '[bc].npy', documents: true}}]"
+    )
     mixed = f"{{train: {{type: mixture, parts: {parts}}}, heldout: a.npy}}"
     assert "{train: tokens.npy, heldout: tokens.npy}" in MANIFEST
     (folder / "m.yml").write_text(

@@ -11,6 +11,9 @@ import pytest
 from caramba_plugins_standard.arrays import ArrayTokens, Shard
 from caramba_plugins_standard.datasets import Mixture, MixturePart, TokenArray
 from caramba_plugins_standard.mixtures import MixedTokens
+from caramba_plugins_standard.modes import Train
+from caramba_plugins_standard.pretrain import Pretrain
+from caramba_plugins_standard.training import Strategy, Training
 from caramba_plugins_standard.training.orders import Interleaving, permuted
 from caramba_plugins_standard.training.windows import Windows
 from hypothesis import given, settings
@@ -156,3 +159,61 @@ def test_a_run_over_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "weight" in capsys.readouterr().err
     assert caramba(text.replace("heldout: held.npy", f"heldout: {mixed}").replace("WEIGHT", "1"), "--again") == 2
     assert "data.heldout is a mixture" in " ".join(capsys.readouterr().err.split())
+
+
+def test_documents_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They end at the token that a note names; what cannot keep them apart is refused before a step."""
+    for name, end in (("a", 0), ("b", 0), ("c", 1), ("d", None)):
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(5).integers(0, 12, 700).astype("uint16"))
+        (tmp_path / f"{name}.npy.json").write_text(json.dumps({} if end is None else {"end_of_text": end}))
+
+    def caramba(train: str, heldout: str = "b.npy", change: tuple[str, str] = ("", "")) -> tuple[int, str]:
+        text = MANIFEST.replace("{train: tokens.npy, heldout: tokens.npy}", f"{{train: {train}, heldout: {heldout}}}")
+        (tmp_path / "m.yml").write_text(text.replace(*change))
+        with pytest.raises(SystemExit) as ended:
+            main(["run", str(tmp_path / "m.yml"), "--output", str(tmp_path / "runs"), "--again"])
+        return int(ended.value.code or 0), " ".join(capsys.readouterr().err.split())
+
+    def losses() -> list[float]:
+        lines = (tmp_path / "runs/tiny/main/first/metrics.jsonl").read_text().splitlines()
+        return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+
+    def of(name: str) -> str:
+        return f"{{type: tokens, path: {name}.npy, documents: true}}"
+
+    def mixed(*names: str) -> str:
+        return f"{{type: mixture, parts: [{', '.join(f'{{weight: 1, data: {name}}}' for name in names)}]}}"
+
+    assert caramba(of("a"))[0] == 0
+    packed = losses()
+    assert caramba("a.npy")[0] == 0
+    assert losses() != packed
+    assert caramba(mixed(of("a"), of("b")))[0] == 0
+    for train, heldout, change, words in (
+        (of("d"), "b.npy", ("", ""), "nothing says which token ends a document"),
+        (mixed(of("a"), of("c")), "b.npy", ("", ""), "documents end in different ways"),
+        (mixed(of("a"), "b.npy"), "b.npy", ("", ""), "documents end in different ways"),
+        ("a.npy", of("b"), ("", ""), "data.heldout has documents: true"),
+        (
+            of("a"),
+            "b.npy",
+            ("type: gqa", "features: 8, type: caramba-plugins-linear:linear_attention"),
+            "cannot keep documents of one sequence apart",
+        ),
+    ):
+        code, said = caramba(train, heldout, change)
+        assert code == 2
+        assert words in said
+
+
+def test_a_strategy_that_cannot_keep_documents_apart(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(100))
+    (tmp_path / "a.npy.json").write_text('{"end_of_text": 0}')
+    tokens = TokenArray(path="a.npy", documents=True).open(tmp_path, None)
+    for strategy in (Strategy(), Pretrain()):
+        run = Train(id="first", mode="train", steps=1, train=Training(strategy=strategy, lr=0.1, context=8))
+        if strategy.takes_documents:
+            run.check_inputs(tokens, None)
+        else:
+            with pytest.raises(InvalidValue, match="Strategy does not keep documents apart"):
+                run.check_inputs(tokens, None)

@@ -155,6 +155,11 @@ class DecoupledBottleneckAttention(NormedAttention):
         return True
 
     @property
+    def takes_documents(self) -> bool:
+        """As :attr:`takes_starts`."""
+        return self.takes_starts
+
+    @property
     def takes_steps(self) -> bool:
         """Always."""
         return True

@@ -82,14 +82,14 @@ class DecoupledBottleneckModule(ComponentModule):
         if "v" not in self.read_by_all:
             values = values.unflatten(-1, (self.config.v_parts, -1))
         if frame.cache is None:
-            return self._fused(queries, keys, values, frame.hidden_padding(0, x.shape[1]))
+            return self._fused(queries, keys, values, frame.hidden_keys(0, x.shape[1]))
         layer = frame.cache.layer(self.site, frame.application)
         if frame.ends is not None:
             layer.put(frame.ends, v=values, **keys)
             return self._step(queries, layer, frame)
         before = layer.length
         cached = layer.extend(v=values, **keys)
-        padding = frame.hidden_padding(before, cached["v"].shape[1])
+        padding = frame.hidden_keys(before, cached["v"].shape[1])
         if before == 0:
             return self._fused(queries, {name: cached[name] for name in keys}, cached["v"], padding)
         many = too_many_scores(next(iter(queries.values())), cached["v"].shape[1])
@@ -261,7 +261,7 @@ class DecoupledBottleneckModule(ComponentModule):
     def _mask(self, tokens: int, device: torch.device, padding: Tensor | None) -> Tensor | None:
         """Bool ``[T, T]`` or ``[B, 1, T, T]`` of what each token sees; none where that is all before it.
 
-        ``padding`` is of :meth:`Frame.hidden_padding`, without the null token.
+        ``padding`` is of :meth:`Frame.hidden_keys`, without the null token.
         """
         window = tokens if self.config.window is None else self.config.window
         if window >= tokens and padding is None:

@@ -33,7 +33,10 @@ def model_of(tied: bool) -> LanguageModel:
 
 
 def run(model: LanguageModel, tokens: torch.Tensor, rows: int) -> torch.Tensor:
-    runner = PretrainRunner(Pretrain(logit_rows=rows), SimpleNamespace(student=model, autocast=nullcontext))  # type: ignore[arg-type]
+    runner = PretrainRunner(
+        Pretrain(logit_rows=rows),
+        SimpleNamespace(student=model, autocast=nullcontext, shared=SimpleNamespace(tokens=lambda which: None)),
+    )  # type: ignore[arg-type]
     runner.prepare()
     return runner.step(tokens).loss
 

@@ -122,6 +122,11 @@ class MultiHeadLatentAttention(HeadedAttention):
         return tuple(index * available // self.pairs for index in range(self.pairs))
 
     @property
+    def takes_documents(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def takes_steps(self) -> bool:
         """Always."""
         return True

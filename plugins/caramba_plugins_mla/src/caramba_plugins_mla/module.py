@@ -58,7 +58,7 @@ class MultiHeadLatentModule(ComponentModule):
             latent = F.rms_norm(latent, (self.config.rank,), self._optional("latent_norm"), self.config.latent_norm_eps)
         turned_query, key = self._turned(parts, frame.positions)
         if frame.cache is None:
-            return self._fused(query, turned_query, latent, key)
+            return self._fused(query, turned_query, latent, key, frame.hidden_keys(0, x.shape[1]))
         layer = frame.cache.layer(self.site, frame.application)
         if frame.ends is not None:
             return self._step(query, turned_query, latent, key, frame)
@@ -91,8 +91,15 @@ class MultiHeadLatentModule(ComponentModule):
         key = parts["k_rope_proj"].unsqueeze(1)
         return rotate(self._heads(parts["q_rope_proj"]), cos, sin), rotate(key, cos, sin).squeeze(1)
 
-    def _fused(self, query: Tensor, turned_query: Tensor | None, latent: Tensor, turned_key: Tensor | None) -> Tensor:
-        """Causal attention among the tokens of this pass, in one call.
+    def _fused(
+        self,
+        query: Tensor,
+        turned_query: Tensor | None,
+        latent: Tensor,
+        turned_key: Tensor | None,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """Causal attention among the tokens of this pass, in one call, but for keys ``hidden`` ``[B, T, T]``.
 
         Queries, keys and values are padded with zeros to one width in flight: with unequal ones the flash kernels step
         back to a path that is several times slower.  Nothing padded is cached.
@@ -100,11 +107,13 @@ class MultiHeadLatentModule(ComponentModule):
         config = self.config
         key, value = self._expanded(latent, turned_key)
         query = query if turned_query is None else torch.cat([query, turned_query], dim=-1)
+        mask = None if hidden is None else torch.ones_like(hidden).tril() & ~hidden
         y = F.scaled_dot_product_attention(
             self._padded(query),
             self._padded(key),
             self._padded(value),
-            is_causal=True,
+            attn_mask=None if mask is None else mask.unsqueeze(1),
+            is_causal=mask is None,
             scale=config.multiplier,
             enable_gqa=config.n_heads != config.n_kv_heads,
         )

@@ -61,6 +61,11 @@ class SlidingWindowAttention(GroupedAttention):
         return self.softmax_cost(width, shape, self.held, fused=2 if doubled else 1)
 
     @property
+    def takes_documents(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def takes_steps(self) -> bool:
         """Always."""
         return True

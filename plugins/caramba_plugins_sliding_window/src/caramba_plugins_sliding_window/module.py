@@ -43,6 +43,8 @@ class SlidingWindowModule(GroupedAttentionModule):
         if layer is not None:
             seen = layer.extend(key=key.transpose(1, 2), value=value.transpose(1, 2))
             key, value = seen["key"].transpose(1, 2), seen["value"].transpose(1, 2)
+        if layer is None and (hidden := frame.hidden_keys(0, tokens)) is not None:
+            return self._in_documents(query, to_sinks, key, value, hidden, frame.positions).transpose(1, 2).flatten(2)
         mask = None if tokens == 1 else self._visible(before, tokens, key.shape[2], x.device)
         if to_sinks is None:
             mixed = self.attend(query, key, value, mask, causal=mask is None and tokens > 1)
@@ -103,6 +105,23 @@ class SlidingWindowModule(GroupedAttentionModule):
         width, sinks = key.shape[3], self.config.sinks
         keys = torch.cat([F.pad(key[:, :, :sinks], (width, 0)), F.pad(key[:, :, sinks:], (0, width))], dim=2)
         return self.attend(torch.cat([query, to_sinks], dim=3), keys, F.pad(value, (0, width)), mask)[..., :width]
+
+    def _in_documents(
+        self, query: Tensor, to_sinks: Tensor | None, key: Tensor, value: Tensor, hidden: Tensor, positions: Tensor
+    ) -> Tensor:
+        """One call for documents that share a sequence: each has sinks of its own, at its first positions ``[B, T]``.
+
+        ``hidden``, bool ``[B, T, T]``, are the tokens of other documents.
+        """
+        width, sink = key.shape[3], positions < self.config.sinks
+        place = torch.arange(key.shape[2], device=key.device)
+        near = place > place[:, None] - self.config.window
+        mask = (torch.ones_like(hidden).tril() & ~hidden & (near | sink[:, None])).unsqueeze(1)
+        if to_sinks is not None:
+            is_sink = sink[:, None, :, None]
+            key = torch.cat([key.masked_fill(is_sink, 0.0), key.masked_fill(~is_sink, 0.0)], dim=3)
+            query, value = torch.cat([query, to_sinks], dim=3), F.pad(value, (0, width))
+        return self.attend(query, key, value, mask)[..., :width]
 
     def _apart(self, query: Tensor, to_sinks: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """The same against a cache, without widening it."""

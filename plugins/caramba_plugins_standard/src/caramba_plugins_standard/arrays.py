@@ -70,9 +70,13 @@ class Joined:
 
 @attrs.frozen(kw_only=True, eq=False)
 class ArrayTokens(Tokens):
-    """Token ids of files, each of which must stay as it is while it is read."""
+    """Token ids of files, each of which must stay as it is while it is read.
+
+    ``separator`` ends each document, where documents are to be kept apart.
+    """
 
     shards: tuple[Shard, ...]
+    separator: int | None = None
 
     @classmethod
     def of(cls, shards: Sequence[Shard], **facts: Any) -> ArrayTokens:

@@ -53,9 +53,10 @@ class TokenArray(_Part):
 
     Several files follow each other in the order given, those of a pattern or folder in the order of their names.
 
-    ``FILE.json`` beside a file, where it exists, tells ``tokenizer`` (its identity), ``vocab_size``, ``tokens`` (how
-    many) and ``sha256`` of the array.  Files of up to 256 MiB together are checked against all of it; of larger ones
-    the number of tokens and a sample of the ids are checked at once, and the other ids as they are read.
+    ``FILE.json`` beside a file, where it exists, tells ``tokenizer`` (its identity), ``vocab_size``, ``end_of_text``
+    (the token that ends a document), ``tokens`` (how many) and ``sha256`` of the array.  Files of up to 256 MiB
+    together are checked against all of it; of larger ones the number of tokens and a sample of the ids are checked at
+    once, and the other ids as they are read.
 
     A file must stay as it is while a run reads it: each read looks for a change first, which ends the run with a
     sentence.  A file that is cut off within a read, which takes microseconds, ends the process (SIGBUS); one that is
@@ -65,6 +66,12 @@ class TokenArray(_Part):
     path: str | tuple[str, ...] = option(
         help="a file, a pattern such as shards/*.npy, a folder of .npy files, or a list of these; relative to the "
         "manifest"
+    )
+
+    documents: bool = option(
+        default=False,
+        help="train on each document as if it stood alone: attention, positions and loss do not cross the token that "
+        "ends it; calibration reads windows as they are",
     )
 
     @property
@@ -85,7 +92,7 @@ class TokenArray(_Part):
         from caramba_plugins_standard.arrays import ArrayTokens, Shard
 
         shards = [Shard.of(path) for name in self._names for path in _arrays(folder / expanded(name))]
-        tokenizer_of, vocab_size = _noted(shards)
+        note = _noted(shards)
         count = sum(len(shard.ids) for shard in shards)
         first, last = (int(count * fraction) for fraction in self.part)
         origin = self._origin(folder / expanded(self._names[0]))
@@ -98,7 +105,17 @@ class TokenArray(_Part):
             part = shard.part(first - begin, last - begin)
             used += [part] if len(part.ids) else []
             begin += len(shard.ids)
-        return ArrayTokens.of(used, tokenizer=tokenizer_of, origin=origin).checked(vocab_size)
+        separator = None
+        if self.documents:
+            separator = note.get("end_of_text", None if tokenizer is None else tokenizer.end_of_text)
+            if separator is None:
+                raise InputError(
+                    f"{origin}: nothing says which token ends a document",
+                    expected="end_of_text in the note beside an array, or in a teacher's tokenizer",
+                    hint=f'write {{"end_of_text": ID}} into {shards[0].path}.json, or leave documents out',
+                )
+        found = ArrayTokens.of(used, tokenizer=note.get("tokenizer"), origin=origin, separator=separator)
+        return found.checked(note.get("vocab_size"))
 
 
 @component
@@ -213,8 +230,8 @@ def _arrays(path: Path) -> list[Path]:
     return list(map(_file, inside))
 
 
-def _noted(shards: Sequence[Shard]) -> tuple[str | None, int | None]:
-    """The tokenizer's identity and size that the notes beside files tell; checks the files against the notes."""
+def _noted(shards: Sequence[Shard]) -> dict[str, Any]:
+    """What the notes beside files tell of their tokenizer; checks the files against the notes."""
     small = sum(shard.path.stat().st_size for shard in shards) <= _HASHED_BYTES
     facts: dict[str, tuple[Path, Any]] = {}
     for shard in shards:
@@ -223,14 +240,14 @@ def _noted(shards: Sequence[Shard]) -> tuple[str | None, int | None]:
             raise InputError(f"{path} holds {len(shard.ids)} tokens", expected=f"{note['tokens']}, as {path}.json says")
         if "sha256" in note and small:
             _check_hash(path, note["sha256"])
-        for name in ("tokenizer", "vocab_size"):
+        for name in ("tokenizer", "vocab_size", "end_of_text"):
             other, value = facts.setdefault(name, (path, note[name])) if name in note else (path, None)
             if name in note and note[name] != value:
                 raise InputError(
                     f"{path} and {other} were made with different tokenizers ({name} {note[name]} and {value})",
                     hint="token ids mean other texts there: make them again with one tokenizer",
                 )
-    return facts.get("tokenizer", (None, None))[1], facts.get("vocab_size", (None, None))[1]
+    return {name: value for name, (_, value) in facts.items()}
 
 
 def _read_note(path: Path) -> dict[str, Any]:
@@ -246,7 +263,7 @@ def _read_note(path: Path) -> dict[str, Any]:
         raise InputError(f"{file} cannot be read: {error}") from error
     if not isinstance(note, dict):
         raise InputError(f"{file} holds no mapping", expected="tokenizer, vocab_size, tokens, sha256")
-    for name, kind in (("tokenizer", str), ("vocab_size", int), ("tokens", int), ("sha256", str)):
+    for name, kind in (("tokenizer", str), ("vocab_size", int), ("end_of_text", int), ("tokens", int), ("sha256", str)):
         if name in note and type(note[name]) is not kind:
             raise InputError(f"{file}: {name} is {note[name]!r}", expected=f"{'text' if kind is str else 'an integer'}")
     return note

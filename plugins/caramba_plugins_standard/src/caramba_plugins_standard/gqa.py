@@ -156,6 +156,11 @@ class GroupedQueryAttention(GroupedAttention):
         return self.rope is None or self.rope.scaling != "dynamic"
 
     @property
+    def takes_documents(self) -> bool:
+        """As :attr:`takes_starts`."""
+        return self.takes_starts
+
+    @property
     def takes_steps(self) -> bool:
         """Always."""
         return True

@@ -143,7 +143,7 @@ class GroupedQueryAttentionModule(GroupedAttentionModule):
                 mask = causal_lower_right(tokens, context)
             else:
                 mask = visible(tokens, context, self.window, x.device)
-        padding = frame.hidden_padding(before, context)
+        padding = frame.hidden_keys(before, context)
         if padding is not None:
             seen_by = visible(tokens, context, self.window, x.device)
             mask, causal = (seen_by & ~padding).unsqueeze(1), False

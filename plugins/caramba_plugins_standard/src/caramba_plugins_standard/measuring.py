@@ -24,7 +24,7 @@ from caramba_core.run.context import RunContext
 from caramba_core.run.limit import Paused
 from caramba_core.storage import Storage
 from caramba_plugins_standard.measurement import Measurement, paired_difference
-from caramba_plugins_standard.mixtures import MixedTokens
+from caramba_plugins_standard.mixtures import MixedTokens, separator_of
 from caramba_plugins_standard.modes import Evaluate, blamed_on
 from caramba_plugins_standard.perplexity import measure, require_enough
 
@@ -50,6 +50,11 @@ class Perplexities:
             raise InputError(
                 "data.heldout is a mixture: perplexity is measured from the start of one text",
                 hint="measure on one of its parts; other groups may measure on others",
+            )
+        if separator_of(tokens) is not None:
+            raise InputError(
+                "data.heldout has documents: true, and perplexity is measured over windows as they are",
+                hint="leave documents out of data.heldout",
             )
         with blamed_on("context" if len(tokens.ids) < settings.context else "windows"):
             require_enough(tokens, settings)

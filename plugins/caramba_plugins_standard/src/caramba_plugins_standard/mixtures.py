@@ -10,9 +10,9 @@ import numpy as np
 
 from caramba_core.datasets import Tokens
 from caramba_core.errors import InputError
-from caramba_plugins_standard.arrays import Joined
+from caramba_plugins_standard.arrays import ArrayTokens, Joined
 
-__all__ = ["MixedTokens"]
+__all__ = ["MixedTokens", "separator_of"]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -21,6 +21,7 @@ class MixedTokens(Tokens):
 
     sources: tuple[Tokens, ...]
     weights: tuple[float, ...]
+    separator: int | None = None
 
     @classmethod
     def of(cls, parts: Sequence[tuple[float, Tokens]]) -> MixedTokens:
@@ -42,7 +43,14 @@ class MixedTokens(Tokens):
                     f"{other.origin} and {known[0].origin} were made with different tokenizers",
                     hint="token ids mean other texts there: make the arrays again with one tokenizer",
                 )
+        separators = {separator_of(tokens) for tokens in sources}
+        if len(separators) > 1:
+            raise InputError(
+                f"{', '.join(tokens.origin for tokens in sources)}: documents end in different ways",
+                expected="documents: true in all parts of a mixture or in none, and one token that ends them",
+            )
         return cls(
+            separator=separators.pop(),
             ids=Joined([tokens.ids for tokens in sources]),
             tokenizer=known[0].tokenizer if known else None,
             origin=f"a mixture of {', '.join(tokens.origin for tokens in sources)}",
@@ -71,3 +79,8 @@ class MixedTokens(Tokens):
     def checked(self, limit: int | None = None) -> MixedTokens:
         """The same tokens, each source checked."""
         return attrs.evolve(self, limit=limit, sources=tuple(tokens.checked(limit) for tokens in self.sources))
+
+
+def separator_of(tokens: Tokens) -> int | None:
+    """The token that ends a document, where documents are to be kept apart."""
+    return tokens.separator if isinstance(tokens, ArrayTokens | MixedTokens) else None

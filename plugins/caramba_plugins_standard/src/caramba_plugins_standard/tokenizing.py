@@ -76,7 +76,9 @@ def prepare(
         )
     encoding = encoding or Encoding()
     texts = (text for path in files for text in texts_of(path, column, progress))
-    facts = {"tokenizer": tokenizer.identity, "vocab_size": tokenizer.vocab_size}
+    facts: dict[str, Any] = {"tokenizer": tokenizer.identity, "vocab_size": tokenizer.vocab_size}
+    if tokenizer.end_of_text is not None:
+        facts["end_of_text"] = tokenizer.end_of_text
     output.parent.mkdir(parents=True, exist_ok=True)
     origin = ", ".join(path.name for path in files)
     try:

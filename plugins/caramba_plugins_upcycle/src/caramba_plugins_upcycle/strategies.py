@@ -19,6 +19,7 @@ class Blockwise(Strategy):
     """Normalised squared error of each converted attention's output, after its output projection."""
 
     builds: ClassVar[str] = "caramba_plugins_upcycle.strategy_runners:BlockwiseRunner"
+    takes_documents: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = True
     whole_model: ClassVar[bool] = False
 
@@ -46,6 +47,7 @@ class Global(Strategy):
     """KL divergence from the teacher over the full vocabulary, optionally mixed with cross entropy."""
 
     builds: ClassVar[str] = "caramba_plugins_upcycle.strategy_runners:GlobalRunner"
+    takes_documents: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = True
 
     temperature: float = option(default=1.0, help="divides both logits before the softmax", above=0.0)

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from caramba_plugins_standard.training import StepResult, TrainingContext
 from caramba_plugins_standard.training.chunked_head import backward_in_chunks
+from caramba_plugins_standard.training.documents import packed_frame, separator_in, targets_within
 from torch import Tensor, nn
 
 from caramba_core.nn.frame import Frame, Taps
+from caramba_core.nn.language_model import LanguageModel
 from caramba_plugins_upcycle.strategies import Blockwise, Global
 
 __all__ = ["BlockwiseRunner", "GlobalRunner", "divergence", "normalised_error"]
@@ -36,6 +38,7 @@ class BlockwiseRunner:
         context = self.context
         self.config.check(context.sites, context.trained)  # which said so before; Python may start it otherwise
         self.names = [site.name for site in context.sites]
+        self.separator = separator_in(context)
         self.student = context.student.train()
         self.teacher = context.teacher
         self.teacher.tap(self.names)
@@ -49,7 +52,10 @@ class BlockwiseRunner:
         """int64 ``[B, T + 1]``; the last token is not used."""
         inputs = tokens[:, :-1]
         errors: list[Tensor] = []
-        plain = Frame.of(inputs)
+        plain = packed_frame(self.student, inputs, self.separator)
+
+        def tapped(model: LanguageModel, taps: Taps) -> Frame:
+            return packed_frame(model, inputs, self.separator, taps=taps)
 
         def learn(index: int, x: Tensor, target: Tensor) -> None:
             learner = self.learners[index]
@@ -62,11 +68,11 @@ class BlockwiseRunner:
 
         with torch.no_grad(), self.context.autocast():
             if self.config.inputs == "teacher":
-                self.teacher.hidden(inputs, Frame.of(inputs, taps=Taps(learn)))
+                self.teacher.hidden(inputs, tapped(self.teacher, Taps(learn)))
             else:
                 targets: list[Tensor] = []
-                self.teacher.hidden(inputs, Frame.of(inputs, taps=Taps(lambda _, x, y: targets.append(y))))
-                self.student.hidden(inputs, Frame.of(inputs, taps=Taps(lambda i, x, y: learn(i, x, targets[i]))))
+                self.teacher.hidden(inputs, tapped(self.teacher, Taps(lambda _, x, y: targets.append(y))))
+                self.student.hidden(inputs, tapped(self.student, Taps(lambda i, x, y: learn(i, x, targets[i]))))
         stacked = torch.stack(errors)
         return StepResult(loss=stacked.mean(), metrics={"worst_block": stacked.max()})
 
@@ -92,17 +98,20 @@ class GlobalRunner:
         """Student and teacher stand ready; the context froze what does not train."""
         self.student = self.context.student.train()
         self.teacher = self.context.teacher
+        self.separator = separator_in(self.context)
         # One fused pass over the vocabulary instead of ten: worth it where memory bandwidth is the limit.
         self.divergence = torch.compile(divergence) if self.context.run.compiles else divergence
 
     def step(self, tokens: Tensor) -> StepResult:
         """int64 ``[B, T + 1]``; the last token is only a target."""
         config, context = self.config, self.context
-        inputs, targets = tokens[:, :-1], tokens[:, 1:].flatten()
+        inputs, targets = tokens[:, :-1], targets_within(tokens, self.separator).flatten()
+        counted = None if self.separator is None else targets >= 0
+        count = len(targets) if counted is None else counted.sum().clamp(min=1)
         with context.autocast():
             with torch.no_grad():
-                wanted = self.teacher.hidden(inputs).flatten(0, 1)
-            hidden = self.student.hidden(inputs).flatten(0, 1)
+                wanted = self.teacher.hidden(inputs, packed_frame(self.teacher, inputs, self.separator)).flatten(0, 1)
+            hidden = self.student.hidden(inputs, packed_frame(self.student, inputs, self.separator)).flatten(0, 1)
         parts: dict[str, list[Tensor]] = {}
 
         def loss(part: Tensor, where: slice) -> Tensor:
@@ -110,11 +119,12 @@ class GlobalRunner:
                 with torch.no_grad():
                     teacher_logits = self.teacher.logits(wanted[where])
                 logits = self.student.logits(part)
-            kl: Tensor = self.divergence(logits, teacher_logits, config.temperature).sum() / len(targets)
+            rows: Tensor = self.divergence(logits, teacher_logits, config.temperature)
+            kl = (rows if counted is None else rows * counted[where]).sum() / count
             parts.setdefault("kl", []).append(kl.detach())
             if not config.cross_entropy:
                 return kl
-            ce = F.cross_entropy(at_least_float32(logits), targets[where], reduction="sum") / len(targets)
+            ce = F.cross_entropy(at_least_float32(logits), targets[where], reduction="sum") / count
             parts.setdefault("cross_entropy", []).append(ce.detach())
             return kl + config.cross_entropy * ce
 

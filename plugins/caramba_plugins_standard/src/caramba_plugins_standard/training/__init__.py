@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from caramba_core.nn.language_model import LanguageModel
+    from caramba_core.run.context import GroupContext
     from caramba_core.sites import Site
 
 __all__ = [
@@ -76,6 +77,7 @@ class TrainingContext(Protocol):
 
     ``student`` is the model that trains, ``teacher`` (frozen) what it learns from.  ``sites`` are the nodes that differ
     between the two, ``trained`` the names of the nodes that train.  ``run.compiles``: whether torch.compile is wanted.
+    ``shared.tokens("train")`` are the tokens.
     """
 
     @property
@@ -88,6 +90,8 @@ class TrainingContext(Protocol):
     def trained(self) -> frozenset[str]: ...  # noqa: D102
     @property
     def run(self) -> Run: ...  # noqa: D102
+    @property
+    def shared(self) -> GroupContext: ...  # noqa: D102
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters that train, by dotted name."""
         ...
@@ -115,6 +119,9 @@ class Strategy(Component):
 
     kind: ClassVar[str] = "strategy"
     needs_teacher: ClassVar[bool] = False
+    takes_documents: ClassVar[bool] = False
+    """Whether its runner keeps documents apart, with frames of :func:`~.documents.packed_frame`."""
+
     whole_model: ClassVar[bool] = True
     """Whether a step runs backward through the whole model from its logits, or through one trained node at a time."""
 

@@ -19,11 +19,13 @@ from caramba_core.run.context import RunContext
 from caramba_core.run.limit import Paused
 from caramba_core.run.reporter import Bar
 from caramba_plugins_standard.measuring import measure_step, measured_in
+from caramba_plugins_standard.mixtures import separator_of
 from caramba_plugins_standard.modes import Train
 from caramba_plugins_standard.training import StepResult, StrategyRunner
 from caramba_plugins_standard.training.compiling import compile_blocks
 from caramba_plugins_standard.training.cuda_graph import CapturedStep
 from caramba_plugins_standard.training.determinism import deterministic
+from caramba_plugins_standard.training.documents import require_documents
 from caramba_plugins_standard.training.windows import windows_of
 
 __all__ = ["TrainRunner"]
@@ -72,6 +74,8 @@ class TrainRunner:
         self.seconds = 0.0
         self.tokens_a_step = self.settings.batch_size * self.settings.accumulate * self.settings.context
         self.windows = windows_of(context, self.settings.context)
+        if separator_of(self.windows.tokens) is not None:
+            require_documents(context.graph)
         self._pending: _Numbers | None = None
         self._captured: CapturedStep | None = None
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 from caramba_plugins_standard.quantized import Int4
+from caramba_plugins_standard.training.documents import PackedFrame
 from torch import Tensor
 
 from caramba_core.components import Attention
@@ -20,6 +21,7 @@ __all__ = [
     "batch_independence",
     "causality",
     "decoding",
+    "documents",
     "padding",
     "positions",
     "relative_positions",
@@ -120,8 +122,28 @@ def padding(case: Case) -> None:
         wanted = subject.run(x[row : row + 1, start:])
         for words, output in found.items():
             words = f"{words}, a sequence behind {start} tokens of padding differs from it alone"
-            advice = "hide keys by frame.hidden_padding, or leave takes_starts out"
+            advice = "hide keys by frame.hidden_keys, or leave takes_starts out"
             require_close(output[row : row + 1, start:], wanted, case.decoding_tolerance, words, advice=advice)
+
+
+@check(
+    "documents that share a sequence see nothing of each other",
+    applies=lambda case: isinstance(case.config, Attention) and case.config.takes_documents,
+)
+@torch.no_grad()
+def documents(case: Case) -> None:
+    """Put documents of many lengths behind each other, and compare with each alone."""
+    subject, x = Subject(case), inputs(case, tokens=2 * case.tokens + 5)
+    for cuts in ((1, 3), (case.tokens,), (2, case.tokens + 4)):
+        bounds = list(pairwise((0, *cuts, x.shape[1])))
+        lengths = torch.tensor([last - first for first, last in bounds])
+        begin = torch.tensor([first for first, _ in bounds]).repeat_interleave(lengths).expand(len(x), -1)
+        frame = PackedFrame(positions=torch.arange(x.shape[1]) - begin, documents=begin)
+        found = subject.run(x, frame)
+        wanted = torch.cat([subject.run(x[:, first:last]) for first, last in bounds], dim=1)
+        words = f"documents that end behind {' and '.join(map(str, cuts))} tokens differ from each alone"
+        advice = "hide keys by frame.hidden_keys and count by frame.positions, or leave takes_documents out"
+        require_close(found, wanted, case.decoding_tolerance, words, advice=advice)
 
 
 def _rounds(case: Case) -> bool:
