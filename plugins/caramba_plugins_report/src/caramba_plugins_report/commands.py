@@ -1,4 +1,4 @@
-"""The commands ``runs list``, ``show``, ``diff`` and ``rm``; what they need is imported when they run."""
+"""The commands ``runs``, ``compare`` and ``report``; what they need is imported when they run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["diff", "list_runs", "remove", "show"]
+__all__ = ["compare", "diff", "list_runs", "remove", "report", "show"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="as data")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="a run's folder, or NAME/GROUP/RUN under runs/")]
@@ -138,6 +138,64 @@ def remove(
     for path in paths:
         remove_run(path)
     typer.echo(f"freed {format_bytes(sum(sizes.values()))}")
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="folders of runs, the first one the measure")],
+    json: AsJson = False,
+) -> None:
+    """Compare perplexities of runs, paired token by token with the first.
+
+    Of each: perplexity with its standard error, and the ratio to the first run's with its 95 % interval.
+    """
+    from json import dumps
+
+    from caramba_core.errors import InputError
+    from caramba_plugins_report.comparing import compare
+    from caramba_plugins_report.records import find_run
+
+    if len(runs) < 2:
+        raise InputError("there is nothing to compare a single run with", expected="two runs or more")
+    found = compare([find_run(run) for run in runs])
+    if json:
+        typer.echo(dumps([one.as_data() for one in found], indent=1))
+        return
+    for one in found:
+        error = "" if one.standard_error is None else f" ± {one.standard_error:.2f}"
+        typer.echo(_printable(str(one.path)))
+        typer.echo(f"  perplexity {one.perplexity:.3f}{error} on {one.tokens:,} tokens")
+        if one.against is not None:
+            ratio = one.against
+            interval = (
+                "" if ratio.interval is None else f", 95 % interval {ratio.interval[0]:.4f} to {ratio.interval[1]:.4f}"
+            )
+            spread = "" if ratio.standard_error is None else f" ± {ratio.standard_error:.5f}"
+            typer.echo(f"  {ratio.ratio:.4f} times the first{interval}")
+            typer.echo(f"  {ratio.difference:+.5f}{spread} nats per token")
+        for note in one.notes:
+            typer.echo(f"  measured otherwise than the first: {note}")
+
+
+def report(
+    runs: Annotated[str, typer.Argument(metavar="RUN|GROUP|NAME", help="a folder of runs, or its name under runs/")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the file to write")] = Path("report.html"),
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="a new folder for the figures as SVG files")] = None,
+) -> None:
+    """Write a page about runs: verdict, table, curves, plan, samples, manifest.
+
+    It is one HTML file that requests nothing.
+    """
+    from caramba_core.places import expanded
+    from caramba_plugins_report.page import report_of
+
+    place = expanded(runs)
+    if not place.exists() and (Path("runs") / runs).is_dir():
+        place = Path("runs") / runs
+    made = report_of(place)
+    if plots is not None:
+        made.write_plots(expanded(plots))
+    made.write(expanded(output))
+    typer.echo(f"wrote {output}" + ("" if plots is None else f" and {plots}/"), err=True)
 
 
 def _value(value: Any) -> str:

@@ -65,7 +65,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "preset": ("smollm2_135m_mla",),
     },
     "caramba-plugins-report": {
-        "command": ("runs.diff", "runs.list", "runs.rm", "runs.show"),
+        "command": ("compare", "report", "runs.diff", "runs.list", "runs.rm", "runs.show"),
     },
     "caramba-plugins-sliding-window": {
         "attention": ("sliding_window",),

@@ -1,0 +1,300 @@
+"""A report: one HTML page about runs that requests nothing and runs nothing, whatever stands in their folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import jinja2
+from markupsafe import Markup
+
+from caramba_core.errors import CarambaError, InputError
+from caramba_core.formatting import format_average, format_bytes, format_count, format_duration
+from caramba_core.run.atomic import publish_folder, write_text
+from caramba_plugins_report.figures import INK, SERIES, SOFT, Drawing, against_cache, by_layer, by_step
+from caramba_plugins_report.listing import described
+from caramba_plugins_report.records import number, runs_under
+from caramba_plugins_report.whole import Whole, read_group
+
+if TYPE_CHECKING:
+    from caramba_core.manifest.load import Loaded
+
+__all__ = ["Report", "report_of", "verdict"]
+
+_GROUND: Final = '<rect width="100%" height="100%" fill="#ffffff"/>'
+_DEEPEST: Final = 12
+"""Levels of nodes that the table of a plan descends."""
+
+
+@attrs.frozen(kw_only=True)
+class GroupReport:
+    """The runs of a group, in the order of the manifest, and the figures about all of them and each."""
+
+    name: str
+    runs: list[Whole]
+    verdict: str
+    overview: Drawing | None
+    drawings: dict[str, list[Drawing]]
+    picture: str | None
+    no_picture: str
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """A page: its title, and its groups; ``overview`` is over the runs of all groups where there are several."""
+
+    title: str
+    groups: list[GroupReport]
+    overview: Drawing | None
+
+    def html(self) -> str:
+        """The page."""
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("caramba_plugins_report"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters |= {
+            "inline": _inline,
+            "count": format_count,
+            "bytes": format_bytes,
+            "average": format_average,
+            "duration": format_duration,
+            "cell": _cell,
+        }
+        words = {"nodes": _nodes, "plan_facts": _plan_facts, "described": described, "number": number}
+        return environment.get_template("report.html").render(report=self, version_rows=_version_rows, **words)
+
+    def write(self, output: Path) -> None:
+        """Write the page; it appears whole or not at all."""
+        if output.is_dir():
+            raise InputError(f"{output} is a folder", expected="the name of a file, such as report.html")
+        write_text(output, self.html())
+
+    def write_plots(self, folder: Path) -> list[Path]:
+        """Write every figure as a file ``NAME.svg`` on white into a new folder."""
+        if folder.exists():
+            raise InputError(f"{folder} exists already", hint="name a new folder for the figures")
+        with publish_folder(folder) as place:
+            for drawing in self.drawings():
+                head = '<?xml version="1.0" encoding="utf-8"?>\n'
+                svg = re.sub(r"(<svg[^>]*>)", rf"\1{_GROUND}", drawing.svg, count=1)
+                (place / f"{_file_name(drawing.name)}.svg").write_text(head + svg, encoding="utf-8")
+        return sorted(folder.iterdir())
+
+    def drawings(self) -> Iterator[Drawing]:
+        """All figures."""
+        if self.overview is not None:
+            yield self.overview
+        for group in self.groups:
+            if group.overview is not None:
+                yield group.overview
+            for run in group.runs:
+                yield from group.drawings[run.id]
+
+
+def report_of(folder: Path) -> Report:
+    """The report about a run, a group or all groups of a name: of the runs at or under ``folder``.
+
+    The figure over cached bytes shows the whole group of a run.  Raises :class:`InputError` where there are no runs.
+    """
+    paths = runs_under(folder)
+    if not paths:
+        raise InputError(f"{folder} holds no run", expected="the folder of a run, of a group or of a manifest's name")
+    by_group: dict[Path, list[Path]] = {}
+    for path in paths:
+        by_group.setdefault(path.resolve().parent, []).append(path)
+    several = len(by_group) > 1
+    groups = []
+    for place, own in by_group.items():
+        runs = read_group(own)
+        shown = read_group(runs_under(place)) if len(own) == 1 else runs
+        info = runs[0].info
+        name = f"{info.name}_{info.group}_ratio_against_cache"
+        loaded = _loaded(runs)
+        picture, no_picture = _picture(loaded, info.group)
+        groups.append(
+            GroupReport(
+                name=f"{info.name} / {info.group}",
+                runs=runs,
+                verdict=verdict(runs, _thresholds(loaded, info.group)),
+                overview=None if several else against_cache(shown, name),
+                drawings={run.id: [*by_step(run), *by_layer(run)] for run in runs},
+                picture=picture,
+                no_picture=no_picture,
+            )
+        )
+    everything = [run for group in groups for run in group.runs]
+    title = groups[0].name if len(groups) == 1 else folder.resolve().name
+    title = f"{title} / {everything[0].id}" if len(everything) == 1 else title
+    overview = against_cache(everything, "ratio_against_cache") if several else None
+    return Report(title=title, groups=groups, overview=overview)
+
+
+def verdict(runs: Sequence[Whole], thresholds: Mapping[str, float]) -> str:
+    """One sentence: what the last run of a group that was measured gave, or why there is none.
+
+    ``thresholds`` are the largest ratios to the teacher's perplexity that the manifest allows, by run.
+    """
+    measured = [run for run in runs if run.perplexity("end") is not None]
+    if not measured:
+        left = [run for run in runs if run.info.status != "done"]
+        if left:
+            return f"There is no result yet: {left[-1].id} is {left[-1].info.status} at step {left[-1].info.step:,}."
+        return "The runs are done, and none of them measured perplexity on held-out tokens."
+    run = measured[-1]
+    end, teacher, start = (run.perplexity(name) for name in ("end", "teacher", "start"))
+    assert end is not None
+    tokens = number(run.summary, "scored_tokens")
+    on = f" on {tokens:,} held-out tokens" if tokens else ""
+    if teacher is None:
+        came = "" if start is None else f", from {start[0]:,.2f} at its start"
+        said = f"After {run.id}, the perplexity{on} is {_with_error(end)}{came}"
+    else:
+        ratio = number(run.summary, "perplexity_ratio", "end") or end[0] / teacher[0]
+        paired = run.ratio("end")
+        interval = None if paired is None else paired.interval
+        lies = "" if interval is None else f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
+        said = f"After {run.id}, the perplexity{on} is {ratio:.3f} times the teacher's{lies}"
+    own, whole = (number(run.summary, "cache_bytes_per_token", name) for name in ("student", "teacher"))
+    if own is not None:
+        said += f", with {format_average(own)} cached bytes per token"
+        said += f" instead of {format_average(whole)} ({own / whole:.0%})" if whole else ""
+    most = thresholds.get(run.id)
+    found = number(run.summary, "perplexity_ratio", "end")
+    if most is not None and found is not None:
+        said += f"; the manifest asks for a ratio of at most {most:g}, which is {'met' if found <= most else 'not met'}"
+    behind = [other.id for other in runs[runs.index(run) + 1 :] if other.info.status != "done"]
+    return f"{said}." + (f" Not finished: {', '.join(behind)}." if behind else "")
+
+
+def _with_error(measured: tuple[float, float | None]) -> str:
+    return f"{measured[0]:,.2f}" + ("" if measured[1] is None else f" ± {measured[1]:.2f}")
+
+
+def _picture(loaded: Loaded | str, group: str) -> tuple[str | None, str]:
+    """The picture of a group's model as SVG, or why there is none."""
+    if isinstance(loaded, str):
+        return None, loaded
+    if group not in [one.name for one in loaded.manifest.groups]:
+        return None, f"the manifest that its runs kept has no group {group}"
+    if find_spec("caramba_plugins_draw") is None:
+        return None, "caramba-plugins-draw is not installed, which draws models"
+    from caramba_plugins_draw import picture
+
+    from caramba_core.plan import plan_manifest
+
+    try:
+        return picture(plan_manifest(loaded, group=group)[0], ".svg"), ""
+    except CarambaError as error:
+        return None, str(error)
+
+
+def _loaded(runs: Sequence[Whole]) -> Loaded | str:
+    """The manifest that a group's runs kept, or why it cannot be read."""
+    from caramba_core.manifest.load import load_manifest
+
+    run = next((run for run in runs if run.manifest), None)
+    try:
+        return "no run kept its manifest" if run is None else load_manifest(str(run.info.path / "manifest.yml"))
+    except CarambaError as error:
+        return str(error)
+
+
+def _thresholds(loaded: Loaded | str, group: str) -> dict[str, float]:
+    runs = (
+        ()
+        if isinstance(loaded, str)
+        else (each for one in loaded.manifest.groups if one.name == group for each in one.runs)
+    )
+    wanted = {run.id: run.verify.perplexity_ratio_at_most for run in runs if run.verify is not None}
+    return {name: most for name, most in wanted.items() if most is not None}
+
+
+# ------------------------------------------------------------------------------------------------ for the template
+
+
+def _inline(svg: str, name: str, caption: str, classes: str = "") -> Markup:
+    """An SVG element for the page: with the page's colours, ids of its own, and words for those who cannot see it."""
+    box = re.search(r'viewBox="([-\d. ]+)"', svg)
+    body = re.sub(r"^.*?<svg[^>]*>", "", svg, count=1, flags=re.DOTALL)
+    prefix = f"{_file_name(name)}-"
+    body = re.sub(r'\bid="', f'id="{prefix}', body)
+    body = re.sub(r'(href="|url\()#', rf"\1#{prefix}", body)
+    for colour, variable in ((INK, "ink"), (SOFT, "grid"), *((one, f"series-{at}") for at, one in enumerate(SERIES))):
+        body = body.replace(colour, f"var(--{variable})")
+    head = Markup('<svg class="{}" viewBox="{}" role="img" aria-label="{}">').format(
+        classes, box[1] if box else "", caption
+    )
+    return head + Markup(body)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}"
+
+
+def _nodes(nodes: Any, depth: int = 0, times: int = 1) -> Iterator[dict[str, Any]]:
+    """Rows of a plan's nodes, indented; repeated ones once."""
+    for node in nodes if isinstance(nodes, list) and depth < _DEEPEST else ():
+        if not isinstance(node, Mapping):
+            continue
+        inline = node.get("inline") is True
+        if not inline:
+            figures = (number(node, key) for key in ("parameters", "operations_per_token", "cache_bytes_per_token"))
+            name = str(node.get("name", ""))
+            yield {"name": name, "type": node.get("type"), "depth": depth, "times": times, "figures": list(figures)}
+        scopes = node.get("scopes")
+        for scope in scopes if isinstance(scopes, list) else ():
+            if isinstance(scope, Mapping):
+                names = scope.get("names")
+                repeated = len(names) if isinstance(names, list) and not inline else times
+                yield from _nodes(scope.get("nodes"), depth + (not inline), repeated)
+
+
+def _plan_facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a plan says of a model and its teacher, with units."""
+    found = []
+    for title, key in (("model", "model"), ("teacher", "teacher")):
+        part = plan.get(key)
+        if not isinstance(part, Mapping):
+            continue
+        facts = (
+            ("parameters", number(part, "parameters"), format_count),
+            ("weights", number(part, "weight_bytes"), format_bytes),
+            ("operations per token, forward", number(part, "operations_per_token", "forward"), format_count),
+            ("cached bytes per token", number(part, "cache", "bytes_per_token"), format_average),
+        )
+        found += [(f"{title}: {name}", write(value)) for name, value, write in facts if value is not None]
+    return found
+
+
+def _version_rows(runs: Iterable[Whole]) -> list[tuple[str, str]]:
+    """Versions of distributions, with the runs that had others."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for run in runs:
+        versions = run.summary.get("versions")
+        for name, version in versions.items() if isinstance(versions, Mapping) else ():
+            found.setdefault(str(name), {}).setdefault(str(version), []).append(run.id)
+    return [
+        (
+            name,
+            ", ".join(known)
+            if len(known) == 1
+            else ", ".join(f"{one} ({', '.join(ids)})" for one, ids in known.items()),
+        )
+        for name, known in found.items()
+    ]
