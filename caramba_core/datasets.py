@@ -48,10 +48,7 @@ class Tokens:
     parts: tuple[tuple[Path, float, float], ...] = ()
 
     def read(self, first: int, last: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Ids ``first`` to ``last - 1``: int64.
-
-        Raises :class:`~caramba_core.errors.InputError` where one is negative or not below ``limit``.
-        """
+        """Ids ``first`` to ``last - 1``: int64; :class:`InputError` where one is negative or not below ``limit``."""
         import numpy as np
 
         part = self.ids[first:last].astype(np.int64)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from caramba_document.problem import Fault
 
 from caramba_core.errors import InputError, InvalidValue
-from caramba_core.graph import Graph, Node, trained_nodes
+from caramba_core.graph import Graph, trained_nodes
 from caramba_core.lowered import group_path
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Run
@@ -31,13 +31,10 @@ def pattern_faults(loaded: Loaded, group: Group, graph: Graph) -> Iterator[Fault
                 unmatched = True
                 yield Fault.of(error, *path, place)
         found = [node for node in graph.walk() if node.name in chosen]
-        if found and not unmatched and not any(_trainable(node) for node in found):
+        weights = (weight for node in found for weight in node.config.weights(node.width_in).values())
+        if found and not unmatched and not any(weight.trainable for weight in weights):
             said = f"nothing would train: {found[0].name} has no weights of its own"
             yield Fault(path=path, message=said, expected="patterns of nodes that have weights")
-
-
-def _trainable(node: Node) -> bool:
-    return any(weight.trainable for weight in node.config.weights(node.width_in).values())
 
 
 def run_faults(loaded: Loaded, group: Group, run: Run, graph: Graph, sites: Sequence[Site]) -> Iterator[Fault]:

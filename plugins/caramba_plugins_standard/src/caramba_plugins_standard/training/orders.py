@@ -59,6 +59,8 @@ class Interleaving:
 
     def place(self, index: int) -> tuple[int, int]:
         """The part of sample ``index``, and how many of the samples before it are of this part."""
+        if len(self._bounds) == 2:  # one part: nothing to compute
+            return 0, index
         part = bisect_right(self._bounds, (index * _STEP + self._first) % _PERIOD) - 1
         low, high = (
             _sum_of_floors(index, _PERIOD, _STEP, self._first + _PERIOD - bound)
