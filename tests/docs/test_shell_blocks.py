@@ -26,6 +26,9 @@ NOT_RUN = {
 TOOLS = {"python", "python3", "pip", "make", "pytest", "git", "."}
 """Programs that are not caramba's; what they name of ours must be there."""
 
+ENGINES = {"llama-cli", "llama-server", "vllm"}
+"""Programs that serve exported models where caramba is not."""
+
 PROJECTS = [
     file.read_text()
     for file in (ROOT / "pyproject.toml", *ROOT.glob("*/pyproject.toml"), *ROOT.glob("plugins/*/pyproject.toml"))
@@ -100,7 +103,7 @@ def test_a_command_in_a_sentence(
 )
 def test_what_other_programs_are_given_is_there(block: Block, words: list[str]) -> None:
     program = Path(words[0]).name
-    assert program in TOOLS or (ROOT / words[0]).exists(), f"{block}: {words[0]}"
+    assert program in TOOLS | ENGINES or (ROOT / words[0]).exists(), f"{block}: {words[0]}"
     if program == "make":
         targets = [word for word in words[1:] if "=" not in word]
         makefile = (ROOT / "Makefile").read_text()
