@@ -88,8 +88,8 @@ class Composer:
     reading: Reading
     plugins: Registry
     sources: list[SourceText] = attrs.field(factory=list)
-    inherited: dict[str, Node] = attrs.field(factory=dict)
-    """Groups by name of the manifests that are extended: a group may extend them."""
+    inherited: dict[str, list[Node]] = attrs.field(factory=dict)
+    """Groups by name of the manifests that are extended, the outermost's last: a group may extend them."""
     complete: bool = True
     """Whether everything that is named was found: without a part, what is missing says nothing."""
 
@@ -111,7 +111,7 @@ class Composer:
             base = _laid(base, self.compose(text, chain))
         for group in () if base is None else base.items_at("groups"):
             if (name := group.text_at("name")) is not None:
-                self.inherited[name] = group
+                self.inherited.setdefault(name, []).append(group)
         return _laid(base, root.without("extends"))
 
     def _mapping(self, node: Node, source: SourceText) -> Map:

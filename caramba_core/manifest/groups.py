@@ -23,7 +23,7 @@ _MOST: Final = 256
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._]+")
 
 
-def expand_groups(root: Map, inherited: Mapping[str, Node], reading: Reading) -> Map:
+def expand_groups(root: Map, inherited: Mapping[str, Sequence[Node]], reading: Reading) -> Map:
     """The manifest with every group spelled out: no ``extends`` and no ``matrix`` left, ``vars`` still in place."""
     own = root.get("groups")
     if not isinstance(own, List):
@@ -47,7 +47,7 @@ def expand_groups(root: Map, inherited: Mapping[str, Node], reading: Reading) ->
 @attrs.define
 class _Expansion:
     own: Sequence[Node]
-    inherited: Mapping[str, Node]
+    inherited: Mapping[str, Sequence[Node]]
     reading: Reading
     circles: list[Node] = attrs.field(factory=list)
     """Groups of circles that have been reported."""
@@ -66,9 +66,12 @@ class _Expansion:
             self.circles.extend(chain)
             names = " -> ".join(str(other.text_at("name")) for other in (*chain[chain.index(item) :], item))
             return self.reading.gap(reference.span, f"the groups {names} go round in a circle", path=path)
-        # One of this manifest, else one of those that it extends.
-        named = [other for other in (*self.own, *self.inherited.values()) if other.text_at("name") == name]
-        base = next((other for other in named if other is not item), None)
+        # One of this manifest, else one of those that it extends; of a group's own name one that it is laid over.
+        older = self.inherited.get(name, ())
+        own = [other for other in self.own if other.text_at("name") == name and other is not item]
+        if name == item.text_at("name") and item in older:
+            own, older = [], older[: older.index(item)]
+        base = next(iter((*own, *reversed(older))), None)
         if base is None:
             return self._unknown(name, item, reference, path)
         below = self.extended(base, path, (*chain, item))
@@ -81,7 +84,7 @@ class _Expansion:
         return merge(below.with_entries(taken), item.without("extends"))
 
     def _unknown(self, name: str, item: Node, reference: Node, path: Path) -> Gap:
-        names = [other.text_at("name") for other in (*self.own, *self.inherited.values())]
+        names = [*(other.text_at("name") for other in self.own), *self.inherited]
         if not all(names):
             return Gap(reference.span)  # it may be the one whose name cannot be read, which is reported
         known = [other for other in dict.fromkeys(map(str, names)) if other != item.text_at("name")]

@@ -34,6 +34,16 @@ def test_chains_of_extending(workspace: Workspace) -> None:
     assert loaded.manifest.groups[1].model.embedder.d_model == 64  # type: ignore[attr-defined]
 
 
+def test_a_group_is_laid_over_the_one_of_its_name_below(workspace: Workspace) -> None:
+    workspace.write("below.yml", changed())
+    workspace.write("middle.yml", "extends: below.yml\ngroups:\n  - {name: main, extends: main, vars: {n_layers: 5}}\n")
+    again = "extends: middle.yml\ngroups:\n  - {name: main, extends: main, vars: {d_model: 8}}\n"
+    for text, width in (("extends: middle.yml\n", 64), (again, 8)):
+        (main,) = workspace.load(text).manifest.groups
+        assert main.model.topology.layers[0].repeat == 5  # type: ignore[attr-defined]
+        assert main.model.embedder.d_model == width  # type: ignore[attr-defined]
+
+
 def test_a_matrix_makes_a_group_of_each_combination(workspace: Workspace) -> None:
     text = changed(("    teacher:", "    matrix: {n_layers: [1, 3], d_model: [8, 16]}\n    teacher:"))
     loaded = workspace.load(text)

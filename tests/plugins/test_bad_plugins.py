@@ -87,7 +87,7 @@ def test_component_that_does_not_load(site: Site, text: str | None, message: str
         (
             "exporter",
             "class Thing: ...",
-            "no method describe expected: a class like caramba_plugins_llama.exporting.Exporter, with",
+            "no method formats expected: a class like caramba_plugins_llama.exporting.Exporter, with",
         ),
         (
             "mode",

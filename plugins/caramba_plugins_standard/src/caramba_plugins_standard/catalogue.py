@@ -43,7 +43,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "caramba-plugins-dba": {
         "attention": ("dba",),
         "transplant": ("gqa_to_dba",),
-        "preset": ("llama32_1b_dba", "smollm2_135m_dba"),
+        "preset": ("llama32_1b_dba", "llama32_1b_servable", "smollm2_135m_dba", "smollm2_135m_servable"),
         "exporter": ("dba",),
     },
     "caramba-plugins-decode": {
