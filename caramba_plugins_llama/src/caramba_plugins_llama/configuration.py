@@ -282,7 +282,8 @@ def _windows(fields: Fields, family: Family, layers: int, marks: list[bool]) -> 
     if family.window != "never" and fields.get("sliding_window") is not None:
         window = fields.integer("sliding_window")
     slides, first = window is not None, 0
-    if family.window == "from_layer" and fields.get("max_window_layers") != 0:
+    of = fields.get("max_window_layers")
+    if family.window == "from_layer" and (of != 0 or of is False):
         first = fields.integer("max_window_layers")
     if family.window in ("from_layer", "without_rope"):
         slides = fields.flag("use_sliding_window") and slides
@@ -333,7 +334,8 @@ def _rope(fields: Fields, family: Family, head_dim: int, slides: bool) -> dict[s
     beside = {key: fields.get(key) for key in ("rope_theta", "partial_rotary_factor") if key in fields.values}
     if family.rope_by_type is None:
         usual = fields.defaults.get("rope_parameters", {})  # null means them, too
-        given = fields.get("rope_scaling") or fields.get("rope_parameters") or usual
+        stated = fields.get("rope_parameters")
+        given = fields.get("rope_scaling") or (usual if stated is None else stated)
     else:
         by_type = fields.get("rope_parameters") or {}
         others = [key for key in by_type if key not in _LAYER_TYPES or not isinstance(by_type[key], Mapping | None)]
