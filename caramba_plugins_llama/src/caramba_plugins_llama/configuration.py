@@ -34,14 +34,14 @@ class Fields:
         """A raw value; the family's default where the key is missing (``null`` is a value)."""
         return self.values[key] if key in self.values else self.defaults.get(key)
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A size: at least 1; a missing one without a default is a problem (and 1 from here on)."""
+    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        """A size, at least ``least``; a missing one without a default is a problem (and 1 from here on)."""
         value = self.get(key)
         if value is None:
             if default is not None:
                 return default
             self.problems.append(f"{key} is missing")
-        elif isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+        elif isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
             self.problems.append(f"{key} is {value!r}, not a size")
         else:
             return value
@@ -281,10 +281,8 @@ def _windows(fields: Fields, family: Family, layers: int, marks: list[bool]) -> 
     window: int | None = None
     if family.window != "never" and fields.get("sliding_window") is not None:
         window = fields.integer("sliding_window")
-    slides, first = window is not None, 0
-    of = fields.get("max_window_layers")
-    if family.window == "from_layer" and (of != 0 or of is False):
-        first = fields.integer("max_window_layers")
+    slides = window is not None
+    first = fields.integer("max_window_layers", least=0) if family.window == "from_layer" else 0
     if family.window in ("from_layer", "without_rope"):
         slides = fields.flag("use_sliding_window") and slides
     kinds = fields.get("layer_types")
