@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import caramba
 import caramba_document
@@ -18,6 +19,12 @@ import caramba_plugins_llama
 # Compiled modules are kept, also where the shell says otherwise: each process would compile hundreds of files again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# The suite says the same of the same code each time.  New examples are looked for with HYPOTHESIS_PROFILE=search; one
+# that fails becomes an @example.
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 # A test file's module is named by its path from here, such as caramba_plugins_llama.tests.test_export.  Where a
 # distribution's folder is named like its package, the package itself must be there first.

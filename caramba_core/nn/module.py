@@ -18,10 +18,10 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from caramba_core.components import Layer
 from caramba_core.nn.frame import Frame
+from caramba_core.nn.linear import linear
 
 __all__ = ["ComponentModule", "TopologyModule"]
 
@@ -58,8 +58,8 @@ class ComponentModule(nn.Module):
         biases = [self._parameters.get(bias) for _, bias in weights]
         joined = None if torch.is_grad_enabled() else self._joined.get(names)
         if joined is None:
-            return tuple(F.linear(x, getattr(self, name), bias) for name, bias in zip(names, biases, strict=True))
-        parts = F.linear(x, joined).split([len(getattr(self, name)) for name in names], dim=-1)
+            return tuple(linear(x, getattr(self, name), bias) for name, bias in zip(names, biases, strict=True))
+        parts = linear(x, joined).split([len(getattr(self, name)) for name in names], dim=-1)
         return tuple(part if bias is None else part + bias for part, bias in zip(parts, biases, strict=True))
 
     def join(self, *names: str) -> None:

@@ -85,6 +85,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(change={"use_sliding_window": 0})
 @example(change={"max_window_layers": 0.5})
 @example(change={"max_window_layers": False})
+@example(change={"sliding_window_pattern": False})
 @example(change={"rope_parameters": {}})
 @example(change={"rope_parameters": {"rope_type": "yarn"}})
 @example(

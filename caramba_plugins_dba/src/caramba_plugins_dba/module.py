@@ -19,6 +19,7 @@ from torch import Tensor
 
 from caramba_core.nn.cache import LayerCache
 from caramba_core.nn.frame import Frame
+from caramba_core.nn.linear import linear
 from caramba_core.nn.module import ComponentModule
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 
@@ -72,7 +73,7 @@ class DecoupledBottleneckModule(ComponentModule):
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, D]``."""
-        return F.linear(self.mix(x, frame), self.o_proj, self._optional("o_bias"))
+        return linear(self.mix(x, frame), self.o_proj, self._optional("o_bias"))
 
     def mix(self, x: Tensor, frame: Frame) -> Tensor:
         """What the output projection reads: ``[B, T, D] -> [B, T, H * v_width]``."""
@@ -138,7 +139,7 @@ class DecoupledBottleneckModule(ComponentModule):
                 each = weight.unflatten(0, (config.n_heads, -1))
                 parts[name] = torch.einsum("bthd,hwd->bthw", query, each).flatten(-2)
             else:
-                parts[name] = F.linear(key, weight)
+                parts[name] = linear(key, weight)
         return parts
 
     def _queries_and_keys(
@@ -168,7 +169,7 @@ class DecoupledBottleneckModule(ComponentModule):
         config = self.config
         factors: dict[str, list[Tensor]] = {name: [] for name in queries}
         if config.gate != "none":
-            gate = self._heads(F.linear(x, self.gate_proj)) if config.gate == "dynamic" else self._a_head(self.gate)
+            gate = self._heads(linear(x, self.gate_proj)) if config.gate == "dynamic" else self._a_head(self.gate)
             factors["k_geo"].append(2 * (-gate).sigmoid())
             factors["k_sem"].append(2 * gate.sigmoid())
         if config.temperature:
@@ -233,7 +234,7 @@ class DecoupledBottleneckModule(ComponentModule):
         config = self.config
         if config.v_layout == "latent":
             if config.groups == 1:
-                values = F.linear(values, self.v_up_proj)
+                values = linear(values, self.v_up_proj)
             else:
                 up = self.v_up_proj.view(config.groups, -1, self.v_up_proj.shape[-1])
                 values = torch.einsum("bspr,per->bspe", values, up).flatten(2)

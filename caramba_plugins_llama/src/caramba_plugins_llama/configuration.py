@@ -72,7 +72,16 @@ class Fields:
         return self.flag(rule) if isinstance(rule, str) else rule
 
     def finish(self) -> None:
-        """Raise :class:`InputError` with everything that was wrong."""
+        """Raise :class:`InputError` with everything that was wrong.
+
+        A key that the family knows as a number is none as ``true``, also where other keys leave it unread.
+        """
+        for key, usual in self.defaults.items():
+            value = self.values.get(key)
+            wrong = value is not None and isinstance(value, bool) != isinstance(usual, bool)
+            if wrong and not any(problem.startswith(f"{key} is ") for problem in self.problems):
+                expected = "true or false" if isinstance(usual, bool) else "such a value"
+                self.problems.append(f"{key} is {value!r}, not {expected}; its usual one is {usual!r}")
         if self.problems:
             shown = "\n    ".join(self.problems)
             raise InputError(f"{self.origin} does not describe a model that caramba can build:\n    {shown}")

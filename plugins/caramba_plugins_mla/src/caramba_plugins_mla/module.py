@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caramba_core.nn.frame import Frame
+from caramba_core.nn.linear import linear
 from caramba_core.nn.module import ComponentModule
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
 
@@ -46,7 +47,7 @@ class MultiHeadLatentModule(ComponentModule):
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, D]``."""
-        return F.linear(self.mix(x, frame), self.o_proj, self._optional("o_bias"))
+        return linear(self.mix(x, frame), self.o_proj, self._optional("o_bias"))
 
     def mix(self, x: Tensor, frame: Frame) -> Tensor:
         """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
@@ -122,8 +123,8 @@ class MultiHeadLatentModule(ComponentModule):
     def _expanded(self, latent: Tensor, turned_key: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys ``[B, G, S, d + e]`` and values ``[B, G, S, d]`` of latents ``[B, S, r]`` and keys ``[B, S, e]``."""
         groups = (*latent.shape[:2], self.config.n_kv_heads, self.config.head_dim)
-        key = F.linear(latent, self.k_up_proj).view(groups).transpose(1, 2)
-        value = F.linear(latent, self.v_up_proj).view(groups).transpose(1, 2)
+        key = linear(latent, self.k_up_proj).view(groups).transpose(1, 2)
+        value = linear(latent, self.v_up_proj).view(groups).transpose(1, 2)
         if turned_key is not None:
             key = torch.cat([key, turned_key.unsqueeze(1).expand(-1, self.config.n_kv_heads, -1, -1)], dim=-1)
         return key, value

@@ -14,6 +14,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from caramba_core.nn.cache import LayerCache
 from caramba_core.nn.frame import Frame
+from caramba_core.nn.linear import linear
 from caramba_core.nn.module import ComponentModule
 from caramba_plugins_standard.decoding.attention import CachedPart, attend_cached
 from caramba_plugins_standard.gqa import GroupedAttention, GroupedQueryAttention
@@ -54,7 +55,7 @@ class GroupedAttentionModule(ComponentModule):
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, D]``."""
-        return F.linear(self.mix(x, frame), self.o_proj, self.o_bias)
+        return linear(self.mix(x, frame), self.o_proj, self.o_bias)
 
     def mix(self, x: Tensor, frame: Frame) -> Tensor:
         """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
@@ -171,7 +172,7 @@ class GroupedQueryAttentionModule(GroupedAttentionModule):
             value=value,
             probabilities=probabilities,
             mixed=mixed,
-            output=F.linear(mixed, self.o_proj, self.o_bias),
+            output=linear(mixed, self.o_proj, self.o_bias),
             positions=frame.positions,
         )
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from caramba_core.nn.frame import Frame
+from caramba_core.nn.linear import linear
 from caramba_core.nn.module import ComponentModule
 from caramba_plugins_standard.layers import Dropout, FeedForward, LayerNorm, Linear, Multiply, RMSNorm, SwiGLU
 
@@ -42,7 +43,7 @@ class LinearHeadModule(ComponentModule):
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
         """``[..., D]``, ``[V, D] -> [..., V]``."""
-        return F.linear(x, weight)
+        return linear(x, weight)
 
 
 class RMSNormModule(ComponentModule):
@@ -129,7 +130,7 @@ class LinearModule(ComponentModule):
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, d_out]``."""
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 class SwiGLUModule(ComponentModule):
@@ -149,7 +150,7 @@ class SwiGLUModule(ComponentModule):
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, D]``."""
-        return F.linear(self.mix(x, frame), self.down_proj, self.down_bias)
+        return linear(self.mix(x, frame), self.down_proj, self.down_bias)
 
     def mix(self, x: Tensor, frame: Frame) -> Tensor:
         """What the output projection reads: ``[B, T, D] -> [B, T, F]``."""
@@ -200,7 +201,7 @@ class FeedForwardModule(SwiGLUModule):
     def mix(self, x: Tensor, frame: Frame) -> Tensor:
         """What the output projection reads: ``[B, T, D] -> [B, T, F]``."""
         if not self.gated:
-            return self._activated(F.linear(x, self.up_proj, self.up_bias))
+            return self._activated(linear(x, self.up_proj, self.up_bias))
         gate, up = self.products(x, ("gate_proj", "gate_bias"), ("up_proj", "up_bias"))
         return self._activated(gate) * up
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from caramba_core.nn.build import load_object
 from caramba_core.nn.frame import Frame
+from caramba_core.nn.linear import linear
 from caramba_core.nn.module import TopologyModule
 from caramba_plugins_standard.fans import Branching, Parallel, SoftmaxRouter, TopKRouter
 from caramba_plugins_standard.topologies import Cyclic, Recurrent
@@ -93,7 +93,7 @@ class ParallelModule(TopologyModule):
         """``[B, T, D] -> [B, T, D']``."""
         outputs: list[Tensor] = [self.body_named(name)(x, frame) for name in self.bodies]
         if self.combine == "concatenate":
-            return F.linear(torch.cat(outputs, dim=-1), self.out_proj)
+            return linear(torch.cat(outputs, dim=-1), self.out_proj)
         total = outputs[0]
         for output in outputs[1:]:
             total = total + output
@@ -133,7 +133,7 @@ def top_k(router: TopKRouter, x: Tensor, weights: Mapping[str, Tensor]) -> Tenso
 
 
 def _router_scores(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    scores = F.linear(x, weights["weight"])
+    scores = linear(x, weights["weight"])
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
