@@ -17,11 +17,12 @@ from caramba_plugins_sliding_window.attention import SlidingWindowAttention
 from caramba_plugins_standard.arrays import ArrayTokens, Shard
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.layers import LinearHead, RMSNorm, TokenEmbedder
+from caramba_plugins_standard.marks import BEGINS
 from caramba_plugins_standard.pretrain import Pretrain
 from caramba_plugins_standard.pretrain_runner import PretrainRunner
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Residual, Stacked
-from caramba_plugins_standard.training.documents import packed_frame, targets_within
+from caramba_plugins_standard.training.batch import Batch, batches_of
 from caramba_plugins_upcycle.strategies import Blockwise, Global
 from caramba_plugins_upcycle.strategy_runners import BlockwiseRunner, GlobalRunner, divergence
 from torch.nn import functional as F
@@ -73,6 +74,14 @@ def packed() -> torch.Tensor:
     return torch.tensor(rows)
 
 
+def batch_of(tokens: torch.Tensor) -> Batch:
+    """The documents of ``tokens`` as a training step gets them, with the marks that a token array gives."""
+    marked = tokens.clone()
+    marked[:, 1:][tokens[:, :-1] == END] |= BEGINS
+    [batch] = batches_of(marked[None], marked=True)
+    return batch
+
+
 def alone(tokens: torch.Tensor) -> list[list[int]]:
     """The documents of the rows of ``tokens``."""
     found: list[list[int]] = []
@@ -88,25 +97,22 @@ def alone(tokens: torch.Tensor) -> list[list[int]]:
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_logits_are_those_of_each_document_alone(name: str) -> None:
     model, tokens = model_of(ATTENTIONS[name]), packed()
-    logits = model(tokens, packed_frame(model, tokens, END)).flatten(0, 1)
-    wanted = torch.cat([model(torch.tensor([document]))[0] for document in alone(tokens)])
+    inputs, batch = tokens[:, :-1], batch_of(tokens)
+    logits = model(inputs, batch.frame(model)).flatten(0, 1)
+    wanted = torch.cat([model(torch.tensor([document]))[0] for document in alone(inputs)])
     torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5)
-    assert (model(tokens).flatten(0, 1) - wanted).abs().max() > 0.01, "without documents they differ"
+    assert (model(inputs).flatten(0, 1) - wanted).abs().max() > 0.01, "without documents they differ"
 
 
 @pytest.mark.parametrize("rows", [7, 512])
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_a_training_step_is_that_of_the_documents_alone(name: str, rows: int, tmp_path: Path) -> None:
+def test_a_training_step_is_that_of_the_documents_alone(name: str, rows: int) -> None:
     """Loss and gradients of the strategy, against losses of documents one by one; no token ends one and begins one."""
     model, tokens = model_of(ATTENTIONS[name]), packed()
-    np.save(tmp_path / "a.npy", tokens[0].numpy())
-    data = ArrayTokens.of([Shard.of(tmp_path / "a.npy")], tokenizer=None, origin="a", separator=END)
-    context: Any = SimpleNamespace(
-        student=model, autocast=nullcontext, shared=SimpleNamespace(tokens=lambda which: data)
-    )
+    context: Any = SimpleNamespace(student=model, autocast=nullcontext)
     runner = PretrainRunner(Pretrain(logit_rows=rows), context)
     runner.prepare()
-    loss = runner.step(tokens).loss
+    loss = runner.step(batch_of(tokens)).loss
     found = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad()
     losses = [
@@ -124,32 +130,35 @@ def test_a_training_step_is_that_of_the_documents_alone(name: str, rows: int, tm
         assert (found[name_of] - parameter.grad).abs().max() <= 1e-5 * parameter.grad.abs().max(), name_of
 
 
-def test_no_target_stands_in_another_document() -> None:
-    tokens = torch.tensor([[4, 5, END, 6, END, END, 7]])
-    assert targets_within(tokens, END).tolist() == [[5, END, -100, END, -100, -100]]
-    assert targets_within(tokens, None).tolist() == [[5, END, 6, END, END, 7]]
-    frame = packed_frame(model_of(ATTENTIONS["gqa"]), tokens, END)
-    assert frame.positions.tolist() == [[0, 1, 2, 0, 1, 0, 0]]
+def test_no_target_stands_in_another_document(tmp_path: Path) -> None:
+    ids = np.array([4, 5, END, 6, END, END, 7])
+    np.save(tmp_path / "a.npy", ids)
+    data = ArrayTokens.of([Shard.of(tmp_path / "a.npy")], tokenizer=None, origin="a", separator=END)
+    words = torch.from_numpy(data.marked(0, 7))[None, None]
+    [batch] = batches_of(words, marked=True)
+    assert batch.tokens.tolist() == [ids.tolist()]
+    assert batch.targets.tolist() == [[5, END, -100, END, -100, -100]]
+    [plain] = batches_of(torch.from_numpy(data.read(0, 7))[None, None], marked=False)
+    assert plain.targets.tolist() == [[5, END, 6, END, END, 7]]
+    assert batch.frame(model_of(ATTENTIONS["gqa"])).positions.tolist() == [[0, 1, 2, 0, 1, 0]]
 
 
 def test_an_attention_that_cannot_is_refused() -> None:
     model, tokens = model_of(LinearAttention(**HEADS, features=8)), packed()
     with pytest.raises(InputError, match=r"attention \(LinearAttention\) cannot keep documents of one sequence apart"):
-        packed_frame(model, tokens, END)
-    assert model(tokens, packed_frame(model, tokens, None)).shape == (*tokens.shape, 16)
+        batch_of(tokens).frame(model)
+    plain = Batch(tokens=tokens)
+    assert model(plain.inputs, plain.frame(model)).shape == (*plain.inputs.shape, 16)
 
 
 @pytest.mark.parametrize("rows", [5, 512])
-def test_distillation_is_that_of_the_documents_alone(rows: int, tmp_path: Path) -> None:
+def test_distillation_is_that_of_the_documents_alone(rows: int) -> None:
     """Of logits with cross entropy, and of attentions."""
     student, teacher = (model_of(ATTENTIONS[name]) for name in ("dba", "gqa"))
-    np.save(tmp_path / "a.npy", packed()[0].numpy())
-    data = ArrayTokens.of([Shard.of(tmp_path / "a.npy")], tokenizer=None, origin="a", separator=END)
     context: Any = SimpleNamespace(
         student=student,
         teacher=teacher,
         autocast=nullcontext,
-        shared=SimpleNamespace(tokens=lambda which: data),
         run=SimpleNamespace(compiles=False),
         sites=tuple(SimpleNamespace(name=name) for name in student.graph.attentions()),
         trained=frozenset(student.graph.attentions()),
@@ -157,7 +166,7 @@ def test_distillation_is_that_of_the_documents_alone(rows: int, tmp_path: Path) 
     runner = GlobalRunner(Global(logit_rows=rows, cross_entropy=0.5), context)
     runner.prepare()
     tokens = packed()
-    found = runner.step(tokens)
+    found = runner.step(batch_of(tokens))
     kl, cross_entropy = torch.zeros(()), torch.zeros(())
     documents = alone(tokens)
     for document in documents:
@@ -171,7 +180,7 @@ def test_distillation_is_that_of_the_documents_alone(rows: int, tmp_path: Path) 
 
     blockwise = BlockwiseRunner(Blockwise(), context)
     blockwise.prepare()
-    block = blockwise.step(tokens)
+    block = blockwise.step(batch_of(tokens))
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     learners = [student.get_submodule(local_name(name)) for name in student.graph.attentions()]
     errors, energies = [torch.zeros(()) for _ in learners], [torch.zeros(()) for _ in learners]

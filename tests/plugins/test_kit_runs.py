@@ -14,6 +14,7 @@ import torch
 from caramba_plugins_standard.loading import FileSpan, Stored
 from caramba_plugins_standard.pretrain import Pretrain
 from caramba_plugins_standard.training import StepResult, Strategy
+from caramba_plugins_standard.training.batch import Batch
 from caramba_plugins_testing import CheckFailed
 from caramba_plugins_testing.hooks import play_failure, play_run
 from caramba_plugins_testing.loaders import check_loader
@@ -48,11 +49,11 @@ class MadeRunner:
         if self.fault == "freezes":
             self.frozen = self.student.get_submodule("attention")
 
-    def step(self, tokens: torch.Tensor) -> StepResult:
+    def step(self, batch: Batch) -> StepResult:
         if self.fault == "starts over":
             self.student.zero_grad()
-        logits = self.student(tokens[:, :-1])
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        logits = self.student(batch.inputs)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
         if self.fault == "is not finite":
             loss = loss / 0
         (-loss if self.fault == "climbs" else loss).backward()

@@ -13,6 +13,7 @@ from caramba_plugins_standard.pretrain import Pretrain
 from caramba_plugins_standard.pretrain_runner import PretrainRunner
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Residual, Stacked
+from caramba_plugins_standard.training.batch import Batch
 from torch.nn import functional as F
 
 from caramba_core.components import Model
@@ -35,10 +36,10 @@ def model_of(tied: bool) -> LanguageModel:
 def run(model: LanguageModel, tokens: torch.Tensor, rows: int) -> torch.Tensor:
     runner = PretrainRunner(
         Pretrain(logit_rows=rows),
-        SimpleNamespace(student=model, autocast=nullcontext, shared=SimpleNamespace(tokens=lambda which: None)),
+        SimpleNamespace(student=model, autocast=nullcontext),
     )  # type: ignore[arg-type]
     runner.prepare()
-    return runner.step(tokens).loss
+    return runner.step(Batch(tokens=tokens)).loss
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -12,8 +12,9 @@ from typing import Any
 import attrs
 import numpy as np
 
-from caramba_core.datasets import Ids, Tokens
+from caramba_core.datasets import Ids
 from caramba_core.errors import InputError
+from caramba_plugins_standard.marks import BEGINS, Marked, MarkedTokens
 
 __all__ = ["ArrayTokens", "Joined", "Shard", "map_array"]
 
@@ -69,7 +70,7 @@ class Joined:
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class ArrayTokens(Tokens):
+class ArrayTokens(MarkedTokens):
     """Token ids of files, each of which must stay as it is while it is read.
 
     ``separator`` ends each document, where documents are to be kept apart.
@@ -98,6 +99,18 @@ class ArrayTokens(Tokens):
                     hint="keep token arrays as they are while runs read them, and write others under other names",
                 )
         return super().read(first, last)
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether documents are kept apart."""
+        return self.separator is not None
+
+    def marked(self, first: int, last: int) -> Marked:
+        """The ids; a document begins behind each separator, and at ``first``."""
+        found = self.read(first, last)
+        if self.separator is not None:
+            found[1:][found[:-1] == self.separator] |= BEGINS
+        return found
 
     def place(self, index: int) -> tuple[str, int]:
         """The file of an id, and its index there."""

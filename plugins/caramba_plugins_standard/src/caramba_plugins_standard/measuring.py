@@ -23,8 +23,9 @@ from caramba_core.run.atomic import write_text
 from caramba_core.run.context import RunContext
 from caramba_core.run.limit import Paused
 from caramba_core.storage import Storage
+from caramba_plugins_standard.marks import is_marked
 from caramba_plugins_standard.measurement import Measurement, paired_difference
-from caramba_plugins_standard.mixtures import MixedTokens, separator_of
+from caramba_plugins_standard.mixtures import MixedTokens
 from caramba_plugins_standard.modes import Evaluate, blamed_on
 from caramba_plugins_standard.perplexity import measure, require_enough
 
@@ -51,7 +52,7 @@ class Perplexities:
                 "data.heldout is a mixture: perplexity is measured from the start of one text",
                 hint="measure on one of its parts; other groups may measure on others",
             )
-        if separator_of(tokens) is not None:
+        if is_marked(tokens):
             raise InputError(
                 "data.heldout has documents: true, and perplexity is measured over windows as they are",
                 hint="leave documents out of data.heldout",

@@ -10,18 +10,18 @@ import numpy as np
 
 from caramba_core.datasets import Tokens
 from caramba_core.errors import InputError
-from caramba_plugins_standard.arrays import ArrayTokens, Joined
+from caramba_plugins_standard.arrays import Joined
+from caramba_plugins_standard.marks import Marked, MarkedTokens, is_marked
 
-__all__ = ["MixedTokens", "separator_of"]
+__all__ = ["MixedTokens"]
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class MixedTokens(Tokens):
+class MixedTokens(MarkedTokens):
     """Sources whose windows are drawn by their ``weights``; read in order, they follow each other."""
 
     sources: tuple[Tokens, ...]
     weights: tuple[float, ...]
-    separator: int | None = None
 
     @classmethod
     def of(cls, parts: Sequence[tuple[float, Tokens]]) -> MixedTokens:
@@ -43,14 +43,7 @@ class MixedTokens(Tokens):
                     f"{other.origin} and {known[0].origin} were made with different tokenizers",
                     hint="token ids mean other texts there: make the arrays again with one tokenizer",
                 )
-        separators = {separator_of(tokens) for tokens in sources}
-        if len(separators) > 1:
-            raise InputError(
-                f"{', '.join(tokens.origin for tokens in sources)}: documents end in different ways",
-                expected="documents: true in all parts of a mixture or in none, and one token that ends them",
-            )
         return cls(
-            separator=separators.pop(),
             ids=Joined([tokens.ids for tokens in sources]),
             tokenizer=known[0].tokenizer if known else None,
             origin=f"a mixture of {', '.join(tokens.origin for tokens in sources)}",
@@ -62,13 +55,18 @@ class MixedTokens(Tokens):
     def read(self, first: int, last: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Ids ``first`` to ``last - 1`` of the sources one behind the other: int64."""
         begin = 0
-        found: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = [np.empty(0, np.int64)]
+        found: list[Marked] = [np.empty(0, np.int64)]
         for tokens in self.sources:
             low, high = max(first - begin, 0), min(last - begin, len(tokens.ids))
             if low < high:
                 found.append(tokens.read(low, high))
             begin += len(tokens.ids)
         return np.concatenate(found)
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether those of a source do; a window of another source is one document then."""
+        return any(map(is_marked, self.sources))
 
     @property
     def hash(self) -> str:
@@ -79,8 +77,3 @@ class MixedTokens(Tokens):
     def checked(self, limit: int | None = None) -> MixedTokens:
         """The same tokens, each source checked."""
         return attrs.evolve(self, limit=limit, sources=tuple(tokens.checked(limit) for tokens in self.sources))
-
-
-def separator_of(tokens: Tokens) -> int | None:
-    """The token that ends a document, where documents are to be kept apart."""
-    return tokens.separator if isinstance(tokens, ArrayTokens | MixedTokens) else None

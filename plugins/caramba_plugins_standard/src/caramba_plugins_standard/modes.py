@@ -109,11 +109,11 @@ class Train(Run):
 
     def check_inputs(self, tokens: Tokens | None, tokenizer: Tokenizer | None) -> None:
         """There must be a window to train on."""
-        from caramba_plugins_standard.mixtures import separator_of
+        from caramba_plugins_standard.marks import is_marked
         from caramba_plugins_standard.training.windows import Windows
 
         assert tokens is not None  # the mode needs them
-        if separator_of(tokens) is not None and not self.train.strategy.takes_documents:
+        if is_marked(tokens) and not self.train.strategy.takes_documents:
             with blamed_on("train", "strategy"):
                 name = type(self.train.strategy).__name__
                 raise InputError(f"{name} does not keep documents apart", hint="leave documents out of data.train")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from caramba_plugins_standard.training import StepResult, Strategy, StrategyRunner
+from caramba_plugins_standard.training.batch import Batch
 from torch import Tensor
 
 from caramba_core.run.context import RunContext
@@ -26,25 +27,25 @@ def check_strategy(strategy: Strategy, folder: Path, *, trains: tuple[str, ...] 
     with about(type(strategy).__name__):
         runner = strategy.start(context)
         runner.prepare()
-        tokens = torch.from_numpy(context.shared.tokens("train").ids[:34].reshape(2, 17))
+        batch = Batch(tokens=torch.from_numpy(context.shared.tokens("train").ids[:34].reshape(2, 17)))
         before = {key: parameter.detach().clone() for key, parameter in context.student.named_parameters()}
-        _check_result(_step(runner, tokens))
+        _check_result(_step(runner, batch))
         _check_gradients(context)
         for key, parameter in context.student.named_parameters():
             still = torch.equal(parameter, before[key])
             require(still, f"a step moves {key} itself; that is the optimizer's business")
         once = [_gradient(parameter).clone() for _, parameter in context.trainable()]
-        _step(runner, tokens)
+        _step(runner, batch)
         for (key, parameter), gradient in zip(context.trainable(), once, strict=True):
             adds = (_gradient(parameter) - 2 * gradient).norm() <= 1e-3 * gradient.norm()
             require(adds, f"a second step does not add to the gradient of {key}; accumulation needs that")
         if learns:
-            _check_learning(context, runner, tokens)
+            _check_learning(context, runner, batch)
 
 
-def _step(runner: StrategyRunner, tokens: Tensor) -> StepResult:
+def _step(runner: StrategyRunner, batch: Batch) -> StepResult:
     torch.manual_seed(5)
-    return runner.step(tokens)
+    return runner.step(batch)
 
 
 def _gradient(parameter: Tensor) -> Tensor:
@@ -72,12 +73,12 @@ def _check_gradients(context: RunContext) -> None:
             require(sound, f"{key} trains, and a step gives it a gradient that is zero or not finite")
 
 
-def _check_learning(context: RunContext, runner: StrategyRunner, tokens: Tensor) -> None:
+def _check_learning(context: RunContext, runner: StrategyRunner, batch: Batch) -> None:
     optimizer = torch.optim.Adam([parameter for _, parameter in context.trainable()], lr=1e-2)
     losses = []
     for _ in range(40):
         optimizer.zero_grad()
-        losses.append(_step(runner, tokens).loss.item())
+        losses.append(_step(runner, batch).loss.item())
         optimizer.step()
     first, last = losses[0], losses[-1]
     require(last < first, f"forty steps on one batch take the loss from {first:.4f} to {last:.4f}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from caramba_plugins_standard.training import StepResult, TrainingContext
+from caramba_plugins_standard.training.batch import Batch
 from caramba_plugins_standard.training.chunked_head import backward_in_chunks
-from caramba_plugins_standard.training.documents import packed_frame, separator_in, targets_within
 from torch import Tensor, nn
 
-from caramba_core.nn.frame import Frame, Taps
+from caramba_core.nn.frame import Taps
 from caramba_core.nn.language_model import LanguageModel
 from caramba_plugins_upcycle.strategies import Blockwise, Global
 
@@ -38,7 +40,6 @@ class BlockwiseRunner:
         context = self.context
         self.config.check(context.sites, context.trained)  # which said so before; Python may start it otherwise
         self.names = [site.name for site in context.sites]
-        self.separator = separator_in(context)
         self.student = context.student.train()
         self.teacher = context.teacher
         self.teacher.tap(self.names)
@@ -48,14 +49,10 @@ class BlockwiseRunner:
             self.student.get_submodule(name.removeprefix("model.")) for name in self.names
         ]
 
-    def step(self, tokens: Tensor) -> StepResult:
-        """int64 ``[B, T + 1]``; the last token is not used."""
-        inputs = tokens[:, :-1]
+    def step(self, batch: Batch) -> StepResult:
+        """Every token that is read counts, whether or not the next one is to be predicted."""
         errors: list[Tensor] = []
-        plain = packed_frame(self.student, inputs, self.separator)
-
-        def tapped(model: LanguageModel, taps: Taps) -> Frame:
-            return packed_frame(model, inputs, self.separator, taps=taps)
+        plain = batch.frame(self.student)
 
         def learn(index: int, x: Tensor, target: Tensor) -> None:
             learner = self.learners[index]
@@ -66,13 +63,16 @@ class BlockwiseRunner:
             error.backward()
             errors.append(error.detach())
 
+        def pass_over(model: LanguageModel, tap: Callable[[int, Tensor, Tensor], None]) -> None:
+            model.hidden(batch.inputs, batch.frame(model, taps=Taps(tap)))
+
         with torch.no_grad(), self.context.autocast():
             if self.config.inputs == "teacher":
-                self.teacher.hidden(inputs, tapped(self.teacher, Taps(learn)))
+                pass_over(self.teacher, learn)
             else:
                 targets: list[Tensor] = []
-                self.teacher.hidden(inputs, tapped(self.teacher, Taps(lambda _, x, y: targets.append(y))))
-                self.student.hidden(inputs, tapped(self.student, Taps(lambda i, x, y: learn(i, x, targets[i]))))
+                pass_over(self.teacher, lambda _, x, y: targets.append(y))
+                pass_over(self.student, lambda i, x, y: learn(i, x, targets[i]))
         stacked = torch.stack(errors)
         return StepResult(loss=stacked.mean(), metrics={"worst_block": stacked.max()})
 
@@ -98,20 +98,18 @@ class GlobalRunner:
         """Student and teacher stand ready; the context froze what does not train."""
         self.student = self.context.student.train()
         self.teacher = self.context.teacher
-        self.separator = separator_in(self.context)
         # One fused pass over the vocabulary instead of ten: worth it where memory bandwidth is the limit.
         self.divergence = torch.compile(divergence) if self.context.run.compiles else divergence
 
-    def step(self, tokens: Tensor) -> StepResult:
-        """int64 ``[B, T + 1]``; the last token is only a target."""
+    def step(self, batch: Batch) -> StepResult:
+        """Means over the tokens that are to be predicted."""
         config, context = self.config, self.context
-        inputs, targets = tokens[:, :-1], targets_within(tokens, self.separator).flatten()
-        counted = None if self.separator is None else targets >= 0
-        count = len(targets) if counted is None else counted.sum().clamp(min=1)
+        inputs, targets = batch.inputs, batch.targets.flatten()
+        learned = None if batch.learned is None else batch.learned.flatten()
         with context.autocast():
             with torch.no_grad():
-                wanted = self.teacher.hidden(inputs, packed_frame(self.teacher, inputs, self.separator)).flatten(0, 1)
-            hidden = self.student.hidden(inputs, packed_frame(self.student, inputs, self.separator)).flatten(0, 1)
+                wanted = self.teacher.hidden(inputs, batch.frame(self.teacher)).flatten(0, 1)
+            hidden = self.student.hidden(inputs, batch.frame(self.student)).flatten(0, 1)
         parts: dict[str, list[Tensor]] = {}
 
         def loss(part: Tensor, where: slice) -> Tensor:
@@ -120,11 +118,11 @@ class GlobalRunner:
                     teacher_logits = self.teacher.logits(wanted[where])
                 logits = self.student.logits(part)
             rows: Tensor = self.divergence(logits, teacher_logits, config.temperature)
-            kl = (rows if counted is None else rows * counted[where]).sum() / count
+            kl = batch.mean((rows if learned is None else rows * learned[where]).sum())
             parts.setdefault("kl", []).append(kl.detach())
             if not config.cross_entropy:
                 return kl
-            ce = F.cross_entropy(at_least_float32(logits), targets[where], reduction="sum") / count
+            ce = batch.mean(F.cross_entropy(at_least_float32(logits), targets[where], reduction="sum"))
             parts.setdefault("cross_entropy", []).append(ce.detach())
             return kl + config.cross_entropy * ce
 

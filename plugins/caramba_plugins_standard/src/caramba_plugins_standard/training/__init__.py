@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from caramba_core.nn.language_model import LanguageModel
     from caramba_core.run.context import GroupContext
     from caramba_core.sites import Site
+    from caramba_plugins_standard.training.batch import Batch
 
 __all__ = [
     "Optimizer",
@@ -108,8 +109,12 @@ class StrategyRunner(Protocol):
         """Once before the first step: build what the steps need, mark what trains."""
         ...
 
-    def step(self, tokens: Tensor) -> StepResult:
-        """Forward and backward over int64 ``[B, T + 1]``; gradients accumulate, the loop moves the optimizer."""
+    def step(self, batch: Batch) -> StepResult:
+        """Forward and backward of one pass; gradients accumulate, the loop divides by the passes and moves weights.
+
+        A loss over predicted tokens is a sum that goes through ``batch.mean``, so that each of a step's counts the
+        same; ``batch.frame(model)`` keeps documents apart.
+        """
         ...
 
 
@@ -120,7 +125,7 @@ class Strategy(Component):
     kind: ClassVar[str] = "strategy"
     needs_teacher: ClassVar[bool] = False
     takes_documents: ClassVar[bool] = False
-    """Whether its runner keeps documents apart, with frames of :func:`~.documents.packed_frame`."""
+    """Whether its runner heeds documents and what is not to be predicted: the frame and targets of its batches."""
 
     whole_model: ClassVar[bool] = True
     """Whether a step runs backward through the whole model from its logits, or through one trained node at a time."""

@@ -12,13 +12,8 @@ from caramba_core.errors import InputError
 from caramba_core.graph import Graph
 from caramba_core.nn.frame import Frame, Taps
 from caramba_core.nn.language_model import LanguageModel
-from caramba_plugins_standard.mixtures import separator_of
-from caramba_plugins_standard.training import TrainingContext
 
-__all__ = ["PackedFrame", "packed_frame", "require_documents", "separator_in", "targets_within"]
-
-NO_TARGET = -100
-"""What ``torch.nn.functional.cross_entropy`` leaves out."""
+__all__ = ["PackedFrame", "packed_frame", "require_documents"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,25 +31,17 @@ class PackedFrame(Frame):
         return self.documents[:, :, None] != self.documents[:, None]
 
 
-def packed_frame(model: LanguageModel, tokens: Tensor, separator: int | None, *, taps: Taps | None = None) -> Frame:
-    """The frame of tokens ``[B, T]`` in which ``separator`` ends a document; an ordinary one without a separator.
+def packed_frame(model: LanguageModel, tokens: Tensor, begins: Tensor | None, *, taps: Taps | None = None) -> Frame:
+    """The frame of tokens ``[B, T]``; an ordinary one without ``begins``, bool ``[B, T]``: where documents begin.
 
     Raises :class:`InputError` where the model has an attention that cannot keep to its document.
     """
-    if separator is None:
+    if begins is None:
         return Frame.of(tokens, taps=taps)
     require_documents(model.graph)
-    first = torch.zeros_like(tokens)
-    first[:, 1:] = tokens[:, :-1] == separator
     place = torch.arange(tokens.shape[1], device=tokens.device)
-    begin = (first * place).cummax(1).values
+    begin = (begins * place).cummax(1).values
     return PackedFrame(positions=place - begin, documents=begin, taps=taps)
-
-
-def targets_within(tokens: Tensor, separator: int | None) -> Tensor:
-    """The token after each of the first ``T`` of ``[B, T + 1]``; :data:`NO_TARGET` where another document begins."""
-    targets = tokens[:, 1:]
-    return targets if separator is None else targets.masked_fill(tokens[:, :-1] == separator, NO_TARGET)
 
 
 def require_documents(graph: Graph) -> None:
@@ -66,8 +53,3 @@ def require_documents(graph: Graph) -> None:
                 f"{name} ({type(node.config).__name__}) cannot keep documents of one sequence apart",
                 hint="leave documents out of data.train, or take another attention",
             )
-
-
-def separator_in(context: TrainingContext) -> int | None:
-    """The token that ends a document in a run's ``data.train``; ``None`` where windows are taken as they are."""
-    return separator_of(context.shared.tokens("train"))

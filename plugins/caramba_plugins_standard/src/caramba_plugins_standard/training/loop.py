@@ -19,9 +19,9 @@ from caramba_core.run.context import RunContext
 from caramba_core.run.limit import Paused
 from caramba_core.run.reporter import Bar
 from caramba_plugins_standard.measuring import measure_step, measured_in
-from caramba_plugins_standard.mixtures import separator_of
 from caramba_plugins_standard.modes import Train
 from caramba_plugins_standard.training import StepResult, StrategyRunner
+from caramba_plugins_standard.training.batch import batches_of
 from caramba_plugins_standard.training.compiling import compile_blocks
 from caramba_plugins_standard.training.cuda_graph import CapturedStep
 from caramba_plugins_standard.training.determinism import deterministic
@@ -74,7 +74,7 @@ class TrainRunner:
         self.seconds = 0.0
         self.tokens_a_step = self.settings.batch_size * self.settings.accumulate * self.settings.context
         self.windows = windows_of(context, self.settings.context)
-        if separator_of(self.windows.tokens) is not None:
+        if self.windows.marked:
             require_documents(context.graph)
         self._pending: _Numbers | None = None
         self._captured: CapturedStep | None = None
@@ -183,7 +183,7 @@ class TrainRunner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         size = settings.accumulate * settings.batch_size
-        tokens = self.windows.batch(self.step * size, size).view(settings.accumulate, settings.batch_size, -1)
+        tokens = self.windows.words(self.step * size, size).view(settings.accumulate, settings.batch_size, -1)
         if device.type == "cuda":
             tokens = tokens.pin_memory()
         tokens = tokens.to(device, non_blocking=True)
@@ -204,9 +204,9 @@ class TrainRunner:
         self._pending = numbers
         bar.advance(self.tokens_a_step)
 
-    def _gradients(self, tokens: Tensor) -> StepResult:
+    def _gradients(self, words: Tensor) -> StepResult:
         """Forward and backward of int64 ``[accumulate, B, T + 1]``; gradients are means over all of them."""
-        results = [self.runner.step(part) for part in tokens]
+        results = [self.runner.step(batch) for batch in batches_of(words, marked=self.windows.marked)]
         if len(results) > 1:
             torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], float(len(results)))
         return _mean(results)

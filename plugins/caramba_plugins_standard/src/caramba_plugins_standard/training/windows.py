@@ -9,6 +9,7 @@ from torch import Tensor
 from caramba_core.datasets import Tokens
 from caramba_core.errors import InputError
 from caramba_core.run.context import RunContext
+from caramba_plugins_standard.marks import MarkedTokens, is_marked
 from caramba_plugins_standard.mixtures import MixedTokens
 from caramba_plugins_standard.training.orders import Interleaving, permuted
 
@@ -38,17 +39,35 @@ class Windows:
         self._parts = [
             _Part(part, context, (seed, number) if len(sources) > 1 else (seed,)) for number, part in enumerate(sources)
         ]
+        self.marked = is_marked(tokens)
+        """Whether :meth:`words` have marks."""
+
         total = sum(weights)
         self.count = min(int(part.count * (total / weight)) for part, weight in zip(self._parts, weights, strict=True))
 
     def sample(self, index: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Token ids of sample ``index``: int64 ``[context + 1]``."""
-        part, place = self._interleaving.place(index)
-        return self._parts[part].sample(place)
+        tokens, start = self._place(index)
+        return tokens.read(start, start + self.context + 1)
 
     def batch(self, first: int, size: int) -> Tensor:
         """Samples ``first`` to ``first + size - 1``: int64 ``[size, context + 1]`` on the CPU."""
         return torch.from_numpy(np.stack([self.sample(index) for index in range(first, first + size)]))
+
+    def words(self, first: int, size: int) -> Tensor:
+        """The same as :meth:`batch`, with the :mod:`~caramba_plugins_standard.marks` of each token."""
+        found = []
+        for index in range(first, first + size):
+            tokens, start = self._place(index)
+            read = tokens.marked if isinstance(tokens, MarkedTokens) else tokens.read
+            found.append(read(start, start + self.context + 1))
+        return torch.from_numpy(np.stack(found))
+
+    def _place(self, index: int) -> tuple[Tokens, int]:
+        """The source of a sample, and where its window begins there."""
+        number, place = self._interleaving.place(index)
+        part = self._parts[number]
+        return part.tokens, part.start(place)
 
 
 class _Part:
@@ -69,7 +88,8 @@ class _Part:
         self._order = np.empty(0, dtype=np.int64)
         self._keys: list[int] = []
 
-    def sample(self, index: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def start(self, index: int) -> int:
+        """Where the window of its sample ``index`` begins."""
         epoch, place = divmod(index, self.count)
         if epoch != self._epoch:
             self._epoch, seed = epoch, [*self.seed, epoch]
@@ -78,8 +98,7 @@ class _Part:
             else:
                 self._keys = np.random.SeedSequence(seed).generate_state(_ROUNDS, np.uint64).tolist()
         window = permuted(place, self.count, self._keys) if self._keys else int(self._order[place])
-        start = window * self.context
-        return self.tokens.read(start, start + self.context + 1)
+        return window * self.context
 
 
 def windows_of(context: RunContext, length: int) -> Windows:
