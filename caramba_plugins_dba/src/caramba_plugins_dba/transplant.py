@@ -15,7 +15,7 @@ from caramba_plugins_upcycle.moments import (
     KeyMoments,
     QueryMoments,
 )
-from caramba_plugins_upcycle.transplant import Example, Moment, SizeCurve, Started, Transplant
+from caramba_plugins_upcycle.transplant import CacheBudget, Example, Moment, SizeCurve, Started, Transplant
 
 from caramba_core.components import Attention, component, evolve, option
 from caramba_core.errors import InputError, InvalidValue
@@ -182,6 +182,12 @@ class GQAToDBA(Transplant):
         ):
             if bias in given and not there:
                 raise InvalidValue(bias, f"the source's {bias} has no place", expected="true")
+
+    def propose(self, source: Attention, width: int, budget: CacheBudget) -> Mapping[str, Any]:
+        """Sizes of the servable layout where it can express this model, of the free one elsewhere."""
+        from caramba_plugins_dba.sizes import proposed
+
+        return proposed(source, width, budget)
 
     def moments(self, source: Attention, target: Attention) -> Mapping[str, Moment]:
         """Second moments of queries and keys, attention by distance, and what attention makes of keys and values."""

@@ -8,18 +8,22 @@ Far tokens are sorted into slots by their keys, fitted to the source's own far a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from caramba_plugins_upcycle.transplant import Carrying, Moment, Started
+from caramba_plugins_standard.gqa import GroupedAttention
+from caramba_plugins_upcycle.transplant import CacheBudget, Carrying, Moment, Started
 
 from caramba_core.components import Attention, component, option
-from caramba_core.errors import InputError
+from caramba_core.errors import InputError, InvalidValue
 from caramba_plugins_linear.attention import LinearAttention
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["GQAToLinear", "SequenceMoments"]
+
+_STATE_SHARE: Final = 0.125
+_SINKS: Final = 4
 
 
 @component
@@ -44,6 +48,20 @@ class GQAToLinear(Carrying):
         *("qk_norm_eps", "qk_norm_span", "qk_norm_offset"),
     )
     without: ClassVar[tuple[str, ...]] = ("window",)
+
+    def propose(self, source: Attention, width: int, budget: CacheBudget) -> Mapping[str, Any]:
+        """An eighth of the bytes for the state, whose values take four, the rest for tokens that are read exactly."""
+        assert isinstance(source, GroupedAttention)
+        per_token = 2 * source.n_kv_heads * source.head_dim
+        room = budget.share * budget.context * per_token  # in values of two bytes, as the slots are below
+        slot = 2 * source.n_kv_heads * (source.head_dim + 1)
+        features = max(1, int(_STATE_SHARE * room / slot))
+        held = int((room - features * slot) / per_token)
+        if held < 1:
+            raise InvalidValue(None, f"a slot of the state leaves no room for a token of {budget.context}")
+        sinks = min(_SINKS, held // 2)
+        fields: dict[str, Any] = {"features": features, "window": held - sinks, "sinks": sinks}
+        return {**fields, **({"qkv_bias": True} if source.qkv_bias else {}), "o_bias": True}
 
     def moments(self, source: Attention, target: Attention) -> Mapping[str, Moment]:
         """Some sequences as they are."""

@@ -6,10 +6,11 @@ The mathematics stands, a step a file, in :mod:`caramba_plugins_mla.start`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from caramba_plugins_standard.gqa import GroupedAttention
 from caramba_plugins_upcycle.moments import DistanceMoments, KeyMoments, QueryMoments
-from caramba_plugins_upcycle.transplant import Moment, Started, Transplant
+from caramba_plugins_upcycle.transplant import CacheBudget, Moment, Started, Transplant
 
 from caramba_core.components import Attention, component
 from caramba_core.errors import InvalidValue
@@ -71,6 +72,20 @@ class GQAToMLA(Transplant):
         ):
             if bias in given and not there:
                 raise InvalidValue(field, f"the source's {bias} has no place", expected="true")
+
+    def propose(self, source: Attention, width: int, budget: CacheBudget) -> Mapping[str, Any]:
+        """A third of the cached values for the rotary key, as far as the source has pairs that turn."""
+        assert isinstance(source, GroupedAttention)
+        values, rope_dim = budget.values(source, width), 0
+        if source.rope is not None:
+            turning = sum(frequency != 0 for frequency in source.rope.frequencies(source.head_dim))
+            step = 8 if values >= 64 else 2
+            rope_dim = min(step * max(1, round(values / (3 * step))), 2 * source.n_kv_heads * turning)
+        if rope_dim >= values:
+            raise InvalidValue(None, f"a rotary key and a latent take 3 cached values, and {values} are left")
+        biases = {"q_bias": source.qkv_bias, "k_bias": source.qkv_bias and rope_dim > 0, "o_bias": True}
+        sizes = {"rank": values - rope_dim, "rope_dim": rope_dim}
+        return {**sizes, **{name: True for name, there in biases.items() if there}}
 
     def moments(self, source: Attention, target: Attention) -> Mapping[str, Moment]:
         """Second moments of queries and keys, attention by distance, and keys and values together."""

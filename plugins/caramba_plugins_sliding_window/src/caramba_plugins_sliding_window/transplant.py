@@ -6,15 +6,19 @@ outside.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
 
-from caramba_plugins_upcycle.transplant import Carrying
+from caramba_plugins_standard.gqa import GroupedAttention
+from caramba_plugins_upcycle.transplant import CacheBudget, Carrying
 
 from caramba_core.components import Attention, component
 from caramba_core.errors import InvalidValue
 from caramba_plugins_sliding_window.attention import SlidingWindowAttention
 
 __all__ = ["GQAToSlidingWindow"]
+
+_SINKS: Final = 4
 
 
 @component
@@ -36,3 +40,15 @@ class GQAToSlidingWindow(Carrying):
             raise InvalidValue(
                 "window", f"{target.window} is more than the source's", expected=f"at most {window} tokens"
             )
+
+    def propose(self, source: Attention, width: int, budget: CacheBudget) -> Mapping[str, Any]:
+        """As many tokens as the share is of those that the source sees, the first four of the text among them."""
+        assert isinstance(source, GroupedAttention)
+        window = getattr(source, "window", None)
+        seen = budget.context if window is None else min(window, budget.context)
+        held = int(budget.share * seen)
+        if held < 1:
+            raise InvalidValue(None, f"the share of {seen} tokens is less than one")
+        sinks = min(_SINKS, held // 2)
+        fields: dict[str, Any] = {"window": held - sinks, "sinks": sinks}
+        return {**fields, **({"qkv_bias": True} if source.qkv_bias else {}), "o_bias": True}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
+    "CacheBudget",
     "Carrying",
     "Collector",
     "Example",
@@ -102,6 +103,26 @@ class SizeCurve:
     after: str | None = None
 
 
+@attrs.frozen(kw_only=True)
+class CacheBudget:
+    """What a proposed attention may cache.
+
+    ``share`` is of the source's cache at ``context`` tokens, where a value takes two bytes unless its entry pins a
+    type.  ``uniform``: the model's attentions are all alike, and so will those be that take their place.  ``given`` are
+    fields that the user has chosen; they hold whatever is proposed for them.
+    """
+
+    share: float
+    context: int
+    uniform: bool = True
+    given: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def values(self, source: Attention, width: int) -> int:
+        """Cached values per token: the share of the source's, at least 1."""
+        cached = sum(entry.values for entry in source.cache_spec(width).values() if entry.per_token)
+        return max(1, int(self.share * cached))
+
+
 @component
 class Transplant(Component):
     """From one attention type to another.  Subclasses are light; they import torch inside their methods."""
@@ -129,6 +150,15 @@ class Transplant(Component):
         for field in self.without:
             if getattr(source, field, None) is not None:
                 raise InvalidValue(None, f"the source has {field}, for which {type(self).__name__} has no start")
+
+    def propose(self, source: Attention, width: int, budget: CacheBudget) -> Mapping[str, Any] | None:
+        """Fields of a target that fits a budget, for ``caramba init``; ``None`` where there is no such choice.
+
+        Left out are those that the target takes over from the source (:attr:`~caramba_core.components.Layer.inherited`)
+        and those that keep their defaults.  Raises :class:`~caramba_core.errors.InvalidValue` with the reason where no
+        target fits.
+        """
+        return None
 
     def moments(self, source: Attention, target: Attention) -> Mapping[str, Moment]:
         """The statistics that :meth:`start` needs, by a name of the transplant's choosing."""
