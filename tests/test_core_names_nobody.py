@@ -49,8 +49,8 @@ MEANS_MORE: Final = {
 
 WORDS: Final = frozenset(
     """
-    allocate compare constant convert cosine data distance eval explain export generate graph key linear multiply
-    nested parallel perplexity pretrained query report residual schema sequences softmax stacked standard teacher text
+    allocate compare constant convert cosine data distance eval explain export generate graph init key linear
+    multiply nested parallel perplexity pretrained query report residual schema sequences softmax stacked standard teacher text
     token tokens train
     """.split()  # noqa: SIM905 - these are words
 )

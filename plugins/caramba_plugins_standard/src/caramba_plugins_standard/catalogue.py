@@ -35,6 +35,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "command": ("export",),
     },
     "caramba-plugins-upcycle": {
+        "command": ("init",),
         "origin": ("teacher",),
         "moment": ("attended_key", "attended_value", "distance", "key", "query"),
         "mode": ("allocate", "convert"),
