@@ -50,8 +50,8 @@ MEANS_MORE: Final = {
 WORDS: Final = frozenset(
     """
     allocate compare constant convert cosine data distance eval explain export generate graph init key linear
-    multiply nested parallel perplexity pretrained query report residual schema sequences softmax stacked standard teacher text
-    token tokens train
+    multiply nested parallel perplexity pretrained query report residual schema sequences softmax stacked standard
+    teacher text token tokens train
     """.split()  # noqa: SIM905 - these are words
 )
 """Names that are words of English or of the field, which texts, comments and variables of the core may use."""
