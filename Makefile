@@ -11,9 +11,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WEIGHTS := .demo
-DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(sort $(wildcard caramba/pyproject.toml caramba_document/pyproject.toml caramba_plugins_*/pyproject.toml plugins/*/pyproject.toml)))
+DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(sort $(wildcard caramba/pyproject.toml caramba_document/pyproject.toml caramba_terminal/pyproject.toml caramba_plugins_*/pyproject.toml plugins/*/pyproject.toml)))
 EDITABLE := $(foreach folder,$(DISTRIBUTIONS),-e $(folder))
-SOURCES := caramba_core $(wildcard caramba/src caramba_document/src caramba_plugins_*/src plugins/*/src)
+SOURCES := caramba_core $(wildcard caramba/src caramba_document/src caramba_terminal/src caramba_plugins_*/src plugins/*/src)
 JOBS ?= 2
 
 .PHONY: demo test test-core check version weights install clean

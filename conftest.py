@@ -15,6 +15,7 @@ import caramba
 import caramba_document
 import caramba_plugins_dba
 import caramba_plugins_llama
+import caramba_terminal
 
 # Compiled modules are kept, also where the shell says otherwise: each process would compile hundreds of files again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -28,7 +29,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 # A test file's module is named by its path from here, such as caramba_plugins_llama.tests.test_export.  Where a
 # distribution's folder is named like its package, the package itself must be there first.
-for _package in (caramba, caramba_document, caramba_plugins_dba, caramba_plugins_llama):
+for _package in (caramba, caramba_document, caramba_plugins_dba, caramba_plugins_llama, caramba_terminal):
     assert Path(_package.__path__[0]).name == _package.__name__
 
 

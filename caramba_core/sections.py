@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
 from typing import Any
 
-from rich import box
+from caramba_terminal.tables import plain_table
 from rich.table import Table
 from rich.text import Text
 
 from caramba_core.hookspecs import Section
 
-__all__ = ["plain_table", "section_data", "section_table"]
+__all__ = ["section_data", "section_table"]
 
 
 def section_data(section: Section) -> dict[str, Any]:
@@ -26,16 +25,6 @@ def section_table(section: Section, *, of: str | None = None) -> Table:
     table = plain_table(section.columns, rows, right=[index for index, right in enumerate(numbers) if right])
     table.title = Text(section.title if of is None else f"{of}: {section.title}")
     table.title_justify = "left"
-    return table
-
-
-def plain_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, right: Collection[int]) -> Table:
-    """A table with a line under its head; the columns with the indexes in ``right`` are right-aligned."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="right" if index in right else "left")
-    for row in rows:
-        table.add_row(*map(Text, row))  # a Text, so that brackets stay brackets
     return table
 
 

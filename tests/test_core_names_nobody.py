@@ -17,10 +17,11 @@ import pytest
 
 import caramba_core
 import caramba_document
+import caramba_terminal
 from caramba_core.plugins.metadata import CORE
 from caramba_core.plugins.registry import registry
 
-PACKAGES = [Path(str(package.__file__)).parent for package in (caramba_core, caramba_document)]
+PACKAGES = [Path(str(package.__file__)).parent for package in (caramba_core, caramba_document, caramba_terminal)]
 FILES = sorted(file for package in PACKAGES for file in package.rglob("*.py"))
 COMPONENTS = [entry for plugin in registry().plugins.values() if plugin.name != CORE for entry in plugin.components]
 NAMES = {entry.name for entry in COMPONENTS}
@@ -39,6 +40,7 @@ MEANS_MORE: Final = {
     "graph": "the module caramba_core.graph",
     "int8": "a type of torch's",
     "key": "what a problem points at",
+    "linear": "a function of caramba_core.nn.module, named as torch names it",
     "sliding_window": "a key of Hugging Face configurations, for which the nearest key is suggested",
     "teacher": "groups[].teacher of a manifest",
     "text": "a format of output",

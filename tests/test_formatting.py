@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from caramba_core.formatting import format_bytes, format_count, format_indexes
+from caramba_terminal.numbers import format_bytes, format_count, format_indexes
 
 
 @pytest.mark.parametrize(

@@ -198,8 +198,9 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``caramba`` with these arguments (the process's own by default) and exit."""
+    from caramba_terminal.output import data_alone
+
     from caramba_core.cli.failures import guarded, wants_json
-    from caramba_core.cli.output import data_alone
 
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:  # it is closed: no file that is opened from here on may take its number

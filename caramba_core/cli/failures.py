@@ -10,20 +10,19 @@ import errno
 import json
 import logging
 import os
-import re
-import shutil
 import signal
 import sys
-import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from types import FrameType
 from typing import Any, NoReturn
 
+from caramba_terminal.lines import coloured, fitted
+from caramba_terminal.signals import Interrupted
+
 from caramba_core import __version__
 from caramba_core.errors import CarambaError, InputError, ManifestError, ResourceExhausted
-from caramba_core.run.signals import Interrupted
 
 __all__ = ["Stopped", "guarded", "wants_json"]
 
@@ -40,7 +39,7 @@ class _Warnings(logging.Handler):
     """Warnings on stderr, as lines that fit the terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(_fitted(record.getMessage()), file=sys.stderr)  # noqa: T201
+        print(fitted(record.getMessage(), sys.stderr), file=sys.stderr)  # noqa: T201
 
 
 class InternalError(CarambaError):
@@ -182,24 +181,4 @@ def _as_data(error: CarambaError) -> dict[str, Any]:
 def _as_text(error: CarambaError) -> str:
     """The report for people, in colours on a terminal, where long lines break between words."""
     text = str(error) if isinstance(error, ManifestError) else f"error: {error}"
-    if not sys.stderr.isatty() or "NO_COLOR" in os.environ:
-        return _fitted(text)
-    text = _fitted(text)
-    red, cyan, plain = "\x1b[1;31m", "\x1b[36m", "\x1b[0m"
-    text = re.sub(r"^[ =]*(hint|expected|note):.*", rf"{cyan}\g<0>{plain}", text, flags=re.MULTILINE)
-    return re.sub(r"^([^\x1b\n]*?)error:", rf"\g<1>{red}error:{plain}", text, flags=re.MULTILINE)
-
-
-def _fitted(text: str) -> str:
-    """A text for stderr: on a terminal its lines fit."""
-    return "\n".join(map(_broken, text.split("\n"))) if sys.stderr.isatty() else text
-
-
-def _broken(line: str) -> str:
-    """A line of a report as lines that fit the terminal; one that shows a manifest stays as it is."""
-    if re.match(r"\s*\d* +\|", line):
-        return line
-    indent = " " * (len(line) - len(line.lstrip(" =")) + 2)
-    width = shutil.get_terminal_size().columns
-    lines = textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(lines or [line])
+    return coloured(fitted(text, sys.stderr), sys.stderr)

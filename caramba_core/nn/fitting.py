@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from caramba_terminal.numbers import format_indexes
+
 from caramba_core.errors import InputError
-from caramba_core.formatting import format_indexes
 from caramba_core.graph import ROOT, Graph, local_name
 
 __all__ = ["refuse", "require_fit"]

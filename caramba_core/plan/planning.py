@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 from caramba_document.problem import Fault
+from caramba_terminal.numbers import format_average, format_bytes, format_count
 
 from caramba_core.errors import InputError, ManifestError, PluginError
-from caramba_core.formatting import format_average, format_bytes, format_count
 from caramba_core.graph import Graph
 from caramba_core.lowered import located, lower_all
 from caramba_core.manifest.schema import Group

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from caramba_terminal.reporter import Reporter
 from torch import nn
 
 from caramba_core.datasets import Tokens
@@ -30,7 +31,6 @@ from caramba_core.run.device import autocast, pick_device, torch_dtype
 from caramba_core.run.directory import RunDirectory, step_of
 from caramba_core.run.limit import Limit, Paused
 from caramba_core.run.overlap import share_found
-from caramba_core.run.reporter import Reporter
 from caramba_core.run.student import assemble
 from caramba_core.sites import Site, find_sites
 from caramba_core.teachers import Pretrained, Tokenizer, reader, require_ids

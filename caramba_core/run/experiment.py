@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
+from caramba_document.differences import Change, differences, listed, normal
 from caramba_document.problem import Fault
 from caramba_document.tree import plain
+from caramba_terminal.numbers import format_bytes
+from caramba_terminal.reporter import Reporter
+from caramba_terminal.signals import signals_held
 
 from caramba_core.errors import CarambaError, InputError, ManifestError, PluginError, VerificationFailed
-from caramba_core.formatting import format_bytes
 from caramba_core.lowered import blaming, group_path, located
 from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
@@ -29,8 +32,6 @@ from caramba_core.plan.data import plan_document
 from caramba_core.plugins.registry import registry
 from caramba_core.run.directory import RunDirectory, State, step_of
 from caramba_core.run.limit import Limit, Paused
-from caramba_core.run.reporter import Reporter
-from caramba_core.run.signals import signals_held
 from caramba_core.run.written import written_manifest
 from caramba_core.sections import section_data, section_table
 from caramba_core.teachers import reader
@@ -125,9 +126,9 @@ class Experiment:
         while current is not None:
             owner, one = current
             written = self._written[self.manifest.groups.index(owner)]
-            shared = {key: _normal(written.get(key)) for key in ("model", "teacher", "data", "eval")}
+            shared = {key: normal(written.get(key)) for key in ("model", "teacher", "data", "eval")}
             of_group = found.setdefault(owner.name, {**shared, "runs": {}})
-            of_group["runs"][one.id] = _normal(written["runs"][owner.runs.index(one)], one.without_effect)
+            of_group["runs"][one.id] = normal(written["runs"][owner.runs.index(one)], one.without_effect)
             current = self.manifest.parent_of(owner, one)
         document: dict[str, Any] = json.loads(json.dumps({"groups": found}))
         return document
@@ -160,8 +161,12 @@ class Experiment:
         if wrong:
             raise InputError(
                 f"{directory.path} holds a run of another version of this manifest:\n    "
-                + _listed(wrong)
-                + (f"\n    (it has taken {state.step:,} steps)" if any(_is_of_steps(each) for each in wrong) else ""),
+                + listed(wrong)
+                + (
+                    f"\n    (it has taken {state.step:,} steps)"
+                    if any(each.path.endswith(".steps") for each in wrong)
+                    else ""
+                ),
                 hint="do it anew with --again, give the manifest another name, or choose another folder with --output",
             )
         begins = state.results is None and not (run.resumes and directory.checkpoints())
@@ -170,14 +175,14 @@ class Experiment:
         stopped = f"{directory.path} holds a run that {'ended' if done else 'stopped'} at step {state.step}"
         stopped += f": {state.error}" if state.error else ""
         raise InputError(
-            stopped + (f"\n    {_listed(changes)}" if changes else ""),
+            stopped + (f"\n    {listed(changes)}" if changes else ""),
             hint=f"add --resume to {'measure it again' if done and measures else 'go on from its last checkpoint'}, "
             "or --again to start anew",
         )
 
     def _changes(self, group: Group, run: Run, state: State) -> list[Change]:
         """What differs in the manifest from when a run began."""
-        return list(_differences(state.document, self.document(group, run)))
+        return list(differences(state.document, self.document(group, run)))
 
     def _is_evaluation(self, change: Change, group: Group, run: Run) -> bool:
         """Whether a change is of how runs are measured alone, this one or one that it continues from."""
@@ -300,7 +305,7 @@ class Experiment:
         """Do the runs; whether all of them came to their end, and none was stopped by the limit of ``minutes``.
 
         The first of them goes on from the checkpoint of the step ``resume_from``, if given.  Raises
-        :class:`~caramba_core.run.signals.Interrupted` behind a run that a signal stopped, once it is saved.
+        :class:`~caramba_terminal.signals.Interrupted` behind a run that a signal stopped, once it is saved.
         """
         self._resume_from = resume_from
         with signals_held() as signals:
@@ -353,7 +358,7 @@ class Experiment:
                     results = results if checkpoint == checkpoints[-1] else None
                     self.reporter.line(f"{run.id}: going on from {checkpoint}")
                 if changes:
-                    self.reporter.line(f"changed since it began: {_listed(changes)}")
+                    self.reporter.line(f"changed since it began: {listed(changes)}")
                 state = attrs.evolve(state, status="running", document=document, inputs=inputs, error=None)
                 state = attrs.evolve(state, changes=[*state.changes, *map(str, changes)], results=results)
             else:
@@ -536,51 +541,6 @@ def _tell(context: RunContext, measured: Iterable[tuple[str, float]]) -> None:
         context.hooks.evaluated(context=context, step=context.step, results={name: figure})
 
 
-@attrs.frozen
-class Change:
-    """One difference between two documents, by its dotted path; ``None`` is what is not there."""
-
-    path: str
-    before: Any
-    after: Any
-
-    def lies_in(self, place: str) -> bool:
-        """Whether it is of what stands at this path, or of a part of it."""
-        return self.path == place or self.path.startswith(f"{place}.")
-
-    def __str__(self) -> str:
-        before, after = (_short(value) for value in (self.before, self.after))
-        return f"{self.path}: {before} -> {after}"
-
-
-def _is_of_steps(change: Change) -> bool:
-    return change.path.endswith(".steps")
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _listed(changes: Sequence[Change]) -> str:
-    shown = [str(each) for each in changes[:12]]
-    return "\n    ".join(shown + ([f"and {len(changes) - 12} more"] if len(changes) > 12 else []))
-
-
-def _differences(before: Any, after: Any, path: str = "") -> Iterator[Change]:
-    """Where two documents differ, in the order of their keys."""
-    if isinstance(before, dict) != isinstance(after, dict):  # what is in a mapping that is there in one of them alone
-        before, after = {} if before is None else before, {} if after is None else after
-    if isinstance(before, dict) and isinstance(after, dict):
-        for key in dict.fromkeys((*before, *after)):
-            yield from _differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        for index, (one, other) in enumerate(zip(before, after, strict=True)):
-            yield from _differences(one, other, f"{path}.{index}")
-    elif before != after:
-        yield Change(path, before, after)
-
-
 def _still_meant(inputs: Mapping[str, str], changes: Sequence[Change]) -> dict[str, str]:
     """Hashes of what a run read, without those of held-out tokens in whose place the manifest names others by now."""
     others = any(".data.heldout" in change.path for change in changes)
@@ -597,21 +557,6 @@ def _require_same_inputs(before: Mapping[str, str], now: Mapping[str, str], whos
             f"{named}: not what {whose} has read: the content has changed",
             hint="put the file back, or start anew with --again",
         )
-
-
-def _normal(value: Any, without: Collection[str] = (), prefix: str = "") -> Any:
-    """One spelling for what a manifest may write in two: ``{type: cosine}`` and ``cosine``, ``1.0`` and ``1``.
-
-    Keys ``without`` effect, dotted where they are nested, are left out.
-    """
-    if isinstance(value, Mapping):
-        kept = {key: item for key, item in value.items() if f"{prefix}{key}" not in without}
-        if kept.keys() == {"type"}:
-            return kept["type"]
-        return {key: _normal(item, without, f"{prefix}{key}.") for key, item in kept.items()}
-    if isinstance(value, list):
-        return [_normal(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _verify(run: Run, summary: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from caramba_core.run.signals import Interrupted, Signals
+from caramba_terminal.signals import Interrupted, Signals
 
 __all__ = ["Limit", "Paused"]
 

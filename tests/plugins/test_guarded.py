@@ -229,7 +229,7 @@ def test_json_beside_a_thread_that_prints_to_the_end(loud: Site) -> None:
 
 def test_data_of_the_main_thread_alone(site: Site) -> None:
     text = (
-        "import threading\nfrom caramba_core.cli.output import data_alone\n"
+        "import threading\nfrom caramba_terminal.output import data_alone\n"
         "with data_alone(to_the_end=False):\n"
         "    thread = threading.Thread(target=print, args=('of a thread',))\n"
         "    thread.start()\n    thread.join()\n    print('data')\n"

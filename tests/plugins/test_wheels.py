@@ -178,7 +178,11 @@ def test_list_run_uninstall(wheels: list[Path], tmp_path: Path) -> None:
     (tmp_path / "tiny.yml").write_text(MANIFEST)
 
     data = json.loads(environment.caramba("plugins", "list", "--json").out)
-    plugins = {name_of(wheel) for wheel in wheels} - {"caramba", "caramba-document"}  # which plug into nothing
+    plugins = {name_of(wheel) for wheel in wheels} - {
+        "caramba",
+        "caramba-document",
+        "caramba-terminal",
+    }  # which plug into nothing
     assert {plugin["distribution"] for plugin in data["plugins"]} == plugins
     assert {plugin["state"] for plugin in data["plugins"]} == {"ok"}
     checked = environment.caramba("plugins", "check", "caramba-plugin-example")
@@ -215,7 +219,7 @@ def test_list_run_uninstall(wheels: list[Path], tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_core_and_the_standard_components_run_and_resume(wheels: list[Path], tmp_path: Path) -> None:
     environment = Environment(tmp_path)
-    environment.install(wheels, "caramba-core", "caramba-document", "caramba-plugins-standard")
+    environment.install(wheels, "caramba-core", "caramba-document", "caramba-terminal", "caramba-plugins-standard")
     np.save(tmp_path / "tokens.npy", (np.arange(500) % 50).astype("uint16"))
     manifest = MANIFEST.replace("{type: alibi, n_heads: 2}", "{type: mha, n_heads: 2, head_dim: 8}")
     manifest = manifest.replace("steps: 2,", "steps: 60,").replace(
@@ -248,7 +252,7 @@ def test_the_core_and_the_standard_components_run_and_resume(wheels: list[Path],
 @pytest.mark.slow
 def test_the_core_alone_lists_plans_and_says_what_is_missing(wheels: list[Path], tmp_path: Path) -> None:
     environment = Environment(tmp_path)
-    environment.install(wheels, "caramba-core", "caramba-document")
+    environment.install(wheels, "caramba-core", "caramba-document", "caramba-terminal")
     (tmp_path / "tiny.yml").write_text(MANIFEST)
     listed = json.loads(environment.caramba("plugins", "list", "--json").out)
     assert [(plugin["distribution"], plugin["state"]) for plugin in listed["plugins"]] == [("caramba-core", "ok")]

@@ -6,9 +6,8 @@ import io
 import itertools
 import re
 
+from caramba_terminal.reporter import Reporter
 from rich.console import Console
-
-from caramba_core.run.reporter import Reporter
 
 
 def said(tokens: int, steps: int, seconds: float, *, done: int = 0, fail: bool = False) -> list[str]:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from caramba_terminal.reporter import Reporter
 from safetensors.torch import load_file
 
 from caramba_core.manifest.load import load_manifest
 from caramba_core.run import context
 from caramba_core.run.experiment import Experiment
-from caramba_core.run.reporter import Reporter
 
 from .workspace import make_workspace
 

@@ -127,8 +127,9 @@ class Experiment:
         Raises:
             CarambaError: of the kind that says what went wrong; see :mod:`caramba_core.errors`.
         """
+        from caramba_terminal.reporter import Reporter
+
         from caramba_core.run.experiment import Experiment
-        from caramba_core.run.reporter import Reporter
 
         reporter = Reporter(notebook_console())
         experiment = Experiment(self._loaded, group=group, run=run, output=Path(output), reporter=reporter)

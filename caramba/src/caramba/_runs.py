@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex, overload
 
 import attrs
 from caramba_plugins_report.records import RunInfo, run_info, runs_under
+from caramba_terminal.numbers import format_average, format_bytes
 
 from caramba._display import Printed
-from caramba_core.formatting import format_average, format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console

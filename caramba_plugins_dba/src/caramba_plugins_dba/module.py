@@ -19,8 +19,7 @@ from torch import Tensor
 
 from caramba_core.nn.cache import LayerCache
 from caramba_core.nn.frame import Frame
-from caramba_core.nn.linear import linear
-from caramba_core.nn.module import ComponentModule
+from caramba_core.nn.module import ComponentModule, linear
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 
 __all__ = ["DecoupledBottleneckModule"]

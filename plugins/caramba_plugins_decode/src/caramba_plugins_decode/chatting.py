@@ -10,9 +10,9 @@ from types import FrameType
 from typing import Final
 
 import typer
+from caramba_terminal.numbers import format_bytes
 
 from caramba_core.errors import InputError
-from caramba_core.formatting import format_bytes
 from caramba_plugins_decode.generating import Speed, Texts, Wanted, printable, tell_drafts, tokens_in_words
 from caramba_plugins_decode.source import TextModel
 from caramba_plugins_decode.template import ChatTemplate, Message

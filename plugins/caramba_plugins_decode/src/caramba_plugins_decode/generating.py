@@ -15,9 +15,9 @@ from caramba_plugins_standard.decoding import Decoder
 from caramba_plugins_standard.generation import continuations, padded
 from caramba_plugins_standard.modes import Sampling
 from caramba_plugins_standard.sampling import Sampler
+from caramba_terminal.numbers import format_bytes
 
 from caramba_core.errors import InputError
-from caramba_core.formatting import format_bytes
 from caramba_plugins_decode.prompts import Prompt
 from caramba_plugins_decode.session import Session
 from caramba_plugins_decode.source import TextModel

@@ -11,9 +11,9 @@ from itertools import groupby
 from typing import Any, Final, Literal, TypeAlias, cast
 
 import attrs
+from caramba_terminal.numbers import format_average, format_bytes, format_count, format_indexes
 
 from caramba_core.components import Attention, Component, Embedder, Head, Layer, Topology
-from caramba_core.formatting import format_average, format_bytes, format_count, format_indexes
 from caramba_core.plan import Figures, ModelPlan, NodePlan, ScopePlan
 from caramba_core.plugins.registry import registry
 from caramba_plugins_draw.terminal import drawn

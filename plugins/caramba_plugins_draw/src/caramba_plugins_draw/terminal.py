@@ -6,15 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
+from caramba_terminal.numbers import format_average, format_bytes, format_count, format_indexes
+from caramba_terminal.tables import plain_table
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from caramba_core.components import Head, Topology
-from caramba_core.formatting import format_average, format_bytes, format_count, format_indexes
 from caramba_core.plan import Figures, ModelPlan, NodePlan, RunPlan
 from caramba_core.plan.data import operations_per_token, plan_sections, quantized_cache
-from caramba_core.sections import plain_table, section_table
+from caramba_core.sections import section_table
 
 if TYPE_CHECKING:
     from caramba_core.plan import Plan

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caramba_core.nn.frame import Frame
-from caramba_core.nn.linear import linear
-from caramba_core.nn.module import ComponentModule
+from caramba_core.nn.module import ComponentModule, linear
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
 
 __all__ = ["MultiHeadLatentModule"]

@@ -115,8 +115,9 @@ def remove(
     """
     import sys
 
+    from caramba_terminal.numbers import format_bytes
+
     from caramba_core.errors import InputError
-    from caramba_core.formatting import format_bytes
     from caramba_plugins_report.records import bytes_under, find_run
     from caramba_plugins_report.removing import continued_by, remove_run, require_removable
 

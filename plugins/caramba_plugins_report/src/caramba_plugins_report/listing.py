@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
+from caramba_terminal.numbers import format_average, format_bytes, format_count
 
 from caramba_core.errors import InputError
-from caramba_core.formatting import format_average, format_bytes, format_count
 from caramba_plugins_report.records import RunInfo, bytes_under
 
 __all__ = ["KEYS", "as_data", "described", "format_age", "in_order", "table", "terminal_width"]

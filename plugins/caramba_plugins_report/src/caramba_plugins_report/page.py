@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import jinja2
+from caramba_terminal.numbers import format_average, format_bytes, format_count, format_duration
 from markupsafe import Markup
 
 from caramba_core.errors import CarambaError, InputError
-from caramba_core.formatting import format_average, format_bytes, format_count, format_duration
 from caramba_core.run.atomic import publish_folder, write_text
 from caramba_plugins_report.figures import INK, SERIES, SOFT, Drawing, against_cache, by_layer, by_step
 from caramba_plugins_report.listing import described

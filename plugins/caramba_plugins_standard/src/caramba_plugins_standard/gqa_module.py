@@ -14,8 +14,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from caramba_core.nn.cache import LayerCache
 from caramba_core.nn.frame import Frame
-from caramba_core.nn.linear import linear
-from caramba_core.nn.module import ComponentModule
+from caramba_core.nn.module import ComponentModule, linear
 from caramba_plugins_standard.decoding.attention import CachedPart, attend_cached
 from caramba_plugins_standard.gqa import GroupedAttention, GroupedQueryAttention
 from caramba_plugins_standard.layer_modules import rms_norm

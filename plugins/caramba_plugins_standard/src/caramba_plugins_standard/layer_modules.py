@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from caramba_core.nn.frame import Frame
-from caramba_core.nn.linear import linear
-from caramba_core.nn.module import ComponentModule
+from caramba_core.nn.module import ComponentModule, linear
 from caramba_plugins_standard.layers import Dropout, FeedForward, LayerNorm, Linear, Multiply, RMSNorm, SwiGLU
 
 __all__ = [

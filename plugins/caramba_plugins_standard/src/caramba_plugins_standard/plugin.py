@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caramba_core.formatting import format_average, format_bytes, format_count, format_duration
+from caramba_terminal.numbers import format_average, format_bytes, format_count, format_duration
+
 from caramba_core.hookspecs import Section, hookimpl
 
 __all__ = ["group_sections"]

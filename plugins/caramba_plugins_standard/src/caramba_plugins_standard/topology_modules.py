@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from caramba_core.nn.build import load_object
 from caramba_core.nn.frame import Frame
-from caramba_core.nn.linear import linear
-from caramba_core.nn.module import TopologyModule
+from caramba_core.nn.module import TopologyModule, linear
 from caramba_plugins_standard.fans import Branching, Parallel, SoftmaxRouter, TopKRouter
 from caramba_plugins_standard.topologies import Cyclic, Recurrent
 

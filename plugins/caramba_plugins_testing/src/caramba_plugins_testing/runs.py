@@ -15,6 +15,7 @@ from caramba_plugins_standard.loading import Checkpoint, PretrainedModel
 from caramba_plugins_standard.modes import Train
 from caramba_plugins_standard.topologies import Stacked
 from caramba_plugins_standard.training import Strategy, Training
+from caramba_terminal.reporter import Reporter
 from rich.console import Console
 
 from caramba_core.components import Model
@@ -28,7 +29,6 @@ from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plugins.registry import registry
 from caramba_core.run.context import GroupContext, RunContext
 from caramba_core.run.directory import RunDirectory, State
-from caramba_core.run.reporter import Reporter
 from caramba_core.teachers import Tokenizer
 
 __all__ = ["small_run"]

@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from caramba_core.formatting import format_duration
+from caramba_terminal.numbers import format_duration
 
 __all__ = ["Bar", "Reporter"]
 
