@@ -13,9 +13,9 @@ from typing import Any, Final
 import attrs
 from caramba_document.suggestions import listing
 from caramba_document.writing import dump
+from caramba_terminal.numbers import format_average, format_bytes, format_count
 
 from caramba_core.errors import InputError
-from caramba_core.formatting import format_average, format_bytes, format_count
 from caramba_core.graph import Graph, local_name
 from caramba_core.manifest.load import load_manifest
 from caramba_core.manifest.values import settings_of
