@@ -91,7 +91,7 @@ def test_every_exception_is_a_name() -> None:
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        ('find(("norm",), "rms_norm")', {(1, "'rms_norm'")}),
+        ('find(("schedule",), "cosine")', {(1, "'cosine'")}),
         ('"""Starts gqa.\n\nThen mla."""', {(1, "gqa"), (3, "mla")}),
         ("x = 1  # as RMSNorm does", {(1, "RMSNorm")}),
         ('f"{x}: needs upcycle.global"', {(1, "upcycle.global")}),
