@@ -119,8 +119,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         and len(weight) % 2 == 0
         and not torch.compiler.is_compiling()
     ):
-        columns = x.reshape(1, -1, x.shape[-1]).transpose(1, 2)
-        halves = torch.bmm(weight.view(2, -1, x.shape[-1]), columns.expand(2, -1, -1))
-        y = halves.view(len(weight), -1).t().reshape(*x.shape[:-1], len(weight))
+        columns = x.reshape(1, -1, x.shape[-1]).transpose(1, 2)  # not a view by other strides: those take a slow way
+        y = torch.bmm(weight.view(2, -1, x.shape[-1]), columns.expand(2, -1, -1)).flatten(0, 1)
+        y = y.t().reshape(*x.shape[:-1], -1) if columns.shape[2] > 1 else y.view(*x.shape[:-1], -1)
         return y if bias is None else y + bias
     return F.linear(x, weight, bias)
