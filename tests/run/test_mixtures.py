@@ -192,7 +192,7 @@ def test_documents_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert caramba(mixed(*others))[0] == 0
     for train, heldout, change, words in (
         (of("d"), "b.npy", ("", ""), "nothing says which token ends a document"),
-        ("a.npy", of("b"), ("", ""), "data.heldout has documents: true"),
+        ("a.npy", of("b"), ("", ""), "data.heldout keeps documents apart"),
         (
             of("a"),
             "b.npy",

@@ -18,7 +18,7 @@ from caramba_plugins_decode.generating import Wanted
 from caramba_plugins_decode.session import Session
 from caramba_plugins_decode.source import Opening, TextModel, open_text_model
 from caramba_plugins_decode.speculative import SpeculativeSession
-from caramba_plugins_decode.template import ChatTemplate, chat_template_of
+from caramba_plugins_standard.chat_template import ChatTemplate, chat_template_of
 from caramba_plugins_standard.generation import generate
 
 from caramba_core.errors import InputError
@@ -29,7 +29,9 @@ Caramba = Callable[..., Ran]
 
 
 def chat_of(model: TextModel, system: str | None = None, most: int = 12) -> Chat:
-    return Chat(model, Session(model), chat_template_of(model), Wanted(max_new_tokens=most), system)
+    return Chat(
+        model, Session(model), chat_template_of(model.name, model.companions), Wanted(max_new_tokens=most), system
+    )
 
 
 def prefilled(chat: Chat) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from caramba_plugins_decode.source import Opening, open_text_model
-from caramba_plugins_decode.template import chat_template_of
+from caramba_plugins_standard.chat_template import chat_template_of
 from tokenizers import Tokenizer
 
 from .conftest import Ran
@@ -68,6 +68,7 @@ def test_a_draft_that_is_the_model_changes_nothing(caramba: Callable[..., Ran], 
 def test_its_chat_template(weights: Path, their_tokenizer: Any) -> None:
     chat = [{"role": "user", "content": "Why is the sea blue?"}, {"role": "assistant", "content": "It is not."}]
     chat.append({"role": "user", "content": " Oh. "})
-    template = chat_template_of(open_text_model(str(weights), Opening()))
+    model = open_text_model(str(weights), Opening())
+    template = chat_template_of(model.name, model.companions)
     expected = their_tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert template.render(chat) == expected

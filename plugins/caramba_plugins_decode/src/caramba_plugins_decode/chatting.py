@@ -10,12 +10,12 @@ from types import FrameType
 from typing import Final
 
 import typer
+from caramba_plugins_standard.chat_template import ChatTemplate, Message
 from caramba_terminal.numbers import format_bytes
 
 from caramba_core.errors import InputError
 from caramba_plugins_decode.generating import Speed, Texts, Wanted, printable, tell_drafts, tokens_in_words
 from caramba_plugins_decode.source import TextModel
-from caramba_plugins_decode.template import ChatTemplate, Message
 from caramba_plugins_decode.text import Finish
 
 __all__ = ["Chat", "converse"]

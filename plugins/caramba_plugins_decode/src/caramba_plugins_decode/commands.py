@@ -157,9 +157,10 @@ def chat(
 
     It takes the checkpoint's own chat template. /reset forgets the chat, /exit ends it; Ctrl-C stops an answer.
     """
+    from caramba_plugins_standard.chat_template import chat_template_of
+
     from caramba_plugins_decode.chatting import Chat, converse
     from caramba_plugins_decode.generating import new_session
-    from caramba_plugins_decode.template import chat_template_of
 
     settings = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
     wanted = _wanted(
@@ -167,7 +168,7 @@ def chat(
     )
     how = _opening(group, step, tokenizer, device, dtype, cache, context)
     model, drafting = _models(source, how, draft, draft_tokens)
-    template = chat_template_of(model)
+    template = chat_template_of(model.name, model.companions)
     if system is not None:  # a template that takes none is found before weights are read
         template.render([{"role": "system", "content": system}, {"role": "user", "content": "?"}])
     length = float("inf") if model.context is None else model.context

@@ -81,10 +81,14 @@ class TextModel:
         return self._load().eval().requires_grad_(False)
 
     @cached_property
+    def companions(self) -> Mapping[str, str]:
+        """The texts of the files beside the tokenizer, by name."""
+        return self._carrier.companions()
+
+    @cached_property
     def files(self) -> Mapping[str, Any]:
-        """The JSON files beside the tokenizer, and ``chat_template.jinja`` as text, by name."""
-        found = self._carrier.companions()
-        return {name: json.loads(text) if name.endswith(".json") else text for name, text in found.items()}
+        """The JSON files among them, by name."""
+        return {name: json.loads(text) for name, text in self.companions.items() if name.endswith(".json")}
 
     @cached_property
     def context(self) -> int | None:

@@ -1,4 +1,4 @@
-"""``caramba data``: token arrays from texts."""
+"""``caramba data``: token arrays from texts, and a look at what runs train on."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import typer
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Make token arrays from texts.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help="Make token arrays from texts, and show what runs train on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 
 
 @app.callback()
 def _root() -> None:
-    """Make token arrays from texts."""
+    """Make token arrays from texts, and show what runs train on."""
 
 
 @app.command("prepare")
@@ -59,3 +62,27 @@ def prepare_texts(
     for warning in done.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"wrote {done.path}: {done.tokens:,} tokens of the tokenizer {done.tokenizer[:12]}", err=True)
+
+
+@app.command("show")
+def show_samples(
+    manifest: Annotated[str, typer.Argument(help="a manifest file, or the name of a preset")],
+    group: Annotated[str | None, typer.Option(help="only this group")] = None,
+    run: Annotated[str | None, typer.Option(help="only this run; the first that trains if left out")] = None,
+    first: Annotated[int, typer.Option(min=0, help="number of the first sample that is shown")] = 0,
+    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="how many are shown")] = 2,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="checkpoint that carries the tokenizer, where the group has no teacher")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="path=value, such as vars.sem_dim=24")] = None,
+) -> None:
+    """Show samples that a run trains on as text, with their documents; what is learned of them stands in brackets."""
+    from rich.console import Console
+
+    from caramba_plugins_standard.showing import shown_samples
+
+    console = Console(highlight=False)
+    for line in shown_samples(
+        manifest, group=group, run=run, tokenizer=tokenizer, first=first, count=samples, overrides=set_ or []
+    ):
+        console.print(line, soft_wrap=True)

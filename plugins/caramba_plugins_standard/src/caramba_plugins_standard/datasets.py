@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ from caramba_core.teachers import begin_of_text
 if TYPE_CHECKING:
     from caramba_core.teachers import Tokenizer
     from caramba_plugins_standard.arrays import Shard
+    from caramba_plugins_standard.chat_template import ChatTemplate
 
-__all__ = ["Mixture", "MixturePart", "TextFile", "TokenArray"]
+__all__ = ["Chats", "Mixture", "MixturePart", "TextFile", "TokenArray"]
 
 _WHOLE = (0.0, 1.0)
 _HASHED_BYTES = 256 << 20
@@ -35,7 +37,7 @@ class _Part(Dataset):
     """Files, or a part of them."""
 
     part: tuple[float, float] = option(
-        default=_WHOLE, help="which part is used: from this fraction of the tokens, or of the text, to that one"
+        default=_WHOLE, help="which part is used: from this fraction of the tokens, the text or the chats, to that one"
     )
 
     def __attrs_post_init__(self) -> None:
@@ -74,30 +76,27 @@ class TokenArray(_Part):
         "ends it; calibration reads windows as they are",
     )
 
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return (self.path,) if isinstance(self.path, str) else self.path
-
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        if not self._names:
+        if not self.path:
             raise InvalidValue("path", "the list is empty", expected="at least one file")
 
     def files(self) -> tuple[Path, ...]:
         """Files, folders and patterns."""
-        return tuple(map(Path, self._names))
+        return tuple(map(Path, _names(self.path)))
 
     def open(self, folder: Path, tokenizer: Tokenizer | None) -> Tokens:
         """The ids, memory-mapped."""
         from caramba_plugins_standard.arrays import ArrayTokens, Shard
 
-        shards = [Shard.of(path) for name in self._names for path in _arrays(folder / expanded(name))]
+        names = _names(self.path)
+        shards = [Shard.of(path) for name in names for path in _arrays(folder / expanded(name))]
         note = _noted(shards)
         count = sum(len(shard.ids) for shard in shards)
         first, last = (int(count * fraction) for fraction in self.part)
-        origin = self._origin(folder / expanded(self._names[0]))
-        if len(self._names) > 1:
-            origin = f"{origin} and {len(self._names) - 1} more"
+        origin = self._origin(folder / expanded(names[0]))
+        if len(names) > 1:
+            origin = f"{origin} and {len(names) - 1} more"
         if first == last:
             raise InputError(f"{origin} holds no token of {count}")
         begin, used = 0, []
@@ -168,6 +167,96 @@ class TextFile(_Part):
 
 
 @component
+class Chats(_Part):
+    """Chats in JSON lines, written by the checkpoint's chat template: what the assistant says is learned, nothing else.
+
+    Each line holds a list of ``{"role": ..., "content": ...}`` under ``column``.  Chats follow each other, and windows
+    cut them as they cut texts.  An answer is what the template marks with ``{% generation %}``; where it marks nothing,
+    it is what an assistant's message adds to the text, up to the token that ends a turn.  Ids and marks of larger files
+    are kept in the user's cache folder for the next time.
+    """
+
+    path: str | tuple[str, ...] = option(help="a .jsonl file, a pattern, or a list of these; relative to the manifest")
+    column: str = option(default="messages", help="key of the messages in each line")
+    template: str | None = option(
+        default=None, help="a file with another chat template (jinja2), relative to the manifest"
+    )
+    date: str | None = option(
+        default=None,
+        help="what the template takes as today, where it writes a date",
+        pattern="[0-9]{4}-[0-9]{2}-[0-9]{2}",
+        form="YYYY-MM-DD",
+    )
+    documents: bool = option(
+        default=True, help="train on each chat as if it stood alone: attention, positions and loss stay within it"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if not self.path:
+            raise InvalidValue("path", "the list is empty", expected="at least one file")
+        if self.date is not None:
+            try:
+                datetime.fromisoformat(self.date)
+            except ValueError as error:
+                raise InvalidValue("date", str(error), expected="a day, YYYY-MM-DD") from error
+
+    def files(self) -> tuple[Path, ...]:
+        """The chats, and the template."""
+        return tuple(map(Path, (*_names(self.path), *([] if self.template is None else [self.template]))))
+
+    def open(self, folder: Path, tokenizer: Tokenizer | None) -> Tokens:
+        """The ids of the chats, with marks."""
+        from caramba_plugins_standard.chat_tokens import ChatTokens, chat_words, chats_of
+        from caramba_plugins_standard.token_cache import cached_ids
+
+        paths = [path for name in _names(self.path) for path in _found(folder / expanded(name))]
+        origin = self._origin(paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more")
+        if tokenizer is None:
+            raise InputError(
+                f"{origin} holds chats, and there is no tokenizer to encode them with",
+                expected="a teacher whose checkpoint carries a tokenizer",
+            )
+        template = self._template(folder, tokenizer)
+        facts: tuple[object, ...] | None = None
+        if sum(path.stat().st_size for path in paths) >= _CACHED_CHARACTERS:
+            hashes = tuple(_hash(path) for path in paths)
+            how = (template.text, sorted(template.tokens.items()), self.column, self.date)
+            facts = (_ENCODED, "chats", hashes, how, tokenizer.identity, sorted(tokenizer.stops))
+        words = cached_ids(
+            facts, lambda: chat_words(chats_of(paths, self.column), template, tokenizer, origin), "uint32"
+        )
+        return ChatTokens.of(
+            words,
+            self.part,
+            apart=self.documents,
+            tokenizer=tokenizer.identity,
+            origin=origin,
+            parts=((paths[0], *self.part),) if len(paths) == 1 else (),
+        )
+
+    def _template(self, folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
+        from caramba_plugins_standard.chat_template import ChatTemplate, chat_template_of, special_tokens
+        from caramba_plugins_standard.loading.carried import CarriedTokenizer
+
+        def today() -> datetime:
+            if self.date is None:
+                raise InputError(
+                    f"{self._origin(self.path)}: the chat template writes today's date, and tomorrow another one",
+                    expected="date: YYYY-MM-DD beside the path of the chats",
+                    hint="the date that a model was trained with is best: 2024-07-26 for Llama 3.1 and 3.2",
+                )
+            return datetime.fromisoformat(self.date)
+
+        carried = isinstance(tokenizer, CarriedTokenizer)
+        name, companions = (tokenizer.name, tokenizer.companions) if carried else ("the checkpoint", {})
+        if self.template is None:
+            return chat_template_of(name, companions, now=today)
+        path = _file(folder / expanded(self.template))
+        return ChatTemplate(path.read_text(encoding="utf-8"), special_tokens(companions), str(path), now=today)
+
+
+@component
 class MixturePart:
     """A part of a mixture."""
 
@@ -204,6 +293,10 @@ class Mixture(Dataset):
         return MixedTokens.of([(part.weight, part.data.open(folder, tokenizer)) for part in self.parts])
 
 
+def _names(path: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (path,) if isinstance(path, str) else path
+
+
 def _line_start(text: str, fraction: float) -> int:
     """The first line start at or behind this fraction of the text; its end where there is none."""
     place = int(len(text) * fraction)
@@ -220,10 +313,15 @@ def _file(path: Path) -> Path:
     return path
 
 
+def _found(path: Path) -> list[Path]:
+    """The files of a name or pattern."""
+    return list(map(_file, named(path) or [path]))
+
+
 def _arrays(path: Path) -> list[Path]:
     """The files that a name stands for."""
     if not path.is_dir():
-        return list(map(_file, named(path) or [path]))
+        return _found(path)
     inside = sorted(path.glob("*.npy"))
     if not inside:
         raise InputError(f"{path} holds no .npy file", expected="token arrays")
@@ -269,9 +367,13 @@ def _read_note(path: Path) -> dict[str, Any]:
     return note
 
 
-def _check_hash(path: Path, expected: str) -> None:
+def _hash(path: Path) -> str:
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    found = _hash(path)
     if found != expected.lower():
         raise InputError(
             f"{path} has SHA-256 {found}",

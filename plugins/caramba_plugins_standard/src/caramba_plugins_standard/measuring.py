@@ -54,8 +54,8 @@ class Perplexities:
             )
         if is_marked(tokens):
             raise InputError(
-                "data.heldout has documents: true, and perplexity is measured over windows as they are",
-                hint="leave documents out of data.heldout",
+                "data.heldout keeps documents apart, and perplexity is measured over windows as they are",
+                hint="take a text or an array without documents: true",
             )
         with blamed_on("context" if len(tokens.ids) < settings.context else "windows"):
             require_enough(tokens, settings)

@@ -79,6 +79,13 @@ class Train(Run):
                 hint="add teacher: {source: ...} to the group",
                 within=("strategy",),
             )
+        if self.train.strategy.needs_weights and teacher is None and self.from_ is None:
+            raise InvalidValue(
+                "train",
+                "this strategy goes on from weights, and the group has no teacher to take them from",
+                hint="add teacher: {source: ...} to the group, or from: GROUP/RUN to the run; pretrain begins anew",
+                within=("strategy",),
+            )
         if self.train.evaluate_every is not None and data.heldout is None:
             raise InvalidValue(
                 "train", "there is nothing to measure on: the group has no data.heldout", within=("evaluate_every",)

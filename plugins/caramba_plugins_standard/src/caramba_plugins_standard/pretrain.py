@@ -1,4 +1,4 @@
-"""``pretrain``: learn to predict the next token (config; light)."""
+"""``pretrain`` and ``finetune``: learn to predict the next token (configs; light)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 from caramba_core.components import component, option
 from caramba_plugins_standard.training import Strategy
 
-__all__ = ["Pretrain"]
+__all__ = ["Finetune", "Pretrain"]
 
 
 @component
@@ -18,3 +18,10 @@ class Pretrain(Strategy):
     takes_documents: ClassVar[bool] = True
 
     logit_rows: int = option(default=512, help="tokens whose logits are held at once", unit="tokens", minimum=1)
+
+
+@component
+class Finetune(Pretrain):
+    """Cross entropy with the text itself, from weights that were trained before: the teacher's, or another run's."""
+
+    needs_weights: ClassVar[bool] = True

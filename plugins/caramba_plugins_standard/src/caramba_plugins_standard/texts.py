@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from caramba_core.errors import InputError
 
-__all__ = ["is_json_lines", "looks_like_json_lines", "read_text", "texts_of"]
+__all__ = ["is_json_lines", "json_objects", "looks_like_json_lines", "read_text", "require_unicode", "texts_of"]
 
 _BLOCK: Final = 1 << 20
 _LONGEST_LINE: Final = 1 << 28
@@ -65,17 +65,23 @@ def _blocks(path: Path, progress: Callable[[int], None]) -> Iterator[str]:
 
 
 def _json_lines(path: Path, column: str, progress: Callable[[int], None]) -> Iterator[Iterator[str]]:
+    for place, found in json_objects(path, progress):
+        yield iter([_text_of(found, column, place)])
+
+
+def json_objects(path: Path, progress: Callable[[int], None] = lambda size: None) -> Iterator[tuple[str, Any]]:
+    """The objects of a file of JSON lines with their places (``FILE:LINE``); ``progress`` is told of bytes read."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), 1):
                 progress(len(line))
                 if line.strip():
-                    yield iter([_text_of(line, column, f"{path}:{number}")])
+                    yield f"{path}:{number}", _object_of(line, f"{path}:{number}")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _text_of(line: bytes, column: str, place: str) -> str:
+def _object_of(line: bytes, place: str) -> dict[str, Any]:
     if len(line) == _LONGEST_LINE:
         raise InputError(f"{place}: the line is longer than {_LONGEST_LINE >> 20} MiB", expected="one object a line")
     try:
@@ -85,7 +91,11 @@ def _text_of(line: bytes, column: str, place: str) -> str:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: not JSON: {error}", expected="one JSON object a line") from error
     if not isinstance(found, dict):
-        raise InputError(f"{place}: not a JSON object", expected=f'{{"{column}": "..."}} on each line')
+        raise InputError(f"{place}: not a JSON object", expected="one JSON object a line")
+    return found
+
+
+def _text_of(found: dict[str, Any], column: str, place: str) -> str:
     if column not in found:
         keys = ", ".join(map(repr, found)) or "none"
         raise InputError(
@@ -94,8 +104,13 @@ def _text_of(line: bytes, column: str, place: str) -> str:
     if not isinstance(found[column], str):
         raise InputError(f"{place}: {column!r} is {type(found[column]).__name__}, not text", expected="a string")
     text: str = found[column]
+    require_unicode(text, f"{place}: {column!r}")
+    return text
+
+
+def require_unicode(text: str, what: str) -> None:
+    """Raise :class:`InputError` for what JSON allows, and no encoding of Unicode: a half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{place}: {column!r} holds half of a surrogate pair at {error.start}") from error
-    return text
+        raise InputError(f"{what} holds half of a surrogate pair at {error.start}") from error

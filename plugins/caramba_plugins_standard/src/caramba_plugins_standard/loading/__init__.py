@@ -152,8 +152,11 @@ class PretrainedModel:
         self.pinned = pinned
 
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that the checkpoint carries, if any."""
-        return self.checkpoint.tokenizer()
+        """The tokenizer that the checkpoint carries, if any, which knows the files beside it."""
+        from caramba_plugins_standard.loading.carried import CarriedTokenizer
+
+        found = self.checkpoint.tokenizer()
+        return found and CarriedTokenizer(found, str(self.checkpoint.path), self.checkpoint.companions)
 
     def check(self) -> None:
         """Raise :class:`InputError` where the headers do not fit the configuration."""

@@ -124,6 +124,9 @@ class Strategy(Component):
 
     kind: ClassVar[str] = "strategy"
     needs_teacher: ClassVar[bool] = False
+    needs_weights: ClassVar[bool] = False
+    """Whether it goes on from weights, a teacher's or another run's: a student that would be drawn is refused."""
+
     takes_documents: ClassVar[bool] = False
     """Whether its runner heeds documents and what is not to be predicted: the frame and targets of its batches."""
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-from caramba_plugins_decode.source import Opening, open_text_model
-from caramba_plugins_decode.template import ChatTemplate, chat_template_of
+from caramba_plugins_standard.chat_template import ChatTemplate, chat_template_of
 
 from caramba_core.errors import InputError
-
-from .conftest import CHATML, write_checkpoint
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 TEMPLATES = {
-    "chatml": CHATML,
+    "chatml": """{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content']
+    + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""",
     "smollm2": """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}
 {{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}
 {% endif %}
@@ -147,15 +144,13 @@ def test_a_template_that_is_none() -> None:
         ChatTemplate("{% for %}", TOKENS, "it")
 
 
-def test_where_a_checkpoint_keeps_it(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "model", template=None)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
+def test_where_a_checkpoint_keeps_it() -> None:
+    def rendered(jinja: str | None = None, **settings: Any) -> str:
+        companions = {"tokenizer_config.json": json.dumps({"eos_token": "<|im_end|>"} | settings)}
+        companions |= {} if jinja is None else {"chat_template.jinja": jinja}
+        return chat_template_of("it", companions).render(CHATS["one"])
 
-    def rendered(**changes: Any) -> str:
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings | changes))
-        return chat_template_of(open_text_model(str(folder), Opening())).render(CHATS["one"])
-
-    with pytest.raises(InputError, match="has no chat template") as caught:
+    with pytest.raises(InputError, match="it has no chat template") as caught:
         rendered()
     assert "caramba generate" in str(caught.value)
     assert rendered(chat_template="one {{ eos_token }}") == "one <|im_end|>"
@@ -164,5 +159,32 @@ def test_where_a_checkpoint_keeps_it(tmp_path: Path) -> None:
     assert rendered(chat_template=named) == "two"
     with pytest.raises(InputError, match="has no chat template"):
         rendered(chat_template=named[:1])
-    (folder / "chat_template.jinja").write_text("three")
-    assert rendered(chat_template="one") == "three"
+    assert rendered(jinja="three", chat_template="one") == "three"
+
+
+@pytest.mark.parametrize(
+    ("template", "chat", "answers"),
+    [
+        ("chatml", "turns", ["<think>\nhm\n</think>\n\nHello! <|im_end|>"]),
+        ("smollm2", "turns", ["<think>\nhm\n</think>\n\nHello! <|im_end|>"]),
+        ("llama2", "turns", ["<think>\nhm\n</think>\n\nHello! </s>"]),
+        ("json and loops", "turns", ["HI", "<THINK>\nHM\n</THINK>\n\nHELLO!", "AND\nNOW?"]),
+        ("chatml", "one", []),
+    ],
+)
+def test_where_answers_stand(template: str, chat: str, answers: list[str]) -> None:
+    """Marked by the template, or what a message of an assistant adds."""
+    made = ChatTemplate(TEMPLATES[template], TOKENS, "it")
+    text, places = made.answers(CHATS[chat])
+    assert text == made.render(CHATS[chat], add_generation_prompt=False)
+    assert [text[first:last].strip() for first, last in places] == answers
+
+
+def test_answers_that_cannot_be_told() -> None:
+    qwen = ChatTemplate(TEMPLATES["qwen3"], TOKENS, "it")
+    with pytest.raises(InputError, match="message 2 is written differently once the chat goes on"):
+        qwen.answers(CHATS["turns"])
+    assert len(qwen.answers(CHATS["turns"][:2])[1]) == 1
+    cut = ChatTemplate("{% set x %}{% generation %}a{% endgeneration %}{% endset %}{{ x[1:] }}", TOKENS, "it")
+    with pytest.raises(InputError, match="changes what it marks"):
+        cut.answers(CHATS["one"])
