@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cache, cached_property
 from pathlib import Path
@@ -199,7 +199,7 @@ class RunContext:
     ``group`` has the run's own variables resolved, ``graph`` is the student's, ``evaluation`` is how the run measures.
     ``student`` and ``teacher`` are built when first asked for.  ``parent`` is the checkpoint that the run continues
     from (``lost_parent`` says that it is gone), ``resume_from`` its own last one where it goes on from there; ``step``
-    counts the steps of the last one saved.
+    counts the steps of the last one saved.  ``keeps`` says which of its checkpoints stay: the newest two.
     """
 
     def __init__(
@@ -232,6 +232,7 @@ class RunContext:
         self.stop_reason: str | None = None
         self.pause_reason: str | None = None
         self.limit = limit or Limit()
+        self.keeps: Callable[[list[Path]], list[Path]] = lambda checkpoints: checkpoints[-2:]
         self._began = time.perf_counter()
         self._superseded: list[Path] | None = None
 
@@ -321,7 +322,7 @@ class RunContext:
     def save(
         self, step: int, *, optimizer: torch.optim.Optimizer | None = None, state: Mapping[str, Any] | None = None
     ) -> Path:
-        """Publish a checkpoint of the student behind ``step`` steps, with what resuming needs; the newest two are kept.
+        """Publish a checkpoint of the student behind ``step`` steps, with what resuming needs; :attr:`keeps` are kept.
 
         ``state`` are scalars of the mode's own, which :meth:`restore` gives back.  The last checkpoint of a run is its
         result.
@@ -330,7 +331,7 @@ class RunContext:
         if self._superseded is None:  # the first of a run that begins: what an earlier attempt left gives way to it
             self._superseded = self.directory.checkpoints()
         if path.exists() and path not in self._superseded:
-            self.directory.drop_checkpoints(self.directory.checkpoints()[:-2])  # where a process died before it did
+            self._drop_others()  # where a process died before it did
             return path
         own = self.directory.begun()
         broken = [name for name, parameter in self.trainable() if not bool(parameter.detach().isfinite().all())]
@@ -345,12 +346,17 @@ class RunContext:
         save_checkpoint(path, model=self.student, optimizer=optimizer, state=kept)
         self.directory.drop_checkpoints(other for other in self._superseded if other != path)
         self._superseded = []
-        self.directory.drop_checkpoints(self.directory.checkpoints()[:-2])
+        self._drop_others()
         self.directory.update(step=step, seconds=self.seconds)
         shutil.rmtree(self._midway, ignore_errors=True)
         self.limit.worked()
         self.hooks.checkpoint_saved(context=self, path=path)
         return path
+
+    def _drop_others(self) -> None:
+        checkpoints = self.directory.checkpoints()
+        kept = self.keeps(checkpoints)
+        self.directory.drop_checkpoints(path for path in checkpoints if path not in kept)
 
     def keep(self, done: int, note: Mapping[str, Any]) -> None:
         """Keep the student midway, ``done`` units into work that makes no checkpoints, for a later call (:attr:`kept`).

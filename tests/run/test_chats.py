@@ -203,9 +203,10 @@ def test_what_is_refused(carried: CarriedTokenizer, tmp_path: Path) -> None:
         opened(tmp_path, carried, template="t.jinja")
     dated = split(opened(tmp_path, carried, template="t.jinja", date="2024-07-26"))
     assert carried.decode([word & IDS for word in dated[0]]).startswith("26 Jul 2024<|im_start|>user")
-    for wrong in ({"date": "2024-13-01"}, {"path": ()}):
-        with pytest.raises(InvalidValue):
-            Chats(**{"path": "c.jsonl", **wrong})
+    with pytest.raises(InvalidValue, match="date"):
+        Chats(path="c.jsonl", date="2024-13-01")
+    with pytest.raises(InvalidValue, match="the list is empty"):
+        Chats(path=())
 
 
 MANIFEST = """\

@@ -248,8 +248,9 @@ class Chats(_Part):
                 )
             return datetime.fromisoformat(self.date)
 
-        carried = isinstance(tokenizer, CarriedTokenizer)
-        name, companions = (tokenizer.name, tokenizer.companions) if carried else ("the checkpoint", {})
+        name, companions = "the checkpoint", dict[str, str]()
+        if isinstance(tokenizer, CarriedTokenizer):
+            name, companions = tokenizer.name, dict(tokenizer.companions)
         if self.template is None:
             return chat_template_of(name, companions, now=today)
         path = _file(folder / expanded(self.template))

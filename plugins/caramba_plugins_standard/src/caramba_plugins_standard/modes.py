@@ -45,10 +45,10 @@ class Train(Run):
     changes_weights: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
     without_effect: ClassVar[frozenset[str]] = Run.without_effect | {
-        *("train.device", "train.checkpoint_every", "train.checkpoint_minutes", "train.evaluate_every")
+        *("train.device", "train.checkpoint_every", "train.checkpoint_minutes", "train.evaluate_every", "train.keep")
     }
     may_change: ClassVar[frozenset[str]] = frozenset(
-        {"steps", "train.lr", "train.clip", "train.schedule", "train.dtype"}
+        {"steps", *(f"train.{key}" for key in ("lr", "clip", "schedule", "dtype", "on_nonfinite", "skip_spikes"))}
     )
     trains_key: ClassVar[tuple[str, ...]] = ("train", "trains")
 
@@ -89,6 +89,14 @@ class Train(Run):
         if self.train.evaluate_every is not None and data.heldout is None:
             raise InvalidValue(
                 "train", "there is nothing to measure on: the group has no data.heldout", within=("evaluate_every",)
+            )
+
+        if self.train.keep.best is not None and self.train.evaluate_every is None:
+            raise InvalidValue(
+                "train",
+                "nothing is measured on the way, so that no checkpoint is the best",
+                expected="evaluate_every: STEPS beside keep",
+                within=("keep", "best"),
             )
 
     def check_model(self, sites: Sequence[Site], trained: frozenset[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import attrs
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from caramba_plugins_standard.training.batch import Batch
 
 __all__ = [
+    "Keep",
     "Optimizer",
     "Schedule",
     "StepResult",
@@ -157,6 +158,19 @@ class Strategy(Component):
 
 
 @component
+class Keep:
+    """Which checkpoints of a run stay; the last one is its result."""
+
+    last: int = option(default=2, help="so many of the last ones", minimum=1)
+    every: int | None = option(
+        default=None, help="those of every so many steps, which are saved for it", unit="steps", minimum=1
+    )
+    best: Literal["perplexity"] | None = option(
+        default=None, help="that of the best evaluation so far, which is saved for it; needs evaluate_every"
+    )
+
+
+@component
 class Training:
     """How a run trains."""
 
@@ -186,6 +200,18 @@ class Training:
         above=0.0,
     )
     evaluate_every: int | None = option(default=None, help="steps between evaluations", unit="steps", minimum=1)
+    keep: Keep = option(factory=Keep, help="which checkpoints stay")
+    on_nonfinite: str = option(
+        default="stop",
+        help="what a loss or gradient that is not finite does: ends the run, or skips its step, up to K in a row",
+        pattern="stop|skip [1-9][0-9]{0,5}",
+        form="stop, or skip K",
+    )
+    skip_spikes: float | None = option(
+        default=None,
+        help="skip steps whose gradient norm is so many times the median of the last 128",
+        above=1.0,
+    )
 
     def __attrs_post_init__(self) -> None:
         if not self.trains or not all(self.trains):

@@ -26,6 +26,9 @@ from caramba_plugins_standard.training.compiling import compile_blocks
 from caramba_plugins_standard.training.cuda_graph import CapturedStep
 from caramba_plugins_standard.training.determinism import deterministic
 from caramba_plugins_standard.training.documents import require_documents
+from caramba_plugins_standard.training.memory import is_out_of_memory, out_of_memory
+from caramba_plugins_standard.training.retention import Retention
+from caramba_plugins_standard.training.skipping import Skipping
 from caramba_plugins_standard.training.windows import windows_of
 
 __all__ = ["TrainRunner"]
@@ -40,6 +43,8 @@ class _Numbers:
     names: tuple[str, ...]
     values: Tensor
     ready: torch.cuda.Event | None
+    left_out: str | None = None
+    """Why the step did not move the weights, if it did not."""
 
     @classmethod
     def of(cls, step: int, lr: float, result: StepResult, norm: Tensor) -> _Numbers:
@@ -83,8 +88,13 @@ class TrainRunner:
         """Train to the last step, or to where something asked to stop."""
         context = self.context
         with deterministic(self.id) if self.settings.deterministic else nullcontext():
-            self._prepare()
-            self._train()
+            try:
+                self._prepare()
+                self._train()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise out_of_memory(error, context, self.settings, self.step + 1) from error
         if (self.step < self.steps and context.stop_reason is None) or self._owes_evaluation():
             return Results(done=False)
         entries: dict[str, Any] = {
@@ -94,6 +104,8 @@ class TrainRunner:
             "trained_parameters": self.trained,
             "parameters": self.total,
         }
+        if self.skipping.total:
+            entries["steps_left_out"] = self.skipping.total
         if self.step < self.steps:
             context.reporter.line(f"{self.id} ended at step {self.step} of {self.steps}: {context.stop_reason}")
             entries["stop_reason"] = context.stop_reason
@@ -114,6 +126,11 @@ class TrainRunner:
         state = context.restore(self.optimizer)
         self.step = context.step
         self.seconds = float(state.get("seconds", 0.0))
+        self.skipping = Skipping(settings, state)
+        compares = settings.keep.best is not None
+        lines, measured = (context.directory.metrics(), measured_in(context)) if compares else ([], None)
+        self.retention = Retention(settings.keep, lines, measured)
+        context.keeps = self.retention.kept
         context.reporter.stage(
             f"train {context.name}",
             f"{', '.join(settings.trains)}: {format_count(self.trained)} of {format_count(self.total)} parameters "
@@ -161,7 +178,9 @@ class TrainRunner:
             self._save()
 
     def _is_due(self) -> bool:
-        """Whether to save between the first step and the last: by steps, or else by the time since the last one."""
+        """Whether to save between the first step and the last: to keep it, by steps, or by the time since the last."""
+        if self.retention.wants(self.step):
+            return True
         every, minutes = self.settings.checkpoint_every, self.settings.checkpoint_minutes
         if every is not None:
             return self.step % every == 0
@@ -173,6 +192,7 @@ class TrainRunner:
         self.seconds = time.perf_counter() - self._began
         tokens = self.step * self.tokens_a_step
         state = {"samples": tokens // self.settings.context, "tokens": tokens, "seconds": self.seconds}
+        state |= self.skipping.state()
         self.context.save(self.step, optimizer=self.optimizer, state=state)
         self._saved = self.context.reporter.clock()
 
@@ -196,9 +216,14 @@ class TrainRunner:
             result = self._gradients(tokens)
         norm = nn.utils.clip_grad_norm_(self.parameters, math.inf if settings.clip is None else settings.clip)
         numbers = _Numbers.of(self.step + 1, lr, result, norm)
-        if device.type != "cuda":  # nothing to wait for: refuse the step before it spoils the weights
-            self._check(numbers.read(), numbers.step)
-        self.optimizer.step()
+        if self.skipping.judges:
+            numbers = attrs.evolve(numbers, left_out=self.skipping.reason(numbers.read()))
+        if numbers.left_out is not None:
+            self.context.reporter.line(f"step {numbers.step} is left out: {numbers.left_out}")
+        else:
+            if device.type != "cuda" or self.skipping.judges:  # refuse the step before it spoils the weights
+                self._check(numbers.read(), numbers.step)
+            self.optimizer.step()
         self.step += 1
         self._settle(bar)
         self._pending = numbers
@@ -221,6 +246,7 @@ class TrainRunner:
             return
         measured_on = measured_in(self.context)  # lines of another are not comparable
         self.context.directory.append_metrics({"step": self.step, **results, "measured": measured_on})
+        self.retention.measured(self.step, results["perplexity"])
         self.context.hooks.evaluated(context=self.context, step=self.step, results=results)
 
     def _owes_evaluation(self) -> bool:
@@ -235,13 +261,17 @@ class TrainRunner:
         if self._pending is None:
             return
         numbers, self._pending = self._pending, None
-        values = numbers.read()
-        self._check(values, numbers.step)
+        values, notes = numbers.read(), {}
+        if numbers.left_out is None:
+            self._check(values, numbers.step)
+        else:
+            notes = {"left_out": numbers.left_out}
+            values = {name: value for name, value in values.items() if math.isfinite(value)}
         seconds = time.perf_counter() - self._began
         record = {"step": numbers.step, "tokens": numbers.step * self.tokens_a_step, "lr": numbers.lr, **values}
-        self.context.directory.append_metrics({**record, "seconds": round(seconds, 3)})
+        self.context.directory.append_metrics({**record, **notes, "seconds": round(seconds, 3)})
         self.context.hooks.step_finished(context=self.context, step=numbers.step, metrics=record)
-        if bar is not None:
+        if bar is not None and "loss" in values:
             bar.note(f"loss {values['loss']:.4f}")
 
     def _check(self, values: Mapping[str, float], step: int) -> None:
@@ -251,7 +281,7 @@ class TrainRunner:
             kept = f"the last good state is {newest[-1]}" if newest else "no checkpoint had been written yet"
             raise NumericalStop(
                 f"step {step}: {', '.join(broken)} is not finite; {kept}",
-                hint="lower train.lr, keep train.clip, or train in bfloat16 or float32 instead of float16",
+                hint="lower train.lr, keep train.clip, or let a few such steps be skipped: train.on_nonfinite: skip 10",
             )
 
 

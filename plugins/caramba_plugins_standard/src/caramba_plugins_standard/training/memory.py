@@ -1,0 +1,69 @@
+"""What a run that is out of memory is told: what its plan had predicted, and what takes less."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+import torch
+from caramba_terminal.numbers import format_bytes
+
+from caramba_core.errors import ResourceExhausted
+from caramba_core.run.context import RunContext
+from caramba_core.run.device import memory_of
+from caramba_plugins_standard.training import Training
+
+__all__ = ["is_out_of_memory", "out_of_memory"]
+
+_NAMED: Final = 4
+"""Purposes of memory that are named, the largest first."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, or Python, had no memory left."""
+    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return refused or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def out_of_memory(error: BaseException, context: RunContext, settings: Training, step: int) -> ResourceExhausted:
+    """The error with the figures of the run's plan, and how to need less of what takes most."""
+    first = str(error).partition("\n")[0] or "the allocation failed"
+    said, predicted = f"out of memory in step {step}: {first}", _predicted(context)
+    total = predicted.pop("total", 0)
+    largest = sorted((name for name in predicted if predicted[name]), key=lambda name: -predicted[name])
+    if total:
+        parts = ", ".join(f"{name} {format_bytes(predicted[name])}" for name in largest[:_NAMED])
+        said += f"; the plan had predicted {format_bytes(total)} ({parts})"
+    there = memory_of(context.device)
+    if there:
+        said += f", and {context.device.type} has {format_bytes(there)}"
+    ways = dict.fromkeys(_way(name, settings) for name in largest[:_NAMED])
+    hint = "; ".join(ways) or "a smaller batch_size or context takes less"
+    if there and total < 0.8 * there:
+        hint += "; other programs may hold memory, too"
+    return ResourceExhausted(said, hint=hint)
+
+
+def _predicted(context: RunContext) -> dict[str, int]:
+    """Bytes by purpose as the run's ``plan.json`` has them, without those of others."""
+    try:
+        plan = json.loads((context.directory.path / "plan.json").read_text(encoding="utf-8"))
+        [run] = [run for run in plan["runs"] if run["id"] == context.run.id]
+        return {name: int(count) for name, count in run["memory"].items() if count is not None and name != "shared"}
+    except (OSError, ValueError, KeyError, TypeError):  # the failure is told without it
+        return {}
+
+
+def _way(purpose: str, settings: Training) -> str:
+    """How to need less for a purpose."""
+    rows = getattr(settings.strategy, "logit_rows", None)
+    if purpose == "logits" and rows is not None:
+        return f"lower train.strategy.logit_rows ({rows})"
+    if purpose in ("activations", "working", "logits"):
+        return (
+            f"lower train.batch_size ({settings.batch_size}) and raise train.accumulate ({settings.accumulate}) as "
+            f"much, which changes no step, or lower train.context ({settings.context})"
+        )
+    if purpose == "teacher":
+        return "hold the teacher in bfloat16 (teacher.dtype)"
+    return "train fewer nodes (train.trains)"

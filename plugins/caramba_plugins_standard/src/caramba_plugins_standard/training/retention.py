@@ -1,0 +1,48 @@
+"""Which checkpoints of a run stay: its last ones, those of round steps, and that of its best measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from caramba_core.run.directory import step_of
+from caramba_plugins_standard.training import Keep
+
+__all__ = ["Retention"]
+
+
+class Retention:
+    """What ``keep:`` asks for; ``lines`` are those of ``metrics.jsonl``, ``measured`` says which can be compared."""
+
+    def __init__(self, keep: Keep, lines: Iterable[dict[str, Any]], measured: object) -> None:
+        self.keep = keep
+        self._figures = {
+            line["step"]: line["perplexity"]
+            for line in lines
+            if "perplexity" in line and line.get("measured") == measured
+        }
+
+    def measured(self, step: int, perplexity: float) -> None:
+        """Take note of a measurement."""
+        self._figures[step] = perplexity
+
+    def wants(self, step: int) -> bool:
+        """Whether a step that was just done is one whose checkpoint stays, so that it has to be saved."""
+        every = self.keep.every
+        return (every is not None and step % every == 0) or (self.keep.best is not None and step == self._best())
+
+    def kept(self, checkpoints: Sequence[Path]) -> list[Path]:
+        """Those of a run's checkpoints, oldest first, that stay."""
+        steps = {step: path for path in checkpoints if (step := step_of(path)) is not None}
+        wanted = {*list(steps)[-self.keep.last :]}
+        if self.keep.every is not None:
+            wanted |= {step for step in steps if step % self.keep.every == 0}
+        if self.keep.best is not None and (best := self._best(steps)) is not None:
+            wanted.add(best)
+        return [path for step, path in steps.items() if step in wanted]
+
+    def _best(self, among: Iterable[int] | None = None) -> int | None:
+        """The step of the lowest perplexity, the first of several."""
+        steps = sorted(self._figures if among is None else self._figures.keys() & set(among))
+        return min(steps, key=self._figures.__getitem__, default=None)
