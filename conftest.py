@@ -17,6 +17,10 @@ import caramba_plugins_dba
 import caramba_plugins_llama
 import caramba_terminal
 
+# Each of several workers has a core: with more threads than cores, all of them wait for one that does not run.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Compiled modules are kept, also where the shell says otherwise: each process would compile hundreds of files again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
