@@ -19,13 +19,14 @@ returns :class:`Results`.  Reading, planning and checking a manifest import no t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
 
 import attrs
 
 from caramba_core.components import Component, component, option
 from caramba_core.datasets import Dataset
+from caramba_core.errors import VerificationFailed
 from caramba_core.storage import Storage
 
 if TYPE_CHECKING:
@@ -97,6 +98,18 @@ class Verify:
     """Thresholds that a run must meet; a miss ends with exit code 3 and keeps the artifacts."""
 
     perplexity_ratio_at_most: float | None = option(default=None, help="end perplexity / teacher's", above=0.0)
+
+    def judged(self, summary: Mapping[str, Any]) -> Iterator[tuple[str, float | None, bool]]:
+        """Each threshold in words, what a ``summary.json`` has for it, and whether that meets it."""
+        if (most := self.perplexity_ratio_at_most) is not None:
+            found = summary.get("perplexity_ratio", {}).get("end")
+            yield f"perplexity_ratio at most {most:g}", found, found is not None and found <= most
+
+    def require(self, whose: str, summary: Mapping[str, Any]) -> None:
+        """Raise :class:`~caramba_core.errors.VerificationFailed` where a summary, named ``whose``, misses any."""
+        missed = [f"{asked} (found {found})" for asked, found, met in self.judged(summary) if not met]
+        if missed:
+            raise VerificationFailed(f"{whose} misses {'; '.join(missed)}", hint="the artifacts are kept")
 
 
 # ------------------------------------------------------------------------------------------------ what a mode says

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from caramba_plugins_standard.modes import Evaluate, Generate, Train  # noqa: F401 - named by entries
+from caramba_plugins_eval.mode import Evaluate  # noqa: F401 - named by entries
+from caramba_plugins_standard.modes import Generate, Train  # noqa: F401 - named by entries
 from caramba_plugins_standard.training import Optimizer, Strategy
 
 from caramba_core.components import Attention, Component, Embedder, Head, Layer, Topology, component, option

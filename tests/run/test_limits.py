@@ -245,11 +245,12 @@ def test_lines_of_metrics_say_what_they_were_measured_on(folder: Path) -> None:
 
 
 def test_what_a_prompt_is_continued_through_is_no_matter_of_measuring() -> None:
-    from caramba_plugins_standard.modes import Evaluate, Generate, Train
+    from caramba_plugins_eval.mode import Evaluate
+    from caramba_plugins_standard.modes import Generate, Train
 
     assert Generate.heeds_evaluation
     assert not Train.heeds_evaluation
-    assert not Evaluate.heeds_evaluation
+    assert Evaluate.heeds_evaluation  # its metrics
 
 
 def test_held_out_tokens_under_the_same_name_are_still_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

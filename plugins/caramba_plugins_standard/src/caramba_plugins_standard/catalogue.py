@@ -18,7 +18,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "topology": ("branching", "cyclic", "nested", "parallel", "recurrent", "residual", "sequential", "stacked"),
         "router": ("softmax", "top_k"),
         "dataset": ("chats", "mixture", "text", "tokens"),
-        "mode": ("eval", "generate", "train"),
+        "mode": ("generate", "train"),
         "reader": ("pretrained",),
         "storage": ("int4", "int8"),
         "evaluator": ("perplexity",),
@@ -52,6 +52,11 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "caramba-plugins-draw": {
         "command": ("graph",),
+    },
+    "caramba-plugins-eval": {
+        "mode": ("eval",),
+        "metric": ("agreement", "latency", "memory", "passkey", "perplexity", "position", "rolling"),
+        "command": ("eval",),
     },
     "caramba-plugins-linear": {
         "attention": ("linear_attention",),

@@ -15,7 +15,7 @@ from caramba_core.errors import InputError
 from caramba_core.places import regular
 from caramba_core.run.atomic import publish_file
 
-__all__ = ["Measurement", "paired_difference"]
+__all__ = ["Measurement", "error_of_mean", "paired_difference"]
 
 _BLOCK = 128
 """Neighbouring tokens share their context, so errors are estimated from means over blocks of this many tokens."""
@@ -37,7 +37,7 @@ class Measurement:
     @property
     def standard_error(self) -> float | None:
         """Standard error of the perplexity (delta method, over blocks of tokens); none where there is one block."""
-        error = _error_of_mean(self.nll)
+        error = error_of_mean(self.nll)
         return None if error is None else self.perplexity * error
 
     @property
@@ -69,12 +69,13 @@ class Measurement:
 def paired_difference(a: Measurement, b: Measurement) -> tuple[float, float | None]:
     """Mean of ``log perplexity(a) - log perplexity(b)`` over the same tokens, and its standard error, if any."""
     difference = a.nll.astype(np.float64) - b.nll.astype(np.float64)
-    return float(difference.mean()), _error_of_mean(difference)
+    return float(difference.mean()), error_of_mean(difference)
 
 
-def _error_of_mean(
+def error_of_mean(
     values: np.ndarray[tuple[int, int], np.dtype[np.float32]] | np.ndarray[tuple[int, int], np.dtype[np.float64]],
 ) -> float | None:
+    """Standard error of the mean of values of tokens, ``[windows, tokens]``, over blocks; none where there is one."""
     means = [
         block.mean()
         for row in values.astype(np.float64)

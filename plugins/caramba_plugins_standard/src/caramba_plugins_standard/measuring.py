@@ -15,7 +15,7 @@ from caramba_core.components import evolve
 from caramba_core.datasets import Tokens
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph
-from caramba_core.modes import Evaluation, Results
+from caramba_core.modes import Evaluation
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plan import longest_context
@@ -26,10 +26,10 @@ from caramba_core.storage import Storage
 from caramba_plugins_standard.marks import is_marked
 from caramba_plugins_standard.measurement import Measurement, paired_difference
 from caramba_plugins_standard.mixtures import MixedTokens
-from caramba_plugins_standard.modes import Evaluate, blamed_on
+from caramba_plugins_standard.modes import blamed_on
 from caramba_plugins_standard.perplexity import measure, require_enough
 
-__all__ = ["EvaluateRunner", "Perplexities", "cache_bytes", "measure_run", "measure_step", "measured_in"]
+__all__ = ["Perplexities", "cache_bytes", "measure_run", "measure_step", "measured_in"]
 
 
 class Perplexities:
@@ -168,17 +168,6 @@ class Perplexities:
             "cache_context": tokens,
             "cache_dtype": dtype,
         }
-
-
-class EvaluateRunner:
-    """Mode ``eval``: nothing beside what is measured before every run."""
-
-    def __init__(self, run: Evaluate, context: RunContext) -> None:
-        pass
-
-    def run(self) -> Results:
-        """Nothing to add."""
-        return Results()
 
 
 def measure_step(context: RunContext, step: int) -> Measurement:

@@ -1,4 +1,4 @@
-"""The modes ``train``, ``eval`` and ``generate`` (configs; light)."""
+"""The modes ``train`` and ``generate`` (configs; light)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from caramba_core.sites import Site
     from caramba_core.teachers import Tokenizer
 
-__all__ = ["CUBLAS_WORKSPACE", "Evaluate", "Generate", "Sampling", "Train", "blamed_on"]
+__all__ = ["CUBLAS_WORKSPACE", "Generate", "Sampling", "Train", "blamed_on"]
 
 _log = logging.getLogger("caramba.run")
 
@@ -151,14 +151,6 @@ class Train(Run):
             state_scalars=train.optimizer.state_scalars(),
             logit_values=train.strategy.logit_values(train.batch_size * train.context, vocab_size),
         )
-
-
-@component
-class Evaluate(Run):
-    """Measure a run's result, or the teacher where there is none, on the held-out tokens."""
-
-    builds: ClassVar[str] = "caramba_plugins_standard.measuring:EvaluateRunner"
-    needs: ClassVar[frozenset[Need]] = frozenset({"data.heldout", "weights"})
 
 
 @component

@@ -17,7 +17,7 @@ from caramba_core.nn.language_model import LanguageModel
 from caramba_core.storage import Storage
 from caramba_plugins_standard.measurement import Measurement
 
-__all__ = ["measure", "require_enough"]
+__all__ = ["hidden_states", "measure", "require_enough"]
 
 _LOGIT_ROWS = 256
 """Tokens whose logits are held at once."""
@@ -76,7 +76,7 @@ def require_enough(tokens: Tokens, settings: Evaluation) -> int:
 
 def _nll(model: LanguageModel, tokens: Tensor, storage: Storage | None) -> Tensor:
     """Negative log-likelihood of each token but the first: ``[B, T] -> [B, T - 1]``."""
-    hidden = _hidden(model, tokens, storage)[:, :-1].flatten(0, 1)
+    hidden = hidden_states(model, tokens, storage)[:, :-1].flatten(0, 1)
     targets = tokens[:, 1:].flatten()
     parts = []
     for at in range(0, len(targets), _LOGIT_ROWS):
@@ -86,7 +86,11 @@ def _nll(model: LanguageModel, tokens: Tensor, storage: Storage | None) -> Tenso
     return torch.cat(parts).view(tokens.shape[0], -1)
 
 
-def _hidden(model: LanguageModel, tokens: Tensor, storage: Storage | None) -> Tensor:
+def hidden_states(model: LanguageModel, tokens: Tensor, storage: Storage | None) -> Tensor:
+    """What the head reads: ``[B, T] -> [B, T, D]``, every key and value read back from a cache of ``storage``, if any.
+
+    With it, states are those of decoding token by token through such a cache, in one pass.
+    """
     if storage is None:
         return model.hidden(tokens)
     cache = model.new_cache(tokens.shape[0], capacity=tokens.shape[1], storage=storage)

@@ -1,0 +1,1 @@
+"""Measuring models: mode ``eval``, the command ``eval`` and the metrics that they take."""

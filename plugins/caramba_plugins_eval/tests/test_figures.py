@@ -1,0 +1,175 @@
+"""Figures against plain references: sums written out over the logits of single passes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from caramba_plugins_eval.likelihoods import rolling_windows
+from caramba_plugins_eval.passkey import Prompts
+from caramba_plugins_standard.generation import generate
+from caramba_plugins_standard.opening import load_checkpoint, open_checkpoint, open_run
+from torch import Tensor
+
+from caramba_core.teachers import Tokenizer
+
+RUN = "runs/small/half/convert"
+Caramba = Callable[..., tuple[int, str, str]]
+
+
+@cache
+def reference(folder: Path) -> tuple[Any, Any, Tokenizer, list[int]]:
+    """Student, teacher, tokenizer, and the ids of the held-out text."""
+    checkpoint = open_checkpoint(str(folder / "teacher"))
+    tokenizer = checkpoint.tokenizer()
+    assert tokenizer is not None
+    ids = tokenizer.encode((folder / "heldout.txt").read_text())
+    return open_run(folder / RUN, None).model("cpu"), load_checkpoint(checkpoint, "cpu", "float32"), tokenizer, ids
+
+
+@torch.no_grad()
+def log_likelihoods(model: Any, ids: list[int]) -> Tensor:
+    """Log-probabilities ``[T, V]`` behind each token of one text, in one pass and float64."""
+    return model(torch.tensor([ids]))[0].double().log_softmax(-1)
+
+
+def scored(model: Any, ids: list[int]) -> Tensor:
+    """Log-likelihood of each token but the first."""
+    rows = log_likelihoods(model, ids)
+    return torch.stack([rows[at, ids[at + 1]] for at in range(len(ids) - 1)])
+
+
+def figures(caramba: Caramba, *arguments: object) -> dict[str, Any]:
+    code, out, err = caramba("eval", RUN, *arguments, "--json", "--device", "cpu")
+    assert code == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return {name: figure["value"] for name, figure in found["metrics"].items()}
+
+
+def test_perplexity_at_contexts_is_of_the_same_text(made: Path, caramba: Caramba) -> None:
+    student, _, _, ids = reference(made)
+    found = figures(caramba, "--metric", "perplexity", "--set", "perplexity.contexts=[16,64]")
+    for context in (16, 64):
+        windows = [ids[first : first + context] for first in range(0, 128, context)]  # eval: 4 windows of 32
+        each = torch.cat([scored(student, window) for window in windows])
+        assert found[f"perplexity.{context}"] == pytest.approx(math.exp(-float(each.mean())), rel=1e-5)
+
+
+def test_perplexity_by_position(made: Path, caramba: Caramba) -> None:
+    student, _, _, ids = reference(made)
+    arguments = ("--metric", "position", "--set", "position.buckets=3", "--set", "position.context=32")
+    found = figures(caramba, *arguments)
+    rows = torch.stack([scored(student, ids[first : first + 32]) for first in range(0, 128, 32)])
+    for first, last in ((1, 10), (11, 21), (22, 31)):
+        expected = math.exp(-float(rows[:, first - 1 : last].mean()))
+        assert found[f"position.{first}-{last}"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_agreement_is_a_sum_over_the_vocabulary(made: Path, caramba: Caramba) -> None:
+    student, teacher, _, ids = reference(made)
+    found = figures(caramba, "--metric", "agreement", "--batch-size", "3")
+    total = same = 0.0
+    for first in range(0, 128, 32):
+        log_q, log_p = (log_likelihoods(model, ids[first : first + 32])[:-1] for model in (student, teacher))
+        for q, p in zip(log_q, log_p, strict=True):
+            total += sum(math.exp(b) * (b - a) for a, b in zip(q.tolist(), p.tolist(), strict=True))
+            same += int(q.argmax() == p.argmax())
+    assert found["agreement.kl"] == pytest.approx(total / (4 * 31), rel=1e-4)
+    assert found["agreement.top1"] == pytest.approx(same / (4 * 31))
+
+
+def test_agreement_of_a_model_with_itself(caramba: Caramba) -> None:
+    code, out, err = caramba(
+        *("eval", "teacher", "--teacher", "teacher", "--metric", "agreement", "--data", "heldout.txt"),
+        *("--context", 32, "--json"),
+    )
+    assert code == 0, err
+    found = json.loads(out)["metrics"]
+    assert found["agreement.kl"]["value"] == pytest.approx(0.0, abs=1e-6)
+    assert found["agreement.top1"]["value"] == 1.0
+
+
+def test_rolling_scores_every_token_of_a_text_once(made: Path, caramba: Caramba) -> None:
+    student, _, tokenizer, ids = reference(made)
+    found = figures(caramba, "--metric", "rolling", "--context", "50")
+    whole, total = [tokenizer.end_of_text, *ids], 0.0
+    assert len(ids) % 50
+    for done in range(0, len(ids), 50):  # the tokens from ``done`` on, each from at most 50 before it
+        end = min(done + 50, len(ids))
+        row = scored(student, whole[end - 50 : end + 1])
+        total += float(row[len(row) - (end - done) :].sum())
+    text = (made / "heldout.txt").read_text()
+    assert found["rolling.token"] == pytest.approx(math.exp(-total / len(ids)), rel=1e-5)
+    assert found["rolling.byte"] == pytest.approx(math.exp(-total / len(text.encode())), rel=1e-5)
+    assert found["rolling.bits_per_byte"] == pytest.approx(-total / len(text.encode()) / math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 9, 12])
+def test_rolling_windows(count: int) -> None:
+    ids = np.arange(10, 10 + count)
+    windows, counted = rolling_windows(ids, 1, 4)
+    assert windows.shape[1] == min(4, count) + 1
+    assert windows[:, 1:][counted].tolist() == ids.tolist()
+    assert windows[0, 0] == 1
+
+
+def test_an_interval_holds_the_figure(caramba: Caramba) -> None:
+    arguments = ("--metric", "perplexity", "--metric", "passkey", "--set", "passkey={contexts: [200], prompts: 2}")
+    code, out, err = caramba("eval", RUN, *arguments, "--json")
+    assert code == 0, err
+    for name, figure in json.loads(out)["metrics"].items():
+        low, high = figure["interval_95"]
+        assert low < figure["value"] < high or (name.startswith("passkey") and low <= figure["value"] <= high)
+
+
+def test_passkey_prompts_follow_from_the_seed_and_hold_their_answer(made: Path) -> None:
+    _, _, tokenizer, _ = reference(made)
+    prompts = Prompts(tokenizer, seed=3)
+    for index in range(4):
+        prompt, answer = prompts.prompt(200, index)
+        assert len(prompt) + len(answer) == 200
+        assert (prompt, answer) == Prompts(tokenizer, seed=3).prompt(200, index)
+        key = tokenizer.decode(answer)
+        assert tokenizer.decode(prompt).count(key) == 2
+        assert len(key) == 5
+    assert prompts.prompt(200, 0) != Prompts(tokenizer, seed=4).prompt(200, 0)
+
+
+def test_passkey_is_what_the_cache_continues(made: Path, caramba: Caramba, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer is made what the model says to every other prompt."""
+    student = reference(made)[0]
+    original = Prompts.prompt
+
+    def told(prompts: Prompts, length: int, index: int) -> tuple[list[int], list[int]]:
+        prompt, answer = original(prompts, length, index)
+        said = generate(student, torch.tensor([prompt]), len(answer))[0, len(prompt) :].tolist()
+        return prompt, said if index % 2 else answer
+
+    monkeypatch.setattr(Prompts, "prompt", told)
+    found = figures(caramba, "--metric", "passkey", "--set", "passkey.contexts=[200]", "--set", "passkey.prompts=4")
+    assert found == {"passkey.200": 0.5}
+
+
+def test_speed_and_memory(made: Path, caramba: Caramba) -> None:
+    student, _, _, _ = reference(made)
+    found = figures(
+        caramba,
+        *("--metric", "latency", "--metric", "memory", "--set", "latency={contexts: [16], steps: 2, repeats: 1}"),
+        *("--set", "memory.contexts=[16,32]", "--cache", "full"),
+    )
+    assert found["latency.prefill.16"] > 0
+    assert found["latency.decode.16"] > 0
+    assert found["memory.weights"] == sum(weight.numel() * 4 for weight in student.parameters())
+    assert found["memory.cache.32"] == 2 * found["memory.cache.16"] == student.new_cache(1, capacity=32).bytes
+
+
+def test_the_cache_that_is_asked_for_is_measured(caramba: Caramba) -> None:
+    plain, rounded = (figures(caramba, "--metric", "agreement", "--cache", name) for name in ("full", "int4"))
+    assert rounded["agreement.kl"] > plain["agreement.kl"]
