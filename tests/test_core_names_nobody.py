@@ -41,6 +41,7 @@ MEANS_MORE: Final = {
     "int8": "a type of torch's",
     "key": "what a problem points at",
     "linear": "a function of caramba_core.nn.module, named as torch names it",
+    "memory": "a part of a plan",
     "sliding_window": "a key of Hugging Face configurations, for which the nearest key is suggested",
     "teacher": "groups[].teacher of a manifest",
     "text": "a format of output",
@@ -52,8 +53,8 @@ MEANS_MORE: Final = {
 WORDS: Final = frozenset(
     """
     allocate compare constant convert cosine data distance eval explain export generate graph init key linear
-    multiply nested parallel perplexity pretrained query report residual schema sequences softmax stacked standard
-    teacher text token tokens train
+    memory multiply nested parallel perplexity position pretrained query report residual schema sequences softmax
+    stacked standard teacher text token tokens train
     """.split()  # noqa: SIM905 - these are words
 )
 """Names that are words of English or of the field, which texts, comments and variables of the core may use."""

@@ -19,6 +19,7 @@ NOT_RUN = {
     "caramba plugins list": "tests/plugins/test_docs.py runs it with the tutorial's plugin installed",
     "caramba export runs/NAME/GROUP/RUN": "the run is a reader's own; test_export.py of the distributions exports",
     "caramba generate runs/NAME/GROUP/RUN": "the run is one of a reader; caramba-plugins-decode tests it",
+    "caramba eval runs/NAME/GROUP/RUN": "the run is a reader's own; caramba-plugins-eval measures one",
     "caramba chat runs/NAME/GROUP/RUN": "the run is a reader's own; test_chat.py of caramba-plugins-decode chats",
 }
 """Commands that no test of this file runs, by how they begin, and why.  Their options are checked all the same."""

@@ -38,7 +38,7 @@ def agreement(metric: Agreement, subject: Subject) -> dict[str, Figure]:
         )
     settings = subject.settings(metric.context or subject.evaluation.context)
     windows = subject.tokens.read(0, settings.windows * settings.context).reshape(settings.windows, settings.context)
-    divergences, same = [], []
+    divergences, same = list[Tensor](), list[Tensor]()
     with (
         torch.inference_mode(),
         subject.computing(),

@@ -14,6 +14,7 @@ import numpy as np
 from caramba_plugins_standard.measurement import Measurement, error_of_mean
 from caramba_plugins_standard.perplexity import measure
 
+from caramba_core.components import evolve
 from caramba_core.datasets import Tokens
 from caramba_core.modes import Evaluation
 from caramba_plugins_eval.metric import Figure
@@ -55,7 +56,7 @@ def rolling(metric: Rolling, subject: Subject) -> dict[str, Figure]:
     text = tokenizer.decode(ids.tolist())
     windows, scored = rolling_windows(ids, begin, context)
     tokens = attrs.evolve(subject.tokens, ids=windows.reshape(-1))
-    settings = attrs.evolve(subject.settings(windows.shape[1]), windows=len(windows))
+    settings = evolve(subject.settings(windows.shape[1]), windows=len(windows))
     nll = _measured(subject, tokens, settings, metric.called).nll
     each = nll.astype(np.float64)[scored]
     total, size = float(each.sum()), len(text.encode())

@@ -14,6 +14,7 @@ from caramba_plugins_standard.loading import Checkpoint, lower_checkpoint, open_
 from caramba_plugins_standard.opening import cache_named, is_run, load_checkpoint, open_checkpoint, open_run
 from caramba_terminal.reporter import Reporter
 
+from caramba_core.components import evolve
 from caramba_core.datasets import Dataset, Tokens
 from caramba_core.errors import Faults, InputError, InvalidValue
 from caramba_core.graph import Graph
@@ -185,9 +186,9 @@ def _evaluation(own: Evaluation, asked: Asked, tokens: Tokens | None) -> Evaluat
     if asked.cache is not None:
         changes["cache"] = cache_named(asked.cache)
     try:
-        own = attrs.evolve(own, **changes)
+        own = evolve(own, **changes)
         if asked.data is not None and asked.windows is None and tokens is not None:
-            own = attrs.evolve(own, windows=max(1, min(_WINDOWS, len(tokens.ids) // own.context)))
+            own = evolve(own, windows=max(1, min(_WINDOWS, len(tokens.ids) // own.context)))
     except InvalidValue as error:
         raise InputError(str(error), expected=error.expected, hint=error.hint) from None
     return own

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
@@ -85,5 +85,5 @@ def _table(figures: Mapping[str, Any], measured: Mapping[str, Any]) -> Section:
 
 def _settings(metric: Metric) -> dict[str, Any]:
     """A metric's settings as plain data."""
-    found: dict[str, Any] = json.loads(json.dumps(attrs.asdict(metric), default=str))
+    found: dict[str, Any] = json.loads(json.dumps(attrs.asdict(cast(Any, metric)), default=str))
     return found

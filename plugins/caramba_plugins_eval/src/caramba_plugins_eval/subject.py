@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from caramba_terminal.reporter import Reporter
 
+from caramba_core.components import evolve
 from caramba_core.datasets import Tokens
 from caramba_core.errors import InputError
 from caramba_core.modes import Evaluation
@@ -76,7 +77,7 @@ class Subject:
         A pass has no more tokens than one of ``evaluation``, or one window.
         """
         own = self.evaluation
-        return attrs.evolve(
+        return evolve(
             own,
             context=context,
             windows=max(1, own.windows * own.context // context),

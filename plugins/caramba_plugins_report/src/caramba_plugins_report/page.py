@@ -22,6 +22,7 @@ from caramba_plugins_report.whole import Whole, read_group
 
 if TYPE_CHECKING:
     from caramba_core.manifest.load import Loaded
+    from caramba_core.modes import Verify
 
 __all__ = ["Report", "report_of", "verdict"]
 
@@ -137,10 +138,10 @@ def report_of(folder: Path) -> Report:
     return Report(title=title, groups=groups, overview=overview)
 
 
-def verdict(runs: Sequence[Whole], thresholds: Mapping[str, float]) -> str:
+def verdict(runs: Sequence[Whole], thresholds: Mapping[str, Verify]) -> str:
     """One sentence: what the last run of a group that was measured gave, or why there is none.
 
-    ``thresholds`` are the largest ratios to the teacher's perplexity that the manifest allows, by run.
+    ``thresholds`` are what the manifest asks of runs, by their names.
     """
     measured = [run for run in runs if run.perplexity("end") is not None]
     if not measured:
@@ -166,10 +167,8 @@ def verdict(runs: Sequence[Whole], thresholds: Mapping[str, float]) -> str:
     if own is not None:
         said += f", with {format_average(own)} cached bytes per token"
         said += f" instead of {format_average(whole)} ({own / whole:.0%})" if whole else ""
-    most = thresholds.get(run.id)
-    found = number(run.summary, "perplexity_ratio", "end")
-    if most is not None and found is not None:
-        said += f"; the manifest asks for a ratio of at most {most:g}, which is {'met' if found <= most else 'not met'}"
+    asked = thresholds[run.id].judged(run.summary) if run.id in thresholds else ()
+    said += "".join(f"; the manifest asks for {what}, which is {'met' if met else 'not met'}" for what, _, met in asked)
     behind = [other.id for other in runs[runs.index(run) + 1 :] if other.info.status != "done"]
     return f"{said}." + (f" Not finished: {', '.join(behind)}." if behind else "")
 
@@ -207,14 +206,13 @@ def _loaded(runs: Sequence[Whole]) -> Loaded | str:
         return str(error)
 
 
-def _thresholds(loaded: Loaded | str, group: str) -> dict[str, float]:
+def _thresholds(loaded: Loaded | str, group: str) -> dict[str, Verify]:
     runs = (
         ()
         if isinstance(loaded, str)
         else (each for one in loaded.manifest.groups if one.name == group for each in one.runs)
     )
-    wanted = {run.id: run.verify.perplexity_ratio_at_most for run in runs if run.verify is not None}
-    return {name: most for name, most in wanted.items() if most is not None}
+    return {run.id: run.verify for run in runs if run.verify is not None}
 
 
 # ------------------------------------------------------------------------------------------------ for the template

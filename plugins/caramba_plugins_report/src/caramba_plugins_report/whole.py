@@ -19,6 +19,8 @@ from caramba_plugins_report.records import RunInfo, number, run_info, state_of, 
 __all__ = ["Whole", "read_group", "read_run"]
 
 _MEASURED: Final = ("teacher", "start", "end")
+_TABLES: Final = ("report.json", "eval.json")
+"""Files of a run's folder with ``sections``: tables that plugins add as it ends, and of metrics measured later."""
 
 
 @attrs.frozen(kw_only=True)
@@ -95,7 +97,8 @@ def read_run(path: Path) -> Whole:
         if (path / "evaluation" / f"{name}.npy").exists():
             found = attempt(lambda name=name: measurement(path, name), None)  # type: ignore[misc]
             measured |= {} if found is None else {name: found}
-    sections = attempt(lambda: _mapping(path / "report.json").get("sections"), None)
+    tables = [attempt(lambda file=file: _mapping(path / file).get("sections"), None) for file in _TABLES]  # type: ignore[misc]
+    sections = [one for found in tables if isinstance(found, list) for one in found]
     return Whole(
         info=run_info(path),
         state=state,
@@ -103,7 +106,7 @@ def read_run(path: Path) -> Whole:
         metrics=attempt(RunDirectory(path).metrics, []),
         plan=attempt(lambda: _mapping(path / "plan.json"), {}),
         calibration=attempt(lambda: _mapping(path / "calibration.json"), {}),
-        sections=[one for one in sections if _is_section(one)] if isinstance(sections, list) else [],
+        sections=[one for one in sections if _is_section(one)],
         manifest=attempt(lambda: regular(path / "manifest.yml").read_text(encoding="utf-8", errors="replace"), ""),
         measured=measured,
         problems=tuple(problems),
