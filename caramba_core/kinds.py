@@ -48,6 +48,7 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("evaluator", "what is measured before and after a run", "caramba_core.modes:Evaluator"),
         Kind("preset", "a manifest that a plugin carries"),
         Kind("command", "a subcommand of caramba"),
+        Kind("completer", "what the shell offers for a parameter of commands"),
     )
 }
 

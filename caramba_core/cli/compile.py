@@ -6,20 +6,26 @@ from typing import Annotated
 
 import typer
 
+from caramba_core.cli.completion import completed
+
 __all__ = ["command"]
 
 
 def command(
-    manifest: Annotated[str, typer.Argument(help="a manifest file, or the name of a preset")],
+    manifest: Annotated[
+        str, typer.Argument(help="a manifest file, or a preset's name", autocompletion=completed("manifest"))
+    ],
     print_plan: Annotated[bool, typer.Option("--print-plan", help="show the model and what each run needs")] = False,
     resolved: Annotated[bool, typer.Option("--resolved", help="print the manifest with everything filled in")] = False,
     json: Annotated[bool, typer.Option("--json", help="the plan as data; the same as --format json")] = False,
-    group: Annotated[str | None, typer.Option(help="only this group")] = None,
+    group: Annotated[str | None, typer.Option(help="only this group", autocompletion=completed("group"))] = None,
     context: Annotated[
         int | None, typer.Option(min=1, help="tokens that operations and cache are stated for; the longest run's")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="spell repeated blocks out")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="path=value, such as vars.sem_dim=24")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="path=value: vars.sem_dim=24", autocompletion=completed("setting"))
+    ] = None,
     format: Annotated[str, typer.Option(help="text, or json for the plan and for errors as data")] = "text",
 ) -> None:
     """Check a manifest and plan it: parameters, operations, cache and memory, without torch."""

@@ -7,14 +7,25 @@ from typing import Annotated
 
 import typer
 
+from caramba_core.cli.completion import completed
+
 __all__ = ["command"]
 
 
 def command(
-    manifest: Annotated[str, typer.Argument(help="a manifest file, or the name of a preset")],
-    group: Annotated[list[str] | None, typer.Option(help="only this group; may be given several times")] = None,
-    run: Annotated[list[str] | None, typer.Option(help="only this run of each group; the same")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="path=value, such as vars.sem_dim=24")] = None,
+    manifest: Annotated[
+        str, typer.Argument(help="a manifest file, or a preset's name", autocompletion=completed("manifest"))
+    ],
+    group: Annotated[
+        list[str] | None,
+        typer.Option(help="only this group; may come several times", autocompletion=completed("group")),
+    ] = None,
+    run: Annotated[
+        list[str] | None, typer.Option(help="only this run of each group; the same", autocompletion=completed("run"))
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="path=value: vars.sem_dim=24", autocompletion=completed("setting"))
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with runs that stopped midway")] = False,
     resume_from: Annotated[
         int | None, typer.Option(min=0, metavar="STEP", help="with --resume: from the checkpoint of this step")

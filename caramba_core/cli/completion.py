@@ -1,0 +1,28 @@
+"""What the shell offers for a parameter of a command: plugins say it, in the entry-point group ``caramba.completer``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+
+__all__ = ["completed"]
+
+
+def completed(name: str) -> Callable[[typer.Context, str], list[str]]:
+    """For ``autocompletion=`` of a parameter: the values of the completers with this name; none where nobody has it."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        from caramba_core.errors import CarambaError
+        from caramba_core.plugins.registry import registry
+
+        rest = iter(ctx.args)  # arguments end here while the option behind them has no value yet
+        last = {one.name: next(rest, None) for one in ctx.command.params if one.param_type_name == "argument"}
+        given = {**last, **{key: value for key, value in ctx.params.items() if value is not None}}
+        entries = [entry for entry in registry().entries("completer") if entry.name == name]
+        try:
+            return [value for entry in entries for value in registry().load(entry)(given, incomplete)]
+        except (CarambaError, OSError):  # what cannot be read has nothing to offer, and here is no place to say so
+            return []
+
+    return complete
