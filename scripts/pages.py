@@ -33,6 +33,7 @@ NOTEBOOK: Final = DOCS / "notebooks" / "first_steps.ipynb"
 GIVES: Final = {
     "preset": "a `pathlib.Path`",
     "command": "a function or a `typer.Typer`",
+    "completer": "a function `(parameters, begun)` that gives texts",
 }
 
 

@@ -23,7 +23,13 @@ from caramba_core.plugins.registry import registry
 
 PACKAGES = [Path(str(package.__file__)).parent for package in (caramba_core, caramba_document, caramba_terminal)]
 FILES = sorted(file for package in PACKAGES for file in package.rglob("*.py"))
-COMPONENTS = [entry for plugin in registry().plugins.values() if plugin.name != CORE for entry in plugin.components]
+COMPONENTS = [
+    entry
+    for plugin in registry().plugins.values()
+    if plugin.name != CORE
+    for entry in plugin.components
+    if entry.kind != "completer"  # which are called as the core's own parameters are
+]
 NAMES = {entry.name for entry in COMPONENTS}
 CLASSES = {name for entry in COMPONENTS if re.search("[A-Z].*[A-Z]", name := entry.value.rpartition(":")[2])}
 OTHERS = [name for name in registry().plugins if name != CORE]

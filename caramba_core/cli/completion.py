@@ -1,4 +1,4 @@
-"""What the shell offers for a parameter of a command: plugins say it, in the entry-point group ``caramba.completer``."""
+"""What the shell offers for a parameter: plugins say it, in the entry-point group ``caramba.completer``."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from caramba_plugins_report.completion import folders_of_runs, run_folders
 from caramba_plugins_report.differences import of_results, of_settings
 
 from caramba_core.run.directory import RunDirectory
@@ -40,6 +41,14 @@ def statuses(caramba: Command, *arguments: object) -> dict[str, str]:
     code, out, _ = caramba("runs", "list", *arguments, "--json")
     assert code == 0
     return {f"{run['group']}/{run['run']}": run["status"] for run in json.loads(out)}
+
+
+def test_what_a_shell_is_offered(runs: Path) -> None:
+    """Names below ``runs``, with that folder in front where the user writes it."""
+    assert {"small/half/convert", "small/half/finetune"} <= set(run_folders({}, "small/half/"))
+    assert list(run_folders({}, "runs/small/half/conv")) == ["runs/small/half/convert"]
+    assert list(folders_of_runs({}, "small/ha"))[:2] == ["small/half", "small/half/convert"]
+    assert list(folders_of_runs({}, "nobody")) == []
 
 
 # ------------------------------------------------------------------------------------------------ list and show

@@ -7,13 +7,20 @@ from typing import Annotated
 
 import typer
 
+from caramba_core.cli.completion import completed
+
 __all__ = ["command"]
 
 
 def command(
-    manifest: Annotated[str, typer.Argument(help="a manifest file, or the name of a preset")],
+    manifest: Annotated[
+        str, typer.Argument(help="a manifest file, or a preset's name", autocompletion=completed("manifest"))
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="the file to write: .svg, .mmd (Mermaid) or .html")],
-    group: Annotated[str | None, typer.Option(help="the group whose model is drawn; the first if not given")] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help="the group whose model is drawn; the first if not given", autocompletion=completed("group")),
+    ] = None,
     context: Annotated[int | None, typer.Option(min=1, help="tokens that operations are stated for")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="path=value, such as vars.sem_dim=24")] = None,
 ) -> None:

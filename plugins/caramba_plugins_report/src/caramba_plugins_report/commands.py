@@ -7,10 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
+from caramba_core.cli.completion import completed
+
 __all__ = ["compare", "diff", "list_runs", "remove", "report", "show"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="as data")]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="a run's folder, or NAME/GROUP/RUN under runs/")]
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="a run's folder, or NAME/GROUP/RUN under runs/", autocompletion=completed("run_folder")
+    ),
+]
 
 
 def list_runs(
@@ -76,8 +83,13 @@ def show(run: Run, json: AsJson = False) -> None:
 
 
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="a run's folder, or NAME/GROUP/RUN under runs/")],
-    b: Annotated[str, typer.Argument(metavar="B", help="another one")],
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="a run's folder, or NAME/GROUP/RUN under runs/", autocompletion=completed("run_folder")
+        ),
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="another one", autocompletion=completed("run_folder"))],
     json: AsJson = False,
 ) -> None:
     """Say what differs between two runs: settings, by path, and results.
@@ -106,7 +118,14 @@ def diff(
 
 
 def remove(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="folders of runs, or NAME/GROUP/RUN under runs/")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="folders of runs, or NAME/GROUP/RUN under runs/",
+            autocompletion=completed("run_folder"),
+        ),
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
 ) -> None:
     """Remove runs, and say what that frees.
@@ -142,7 +161,14 @@ def remove(
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="folders of runs, the first one the measure")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN...",
+            help="folders of runs, the first one the measure",
+            autocompletion=completed("run_folder"),
+        ),
+    ],
     json: AsJson = False,
 ) -> None:
     """Compare perplexities of runs, paired token by token with the first.
@@ -178,7 +204,14 @@ def compare(
 
 
 def report(
-    runs: Annotated[str, typer.Argument(metavar="RUN|GROUP|NAME", help="a folder of runs, or its name under runs/")],
+    runs: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|GROUP|NAME",
+            help="a folder of runs, or its name under runs/",
+            autocompletion=completed("folder_of_runs"),
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="the file to write")] = Path("report.html"),
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="a new folder for the figures as SVG files")] = None,
 ) -> None:

@@ -72,6 +72,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "caramba-plugins-report": {
         "command": ("compare", "report", "runs.diff", "runs.list", "runs.rm", "runs.show"),
+        "completer": ("folder_of_runs", "run_folder"),
     },
     "caramba-plugins-sliding-window": {
         "attention": ("sliding_window",),
@@ -80,6 +81,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "caramba-plugins-tools": {
         "command": (
+            "doctor",
             "explain",
             "plugins.check",
             "plugins.new",
@@ -88,6 +90,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
             "presets.show",
             "schema",
         ),
+        "completer": ("component", "group", "manifest", "preset", "run", "setting"),
     },
 }
 """The components of each kind, by distribution."""

@@ -1,4 +1,4 @@
-"""The commands of this distribution: ``explain``, ``schema``, and those of ``plugins`` and ``presets``."""
+"""The commands of this distribution: ``doctor``, ``explain``, ``schema``, and those of ``plugins`` and ``presets``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["check", "explain", "list_presets", "new", "schema", "show", "show_preset"]
+from caramba_core.cli.completion import completed
+
+__all__ = ["check", "doctor", "explain", "list_presets", "new", "schema", "show", "show_preset"]
 
 
 def explain(
     name: Annotated[
-        str | None, typer.Argument(help="a component or section: dba, train, head.linear; none lists all")
+        str | None,
+        typer.Argument(
+            help="a component or section: dba, train, head.linear; none lists all",
+            autocompletion=completed("component"),
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="as data")] = False,
 ) -> None:
@@ -106,6 +112,29 @@ def new(
     typer.echo(f"wrote {folder}\n  next: pip install -e {folder} && pytest {folder}")
 
 
+def doctor(
+    measure: Annotated[bool, typer.Option("--measure/--no-measure", help="measure what devices do, in seconds")] = True,
+    json: Annotated[bool, typer.Option("--json", help="as data")] = False,
+) -> None:
+    """Say what is installed, what is missing, which devices there are, and how fast they are.
+
+    Plugins are imported; one that cannot be ends with exit code 2.
+    """
+    from json import dumps
+
+    from caramba_core.plugins.registry import registry
+    from caramba_plugins_tools.doctor import as_data, examine, lines
+
+    found = examine(registry(), measure=measure)
+    if json:
+        typer.echo(dumps(as_data(found), indent=1))
+    else:
+        for line in lines(found):
+            typer.echo(line)
+    if found.problems:
+        raise typer.Exit(2)
+
+
 def list_presets(
     as_json: Annotated[bool, typer.Option("--json", help="as data")] = False,
 ) -> None:
@@ -127,7 +156,7 @@ def list_presets(
 
 
 def show_preset(
-    name: Annotated[str, typer.Argument(help="a preset's short or qualified name")],
+    name: Annotated[str, typer.Argument(help="a preset's short or qualified name", autocompletion=completed("preset"))],
     path: Annotated[bool, typer.Option("--path", help="print where the file is instead of what it says")] = False,
 ) -> None:
     """Print a preset's manifest, to read or to start one's own from."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, metadata, version
+from importlib.metadata import metadata
 from typing import Any, Final
 
 import attrs
@@ -16,9 +16,10 @@ from caramba_core.errors import InvalidValue, PluginError
 from caramba_core.hookspecs import implementations
 from caramba_core.kinds import LAYER_KINDS
 from caramba_core.plugins.guard import import_guarded, plugin_code, what_was_raised
-from caramba_core.plugins.metadata import ComponentEntry, Plugin, applies, extra_of, normalized, required
+from caramba_core.plugins.metadata import ComponentEntry, Plugin, normalized
 from caramba_core.plugins.registry import Registry
 from caramba_plugins_tools.explain import explain_entry, render
+from caramba_plugins_tools.extras import extras_of
 
 __all__ = ["check_plugins", "show_plugin"]
 
@@ -57,25 +58,14 @@ def _about(registry: Registry, plugin: Plugin) -> Iterable[str]:
         yield about["Summary"]
     for address in about.get_all("Project-URL", ()):
         yield address.replace(", ", ": ", 1)
-    for extra in about.get_all("Provides-Extra", ()):
-        wanted = [required(one)[0] for one in plugin.requirements if extra_of(one) == extra and applies(one, extra)]
-        if plugin.name in wanted:  # made of others, which speak for themselves
-            continue
-        missing = [name for name in wanted if not _is_installed(name)]
-        told = f"missing {', '.join(missing)}: pip install '{plugin.name}[{extra}]'" if missing else "installed"
-        yield f"extra {extra}: {told}"
+    for extra in extras_of(plugin):
+        told = f"missing {', '.join(extra.missing)}: {extra.command}" if extra.missing else "installed"
+        yield f"extra {extra.name}: {told}"
     for entry in plugin.hooks:
         try:
             yield f"hooks: {', '.join(_hook_names(registry, entry))}"
         except PluginError as error:
             yield f"problem: {error}"
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        return bool(version(distribution))
-    except PackageNotFoundError:
-        return False
 
 
 # ------------------------------------------------------------------------------------------------ checking
