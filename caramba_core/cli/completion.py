@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -17,8 +18,9 @@ def completed(name: str) -> Callable[[typer.Context, str], list[str]]:
         from caramba_core.plugins.registry import registry
 
         rest = iter(ctx.args)  # arguments end here while the option behind them has no value yet
-        last = {one.name: next(rest, None) for one in ctx.command.params if one.param_type_name == "argument"}
-        given = {**last, **{key: value for key, value in ctx.params.items() if value is not None}}
+        arguments = (str(one.name) for one in ctx.command.params if one.param_type_name == "argument")
+        given: dict[str, Any] = {name: next(rest, None) for name in arguments}
+        given.update((name, value) for name, value in ctx.params.items() if value is not None)
         entries = [entry for entry in registry().entries("completer") if entry.name == name]
         try:
             return [value for entry in entries for value in registry().load(entry)(given, incomplete)]

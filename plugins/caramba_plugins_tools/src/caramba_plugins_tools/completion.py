@@ -18,6 +18,7 @@ from caramba_document.tree import plain
 
 from caramba_core.errors import PluginError
 from caramba_core.manifest.load import load_manifest
+from caramba_core.manifest.schema import Group
 from caramba_core.manifest.values import kinds_of, members, settings_of
 from caramba_core.places import expanded
 from caramba_core.plugins.registry import registry
@@ -123,18 +124,17 @@ def _document(place: Path) -> Mapping[str, Any]:
 
 
 def _of_groups(name: str) -> Iterator[str]:
+    """Paths into the groups of a manifest."""
     for group in load_manifest(name).manifest.groups:
+        fields = settings_of(Group)
         for key in ("teacher", "data", "eval"):
-            yield from _paths(f"groups.{group.name}.{key}", getattr(group, key), _type_of(type(group), key))
+            yield from _paths(f"groups.{group.name}.{key}", getattr(group, key), fields[key][1])
         for run in group.runs:
-            for key, (attribute, type_) in settings_of(type(run)).items():
+            cls: Any = type(run)
+            for key, (attribute, type_) in settings_of(cls).items():
                 if key != "id":
                     path = f"groups.{group.name}.runs.{run.id}.{key}"
                     yield from _paths(path, getattr(run, attribute.name), type_)
-
-
-def _type_of(config: Any, key: str) -> Any:
-    return settings_of(config)[key][1]
 
 
 def _paths(path: str, value: Any, type_: Any) -> Iterator[str]:
@@ -152,9 +152,9 @@ def _paths(path: str, value: Any, type_: Any) -> Iterator[str]:
 
 
 def _default(attribute: attrs.Attribute[Any]) -> Any:
-    return (
-        "" if attribute.default is attrs.NOTHING or isinstance(attribute.default, attrs.Factory) else attribute.default
-    )  # type: ignore[arg-type]
+    """A field's default, where that is a value of its own."""
+    default = attribute.default
+    return default if default is None or isinstance(default, bool | int | float | str) else ""
 
 
 def _text(value: Any) -> str:
