@@ -73,6 +73,6 @@ def test_a_bar_leaves_room_for_what_a_terminal_writes_behind_it() -> None:
     console = Console(file=text, width=80, force_terminal=True, color_system=None, legacy_windows=False)
     with Reporter(console).bar("perplexity of a teacher", 64) as bar:
         bar.advance(64)
-        bar.note("135.657, and more")
+        bar.note("135.657, and some more")
     drawn = re.sub(r"\x1b\[[^m]*?[A-Za-z]", "\r", text.getvalue()).replace("\n", "\r").split("\r")
     assert 70 < max(map(len, drawn)) <= 78

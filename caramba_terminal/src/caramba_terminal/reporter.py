@@ -22,6 +22,14 @@ _LONGEST: Final = 25.0
 """Seconds between two lines of progress where there is no terminal: with a step of some seconds not above 30."""
 
 
+_WIDE: Final = 100
+"""Characters of a terminal that has room for a long bar."""
+
+_NARROW: Final = 12
+_OTHERS: Final = 36
+"""Characters of a line beside its name, bar and notes: share, speed, time left, and spaces."""
+
+
 class _TokenSpeed(ProgressColumn):
     """Tokens a second, from the task's own clock."""
 
@@ -51,8 +59,8 @@ class Bar(Protocol):
     def advance(self, tokens: int) -> None:
         """Count tokens as done."""
 
-    def note(self, text: str) -> None:
-        """Show a short text with it (a loss)."""
+    def note(self, *texts: str) -> None:
+        """Show short texts with it (a loss), the most important first: those that there is room for."""
 
 
 @attrs.frozen
@@ -61,12 +69,19 @@ class _LiveBar:
 
     _progress: Progress
     _task: TaskID
+    _room: int
+    """Characters that notes may take."""
 
     def advance(self, tokens: int) -> None:
         self._progress.advance(self._task, tokens)
 
-    def note(self, text: str) -> None:
-        self._progress.update(self._task, note=text)
+    def note(self, *texts: str) -> None:
+        shown = texts[:1]
+        for text in texts[1:]:
+            if len(", ".join((*shown, text))) > self._room:
+                break
+            shown = (*shown, text)
+        self._progress.update(self._task, note=", ".join(shown))
 
 
 class _PlainBar:
@@ -91,8 +106,8 @@ class _PlainBar:
             self._told, self._interval = now, min(_LONGEST, max(_SHORTEST, 2 * self._interval))
             self.tell()
 
-    def note(self, text: str) -> None:
-        self._note = text
+    def note(self, *texts: str) -> None:
+        self._note = ", ".join(texts)
 
     def end(self) -> None:
         """Say where things stand, unless that was just said."""
@@ -140,7 +155,7 @@ class Reporter:
             return
         columns = (
             TextColumn("  {task.description}"),
-            BarColumn(bar_width=28),
+            BarColumn(bar_width=_NARROW if self.console.width < _WIDE else 28),
             TextColumn("{task.percentage:>3.0f}%"),
             _TokenSpeed(),
             TimeRemainingColumn(compact=True),
@@ -148,4 +163,5 @@ class Reporter:
         )
         with _Bars(*columns, console=self.console, speed_estimate_period=60.0) as progress:
             task = progress.add_task(description, total=tokens, completed=done, note="")
-            yield _LiveBar(progress, task)
+            bar = _NARROW if self.console.width < _WIDE else 28
+            yield _LiveBar(progress, task, self.console.width - len(description) - bar - _OTHERS)

@@ -25,6 +25,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "strategy": ("finetune", "pretrain"),
         "optimizer": ("adamw", "muon", "sgd"),
         "schedule": ("constant", "cosine", "linear"),
+        "tracker": ("tensorboard", "trackio", "wandb"),
         "command": ("data",),
     },
     "caramba-plugins-llama": {

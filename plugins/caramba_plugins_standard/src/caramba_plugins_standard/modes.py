@@ -45,7 +45,8 @@ class Train(Run):
     changes_weights: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
     without_effect: ClassVar[frozenset[str]] = Run.without_effect | {
-        *("train.device", "train.checkpoint_every", "train.checkpoint_minutes", "train.evaluate_every", "train.keep")
+        *("train.device", "train.checkpoint_every", "train.checkpoint_minutes", "train.evaluate_every"),
+        *("train.keep", "train.trackers", "train.profile"),
     }
     may_change: ClassVar[frozenset[str]] = frozenset(
         {"steps", *(f"train.{key}" for key in ("lr", "clip", "schedule", "dtype", "on_nonfinite", "skip_spikes"))}
@@ -110,6 +111,8 @@ class Train(Run):
                 f"run {self.id}: train.cuda_graph needs a CUDA device, and this one is {device}",
                 hint="leave cuda_graph out, or run where CUDA is",
             )
+        for tracker in self.train.trackers:
+            tracker.require()
         for key in ("checkpoint_every", "evaluate_every"):
             every = getattr(self.train, key)
             if every is not None and every > self.steps:

@@ -1,4 +1,4 @@
-"""The table of results that closes ``caramba run``."""
+"""The hooks: the table of results that closes ``caramba run``, and what feeds trackers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,24 @@ from typing import Any
 from caramba_terminal.numbers import format_average, format_bytes, format_count, format_duration
 
 from caramba_core.hookspecs import Section, hookimpl
+from caramba_plugins_standard.tracking import (
+    checkpoint_saved,
+    evaluated,
+    run_failed,
+    run_finished,
+    run_started,
+    step_finished,
+)
 
-__all__ = ["group_sections"]
+__all__ = [
+    "checkpoint_saved",
+    "evaluated",
+    "group_sections",
+    "run_failed",
+    "run_finished",
+    "run_started",
+    "step_finished",
+]
 
 
 @hookimpl

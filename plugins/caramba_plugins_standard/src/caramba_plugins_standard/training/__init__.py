@@ -9,6 +9,7 @@ import attrs
 from caramba_core.components import Component, component, evolve, option
 from caramba_core.errors import InvalidValue
 from caramba_core.modes import Device, DType, Run
+from caramba_plugins_standard.trackers import Tracker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Keep",
     "Optimizer",
+    "Profile",
     "Schedule",
     "StepResult",
     "Strategy",
@@ -171,6 +173,18 @@ class Keep:
 
 
 @component
+class Profile:
+    """A trace of some steps, by torch's profiler, in the run's folder."""
+
+    steps: tuple[int, int] = option(help="the first and the last step that are traced, counted from 1")
+
+    def __attrs_post_init__(self) -> None:
+        first, last = self.steps
+        if not 1 <= first <= last:
+            raise InvalidValue("steps", f"[{first}, {last}] are no steps", expected="[FIRST, LAST], from 1 on")
+
+
+@component
 class Training:
     """How a run trains."""
 
@@ -207,6 +221,8 @@ class Training:
         pattern="stop|skip [1-9][0-9]{0,5}",
         form="stop, or skip K",
     )
+    trackers: tuple[Tracker, ...] = option(default=(), help="where its numbers go beside its own folder")
+    profile: Profile | None = option(default=None, help="trace some steps")
     skip_spikes: float | None = option(
         default=None,
         help="skip steps whose gradient norm is so many times the median of the last 128",

@@ -27,8 +27,10 @@ from caramba_plugins_standard.training.cuda_graph import CapturedStep
 from caramba_plugins_standard.training.determinism import deterministic
 from caramba_plugins_standard.training.documents import require_documents
 from caramba_plugins_standard.training.memory import is_out_of_memory, out_of_memory
+from caramba_plugins_standard.training.profiling import Profiler
 from caramba_plugins_standard.training.retention import Retention
 from caramba_plugins_standard.training.skipping import Skipping
+from caramba_plugins_standard.training.watching import Watch, progress_notes
 from caramba_plugins_standard.training.windows import windows_of
 
 __all__ = ["TrainRunner"]
@@ -127,6 +129,8 @@ class TrainRunner:
         self.step = context.step
         self.seconds = float(state.get("seconds", 0.0))
         self.skipping = Skipping(settings, state)
+        self.watch = Watch(context, self.tokens_a_step)
+        self.profiler = Profiler(settings.profile, context)
         compares = settings.keep.best is not None
         lines, measured = (context.directory.metrics(), measured_in(context)) if compares else ([], None)
         self.retention = Retention(settings.keep, lines, measured)
@@ -198,6 +202,7 @@ class TrainRunner:
 
     def _one_step(self, bar: Bar) -> None:
         settings, device = self.settings, self.context.device
+        self.profiler.before(self.step + 1)
         assert settings.schedule is not None
         lr = settings.lr * settings.schedule.factor(self.step, self.steps)
         for group in self.optimizer.param_groups:
@@ -228,6 +233,7 @@ class TrainRunner:
         self._settle(bar)
         self._pending = numbers
         bar.advance(self.tokens_a_step)
+        self.profiler.behind(self.step, ends=self.step == self.steps)
 
     def _gradients(self, words: Tensor) -> StepResult:
         """Forward and backward of int64 ``[accumulate, B, T + 1]``; gradients are means over all of them."""
@@ -270,9 +276,10 @@ class TrainRunner:
         seconds = time.perf_counter() - self._began
         record = {"step": numbers.step, "tokens": numbers.step * self.tokens_a_step, "lr": numbers.lr, **values}
         self.context.directory.append_metrics({**record, **notes, "seconds": round(seconds, 3)})
-        self.context.hooks.step_finished(context=self.context, step=numbers.step, metrics=record)
-        if bar is not None and "loss" in values:
-            bar.note(f"loss {values['loss']:.4f}")
+        watched = self.watch.step()
+        self.context.hooks.step_finished(context=self.context, step=numbers.step, metrics={**record, **watched})
+        if bar is not None:
+            bar.note(*progress_notes(values, numbers.lr, watched))
 
     def _check(self, values: Mapping[str, float], step: int) -> None:
         broken = [name for name, value in values.items() if not math.isfinite(value)]

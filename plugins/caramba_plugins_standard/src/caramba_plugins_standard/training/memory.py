@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
 import torch
@@ -12,6 +11,7 @@ from caramba_core.errors import ResourceExhausted
 from caramba_core.run.context import RunContext
 from caramba_core.run.device import memory_of
 from caramba_plugins_standard.training import Training
+from caramba_plugins_standard.training.planned import planned
 
 __all__ = ["is_out_of_memory", "out_of_memory"]
 
@@ -28,7 +28,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory(error: BaseException, context: RunContext, settings: Training, step: int) -> ResourceExhausted:
     """The error with the figures of the run's plan, and how to need less of what takes most."""
     first = str(error).partition("\n")[0] or "the allocation failed"
-    said, predicted = f"out of memory in step {step}: {first}", _predicted(context)
+    said, memory = f"out of memory in step {step}: {first}", planned(context).get("memory", {})
+    predicted = {name: int(count) for name, count in memory.items() if count is not None and name != "shared"}
     total = predicted.pop("total", 0)
     largest = sorted((name for name in predicted if predicted[name]), key=lambda name: -predicted[name])
     if total:
@@ -42,16 +43,6 @@ def out_of_memory(error: BaseException, context: RunContext, settings: Training,
     if there and total < 0.8 * there:
         hint += "; other programs may hold memory, too"
     return ResourceExhausted(said, hint=hint)
-
-
-def _predicted(context: RunContext) -> dict[str, int]:
-    """Bytes by purpose as the run's ``plan.json`` has them, without those of others."""
-    try:
-        plan = json.loads((context.directory.path / "plan.json").read_text(encoding="utf-8"))
-        [run] = [run for run in plan["runs"] if run["id"] == context.run.id]
-        return {name: int(count) for name, count in run["memory"].items() if count is not None and name != "shared"}
-    except (OSError, ValueError, KeyError, TypeError):  # the failure is told without it
-        return {}
 
 
 def _way(purpose: str, settings: Training) -> str:
