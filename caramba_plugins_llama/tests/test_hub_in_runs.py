@@ -16,6 +16,8 @@ import pytest
 from huggingface_hub import constants
 from ruamel.yaml import YAML
 
+from caramba_core.cli import main
+
 from .binding import permissions_bind
 from .conftest import write_oracle
 from .local_hub import COMMIT, LATER, TOKEN, LocalHub
@@ -221,3 +223,18 @@ def test_a_written_manifest_reads_the_commit_that_was_measured(
 def test_a_revision_of_a_file_is_pinned_too(served: LocalHub, tmp_path: Path) -> None:
     assert measure(tmp_path, "{source: hf://org/model@main/model.safetensors}") == 0
     assert source_in(written(tmp_path / "runs").read_text()) == f"hf://org/model@{COMMIT}/model.safetensors"
+
+
+def test_init_fetches_the_teacher_and_names_it_by_its_address(
+    served: LocalHub, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The manifest leads to the hub, not to its cache; without a tokenizer it asks for token ids."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["init", "--from", f"hf://org/model@{COMMIT}", "--attention", "sliding_window"])
+    assert ended.value.code == 0
+    assert "none yet: name a text" in capsys.readouterr().out
+    text = (tmp_path / "manifest.yml").read_text()
+    assert f'teacher: {{source: "hf://org/model@{COMMIT}"}}' in text
+    assert "\nname: model\n" in text
+    assert "your_tokens.npy" in text

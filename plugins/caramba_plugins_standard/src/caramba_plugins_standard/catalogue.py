@@ -37,6 +37,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "caramba-plugins-upcycle": {
         "command": ("init",),
+        "completer": ("attention",),
         "origin": ("teacher",),
         "moment": ("attended_key", "attended_value", "distance", "key", "query"),
         "mode": ("allocate", "convert"),

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from caramba_core.cli.completion import completed
+
 __all__ = ["command"]
 
 
@@ -17,7 +19,9 @@ def command(
             "--from", metavar="FILE|FOLDER|hf://...", help="the checkpoint; the one in this folder if not given"
         ),
     ] = None,
-    attention: Annotated[str, typer.Option(help="what its attentions become")] = "dba",
+    attention: Annotated[
+        str, typer.Option(help="what its attentions become", autocompletion=completed("attention"))
+    ] = "dba",
     cache: Annotated[str, typer.Option(help="share of its cache that is left, such as 0.5x")] = "0.5x",
     text: Annotated[Path | None, typer.Option(metavar="FILE", help="text or token array to learn from")] = None,
     heldout: Annotated[

@@ -20,7 +20,7 @@ from caramba_core.manifest.values import settings_of
 from caramba_core.plugins.registry import registry
 from caramba_plugins_upcycle.transplant import CacheBudget, Transplant
 
-__all__ = ["Conversion", "convertible", "fields_given", "propose"]
+__all__ = ["Conversion", "convertible", "fields_given", "offered", "propose"]
 
 _INDEXED: Final = re.compile(r"([^\d]*)\.(\d+)\.([^\d]*)")
 
@@ -38,6 +38,11 @@ class Conversion:
     kept: Mapping[str, Sequence[str]]
     bounded: bool
     target: type[Attention]
+
+
+def offered(parameters: Mapping[str, Any], begun: str) -> list[str]:
+    """Attentions that the shell offers: those that some transplant starts."""
+    return sorted({entry.name.partition("_to_")[2] for entry in registry().entries("transplant")})
 
 
 def convertible(source: str) -> list[str]:
