@@ -100,7 +100,8 @@ def model_of(config: Mapping[str, Any], origin: str, family: Family | None = Non
     norm: dict[str, Any] = {"type": "rms_norm", "eps": fields.number("rms_norm_eps", 1e-6)}
     if family.norm_offset:
         norm["offset"] = family.norm_offset
-    attentions = _attentions(fields, family, width, layers)
+    latent = family.latent_norm_eps is not None
+    attentions = _latent_attentions(fields, family, layers) if latent else _attentions(fields, family, width, layers)
     mlp = _mlp(fields, family)
     blocks = _blocks([_block(fields, family, norm, attention, mlp) for attention in attentions])
     stack = [*_factor(fields, family, "embedding"), blocks, dict(norm), *_factor(fields, family, "logits")]
@@ -150,7 +151,7 @@ def attention_of(model: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _attention_of(block: list[dict[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = next(layer for layer in block[0]["layers"] if layer["type"] == "gqa")
+    found: dict[str, Any] = next(layer for layer in block[0]["layers"] if layer["type"] in ("gqa", "mla"))
     return found
 
 
@@ -201,6 +202,9 @@ _KEYS: Final = {
     "bias": "mlp_bias",
     "activation": "hidden_act",
     "rotated": "partial_rotary_factor",
+    "rank": "kv_lora_rank",
+    "rope_dim": "qk_rope_head_dim",
+    "rope_width": "qk_rope_head_dim",
 }
 """A field of the manifest's model to the key of ``config.json`` that it follows from."""
 
@@ -270,6 +274,32 @@ def _attentions(fields: Fields, family: Family, width: int, layers: int) -> list
         if window is not None:
             made[-1]["window"] = window
     return made
+
+
+def _latent_attentions(fields: Fields, family: Family, layers: int) -> list[dict[str, Any]]:
+    """The attention of every block of DeepSeek's family; what it cannot be is a problem."""
+    heads, content = fields.integer("num_attention_heads"), fields.integer("qk_nope_head_dim")
+    rotary, queries = fields.integer("qk_rope_head_dim", least=2), fields.get("q_lora_rank")
+    for key, wanted in (("num_key_value_heads", heads), ("v_head_dim", content), ("head_dim", rotary)):
+        if fields.integer(key, wanted) != wanted:
+            fields.problems.append(f"{key} is {fields.get(key)!r}: it is read at {wanted}")
+    if queries is not None:
+        fields.problems.append(f"q_lora_rank is {queries!r}: its queries come from a latent, too, which is missing here")
+    dense = fields.integer("first_k_dense_replace", least=0)
+    if dense < layers:
+        fields.problems.append(f"first_k_dense_replace is {dense}: the MLPs of {layers - dense} layers are experts")
+    attention = {
+        "type": "mla",
+        "n_heads": heads,
+        "head_dim": content,
+        "rank": fields.integer("kv_lora_rank"),
+        "rope_dim": rotary,
+        "rope_width": rotary,
+        "rope": _rope(fields, family, rotary, False),
+        "latent_norm_eps": family.latent_norm_eps,
+        "scale": (content + rotary) ** -0.5,
+    }
+    return [dict(attention) for _ in range(layers)]
 
 
 def _marks(fields: Fields, family: Family, layers: int) -> list[bool]:

@@ -18,6 +18,7 @@ from caramba_core.graph import Graph, Node
 from caramba_core.plugins.registry import registry
 from caramba_plugins_llama.families import hugging_face_keys
 from caramba_plugins_llama.head_rows import IN_HEADS, rows_in_order
+from caramba_plugins_llama.latent_rows import LatentRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +57,8 @@ class Folder:
     ``{folder}`` for where it lies; the card adds how a tokenizer is loaded, where there is one.  ``rewrite`` makes the
     tensors that are written, where they are others than the graph's: the parameters of the graph that is read back.
     Parameters with one key are written as its rows; ``order`` is the one of rows of queries and keys within a head,
-    where the folder has another than the graph.
+    where the folder has another than the graph.  ``latent`` knows the rows of latent attentions.  A parameter whose key
+    is empty is not written: it follows from the configuration.
     """
 
     config: Mapping[str, Any]
@@ -65,14 +67,26 @@ class Folder:
     usage: str
     rewrite: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
     order: tuple[int, ...] | None = None
+    latent: LatentRows | None = None
 
     def stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of the file by their keys, from parameters by their names."""
-        rows: dict[str, list[Tensor]] = {}
+        rows: dict[str, dict[str, Tensor]] = {}
         for name, values in tensors.items():
-            turned = self.order is not None and name.endswith(IN_HEADS)
-            rows.setdefault(self.key(name), []).append(rows_in_order(values, self.order or ()) if turned else values)
-        return {key: parts[0] if len(parts) == 1 else _below_each_other(parts) for key, parts in rows.items()}
+            turned, key = self.order is not None and name.endswith(IN_HEADS), self.key(name)
+            if key:
+                own = rows.setdefault(key, {})
+                own[name.rpartition(".")[2]] = rows_in_order(values, self.order or ()) if turned else values
+        return {key: self._below_each_other(parts) for key, parts in rows.items()}
+
+    def _below_each_other(self, parts: Mapping[str, Tensor]) -> Tensor:
+        if len(parts) == 1:
+            return next(iter(parts.values()))
+        if self.latent is not None:
+            return self.latent.joined(parts)
+        import torch
+
+        return torch.cat(list(parts.values()))
 
     def key(self, name: str) -> str:
         """The key of a parameter."""
@@ -81,12 +95,6 @@ class Folder:
         scope, _, rest = name.partition(".")
         index, _, local = rest.partition(".")
         return self.keys[f"{scope}.{{}}.{local}"].replace("{}", index)
-
-
-def _below_each_other(parts: Sequence[Tensor]) -> Tensor:
-    import torch
-
-    return torch.cat(list(parts))
 
 
 class Exporter(Protocol):

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import attrs
 
 from caramba_plugins_llama.known_keys import CONFIG, GGUF, ROPE_TYPES, KnownKeys
+from caramba_plugins_llama.latent_rows import JOINED
 
 __all__ = [
     "ACTIVATIONS",
@@ -75,6 +76,9 @@ class Family:
     ``rope_types`` lists those that the family has.
 
     ``fused`` names projections that are stored as one; ``tensors`` are tensors of a block beyond the usual.
+    ``read`` and ``ignored`` are keys of the family's own.
+
+    ``latent_norm_eps`` makes the attention a latent one, whose latent is normalized with this.
     """
 
     model_type: str
@@ -102,6 +106,9 @@ class Family:
     adjacent_pairs: bool = False
     fused: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
     tensors: Mapping[str, str] = attrs.field(factory=dict)
+    read: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    latent_norm_eps: float | None = None
 
     @property
     def keys(self) -> KnownKeys:
@@ -126,8 +133,10 @@ class Family:
             named |= {"no_rope_layers", "no_rope_layer_interval"}
         if self.rope_by_type is not None and self.rope_by_type[0]:
             named.add(self.rope_by_type[0])
+        named |= {*self.read}
         read = [*CONFIG.read, *sorted(named - {*CONFIG.read})]
-        ignored = [key for key in (*CONFIG.ignored, "attention_bias", "mlp_bias") if key not in (*read, *fixed)]
+        unread = (*CONFIG.ignored, *self.ignored, "attention_bias", "mlp_bias")
+        ignored = [key for key in unread if key not in (*read, *fixed)]
         return KnownKeys(read=tuple(read), ignored=tuple(ignored), fixed=fixed)
 
 
@@ -449,6 +458,37 @@ FAMILIES: Final[dict[str, Family]] = {
             mlp_bias="mlp_bias",
             adjacent_pairs=True,
         ),
+        Family(
+            model_type="deepseek_v3",
+            architecture="DeepseekV3ForCausalLM",
+            defaults={
+                "max_position_embeddings": 4096,
+                "kv_lora_rank": 512,
+                "q_lora_rank": 1536,
+                "qk_rope_head_dim": 64,
+                "qk_nope_head_dim": 128,
+                "v_head_dim": 128,
+                "first_k_dense_replace": 3,
+            },
+            fixed={
+                "rope_interleave": ((True,), "its rotary pairs would lie half of the rotary part apart"),
+                "use_mla": ((True,), "its attention would be another one"),
+            },
+            read=(
+                *("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"),
+                "first_k_dense_replace",
+            ),
+            ignored=(
+                *("moe_intermediate_size", "n_shared_experts", "n_routed_experts", "routed_scaling_factor"),
+                *("n_group", "topk_group", "num_experts_per_tok", "norm_topk_prob", "output_router_logits"),
+                *("num_nextn_predict_layers", "num_mtp_layers", "num_local_experts", "qk_head_dim", "topk_method"),
+                *("scoring_func", "moe_layer_freq", "ep_size", "aux_loss_alpha", "seq_aux"),
+            ),
+            rope_types=("default", "longrope"),
+            fused=JOINED,
+            tensors={"self_attn.kv_a_layernorm.weight": "attention.latent_norm"},
+            latent_norm_eps=1e-6,
+        ),
     )
 }
 """By ``model_type``.  Llama 1 to 3.x and SmolLM2 are ``llama``; Qwen2.5 is ``qwen2``; Phi-4 is ``phi3``; a ``mistral``
@@ -472,7 +512,8 @@ REFUSED: Final[dict[str, str]] = {
     "nanochat": "it caps logits softly",
     "lfm2": "some of its layers are convolutions",
     "qwen3_next": "some of its layers are linear attention",
-    "deepseek_v3": _EXPERTS,
+    "deepseek_v2": "its latent attention is read of deepseek_v3 alone",
+    "deepseek_v32": "its attention chooses among the tokens",
     "glm4_moe": _EXPERTS,
     "gpt_oss": _EXPERTS,
     "granitemoe": _EXPERTS,
@@ -556,7 +597,8 @@ class Architecture:
     ``names`` are metadata beyond the usual, and the keys of ``config.json`` that they stand for: factors, of which a
     file may leave out all but the ``required`` ones, or give 0 for none.  ``settings`` are what llama.cpp takes for
     granted, ``norms`` the names of a block's norms in their order.  ``positions`` says that ``rope.scaling.finetuned``
-    switches rotary positions on and off.
+    switches rotary positions on and off; ``latent`` that the attention is a latent one; ``ignored`` are metadata
+    without effect.
     """
 
     model_type: str
@@ -566,13 +608,16 @@ class Architecture:
     settings: Mapping[str, Any] = attrs.field(factory=dict)
     norms: tuple[str, ...] = ("attn_norm", "ffn_norm")
     positions: bool = False
+    latent: bool = False
+    ignored: tuple[str, ...] = ()
 
     @property
     def keys(self) -> KnownKeys:
         """The metadata under the architecture's own prefix."""
         switch = {"rope.scaling.finetuned": ((True,), "none of its layers would have rotary positions")}
         fixed = {**GGUF.fixed, **(switch if self.positions else {})}
-        return attrs.evolve(GGUF, read=(*GGUF.read, *self.names), fixed=fixed)
+        ignored = (*GGUF.ignored, *self.ignored)
+        return attrs.evolve(GGUF, read=(*GGUF.read, *self.names), fixed=fixed, ignored=ignored)
 
 
 ARCHITECTURES: Final = {
@@ -596,5 +641,25 @@ ARCHITECTURES: Final = {
     "ernie4_5": Architecture(model_type="ernie4_5", adjacent_pairs=True),
     "seed_oss": Architecture(model_type="seed_oss", adjacent_pairs=False, norms=("attn_norm", "post_attention_norm")),
     "arcee": Architecture(model_type="arcee", adjacent_pairs=True, settings={"hidden_act": "relu2"}),
+    "deepseek2": Architecture(
+        model_type="deepseek_v3",
+        adjacent_pairs=True,
+        names={
+            "leading_dense_block_count": "first_k_dense_replace",
+            "attention.q_lora_rank": "q_lora_rank",
+            "attention.kv_lora_rank": "kv_lora_rank",
+            "attention.key_length_mla": "qk_head_dim",
+            "attention.value_length_mla": "v_head_dim",
+        },
+        required=(
+            *("leading_dense_block_count", "attention.kv_lora_rank", "rope.dimension_count"),
+            *("attention.key_length_mla", "attention.value_length_mla"),
+        ),
+        latent=True,
+        ignored=(
+            *("expert_feed_forward_length", "expert_shared_count", "expert_weights_scale", "expert_weights_norm"),
+            *("expert_gating_func", "expert_group_count", "expert_group_used_count"),
+        ),
+    ),
 }
 """Mistral's files call themselves ``llama``."""

@@ -19,6 +19,7 @@ from caramba_plugins_llama.head_rows import IN_HEADS, head_order, rows_in_order
 from caramba_plugins_llama.inside import inside
 from caramba_plugins_llama.json_file import read_object
 from caramba_plugins_llama.known_keys import GENERATION
+from caramba_plugins_llama.latent_rows import LatentRows
 from caramba_plugins_llama.safetensors_file import (
     SafetensorsEntry,
     looks_like_safetensors,
@@ -43,13 +44,17 @@ _PICKLE_SUFFIXES: Final = (".bin", ".pth", ".pt")
 
 @attrs.frozen(kw_only=True)
 class _Part:
-    """What fills one parameter: a tensor, or rows ``first`` to ``last`` of one that fills several."""
+    """What fills one parameter: a tensor, or rows ``first`` to ``last`` of one that fills several.
+
+    ``latent`` is the parameter of a latent attention, whose rows :class:`LatentRows` knows.
+    """
 
     key: str
     name: str | None
     first: int = 0
     last: int = 0
     rows: bool = False
+    latent: str | None = None
 
 
 class HuggingFaceFolder:
@@ -136,23 +141,25 @@ class HuggingFaceFolder:
                 Stored(
                     key=part.key,
                     name=part.name,
-                    shape=(part.last - part.first, *values.shape[1:]) if part.rows else tuple(values.shape),
+                    shape=(part.last - part.first, *values.shape[1:])
+                    if part.rows
+                    else self._shape(part, tuple(values.shape)),
                     dtype=str(values.dtype).removeprefix("torch."),
                 )
                 for _, tensors in self._pickles()
                 for key, values in tensors.items()
                 for part in self._parts(key, tuple(values.shape))
-            )
+            ) + tuple(self._pairs())
         return tuple(
             Stored(
                 key=part.key,
                 name=part.name,
-                shape=entry.shape,
+                shape=self._shape(part, entry.shape),
                 dtype=entry.dtype,
-                span=None if part.name is not None and self._order(part.name) else entry.span,
+                span=None if part.latent or part.name is not None and self._order(part.name) else entry.span,
             )
             for part, entry in self._pieces()
-        )
+        ) + tuple(self._pairs())
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that the graph needs once, in the stored type."""
@@ -163,15 +170,42 @@ class HuggingFaceFolder:
                     for part in self._parts(key, tuple(stored.shape)):
                         if part.name is None:
                             continue
-                        values = stored[part.first : part.last] if part.rows else stored
+                        values = stored[part.first : part.last] if part.rows else self._taken(part, stored)
                         storage = values.untyped_storage().data_ptr()
                         if values.is_floating_point() and values.dtype.itemsize == 1:
                             values = values.float()
                         yield part.name, self._in_order(part.name, values.clone() if storage in shared else values)
                         shared.add(storage)
-        wanted = [(part.name, entry) for part, entry in self._pieces() if part.name is not None]
-        for (name, _), (_, values) in zip(wanted, values_of(entry for _, entry in wanted), strict=True):
-            yield name, self._in_order(name, values)
+            yield from self._pair_values()
+            return
+        wanted = [(part, entry) for part, entry in self._pieces() if part.name is not None]
+        for (part, _), (_, values) in zip(wanted, values_of(entry for _, entry in wanted), strict=True):
+            yield str(part.name), self._in_order(str(part.name), self._taken(part, values))
+        yield from self._pair_values()
+
+    def _shape(self, part: _Part, stored: tuple[int, ...]) -> tuple[int, ...]:
+        return stored if part.latent is None else self._latent.shape(part.latent, stored)
+
+    def _taken(self, part: _Part, values: torch.Tensor) -> torch.Tensor:
+        return values if part.latent is None else self._latent.taken(part.latent, values)
+
+    @cached_property
+    def _latent(self) -> LatentRows:
+        return LatentRows.of(self._attention)
+
+    def _pairs(self) -> Iterator[Stored]:
+        """The rotary pairs of latent attentions, which no file holds: all that the configuration tells of."""
+        if self._described is not None or self._family.latent_norm_eps is None:
+            return
+        for block in range(int(self.config["num_hidden_layers"])):
+            name, shape = f"blocks.{block}.attention.pairs", (self._latent.rotary // 2,)
+            yield Stored(key=f"qk_rope_head_dim, layer {block}", name=name, shape=shape, dtype="int64")
+
+    def _pair_values(self) -> Iterator[tuple[str, torch.Tensor]]:
+        import torch
+
+        for stored in self._pairs():
+            yield str(stored.name), torch.arange(stored.shape[0])
 
     def tokenizer(self) -> Tokenizer | None:
         """``tokenizer.json``, where there is one."""
@@ -214,6 +248,11 @@ class HuggingFaceFolder:
         names = () if self._described is not None else graph_names(key, self._family)
         if len(names) < 2:
             return [_Part(key=key, name=self._name(key))]
+        if self._family.latent_norm_eps is not None:
+            own = [name.rpartition(".")[2] for name in names]
+            return [
+                _Part(key=f"{key} ({short})", name=name, latent=short) for name, short in zip(names, own, strict=True)
+            ]
         parts, first = [], 0
         for name in names:
             last = min(first + self._rows[name.rpartition(".")[2]], shape[0]) if name != names[-1] else shape[0]
@@ -267,6 +306,8 @@ class HuggingFaceFolder:
 
     @cached_property
     def _head_order(self) -> tuple[int, ...] | None:
+        if self._family.latent_norm_eps is not None:
+            return None  # rows of latent attentions are put in order where they are taken apart
         width = self._attention["head_dim"]
         rotated = self._attention.get("rope", {}).get("rotated", width)
         return head_order(width, rotated, adjacent=self._family.adjacent_pairs)

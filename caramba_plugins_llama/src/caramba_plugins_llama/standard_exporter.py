@@ -17,7 +17,17 @@ from caramba_plugins_llama.families import FAMILIES, Family
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["USAGE", "StandardExporter", "difference", "field_difference", "standard_folder"]
+__all__ = [
+    "USAGE",
+    "StandardExporter",
+    "deviation",
+    "difference",
+    "field_difference",
+    "require_plain",
+    "rope_words",
+    "shared_words",
+    "standard_folder",
+]
 
 USAGE: Final = """\
 from transformers import AutoModelForCausalLM
@@ -51,7 +61,7 @@ class StandardExporter:
         from caramba_plugins_llama.family_folder import family_folder
 
         family = FAMILIES.get(str(origin.get("model_type")))
-        if family is None:
+        if family is None or family.latent_norm_eps is not None:
             return standard_folder(decoder_of(graph), origin)
         usual = family in _WRITTEN
         try:
@@ -71,7 +81,7 @@ def standard_folder(decoder: Decoder, origin: Mapping[str, Any]) -> Folder:
     Families of Hugging Face have offsets for queries, keys, values and output together, or for the first three.  A
     model that has some of them alone is written with zeros for the others.
     """
-    _require_types(decoder)
+    require_plain(decoder, ("gqa", "mha"))
     reasons = []
     attention = decoder.blocks[0].attention.config
     wider = [{}, *({name: True} for name in ("o_bias", "qkv_bias") if not getattr(attention, name))]
@@ -80,7 +90,7 @@ def standard_folder(decoder: Decoder, origin: Mapping[str, Any]) -> Folder:
         widened = _with(decoder, zeros)
         for family in families:
             config = _config(widened, family, origin)
-            reason = _difference(widened, config)
+            reason = deviation(widened, config)
             if reason is None:
                 return Folder(
                     config=config,
@@ -113,11 +123,15 @@ def _with_zeros(decoder: Decoder, tensors: Mapping[str, Tensor]) -> dict[str, Te
     return found
 
 
-def _require_types(decoder: Decoder) -> None:
+def require_plain(decoder: Decoder, attentions: tuple[str, ...]) -> None:
+    """Raise :class:`ExportError` unless blocks are alike, of one of these attentions, RMSNorm and SwiGLU.
+
+    Attentions may differ in their windows.
+    """
     first = decoder.blocks[0]
     for index, block in enumerate(decoder.blocks):
         for part, types in (
-            (block.attention, ("gqa", "mha")),
+            (block.attention, attentions),
             (block.norm, ("rms_norm",)),
             (block.norm_2, ("rms_norm",)),
             (block.mlp, ("swiglu",)),
@@ -126,7 +140,7 @@ def _require_types(decoder: Decoder) -> None:
                 raise ExportError(f"{part.node.name} is {part.type}", expected=" or ".join(types))
         for name in ("norm", "norm_2", "mlp", "attention"):
             one, other = getattr(block, name).config, getattr(first, name).config
-            if name == "attention":  # windows may differ by block, and do in some families
+            if name == "attention" and hasattr(one, "window"):  # windows may differ by block, and do in some families
                 one, other = attrs.evolve(one, window=None), attrs.evolve(other, window=None)
             if one != other:
                 raise ExportError(f"blocks 0 and {index} differ in their {name}", expected="blocks that are alike")
@@ -136,28 +150,14 @@ def _require_types(decoder: Decoder) -> None:
 
 def _config(decoder: Decoder, family: Family, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What ``config.json`` of this family would have to say."""
-    block: Block = decoder.blocks[0]
-    attention, mlp = block.attention.config, block.mlp.config
-    context = origin.get("max_position_embeddings")
-    config: dict[str, Any] = {
-        "architectures": [family.architecture],
-        "model_type": family.model_type,
-        "vocab_size": decoder.embedder.config.vocab_size,
-        "hidden_size": decoder.embedder.config.d_model,
-        "intermediate_size": mlp.d_ff,
-        "num_hidden_layers": len(decoder.blocks),
-        "num_attention_heads": attention.n_heads,
+    attention, mlp = decoder.blocks[0].attention.config, decoder.blocks[0].mlp.config
+    config = {
+        **shared_words(decoder, family, origin),
         "num_key_value_heads": attention.n_kv_heads,
         "head_dim": attention.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": context or _context(attention.rope) or family.defaults["max_position_embeddings"],
-        "rms_norm_eps": block.norm.config.eps,
-        "tie_word_embeddings": decoder.tied,
-        "attention_dropout": 0.0,
-        **{key: origin.get(key) for key in _SPECIAL},
     }
     if attention.rope is not None:
-        config |= _rope(attention.rope, config["max_position_embeddings"])
+        config |= rope_words(attention.rope, config["max_position_embeddings"])
     if isinstance(family.qkv_bias, str):
         config[family.qkv_bias] = attention.qkv_bias
     if isinstance(family.mlp_bias, str):
@@ -173,6 +173,27 @@ def _config(decoder: Decoder, family: Family, origin: Mapping[str, Any]) -> dict
     return config
 
 
+def shared_words(decoder: Decoder, family: Family, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``config.json`` says in every family."""
+    block: Block = decoder.blocks[0]
+    context = origin.get("max_position_embeddings") or _context(block.attention.config.rope)
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "vocab_size": decoder.embedder.config.vocab_size,
+        "hidden_size": decoder.embedder.config.d_model,
+        "intermediate_size": block.mlp.config.d_ff,
+        "num_hidden_layers": len(decoder.blocks),
+        "num_attention_heads": block.attention.config.n_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": context or family.defaults["max_position_embeddings"],
+        "rms_norm_eps": block.norm.config.eps,
+        "tie_word_embeddings": decoder.tied,
+        "attention_dropout": 0.0,
+        **{key: origin.get(key) for key in _SPECIAL},
+    }
+
+
 def _context(rope: Rope | None) -> int | None:
     """The longest context that a scaling was made for."""
     if rope is None or rope.original_max_position_embeddings is None:
@@ -181,7 +202,7 @@ def _context(rope: Rope | None) -> int | None:
     return int(rope.original_max_position_embeddings * stretch)
 
 
-def _rope(rope: Rope, context: int) -> dict[str, Any]:
+def rope_words(rope: Rope, context: int) -> dict[str, Any]:
     """In the old words (``rope_theta``, ``rope_scaling``) and the new (``rope_parameters``): each version reads one."""
     fields: dict[str, Any] = attrs.asdict(cast(Any, rope))
     theta, scaling = fields.pop("theta"), fields.pop("scaling")
@@ -219,7 +240,7 @@ def _in_all_words(theta: float, parameters: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _difference(decoder: Decoder, config: Mapping[str, Any]) -> str | None:
+def deviation(decoder: Decoder, config: Mapping[str, Any]) -> str | None:
     """What a configuration, read again, says otherwise than the model; ``None`` if nothing."""
     from caramba_core.lowering import lower
     from caramba_core.manifest.structure import structure_model
@@ -253,7 +274,7 @@ def _alike(config: Any, one: Any, other: Any) -> bool:
         return abs(one - other) <= _ROUNDING * abs(one)
     if not isinstance(one, Rope) or not isinstance(other, Rope) or "dynamic" in (one.scaling, other.scaling):
         return False
-    pairs = zip(one.frequencies(config.head_dim), other.frequencies(config.head_dim), strict=True)
+    pairs = zip(one.frequencies(config.turned_width), other.frequencies(config.turned_width), strict=True)
     numbers = [(one.attention_scaling, other.attention_scaling), *pairs]
     return all(abs(a - b) <= _ROUNDING * abs(a) for a, b in numbers)
 

@@ -6,12 +6,15 @@
 
 Keys and values come from one latent; position lives in a rotary key that all heads share.  The cache holds the latent
 and the turned rotary key: ``rank + rope_dim`` values a token, whatever the number of heads.
+
+With ``latent_norm_eps`` the latent is RMS-normalized in front of the cache, as DeepSeek-V2 and V3 do.  ``layout:
+servable`` is what transformers' ``DeepseekV3ForCausalLM`` and llama.cpp's ``deepseek2`` compute.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Final, Literal
 
 import attrs
 from caramba_plugins_standard.gqa import HeadedAttention
@@ -21,6 +24,9 @@ from caramba_core.components import CacheEntry, Constant, Cost, Given, Normal, S
 from caramba_core.errors import InvalidValue
 
 __all__ = ["MultiHeadLatentAttention"]
+
+_OFFSETS: Final = ("q_bias", "k_bias", "o_bias")
+_FREE: Final = "; with layout: free everything goes"
 
 
 @component
@@ -44,8 +50,14 @@ class MultiHeadLatentAttention(HeadedAttention):
         minimum=0,
         maximum=65536,
     )
-    rope: Rope | None = option(
-        default=None, help="rotary embedding of width head_dim that the shared key takes its frequencies from"
+    rope: Rope | None = option(default=None, help="rotary embedding that the shared key takes its frequencies from")
+    rope_width: int | None = option(
+        default=None, help="width of a head that rope is of; head_dim if not given", minimum=2, maximum=65536
+    )
+    layout: Literal["free", "servable"] = option(
+        default="free",
+        help="servable holds to what DeepSeek-V3's attention can say: a normalized latent, no offsets, and rotary "
+        "frequencies at equal steps, the same in all layers",
     )
     latent_norm_eps: float | None = option(
         default=None, help="RMS-normalize the latent, with this added to the mean square", above=0.0
@@ -63,14 +75,38 @@ class MultiHeadLatentAttention(HeadedAttention):
             raise InvalidValue(
                 "rope", "rope_dim above 0 needs a rotary embedding", hint="rope: {theta: 10000.0}, or rope_dim: 0"
             )
-        if self.rope_dim and self.head_dim % 2:
+        if self.rope_dim and self.turned_width % 2:
+            field = "head_dim" if self.rope_width is None else "rope_width"
             raise InvalidValue(
-                "head_dim", f"{self.head_dim} is odd", expected="an even width: its pairs set frequencies"
+                field, f"{self.turned_width} is odd", expected="an even width: its pairs set frequencies"
             )
         if self.rope_dim and self.rope is not None and self.rope.scaling == "dynamic":
             raise InvalidValue("rope", "dynamic scaling has no fixed frequencies to choose from")
         if self.k_bias and not self.rope_dim:
             raise InvalidValue("k_bias", "without a rotary key there is nothing to add it to", expected="false")
+        if self.layout == "servable":
+            self._require_servable()
+
+    def _require_servable(self) -> None:
+        """Raise :class:`InvalidValue` where DeepSeek-V3's attention has no words for it."""
+        if self.latent_norm_eps is None:
+            raise InvalidValue(
+                "latent_norm_eps", f"DeepSeek's attention normalizes its latent{_FREE}", expected="a number, such as 1e-6"
+            )
+        for field in _OFFSETS:
+            if getattr(self, field):
+                raise InvalidValue(field, f"llama.cpp's deepseek2 has no such offset{_FREE}", expected="false")
+        if not 2 <= self.rope_dim <= self.turned_width:
+            raise InvalidValue(
+                "rope_dim",
+                f"{self.rope_dim}: each frequency of rope is there once, and there are {self.turned_width // 2}{_FREE}",
+                expected=f"2 to {self.turned_width}",
+            )
+
+    @property
+    def turned_width(self) -> int:
+        """The width of a head that ``rope`` is of."""
+        return self.head_dim if self.rope_width is None else self.rope_width
 
     @property
     def pairs(self) -> int:
@@ -118,7 +154,9 @@ class MultiHeadLatentAttention(HeadedAttention):
 
     def _spread_pairs(self) -> tuple[int, ...]:
         """Pairs for a model that starts at random: evenly over the spectrum, the fastest among them."""
-        available = self.head_dim // 2
+        available = self.turned_width // 2
+        if self.layout == "servable":
+            return tuple(index * (available // self.pairs) for index in range(self.pairs))
         return tuple(index * available // self.pairs for index in range(self.pairs))
 
     @property

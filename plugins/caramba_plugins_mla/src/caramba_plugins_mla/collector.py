@@ -1,6 +1,6 @@
-"""The collector of joint moments of keys and values.
+"""The collectors of joint moments of keys and values, and of what they are made of.
 
-Axes: B batch, T tokens, H query heads, G key/value heads, d width of a head; n = 2 G d.
+Axes: B batch, T tokens, D width of the residual stream, H query heads, G key/value heads, d width of a head; n = 2 G d.
 """
 
 from __future__ import annotations
@@ -12,7 +12,19 @@ from caramba_plugins_standard.probing import Probe
 from caramba_plugins_upcycle.moments.collectors import MeanCollector, wide
 from torch import Tensor
 
-__all__ = ["KeyValueCollector"]
+__all__ = ["InputCollector", "KeyValueCollector"]
+
+
+class InputCollector(MeanCollector):
+    """What :class:`~caramba_plugins_mla.transplant.InputMoments` names."""
+
+    def update(self, probe: Probe) -> None:
+        """Take one batch in."""
+        received = wide(probe.probabilities.mean(1).sum(1)).flatten()  # [B T], 1 on average
+        x = wide(probe.x).flatten(0, 1)
+        weighed = ((1 + received) / 2)[:, None] * x
+        self.add("mean", weighed.sum(0), len(x))
+        self.add("second", weighed.T @ x, len(x))
 
 
 class KeyValueCollector(MeanCollector):

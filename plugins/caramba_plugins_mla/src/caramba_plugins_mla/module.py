@@ -24,8 +24,8 @@ __all__ = ["MultiHeadLatentModule"]
 class MultiHeadLatentModule(ComponentModule):
     """``[B, T, D] -> [B, T, D]``; ``tests/mla_reference.py`` spells it out.
 
-    ``rotary`` has the frequencies of a whole head; ``pairs``, stored in checkpoints, says which of them the shared key
-    takes.  One frequency may be taken several times.
+    ``rotary`` has the frequencies of a head of ``config.turned_width``; ``pairs``, stored in checkpoints, says which of
+    them the shared key takes.  One frequency may be taken several times.
     """
 
     config: MultiHeadLatentAttention
@@ -42,7 +42,7 @@ class MultiHeadLatentModule(ComponentModule):
         super().__init__(config, width)
         if config.pairs:
             assert config.rope is not None
-            self.rotary = Rotary(config.rope, config.head_dim)
+            self.rotary = Rotary(config.rope, config.turned_width)
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         """``[B, T, D] -> [B, T, D]``."""

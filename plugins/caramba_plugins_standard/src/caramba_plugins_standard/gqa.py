@@ -36,7 +36,12 @@ class HeadedAttention(Attention):
         if self.n_heads % self.n_kv_heads:
             raise InvalidValue("n_kv_heads", f"{self.n_kv_heads} does not divide n_heads ({self.n_heads})")
         if self.rope is not None:
-            self.rope.require_pairs(self.head_dim)
+            self.rope.require_pairs(self.turned_width)
+
+    @property
+    def turned_width(self) -> int:
+        """The width of a head that ``rope`` is of."""
+        return self.head_dim
 
     @property
     def multiplier(self) -> float:

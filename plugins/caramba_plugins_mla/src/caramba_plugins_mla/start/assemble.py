@@ -5,20 +5,21 @@ Axes: D width of the residual stream, H query heads, G key/value heads, d head w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from caramba_plugins_standard.rotary import mean_rotation
-from caramba_plugins_upcycle.shared_rotary import Shared, choose
+from caramba_plugins_upcycle.shared_rotary import Shared, choose, dearness
 from caramba_plugins_upcycle.transplant import Started
 from torch import Tensor
 
 from caramba_core.components import Attention
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
 from caramba_plugins_mla.start.latent import solve
+from caramba_plugins_mla.start.steady import steady
 
-__all__ = ["start"]
+__all__ = ["common_pairs", "start"]
 
 Moments = Mapping[str, Mapping[str, Tensor]]
 
@@ -29,24 +30,42 @@ def start(
     target: MultiHeadLatentAttention,
     width: int,
     moments: Moments,
+    *,
+    pairs: Sequence[int] | None = None,
 ) -> Started:
-    """The weights that ``target`` declares, and what each step left out."""
+    """The weights that ``target`` declares, and what each step left out; ``pairs`` are those of the shared key."""
     teacher = {name: tensor.detach().cpu().double() for name, tensor in weights.items()}
     report: dict[str, Any] = {}
-    shared = _shared_key(target, moments, report)
+    shared = _shared_key(target, moments, pairs, report)
     made = {**_rotary(target, teacher, shared), **_content(target, teacher, moments, shared, report)}
     declared = target.weights(width)
     assert set(declared) == set(made), f"{sorted(set(declared) ^ set(made))}"
     return Started(weights=made, report=report)
 
 
-def _shared_key(target: MultiHeadLatentAttention, moments: Moments, report: dict[str, Any]) -> Shared | None:
-    if not target.pairs:
-        return None
+def common_pairs(layers: Sequence[tuple[MultiHeadLatentAttention, Moments]]) -> tuple[int, ...]:
+    """The pairs ``0, step, 2 step, ...`` whose dearest components are worth most, added up over layers: ``[n]``."""
+    worth = torch.stack([dearness(*_statistics(target, moments))[:, 0] for target, moments in layers]).sum(0)  # [P]
+    count, available = layers[0][0].pairs, len(worth)
+    steps = range(1, max((available - 1) // max(count - 1, 1), 1) + 1)
+    best = max(steps, key=lambda step: float(worth[: count * step : step].sum()))
+    return tuple(range(0, count * best, best))
+
+
+def _statistics(target: MultiHeadLatentAttention, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
+    """What a shared key is chosen by: second moments of queries and keys, and the mean turn of each frequency."""
     assert target.rope is not None
     frequencies = torch.tensor(target.rope.frequencies(target.head_dim), dtype=torch.float64)
     rho = mean_rotation(moments["distance"]["attention"], frequencies)
-    shared = choose(moments["query"]["second"], moments["key"]["second"], rho, target.pairs)
+    return moments["query"]["second"], moments["key"]["second"], rho
+
+
+def _shared_key(
+    target: MultiHeadLatentAttention, moments: Moments, pairs: Sequence[int] | None, report: dict[str, Any]
+) -> Shared | None:
+    if not target.pairs:
+        return None
+    shared = choose(*_statistics(target, moments), target.pairs, pairs=pairs)
     report["pairs"] = shared.pairs.tolist()
     report["rotation_lost"] = 1.0 - shared.kept
     return shared
@@ -96,9 +115,10 @@ def _content(
     tokens = joint["token_second"] - torch.outer(centre, centre)
     keys = into @ ((tokens + joint["spread"]) / 2) @ into.T
     mean = joint["attended_mean"]
-    offset = target.o_bias
+    normalized = target.latent_norm_eps is not None
+    offset = target.o_bias or normalized
     values = joint["attended_second"] - torch.outer(mean, mean) if offset else joint["attended_second"]
-    solved = solve(gamma, omega, keys, into @ values @ into.T, target.rank)
+    solved = solve(gamma, omega, keys, into @ values @ into.T, target.rank - normalized)
     report["keys_lost"], report["values_lost"] = solved.keys_lost, solved.values_lost
 
     factor = 1.0 if target.rope is None else target.rope.attention_scaling
@@ -112,11 +132,20 @@ def _content(
     }
     if target.q_bias:
         made["q_bias"] = _bias(teacher, "q_bias", len(teacher["q_proj"])) * factor**2
+    if target.o_bias:
+        made["o_bias"] = _bias(teacher, "o_bias", width)
     if offset:
         bias = torch.cat([_bias(teacher, "k_bias", half), _bias(teacher, "v_bias", half)])
         missing = (mean - solved.up @ (solved.down @ (into @ (mean - bias))))[half:]
+    if normalized:
+        latent = steady(made["kv_down_proj"], moments["input"])
+        report["norm_unsteady"] = latent.unsteady
+        made["kv_down_proj"], made["latent_norm"] = latent.down, latent.norm
+        made["k_up_proj"] = torch.cat([torch.zeros_like(missing)[:, None], made["k_up_proj"]], dim=1)
+        made["v_up_proj"] = torch.cat([missing[:, None] / latent.level, made["v_up_proj"]], dim=1)
+    elif offset:
         each_head = missing.view(groups, head_dim).repeat_interleave(target.n_heads // groups, dim=0)
-        made["o_bias"] = _bias(teacher, "o_bias", width) + teacher["o_proj"] @ each_head.flatten()
+        made["o_bias"] = made["o_bias"] + teacher["o_proj"] @ each_head.flatten()
     return made
 
 
