@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +16,7 @@ from caramba_core.teachers import Tokenizer
 from caramba_plugins_llama.configuration import key_of, model_of
 from caramba_plugins_llama.families import ARCHITECTURES, FAMILIES, NORMS, Architecture, Family
 from caramba_plugins_llama.gguf_header import MAGIC, PLAIN, GgufHeader, GgufTensor, read_file
+from caramba_plugins_llama.gguf_latent import LatentFile
 from caramba_plugins_llama.gguf_metadata import configuration, metadata_key
 from caramba_plugins_llama.head_rows import IN_HEADS, head_order, rows_in_order
 from caramba_plugins_llama.tokenizer import HuggingFaceTokenizer, tokenizer_files
@@ -108,7 +109,7 @@ class GgufFile:
 
     def layout(self) -> tuple[Stored, ...]:
         """Every tensor, from the header."""
-        return tuple(
+        stored = tuple(
             Stored(
                 key=tensor.name,
                 name=self._name(tensor.name),
@@ -118,15 +119,23 @@ class GgufFile:
             )
             for tensor in (*self.header.tensors.values(), *self._zeros())
         )
+        return stored if self._latent is None else self._latent.layout(stored)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor once, dequantized to float32 (F16 and BF16 stay), in the row order of Hugging Face."""
-        import torch
-
         from caramba_plugins_llama.gguf_values import values_of
 
         wanted = [tensor for tensor in self.header.tensors.values() if self._name(tensor.name) is not None]
-        for tensor, values in values_of(wanted):
+        yield from self.filled(values_of(wanted))
+
+    def filled(self, stored: Iterable[tuple[GgufTensor, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The parameters that tensors of the file fill."""
+        import torch
+
+        if self._latent is not None:
+            yield from self._latent.filled(stored, str(self.path))
+            return
+        for tensor, values in stored:
             name = str(self._name(tensor.name))
             if self._turns(tensor):
                 self._require_heads(name, tensor)
@@ -159,7 +168,14 @@ class GgufFile:
         """The family, with the offsets that the file holds and without the defaults of another format."""
         held = {name.rpartition(".")[0].rpartition(".")[2] for name in self.header.tensors if name.endswith(".bias")}
         biased: dict[str, Any] = {rule: not held.isdisjoint(parts) for rule, parts in _BIASED.items()}
+        if self.architecture.latent:  # llama.cpp adds one number to all mean squares
+            biased["latent_norm_eps"] = self._stated["rms_norm_eps"]
         return attrs.evolve(FAMILIES[self.architecture.model_type], defaults={}, window="never", **biased)
+
+    @cached_property
+    def _latent(self) -> LatentFile | None:
+        """What knows the tensors of latent attentions, where the file has them."""
+        return LatentFile.of(self._stated) if self.architecture.latent else None
 
     def _zeros(self) -> Iterator[GgufTensor]:
         """The offsets that this file leaves out, and others of their kind do not: llama.cpp adds none."""
@@ -195,6 +211,8 @@ class GgufFile:
             return None  # the configuration tells the scaling that it holds
         if key in _OUTSIDE:
             return _OUTSIDE[key]
+        if self._latent is not None:
+            return self._latent.name(key)
         index, _, rest = key.removeprefix("blk.").partition(".")
         block = _block(self.architecture)
         if key.startswith("blk.") and index.isdecimal() and rest in block:

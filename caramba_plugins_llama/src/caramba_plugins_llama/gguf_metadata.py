@@ -64,9 +64,11 @@ def configuration(path: Path, header: GgufHeader, architecture: Architecture) ->
         config.setdefault(scores.key, width ** (-0.5 / scores.exponent))
     config["sliding_window"] = None
     rotated, values = own.get("rope.dimension_count", width), own.get("attention.value_length", width)
-    if rotated != width:
+    if architecture.latent:
+        problems += _latent_sizes(own, config)
+    elif rotated != width:
         problems.append(f"{rotated} of {width} dimensions of a head are rotated: whole heads are read")
-    if values != width:
+    if values != width and not architecture.latent:
         problems.append(f"values have {values} dimensions a head, keys {width}: equal ones are read")
     window = own.get("attention.sliding_window", 0)
     if 0 < window < own["context_length"]:
@@ -78,6 +80,23 @@ def configuration(path: Path, header: GgufHeader, architecture: Architecture) ->
     if problems:
         _refuse(path, problems)
     return config
+
+
+def _latent_sizes(own: Mapping[str, Any], config: dict[str, Any]) -> list[str]:
+    """Sizes of a latent attention in Hugging Face's words; what is wrong with them."""
+    rotary, rank, width = own["rope.dimension_count"], config["kv_lora_rank"], config.pop("qk_head_dim")
+    config |= {
+        "num_key_value_heads": config[_HEADS],  # one in the file: all heads read one latent
+        "qk_rope_head_dim": rotary,
+        "qk_nope_head_dim": width - rotary,
+        "head_dim": rotary,
+    }
+    if config.pop("q_lora_rank", config["hidden_size"]) != config["hidden_size"]:
+        return [f"attention.q_lora_rank is {own['attention.q_lora_rank']}: its queries come from a latent, too"]
+    config["q_lora_rank"] = None
+    if (own.get("attention.key_length"), own.get("attention.value_length")) != (rank + rotary, rank):
+        return ["its keys and values are not those of one latent: old files hold attn_kv_b, which is not read"]
+    return []
 
 
 def metadata_key(key: str, architecture: str) -> str:

@@ -20,6 +20,7 @@ from caramba_plugins_llama.configuration import model_of
 from caramba_plugins_llama.exporting import Decoder, ExportError, Folder, decoder_of
 from caramba_plugins_llama.families import ARCHITECTURES
 from caramba_plugins_llama.gguf_file import GgufFile, gguf_keys
+from caramba_plugins_llama.gguf_latent import LatentFile
 from caramba_plugins_llama.head_rows import IN_HEADS, head_order, inverse, rows_in_order
 from caramba_plugins_llama.known_keys import GGUF_NAMES
 from caramba_plugins_llama.standard_exporter import difference
@@ -36,6 +37,8 @@ _BLOCK: Final = 32
 _ARCHITECTURES: Final = {"llama": "llama", "mistral": "llama", "ministral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _LISTS: Final = ("llama3", "listed")
 """Scalings whose factors are stored one a pair."""
+_LATENT_NORM_EPS: Final = 1e-6
+"""What is added to the mean square of the latents of a folder, which transformers fixes."""
 _OFFSETS: Final = ("attention.q_bias", "attention.k_bias", "attention.v_bias")
 
 
@@ -44,14 +47,15 @@ class GgufModel:
     """What a file says of a model: metadata under its full keys, and rotary factors where it lists them.
 
     ``decoder`` is the model that the file is read as; ``order`` the one that rows of queries and keys are written in
-    within a head, where it is another than here.
+    within a head, where it is another than here; ``latent`` knows the tensors of latent attentions.
     """
 
     architecture: str
     metadata: Mapping[str, Any]
     factors: tuple[float, ...] | None
     decoder: Decoder
-    order: tuple[int, ...] | None
+    order: tuple[int, ...] | None = None
+    latent: LatentFile | None = None
 
 
 def library() -> ModuleType:
@@ -71,8 +75,10 @@ def gguf_model(folder: Folder) -> GgufModel:
     """The metadata of a folder's model; raises :class:`ExportError` where llama.cpp has no words for it."""
     config = folder.config
     kind = config["model_type"]
+    if kind == "deepseek_v3":
+        return _latent_model(folder)
     if folder.files or kind not in _ARCHITECTURES:
-        known = ", ".join(_ARCHITECTURES)
+        known = ", ".join((*_ARCHITECTURES, "deepseek_v3"))
         raise ExportError(f"{kind} is no architecture of GGUF that is written", expected=f"a model of {known}")
     decoder = decoder_of(lower(structure_model(model_of(config, "config.json"))))
     first = decoder.blocks[0].attention.config
@@ -88,8 +94,7 @@ def gguf_model(folder: Folder) -> GgufModel:
         )
     if architecture == "qwen3" and (first.qkv_bias or first.o_bias):
         raise ExportError("llama.cpp has no offsets in the attentions of qwen3", expected="attention_bias: false")
-    names = {name: key for key, name in GGUF_NAMES.items()}
-    metadata: dict[str, Any] = {f"{architecture}.{key}": config[name] for name, key in names.items() if name in config}
+    metadata = _named(architecture, config)
     metadata |= {
         f"{architecture}.{name}": first.head_dim for name in ("attention.value_length", "rope.dimension_count")
     }
@@ -102,6 +107,35 @@ def gguf_model(folder: Folder) -> GgufModel:
         factors=factors,
         decoder=decoder,
         order=None if order is None else inverse(order),
+    )
+
+
+def _named(architecture: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata whose values stand in ``config.json`` as they are."""
+    return {f"{architecture}.{key}": config[name] for key, name in GGUF_NAMES.items() if name in config}
+
+
+def _latent_model(folder: Folder) -> GgufModel:
+    """The metadata of a model whose attentions are DeepSeek's."""
+    config, architecture = folder.config, "deepseek2"
+    decoder = decoder_of(lower(structure_model(model_of(config, "config.json"))))
+    if decoder.blocks[0].attention.config.rope.scaling != "none":
+        raise ExportError(
+            "llama.cpp's deepseek2 has no list of rotary frequencies: they must be at equal steps from 1 on",
+            hint="the start of layout: servable chooses such ones, where the teacher's rope has no scaling",
+        )
+    latent, eps = LatentFile.of(config), config["rms_norm_eps"]
+    blocks = (  # one number is added to the mean squares of all norms
+        attrs.evolve(b, attention=attrs.evolve(b.attention, config=attrs.evolve(b.attention.config, latent_norm_eps=eps)))
+        for b in decoder.blocks
+    )
+    own = {f"{architecture}.{key}": value for key, value in latent.metadata().items()}
+    return GgufModel(
+        architecture=architecture,
+        metadata={**_named(architecture, config), **own},
+        factors=None,
+        decoder=attrs.evolve(decoder, blocks=tuple(blocks)),
+        latent=latent,
     )
 
 
@@ -148,12 +182,8 @@ def write_gguf(
         _add(writer, key, value)
     if model.factors is not None:
         writer.add_tensor("rope_freqs.weight", torch.tensor(model.factors, dtype=torch.float32).numpy())
-    keys = gguf_keys()
-    stored = {name: _stored(gguf, name, values, quant) for name, values in left.items()}
-    for name, (values, kind) in stored.items():
-        if model.order is not None and name.endswith(IN_HEADS):
-            values = rows_in_order(torch.from_numpy(values), model.order).numpy()
-        writer.add_tensor(_key(keys, name), values, raw_dtype=kind)
+    for key, (values, kind) in (stored := _file_tensors(gguf, model, left, quant)).items():
+        writer.add_tensor(key, values, raw_dtype=kind)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -161,6 +191,21 @@ def write_gguf(
     finally:
         writer.close()
     _require_same(gguf, GgufFile.open(path), model, stored)
+
+
+def _file_tensors(
+    gguf: Any, model: GgufModel, tensors: Mapping[str, Tensor], quant: str
+) -> dict[str, tuple[Any, Any]]:
+    """What the file holds under each name: values, and GGUF's name for their type."""
+    if model.latent is not None:
+        parts = model.latent.stored(tensors, _LATENT_NORM_EPS)
+        return {key: _stored(gguf, key, values, quant) for key, values in parts.items()}
+    keys, found = gguf_keys(), {}
+    for name, values in tensors.items():
+        turned = model.order is not None and name.endswith(IN_HEADS)
+        ordered = rows_in_order(values, model.order or ()) if turned else values
+        found[_key(keys, name)] = _stored(gguf, name, ordered, quant)
+    return found
 
 
 def _without_zeros(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -173,8 +218,8 @@ def _without_zeros(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _stored(gguf: Any, name: str, values: Tensor, quant: str) -> tuple[Any, Any]:
     """A tensor as it is written, and GGUF's name for its type."""
-    kind = gguf.GGMLQuantizationType[quant.upper() if values.dim() == 2 else "F32"]
-    if quant == "q8_0" and values.dim() == 2 and values.shape[-1] % _BLOCK:
+    kind = gguf.GGMLQuantizationType[quant.upper() if values.dim() > 1 else "F32"]
+    if quant == "q8_0" and values.dim() > 1 and values.shape[-1] % _BLOCK:
         raise ExportError(
             f"{name} has rows of {values.shape[-1]} values, and q8_0 has blocks of {_BLOCK}",
             hint="write it with --quant bf16, f16 or f32",
@@ -209,11 +254,12 @@ def _require_same(gguf: Any, written: GgufFile, model: GgufModel, stored: Mappin
     found = decoder_of(lower_checkpoint(written))
     said = difference(_with_offsets(model.decoder, found), found)
     assert said is None, f"{written.path} says something else: {said}"
-    left = dict(stored)
+    whole = ((tensor, stored[tensor.name]) for tensor in written.header.tensors.values() if tensor.name in stored)
+    left = dict(
+        written.filled((tensor, torch.from_numpy(gguf.quants.dequantize(*pair))) for tensor, pair in whole)
+    )
     for name, values in written.tensors():
-        array, kind = left.pop(name)
-        expected = torch.from_numpy(gguf.quants.dequantize(array, kind))
-        assert torch.equal(values.float(), expected), f"{name} came back otherwise"
+        assert torch.equal(values.float(), left.pop(name).float()), f"{name} came back otherwise"
     assert not left, f"not written: {', '.join(left)}"
 
 
@@ -221,6 +267,8 @@ def _with_offsets(decoder: Decoder, found: Decoder) -> Decoder:
     """The decoder without the offsets that are left out, as those of ``found`` are."""
     blocks = []
     for mine, theirs in zip(decoder.blocks, found.blocks, strict=True):
-        config = attrs.evolve(mine.attention.config, qkv_bias=theirs.attention.config.qkv_bias)
+        config = mine.attention.config
+        if hasattr(config, "qkv_bias"):
+            config = attrs.evolve(config, qkv_bias=theirs.attention.config.qkv_bias)
         blocks.append(attrs.evolve(mine, attention=attrs.evolve(mine.attention, config=config)))
     return attrs.evolve(decoder, blocks=tuple(blocks))
