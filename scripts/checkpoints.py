@@ -60,6 +60,7 @@ def beyond(family: Family) -> str:
         "rotary positions by type of layer": family.rope_by_type is not None,
         "a part of each head turns": family.partial_rotary,
         "adjacent pairs": family.adjacent_pairs,
+        "latent attention (of `caramba-plugins-mla`), dense layers alone": family.latent_norm_eps is not None,
         f"fused {code(family.fused)}": bool(family.fused),
     }
     return "; ".join(words for words, holds in said.items() if holds)

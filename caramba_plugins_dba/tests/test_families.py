@@ -102,7 +102,7 @@ def student_of(teacher: LanguageModel, tokens: torch.Tensor) -> LanguageModel:
     return student
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", [name for name, one in FAMILIES.items() if one.latent_norm_eps is None])
 @torch.no_grad()
 def test_full_width_is_the_teacher(tmp_path: Path, model_type: str) -> None:
     write_folder(tmp_path, model_type)

@@ -39,6 +39,16 @@ SIZES: dict[str, Any] = {
 """A model that is small, with sizes that all differ, and weights large enough that every part moves the logits."""
 
 
+LATENT: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {
+        **{"num_key_value_heads": 6, "q_lora_rank": None, "kv_lora_rank": 10, "first_k_dense_replace": 3},
+        **{"qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "head_dim": 4},
+        **{"n_routed_experts": 1, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 1},
+    }
+}
+"""Families with latent attention, and the settings of a model of theirs that is read."""
+
+
 def write_oracle(folder: Path, model_type: str, *, shards: bool = False, seed: int = 0, **config: Any) -> Any:
     """A random model of transformers, saved to ``folder`` by its own hand; norms and offsets are random too."""
     transformers = importlib.import_module("transformers")

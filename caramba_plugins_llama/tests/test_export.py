@@ -21,7 +21,7 @@ from caramba_core.cli import main
 from caramba_core.errors import InputError
 from caramba_core.run.checkpoint import save_checkpoint
 
-from .conftest import quiet, random_tokens, read_model, write_oracle
+from .conftest import LATENT, quiet, random_tokens, read_model, write_oracle
 from .runs import decoder, make_run
 from .test_tokenizers import TEXT, metadata, trained
 
@@ -324,7 +324,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 # ------------------------------------------------------------------------------------------------ other families
 
-NEW = [name for name in FAMILIES if name not in ("llama", "mistral", "ministral", "qwen2", "qwen3")]
+NEW = [name for name in FAMILIES if name not in ("llama", "mistral", "ministral", "qwen2", "qwen3", *LATENT)]
 TURNED = {"partial_rotary_factor": 0.5, "rope_theta": 100.0, "rope_type": "default"}
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from caramba_core.errors import CarambaError
 
-from .conftest import quiet, random_tokens, read_model, write_oracle
+from .conftest import LATENT, quiet, random_tokens, read_model, write_oracle
 
 ELSEWHERE = """
     alibi attention_chunk_size attention_multiplier attention_out_bias attention_sink attn_logit_softcapping
@@ -68,12 +68,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of each family, whose windows are smaller than the text."""
     folder = tmp_path_factory.mktemp("families")
     for name, family in FAMILIES.items():
-        write_oracle(folder / name, name, **({} if family.window == "never" else {"sliding_window": 11}))
+        windows = {} if family.window == "never" else {"sliding_window": 11}
+        write_oracle(folder / name, name, **windows, **LATENT.get(name, {}))
         (folder / name / "as_written.json").write_text((folder / name / "config.json").read_text())
     return folder
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in LATENT])
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(change=st.dictionaries(KEYS, VALUES, min_size=1, max_size=2))
 @example(change={"is_causal": False})

@@ -43,6 +43,9 @@ def same_logits(path: Path) -> None:
     torch.testing.assert_close(read_model(path)(TOKENS)[0], torch.tensor(expected), rtol=0, atol=5e-5)
 
 
+PLAIN = [name for name, architecture in ARCHITECTURES.items() if not architecture.latent]
+"""Those of ordinary attention; latent ones are in ``test_latent.py``."""
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "smollm3": {"num_hidden_layers": 5},
@@ -54,7 +57,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of each architecture, with offsets where it has any; heads as wide as llama.cpp's default."""
     folder = tmp_path_factory.mktemp("architectures")
-    for name in ARCHITECTURES:
+    for name in PLAIN:
         write_oracle(folder / name, name, **SETTINGS.get(name, {}))
     return folder
 
@@ -67,7 +70,7 @@ def written(models: Path, path: Path, architecture: str = "llama", **changes: An
     return path
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", PLAIN)
 @pytest.mark.parametrize(
     ("extra", "without"),
     [
@@ -220,7 +223,7 @@ VALUES = st.one_of(
 )
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", PLAIN)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(change=st.dictionaries(KEYS, VALUES, min_size=1, max_size=2))
 @example(change={"attention.causal": False})

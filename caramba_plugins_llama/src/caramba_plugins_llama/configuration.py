@@ -284,7 +284,9 @@ def _latent_attentions(fields: Fields, family: Family, layers: int) -> list[dict
         if fields.integer(key, wanted) != wanted:
             fields.problems.append(f"{key} is {fields.get(key)!r}: it is read at {wanted}")
     if queries is not None:
-        fields.problems.append(f"q_lora_rank is {queries!r}: its queries come from a latent, too, which is missing here")
+        fields.problems.append(
+            f"q_lora_rank is {queries!r}: its queries come from a latent, too, which is missing here"
+        )
     dense = fields.integer("first_k_dense_replace", least=0)
     if dense < layers:
         fields.problems.append(f"first_k_dense_replace is {dense}: the MLPs of {layers - dense} layers are experts")

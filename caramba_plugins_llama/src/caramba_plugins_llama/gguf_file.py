@@ -125,7 +125,8 @@ class GgufFile:
         """Every tensor once, dequantized to float32 (F16 and BF16 stay), in the row order of Hugging Face."""
         from caramba_plugins_llama.gguf_values import values_of
 
-        wanted = [tensor for tensor in self.header.tensors.values() if self._name(tensor.name) is not None]
+        held = self.header.tensors.values()
+        wanted = [one for one in held if self._name(one.name) is not None or self._latent is not None]
         yield from self.filled(values_of(wanted))
 
     def filled(self, stored: Iterable[tuple[GgufTensor, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -126,7 +126,9 @@ def _latent_model(folder: Folder) -> GgufModel:
         )
     latent, eps = LatentFile.of(config), config["rms_norm_eps"]
     blocks = (  # one number is added to the mean squares of all norms
-        attrs.evolve(b, attention=attrs.evolve(b.attention, config=attrs.evolve(b.attention.config, latent_norm_eps=eps)))
+        attrs.evolve(
+            b, attention=attrs.evolve(b.attention, config=attrs.evolve(b.attention.config, latent_norm_eps=eps))
+        )
         for b in decoder.blocks
     )
     own = {f"{architecture}.{key}": value for key, value in latent.metadata().items()}
@@ -193,9 +195,7 @@ def write_gguf(
     _require_same(gguf, GgufFile.open(path), model, stored)
 
 
-def _file_tensors(
-    gguf: Any, model: GgufModel, tensors: Mapping[str, Tensor], quant: str
-) -> dict[str, tuple[Any, Any]]:
+def _file_tensors(gguf: Any, model: GgufModel, tensors: Mapping[str, Tensor], quant: str) -> dict[str, tuple[Any, Any]]:
     """What the file holds under each name: values, and GGUF's name for their type."""
     if model.latent is not None:
         parts = model.latent.stored(tensors, _LATENT_NORM_EPS)
@@ -255,9 +255,7 @@ def _require_same(gguf: Any, written: GgufFile, model: GgufModel, stored: Mappin
     said = difference(_with_offsets(model.decoder, found), found)
     assert said is None, f"{written.path} says something else: {said}"
     whole = ((tensor, stored[tensor.name]) for tensor in written.header.tensors.values() if tensor.name in stored)
-    left = dict(
-        written.filled((tensor, torch.from_numpy(gguf.quants.dequantize(*pair))) for tensor, pair in whole)
-    )
+    left = dict(written.filled((tensor, torch.from_numpy(gguf.quants.dequantize(*pair))) for tensor, pair in whole))
     for name, values in written.tensors():
         assert torch.equal(values.float(), left.pop(name).float()), f"{name} came back otherwise"
     assert not left, f"not written: {', '.join(left)}"

@@ -45,9 +45,7 @@ class LatentRows:
     def of(cls, attention: Any) -> LatentRows:
         """From the fields of an attention, by their names."""
         found = attention if isinstance(attention, Mapping) else attrs.asdict(attention, recurse=False)
-        return cls(
-            heads=found["n_heads"], content=found["head_dim"], rotary=found["rope_dim"], rank=found["rank"]
-        )
+        return cls(heads=found["n_heads"], content=found["head_dim"], rotary=found["rope_dim"], rank=found["rank"])
 
     def _place(self, name: str) -> tuple[int, int, int]:
         """How many blocks of rows its tensor has, and the rows of a parameter in each: first and last."""

@@ -91,7 +91,9 @@ class MultiHeadLatentAttention(HeadedAttention):
         """Raise :class:`InvalidValue` where DeepSeek-V3's attention has no words for it."""
         if self.latent_norm_eps is None:
             raise InvalidValue(
-                "latent_norm_eps", f"DeepSeek's attention normalizes its latent{_FREE}", expected="a number, such as 1e-6"
+                "latent_norm_eps",
+                f"DeepSeek's attention normalizes its latent{_FREE}",
+                expected="a number, such as 1e-6",
             )
         for field in _OFFSETS:
             if getattr(self, field):

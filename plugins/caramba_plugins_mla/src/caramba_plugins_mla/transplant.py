@@ -152,6 +152,11 @@ class GQAToMLA(Transplant):
                 expected=f"{target.pairs} numbers below {target.head_dim // 2}, from 0 on, at equal steps",
             )
 
+    def has_constant(self, target: Attention) -> bool:
+        """The steady component of a normalized latent, as far as heads read it as a value."""
+        assert isinstance(target, MultiHeadLatentAttention)
+        return target.latent_norm_eps is not None
+
     def moments(self, source: Attention, target: Attention) -> Mapping[str, Moment]:
         """Second moments of queries and keys, attention by distance, keys and values together, and inputs."""
         assert isinstance(target, MultiHeadLatentAttention)

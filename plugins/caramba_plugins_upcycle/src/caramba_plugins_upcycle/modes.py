@@ -92,12 +92,14 @@ class _Upcycle(Run):
                 f"run {self.id} (mode {self.mode}) has nothing to do: the manifest's attentions are the teacher's own",
                 hint="change the attention in model.topology, or drop this run",
             )
-        find_transplants(sites, self.start.transplant)
-        for site in sites:
-            if self.start.refit:
+        for transplant, own in find_transplants(sites, self.start.transplant):
+            for site in own if self.start.refit else ():
                 config = site.student.config
+                assert isinstance(config, Attention)
+                projection, offset = config.output_weights or ("", "")
+                needed = (projection,) if transplant.has_constant(config) else (projection, offset)
                 declared = config.weights(site.student.width_in)
-                require_refittable(site, [name for name in config.output_weights or () if name not in declared])
+                require_refittable(site, [name for name in needed if name and name not in declared])
 
     def check_inputs(self, tokens: Tokens | None, tokenizer: Tokenizer | None) -> None:
         """There must be windows enough to calibrate on."""

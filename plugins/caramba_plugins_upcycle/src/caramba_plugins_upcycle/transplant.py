@@ -186,6 +186,10 @@ class Transplant(Component):
         """The target's weights from the source's ``weights`` (float32) and the collected ``moments``."""
         raise NotImplementedError(f"{type(self).__name__} does not define start")
 
+    def has_constant(self, target: Attention) -> bool:
+        """Whether what the start mixes holds a constant, so that a refit of the output needs no offset beside it."""
+        return False
+
     def size_curves(
         self,
         source: Attention,

@@ -78,7 +78,9 @@ def _problems(decoder: Decoder, tensors: Mapping[str, Tensor]) -> dict[str, list
         for problem in _of_attention(first, block.attention, tensors):
             found.setdefault(problem, []).append(block.attention.node.name)
         if block.norm.type == "rms_norm" and block.norm.config.offset:
-            found.setdefault(f"its norm adds {block.norm.config.offset} to its weights", []).append(block.norm.node.name)
+            found.setdefault(f"its norm adds {block.norm.config.offset} to its weights", []).append(
+                block.norm.node.name
+            )
     return found
 
 
