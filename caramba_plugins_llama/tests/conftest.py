@@ -41,9 +41,18 @@ SIZES: dict[str, Any] = {
 
 LATENT: dict[str, dict[str, Any]] = {
     "deepseek_v3": {
-        **{"num_key_value_heads": 6, "q_lora_rank": None, "kv_lora_rank": 10, "first_k_dense_replace": 3},
-        **{"qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "head_dim": 4},
-        **{"n_routed_experts": 1, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 1},
+        "num_key_value_heads": 6,
+        "q_lora_rank": None,
+        "kv_lora_rank": 10,
+        "first_k_dense_replace": 3,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "head_dim": 4,
+        "n_routed_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_experts_per_tok": 1,
     }
 }
 """Families with latent attention, and the settings of a model of theirs that is read."""

@@ -156,7 +156,7 @@ class HuggingFaceFolder:
                 name=part.name,
                 shape=self._shape(part, entry.shape),
                 dtype=entry.dtype,
-                span=None if part.latent or part.name is not None and self._order(part.name) else entry.span,
+                span=None if part.latent or (part.name is not None and self._order(part.name)) else entry.span,
             )
             for part, entry in self._pieces()
         ) + tuple(self._pairs())

@@ -44,7 +44,7 @@ def _rotary_scores(config: MultiHeadLatentAttention, weights: Mapping[str, Tenso
     mine = slice(head * config.rope_dim, (head + 1) * config.rope_dim)
     query = linear(x, weights["q_rope_proj"], weights.get("q_rope_bias"))[:, :, mine]
     key = linear(x, weights["k_rope_proj"], weights.get("k_rope_bias"))
-    frequencies = torch.tensor(config.rope.frequencies(config.head_dim), dtype=torch.float64)[weights["pairs"]]
+    frequencies = torch.tensor(config.rope.frequencies(config.turned_width), dtype=torch.float64)[weights["pairs"]]
     cos, sin = cos_sin(frequencies, torch.arange(x.shape[1]), scaling=config.rope.attention_scaling)
     turned_query, turned_key = (rotate_reference(y[:, None], cos, sin)[:, 0] for y in (query, key))
     return turned_query @ turned_key.transpose(1, 2)

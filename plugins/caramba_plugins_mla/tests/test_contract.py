@@ -35,6 +35,25 @@ CASES = (
             **SIZES, n_kv_heads=1, q_bias=True, k_bias=True, o_bias=True, latent_norm_eps=1e-6, scale=0.4
         ),
     ),
+    Case(
+        name="servable",
+        config=MultiHeadLatentAttention(**SIZES, n_kv_heads=2, latent_norm_eps=1e-6, layout="servable"),
+        relative=True,
+        bad=(
+            {"latent_norm_eps": None},
+            {"q_bias": True},
+            {"k_bias": True},
+            {"o_bias": True},
+            {"rope_dim": 10},
+            {"rope_dim": 0},
+        ),
+    ),
+    Case(
+        name="rope_of_its_own_width",
+        config=MultiHeadLatentAttention(**{**SIZES, "head_dim": 7}, rope_width=6),
+        relative=True,
+        bad=({"rope_width": 5},),
+    ),
     Case(name="wide_rope", config=MultiHeadLatentAttention(n_heads=2, head_dim=4, rank=3, rope_dim=14, rope=ROPE)),
 )
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
+from caramba_plugins_mla.start.assemble import _statistics, common_pairs
 from caramba_plugins_mla.start.latent import solve
 from caramba_plugins_mla.transplant import GQAToMLA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
-from caramba_plugins_upcycle.shared_rotary import choose
+from caramba_plugins_upcycle.shared_rotary import choose, dearness
 from mla_conversion import WIDTH, convert, frame, inputs, moments, teacher
 
 from caramba_core.errors import InvalidValue
@@ -37,6 +38,7 @@ def pair(shape: str, rope: Rope | None, *, rope_dim: int | None = None, rank: in
     heads, groups, width = SHAPES[shape]
     sizes: dict[str, Any] = {"n_heads": heads, "n_kv_heads": groups, "head_dim": width, "rope": rope}
     biases = {name: options.pop(name) for name in ("qkv_bias", "o_bias") if name in options}
+    own = {name: options.pop(name) for name in ("latent_norm_eps", "layout") if name in options}
     source = GroupedQueryAttention(**sizes, **biases, **options)
     full = groups * width if rope is not None else 0
     target = MultiHeadLatentAttention(
@@ -46,6 +48,7 @@ def pair(shape: str, rope: Rope | None, *, rope_dim: int | None = None, rank: in
         q_bias=bool(biases),
         k_bias=bool(biases) and rope is not None and rope_dim != 0,
         o_bias=bool(biases),
+        **own,
         **options,
     )
     return source, target
@@ -161,7 +164,9 @@ def test_more_room_is_never_worse() -> None:
         ({}, {"rope_dim": 26}, "rope_dim"),
         ({}, {"rank": 49}, "rank"),
         ({}, {"scale": 3.0}, "scale"),
-        ({}, {"latent_norm_eps": 1e-5}, "latent_norm_eps"),
+        ({}, {"rope_width": 8}, "rope_width"),
+        ({}, {"latent_norm_eps": 1e-5, "rank": 1}, "rank"),
+        ({}, {"latent_norm_eps": 1e-5, "rank": 50}, "rank"),
         ({"qk_norm_eps": 1e-5}, {}, None),
         ({"window": 5}, {}, None),
         ({"qkv_bias": True}, {}, "q_bias"),
@@ -177,3 +182,64 @@ def test_refuses_what_it_cannot_start(source: dict[str, Any], target: dict[str, 
     with pytest.raises(InvalidValue) as caught:
         GQAToMLA().check(given, wanted, WIDTH)
     assert caught.value.field == field
+
+
+def with_constant(x: torch.Tensor) -> torch.Tensor:
+    """Inputs of which one feature is the same for all tokens, so that a latent can be steady."""
+    return torch.cat([x[..., :-1], torch.full_like(x[..., -1:], 0.7)], dim=-1)
+
+
+@pytest.mark.parametrize("options", [{}, {"qkv_bias": True, "o_bias": True}], ids=["plain", "biases"])
+def test_a_normalized_latent_of_full_size_is_nearly_the_teacher(options: dict[str, Any]) -> None:
+    """What is left is the share of the norm that the other components make, 1 in 128, where it changes."""
+    config, target = pair("gqa", ROPES["yarn"], rank=49, latent_norm_eps=1e-6, **options)
+    source = teacher(config)
+    module, started = convert(source, target, with_constant(inputs(2, 33, seed=2)))
+    x = with_constant(inputs(3, 41, seed=3))
+    expected = source(x, frame(x))
+    assert (module(x, frame(x)) - expected).square().mean() < 2e-4 * expected.var()
+    assert started.report["norm_unsteady"] < 1e-3
+    latent = module.kv_down_proj @ x[0].T
+    root = latent.square().mean(0).sqrt()
+    assert root.std() < 0.02 * root.mean()
+
+
+def test_the_steady_component_holds_what_values_have_in_common() -> None:
+    """Without an offset of the output: the mean of the values that the latent leaves out."""
+    config, target = pair("gqa", ROPES["default"], rank=3, latent_norm_eps=1e-6)
+    source, x = teacher(config), with_constant(inputs(4, 33, seed=13))
+    module, _ = convert(source, target, x)
+    with torch.no_grad():
+        wrong = module(x, frame(x)) - source(x, frame(x))
+        module.v_up_proj[:, 0] = 0.0
+        without = module(x, frame(x)) - source(x, frame(x))
+    assert wrong.mean((0, 1)).norm() < 0.2 * without.mean((0, 1)).norm()
+
+
+@pytest.mark.parametrize(("rope_dim", "steps"), [(12, {1}), (6, {1, 2}), (4, {1, 2, 3, 4, 5}), (2, {1})])
+def test_servable_pairs_are_at_equal_steps(rope_dim: int, steps: set[int]) -> None:
+    config, target = pair("gqa", ROPES["default"], rope_dim=rope_dim, rank=20, latent_norm_eps=1e-6, layout="servable")
+    layers = [(target, moments(teacher(config, seed), target, inputs(2, 33, seed=seed))) for seed in (1, 2)]
+    pairs = common_pairs(layers)
+    step = pairs[1] if len(pairs) > 1 else 1
+    assert pairs == tuple(range(0, step * rope_dim // 2, step)) and pairs[-1] < 6 and step in steps
+    worth = {
+        one: sum(
+            float(dearness(*_statistics(target, gathered))[:, 0][: rope_dim // 2 * one : one].sum())
+            for _, gathered in layers
+        )
+        for one in steps
+    }
+    assert max(worth, key=lambda one: worth[one]) == step
+    transplant = GQAToMLA(pairs=pairs)
+    transplant.check(config, target, WIDTH)
+    gathered = moments(teacher(config), target, inputs(2, 33, seed=1))
+    started = transplant.start(config, teacher(config).state_dict(), target, WIDTH, gathered)
+    assert started.weights["pairs"].tolist() == list(pairs)
+
+
+def test_pairs_at_other_steps_are_refused() -> None:
+    config, target = pair("gqa", ROPES["default"], rope_dim=6, rank=20, latent_norm_eps=1e-6, layout="servable")
+    for wrong in ((0, 1), (0, 1, 3), (1, 2, 3), (0, 3, 6)):
+        with pytest.raises(InvalidValue, match="are not those of a rotary key"):
+            GQAToMLA(pairs=wrong).check(config, target, WIDTH)

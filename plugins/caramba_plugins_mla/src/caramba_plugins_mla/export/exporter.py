@@ -101,8 +101,8 @@ def _of_attention(first: Part, part: Part, tensors: Mapping[str, Tensor]) -> lis
     ]
     if config.pairs and first.config.pairs and _frequencies(part, tensors) != _frequencies(first, tensors):
         problems.append(
-            "its rotary key turns with other frequencies than that of the first layer; expected: one list for all layers, "
-            "as the start of layout: servable chooses"
+            "its rotary key turns with other frequencies than that of the first layer; expected: one list for all "
+            "layers, as the start of layout: servable chooses"
         )
     return problems
 
