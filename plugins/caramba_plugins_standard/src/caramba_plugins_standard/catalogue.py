@@ -69,7 +69,8 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "caramba-plugins-mla": {
         "attention": ("mla",),
         "transplant": ("gqa_to_mla", "mha_to_mla"),
-        "moment": ("key_value",),
+        "moment": ("attended_input", "key_value"),
+        "exporter": ("mla",),
         "preset": ("smollm2_135m_mla",),
     },
     "caramba-plugins-report": {
