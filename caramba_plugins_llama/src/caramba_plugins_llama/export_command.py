@@ -24,8 +24,8 @@ def command(
         str | None,
         typer.Option(
             "--as",
-            help="llama (transformers' own classes, no code), gguf (a file for llama.cpp), caramba (a folder with its "
-            "own code), or what else an exporter writes; the first that can if not given",
+            help="llama or deepseek_v3 (transformers' own classes, no code), gguf (a file for llama.cpp), caramba (a "
+            "folder with its own code), or what else an exporter writes; the first that can if not given",
         ),
     ] = None,
     dtype: Annotated[
