@@ -211,5 +211,5 @@ class LatentFile:
         values = next(iter(parts.values()))
         if key not in ("attn_k_b.weight", "attn_v_b.weight"):
             return values
-        heads = values.unflatten(0, (self.rows.heads, -1))
+        heads: Tensor = values.unflatten(0, (self.rows.heads, -1))
         return heads.transpose(1, 2).contiguous() if key == "attn_k_b.weight" else heads
