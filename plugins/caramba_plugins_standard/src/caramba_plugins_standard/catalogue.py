@@ -71,7 +71,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "transplant": ("gqa_to_mla", "mha_to_mla"),
         "moment": ("attended_input", "key_value"),
         "exporter": ("mla",),
-        "preset": ("smollm2_135m_mla",),
+        "preset": ("smollm2_135m_mla", "smollm2_135m_mla_servable"),
     },
     "caramba-plugins-report": {
         "command": ("compare", "report", "runs.diff", "runs.list", "runs.rm", "runs.show"),
