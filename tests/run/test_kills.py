@@ -20,6 +20,8 @@ from .workspace import make_workspace
 
 POINTS = int(os.environ.get("CARAMBA_KILLS", "9"))
 EVALUATED = "      - {id: convert, mode: convert, seed: 3, start: {tokens: 512, max_context: 32}}\n"
+SAFE = "evaluate_every: 3, checkpoint_every: 2, accumulate: 2, keep: {last: 1, every: 8, best: perplexity}, "
+SAFE += "on_nonfinite: skip 2, skip_spikes: 1.05"
 
 
 def pretrain(folder: Path) -> Path:
@@ -29,7 +31,7 @@ def pretrain(folder: Path) -> Path:
 
 
 def mixture(folder: Path) -> Path:
-    """Two parts with documents, one of them of two files, several epochs of both."""
+    """Two parts with documents, one of two files, several epochs of both; checkpoints that stay, steps left out."""
     for name, size in (("a", 150), ("b", 90), ("c", 90)):
         np.save(folder / f"{name}.npy", np.random.default_rng(ord(name)).integers(0, 60, size).astype(np.uint16))
         (folder / f"{name}.npy.json").write_text('{"end_of_text": 0}')
@@ -40,7 +42,9 @@ def mixture(folder: Path) -> Path:
     mixed = f"{{train: {{type: mixture, parts: {parts}}}, heldout: a.npy}}"
     assert "{train: tokens.npy, heldout: tokens.npy}" in MANIFEST
     (folder / "m.yml").write_text(
-        MANIFEST.replace("{train: tokens.npy, heldout: tokens.npy}", mixed).replace("steps: 6", "steps: 20")
+        MANIFEST.replace("{train: tokens.npy, heldout: tokens.npy}", mixed)
+        .replace("steps: 6", "steps: 20")
+        .replace("evaluate_every: 3", SAFE)
     )
     return folder / "m.yml"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -150,17 +151,18 @@ def chat_words(
 def _words(
     chats: Sequence[tuple[str, str, list[tuple[int, int]]]], template: ChatTemplate, tokenizer: Tokenizer
 ) -> Words:
-    edges = [[edge for answer in answers for edge in answer] for _, _, answers in chats]
-    texts = [
-        part for (_, text, _), ends in zip(chats, edges, strict=True) for part in (text, *(text[:e] for e in ends))
-    ]
-    encoded = iter(tokenizer.encode_batch(texts, special_tokens=True))
+    texts = []
+    for _, text, answers in chats:
+        cuts = [0, *(edge for answer in answers for edge in answer), len(text)]
+        texts.append([text, *(text[first:last] for first, last in pairwise(cuts))])
+    encoded = iter(tokenizer.encode_batch([part for parts in texts for part in parts], special_tokens=True))
     found = []
     for place, text, answers in chats:
-        ids = next(encoded)
+        ids, pieces = next(encoded), [next(encoded) for _ in range(2 * len(answers) + 1)]
+        edges = iter(_edges(ids, pieces, text, answers, tokenizer))
         words = np.array(ids, np.uint32) | np.uint32(_GIVEN)
         for first, last in answers:
-            begin, end = _edge(ids, next(encoded)), _edge(ids, next(encoded))
+            begin, end = next(edges), next(edges)
             if begin is None:
                 begin = _moved(ids, text, range(first + 1, min(last, first + _MOVES)), tokenizer)
             if end is None:
@@ -179,13 +181,25 @@ def _words(
     return np.concatenate(found)
 
 
-def _edge(ids: list[int], before: list[int]) -> int | None:
-    """How many tokens stand before an edge, if the text before it has the same tokens alone."""
-    return len(before) if ids[: len(before)] == before else None
+def _edges(
+    ids: list[int], pieces: list[list[int]], text: str, answers: Sequence[tuple[int, int]], tokenizer: Tokenizer
+) -> list[int | None]:
+    """How many tokens stand before each edge of an answer; ``None`` where a token lies over it.
+
+    ``pieces`` are the tokens of the text cut at the edges: mostly, they are those of the whole text.
+    """
+    if ids == [id_ for piece in pieces for id_ in piece]:
+        return list(accumulate(len(piece) for piece in pieces[:-1]))
+    return [_edge(ids, text[:edge], tokenizer) for answer in answers for edge in answer]
+
+
+def _edge(ids: list[int], before: str, tokenizer: Tokenizer) -> int | None:
+    """The number of tokens of the text before an edge, if they are the first of the whole."""
+    found = tokenizer.encode(before, special_tokens=True)
+    return len(found) if ids[: len(found)] == found else None
 
 
 def _moved(ids: list[int], text: str, edges: Iterable[int], tokenizer: Tokenizer) -> int | None:
     """The same of the first of some edges where a token begins; one over an edge is not the answer's alone."""
-    return next(
-        (n for at in edges if (n := _edge(ids, tokenizer.encode(text[:at], special_tokens=True))) is not None), None
-    )
+    found = (_edge(ids, text[:edge], tokenizer) for edge in edges)
+    return next((count for count in found if count is not None), None)
