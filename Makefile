@@ -16,7 +16,7 @@ EDITABLE := $(foreach folder,$(DISTRIBUTIONS),-e $(folder))
 SOURCES := caramba_core $(wildcard caramba/src caramba_document/src caramba_terminal/src caramba_plugins_*/src plugins/*/src)
 JOBS ?= 2
 
-.PHONY: demo test test-core check version weights install clean
+.PHONY: demo test test-core check docs version release weights install clean
 
 install: $(VENV)/.installed
 
@@ -49,9 +49,17 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports --no-logo --no-cache
+	$(MAKE) --no-print-directory docs
+
+docs: $(VENV)/.installed   # the site, in site/; a link or an anchor that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 version:   # make version V=0.2.0
 	$(BIN)/python scripts/version.py $(V)
 
+release: $(VENV)/.installed   # builds every distribution into dist/ and checks what was built; publishes nothing
+	rm -rf dist
+	$(BIN)/python scripts/release.py dist
+
 clean:
-	rm -rf $(VENV) $(WEIGHTS) runs
+	rm -rf $(VENV) $(WEIGHTS) runs site

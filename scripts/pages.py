@@ -7,6 +7,7 @@ python scripts/pages.py --notebook   # runs the notebook and keeps what it shows
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
@@ -25,7 +26,7 @@ from caramba_core.plugins.loading import required_methods
 from caramba_core.plugins.registry import registry
 from scripts import public_names
 
-__all__ = ["DOCS", "NOTEBOOK", "PAGES", "refreshed"]
+__all__ = ["DOCS", "NOTEBOOK", "PAGES", "refreshed", "table"]
 
 DOCS: Final = Path(__file__).resolve().parents[1] / "docs"
 NOTEBOOK: Final = DOCS / "notebooks" / "first_steps.ipynb"
@@ -110,7 +111,7 @@ def sections() -> str:
 
 def everywhere() -> str:
     """The key that every mapping may have."""
-    return _table([INCLUDE])
+    return table([INCLUDE])
 
 
 def components() -> str:
@@ -126,27 +127,51 @@ def components() -> str:
 
 
 def _section(name: str, text: str, fields: Iterable[Field]) -> str:
-    return f"### {name}\n\n{text}\n\n{_table(fields)}"
+    return f"### {name}\n\n{text}\n\n{table(fields)}"
 
 
-def _table(fields: Iterable[Field]) -> str:
+def table(fields: Iterable[Field], page: str = "") -> str:
+    """A row a key; types lead to their sections on ``page``, this one if not given."""
     rows = ["| key | type | default | range | meaning |", "|---|---|---|---|---|"]
     for field in fields:
-        default = "required" if field.required else f"`{field.default}`" if field.default else ""
-        type_ = " | ".join(_linked(word) for word in field.type.split(" | "))
+        given = f"`{field.default}`" if field.default else ""
+        default = "required" if field.required else "its own" if "(" in given else given
+        type_ = " | ".join(_linked(word, page) for word in field.type.split(" | "))
         cells = (f"`{field.name}`", type_, default, field.range, field.described)
         rows.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join(rows)
 
 
-def _linked(word: str) -> str:
+def _linked(word: str, page: str) -> str:
     """A type's word, which leads to the section that it names."""
     name = word.removeprefix("list of ")
-    return word.replace(name, f"[{name}](#{name})") if name in manifest_sections(registry()) else word
+    return word.replace(name, f"[{name}]({page}#{name})") if name in manifest_sections(registry()) else word
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+# ------------------------------------------------------------------------------------------------ measurements/index.md
+
+
+def records() -> str:
+    """One row a record, the newest first: its date and its title."""
+    rows = ["| date | record |", "|---|---|"]
+    pages = sorted((DOCS / "measurements").glob("2*.md"))
+    for page in sorted(pages, key=lambda page: page.name[:10], reverse=True):
+        date, title = page.name[:10], page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        rows.append(f"| {date} | [{re.sub(rf',? [(]?{date}[)]?', '', title)}]({page.name}) |")
+    return "\n".join(rows)
+
+
+def benches() -> str:
+    """One row a command under ``bench/``, with the first sentence of what it says of itself."""
+    rows = ["| command | measures |", "|---|---|"]
+    for file in sorted((DOCS.parent / "bench").glob("*.py")):
+        said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        rows.append(f"| `python bench/{file.name}` | {_cell(said.partition(chr(10))[0].replace('``', '`'))} |")
+    return "\n".join(rows)
 
 
 # ------------------------------------------------------------------------------------------------ all pages
@@ -155,6 +180,7 @@ def _cell(text: str) -> str:
 PAGES: Final[dict[Path, dict[str, Callable[[], str]]]] = {
     DOCS / "plugins.md": {"kinds": kinds, "hooks": hooks, "checks": checks, "attentions": attentions},
     DOCS / "manifest.md": {"sections": sections, "everywhere": everywhere, "components": components},
+    DOCS / "measurements" / "index.md": {"records": records, "benches": benches},
     public_names.PAGE: {},
 }
 """The generated parts of each page, by the name in the comments around them."""

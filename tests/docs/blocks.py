@@ -8,6 +8,7 @@ A comment in the line before a block marks it:
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from textwrap import dedent
 
 import attrs
 
-__all__ = ["PAGES", "ROOT", "Block", "blocks", "commands"]
+__all__ = ["PAGES", "RECIPES", "ROOT", "Block", "blocks", "commands", "run"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,6 +28,9 @@ PAGES = (
     *sorted(ROOT.glob("caramba*/README.md")),
     *sorted(ROOT.glob("plugins/*/README.md")),
 )
+
+RECIPES = (ROOT / "docs" / "quickstart.md", *sorted((ROOT / "docs" / "recipes").glob("*.md")))
+"""Pages that are run from top to bottom, every block (test_recipes.py); of other pages, blocks of one language."""
 
 _BLOCK = re.compile(
     r"(?:<!-- (?P<mark>[^>\n]+) -->\n\n?)?^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.MULTILINE | re.DOTALL
@@ -76,7 +80,17 @@ def commands(block: Block) -> Iterator[list[str]]:
             if not line.startswith("$ "):
                 continue
             line = line.removeprefix("$ ")
-        for command in re.split(r"&&|;", line.partition(" #")[0]):
-            words = shlex.split(command, comments=True)
+        for command in re.split(r"&&|;|&$", line.partition(" #")[0]):
+            words = shlex.split(re.sub(r"^([A-Z_]+=\S+ )+", "", command), comments=True)
             if words:
                 yield words
+
+
+def run(block: Block, names: dict[str, object]) -> None:
+    """Run a Python block in the namespace of its page; a comparison that stands alone must hold."""
+    for statement in ast.parse(block.text).body:
+        where = f"{block} + {statement.lineno - 1}"
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Compare):
+            assert eval(compile(ast.Expression(statement.value), where, "eval"), names), where
+        else:
+            exec(compile(ast.Module([statement], []), where, "exec"), names)

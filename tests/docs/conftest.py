@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.plugins.conftest import site
 from tests.run.test_tokenizers import WORDS, write_tokenizer
 from tests.run.workspace import make_workspace
+
+__all__ = ["site", "workspace"]
 
 
 @pytest.fixture(scope="module")

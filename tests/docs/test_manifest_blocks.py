@@ -14,9 +14,9 @@ from ruamel.yaml import YAML
 
 from caramba_core.manifest.load import load_manifest
 from caramba_core.plan import plan_manifest
-from tests.docs.blocks import ROOT, Block, blocks
+from tests.docs.blocks import RECIPES, ROOT, Block, blocks
 
-ALL = list(blocks("yaml", "yml", "json"))
+ALL = [block for block in blocks("yaml", "yml", "json") if block.page not in RECIPES]
 PAGES = {block.page for block in ALL}
 
 MODEL = {

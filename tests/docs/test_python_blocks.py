@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import ROOT, Block, blocks
+from tests.docs.blocks import RECIPES, ROOT, Block, blocks, run
 
-ALL = list(blocks("python"))
+ALL = [block for block in blocks("python") if block.page not in RECIPES]
 RUN = {block.page for block in ALL if block.not_run is None}
 
 
@@ -19,12 +19,7 @@ def test_the_blocks_of_a_page_run(page: Path, workspace: Path, monkeypatch: pyte
     names: dict[str, object] = {}
     for block in ALL:
         if block.page == page and block.not_run is None:
-            for statement in ast.parse(block.text).body:
-                where = f"{block} + {statement.lineno - 1}"
-                if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Compare):
-                    assert eval(compile(ast.Expression(statement.value), where, "eval"), names), where
-                else:
-                    exec(compile(ast.Module([statement], []), where, "exec"), names)
+            run(block, names)
 
 
 @pytest.mark.parametrize("block", [block for block in ALL if block.not_run is not None], ids=str)

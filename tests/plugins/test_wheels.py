@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import venv
 import zipfile
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import numpy as np
 import pytest
 
 from caramba_core import __version__
+from scripts import release
+from scripts.release import faults_of_wheel, name_of
 from tests.distributions import DISTRIBUTIONS
 from tests.plugins.site import Site
 from tests.prepared import Ran
@@ -93,58 +94,12 @@ class Mixing(Attention):
 """
 
 
-class Environment:
-    """A virtual environment with the third-party packages of this one, and of caramba what is installed into it."""
+class Environment(release.Environment):
+    """The same, with what a command did in the form of the other tests."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        venv.create(folder / "venv", with_pip=False)
-        self.python = folder / "venv" / "bin" / "python"
-        others = folder / "third_party"
-        others.mkdir()
-        for place in {Path(entry) for entry in sys.path if entry.endswith("site-packages")}:
-            for item in place.iterdir():
-                ours = item.name.lower().startswith(("caramba", "_editable", "__editable", "_caramba"))
-                if not ours and item.suffix != ".pth" and not (others / item.name).exists():
-                    (others / item.name).symlink_to(item)
-        self.add_path(others)
-
-    def add_path(self, folder: Path) -> None:
-        """Put a folder on the environment's ``sys.path``."""
-        (packages,) = (self.folder / "venv" / "lib").glob("python*/site-packages")
-        (packages / f"{folder.name}.pth").write_text(f"{folder}\n")
-
-    def pip(self, *arguments: str) -> None:
-        """``pip``, without an index."""
-        command = [sys.executable, "-m", "pip", "--python", str(self.python), *arguments]
-        subprocess.run(command, check=True, capture_output=True)
-
-    def install(self, wheels: list[Path], *distributions: str) -> None:
-        """Install wheels; of these distributions, if any are named."""
-        chosen = [str(wheel) for wheel in wheels if not distributions or name_of(wheel) in distributions]
-        self.pip("install", "--no-deps", "--no-index", *chosen)
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """The installed script ``caramba``, outside of the checkout."""
-        return subprocess.Popen(
-            [str(self.python.with_name("caramba")), *arguments],
-            cwd=self.folder,
-            env={"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "COLUMNS": "200"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def caramba(self, *arguments: str) -> Ran:
-        """The same to its end."""
-        process = self.start(*arguments)
-        out, err = process.communicate()
-        return Ran(process.returncode, out, err)
-
-
-def name_of(wheel: Path) -> str:
-    """The distribution in a wheel."""
-    return wheel.name.split("-")[0].replace("_", "-")
+    def ran(self, *arguments: str) -> Ran:
+        """``caramba ARGUMENTS``, to its end."""
+        return Ran(*self.caramba(*arguments))
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +116,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_wheels_hold_what_they_should(wheels: list[Path]) -> None:
     assert len(wheels) == len(DISTRIBUTIONS)
     for wheel in wheels:
-        names = zipfile.ZipFile(wheel).namelist()
-        tops = {name.split("/")[0] for name in names}
-        assert {top for top in tops if not top.endswith(".dist-info")} == {wheel.name.split("-")[0]}
-        assert any(name.endswith("py.typed") for name in names)
-        assert not any("__pycache__" in name for name in names)
+        assert list(faults_of_wheel(wheel, __version__)) == [], wheel.name
     tools = zipfile.ZipFile(next(wheel for wheel in wheels if name_of(wheel) == "caramba-plugins-tools")).namelist()
     assert "caramba_plugins_tools/templates/common/pyproject.toml.template" in tools
 
@@ -177,7 +128,7 @@ def test_list_run_uninstall(wheels: list[Path], tmp_path: Path) -> None:
     np.save(tmp_path / "tokens.npy", (np.arange(500) % 50).astype("uint16"))
     (tmp_path / "tiny.yml").write_text(MANIFEST)
 
-    data = json.loads(environment.caramba("plugins", "list", "--json").out)
+    data = json.loads(environment.ran("plugins", "list", "--json").out)
     plugins = {name_of(wheel) for wheel in wheels} - {
         "caramba",
         "caramba-document",
@@ -185,34 +136,34 @@ def test_list_run_uninstall(wheels: list[Path], tmp_path: Path) -> None:
     }  # which plug into nothing
     assert {plugin["distribution"] for plugin in data["plugins"]} == plugins
     assert {plugin["state"] for plugin in data["plugins"]} == {"ok"}
-    checked = environment.caramba("plugins", "check", "caramba-plugin-example")
+    checked = environment.ran("plugins", "check", "caramba-plugin-example")
     assert checked.code == 0, checked.out
-    ran = environment.caramba("run", "tiny.yml")
+    ran = environment.ran("run", "tiny.yml")
     assert ran.code == 0, ran.err
     summary = json.loads((tmp_path / "runs/tiny/main/first/summary.json").read_text())
     assert summary["versions"]["caramba-plugin-example"] == __version__
 
     environment.pip("uninstall", "--yes", "caramba-plugin-example")
-    ran = environment.caramba("run", "tiny.yml", "--output", "again")
+    ran = environment.ran("run", "tiny.yml", "--output", "again")
     assert ran.code == 2
     assert "tiny.yml:10:60" in ran.err
     assert "there is no layer or attention or topology 'alibi'" in ran.said
     assert not (tmp_path / "again").exists()
     (tmp_path / "tiny.yml").write_text("requires: [caramba-plugin-example]" + MANIFEST)
-    ran = environment.caramba("run", "tiny.yml")
+    ran = environment.ran("run", "tiny.yml")
     assert ran.code == 2
     assert "caramba-plugin-example, which is not installed" in ran.said
     assert "pip install 'caramba-plugin-example'" in ran.said
 
     environment.pip("uninstall", "--yes", "caramba-plugins-dba")
     (tmp_path / "tiny.yml").write_text(MANIFEST.replace("alibi", "dba"))
-    ran = environment.caramba("run", "tiny.yml")
+    ran = environment.ran("run", "tiny.yml")
     assert ran.code == 2
     assert "it is supplied by caramba-plugins-dba, which is not installed: pip install caramba-plugins-dba" in ran.said
     (tmp_path / "tiny.yml").write_text(
         MANIFEST.replace("{type: alibi, n_heads: 2}", "{type: mha, n_heads: 2, head_dim: 8}")
     )
-    ran = environment.caramba("run", "tiny.yml", "--output", "without")
+    ran = environment.ran("run", "tiny.yml", "--output", "without")
     assert ran.code == 0, ran.err
 
 
@@ -235,7 +186,7 @@ def test_the_core_and_the_standard_components_run_and_resume(wheels: list[Path],
     out, err = killed.communicate()
     assert killed.returncode == -signal.SIGKILL, out + err
     assert not (folder / "summary.json").exists()
-    resumed = environment.caramba("run", "tiny.yml", "--resume")
+    resumed = environment.ran("run", "tiny.yml", "--resume")
     assert resumed.code == 0, resumed.err
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary["versions"]) >= {"caramba-core", "caramba-plugins-standard"}
@@ -243,7 +194,7 @@ def test_the_core_and_the_standard_components_run_and_resume(wheels: list[Path],
     assert steps == list(range(1, 61))
 
     (tmp_path / "tiny.yml").write_text(MANIFEST.replace("alibi", "dba"))
-    refused = environment.caramba("compile", "tiny.yml")
+    refused = environment.ran("compile", "tiny.yml")
     assert refused.code == 2
     assert "tiny.yml:10:60: error:" in refused.err
     assert "caramba-plugins-dba, which is not installed: pip install caramba-plugins-dba" in refused.said
@@ -254,10 +205,10 @@ def test_the_core_alone_lists_plans_and_says_what_is_missing(wheels: list[Path],
     environment = Environment(tmp_path)
     environment.install(wheels, "caramba-core", "caramba-document", "caramba-terminal")
     (tmp_path / "tiny.yml").write_text(MANIFEST)
-    listed = json.loads(environment.caramba("plugins", "list", "--json").out)
+    listed = json.loads(environment.ran("plugins", "list", "--json").out)
     assert [(plugin["distribution"], plugin["state"]) for plugin in listed["plugins"]] == [("caramba-core", "ok")]
-    assert environment.caramba("--help").code == 0
-    refused = environment.caramba("compile", "tiny.yml")
+    assert environment.ran("--help").code == 0
+    refused = environment.ran("compile", "tiny.yml")
     assert refused.code == 2
     for place, missing in (
         ("6:20", "embedder 'token'"),
@@ -275,7 +226,7 @@ def test_the_core_alone_lists_plans_and_says_what_is_missing(wheels: list[Path],
     made.add("tiny", entries=entries, modules={"tiny": TINY})
     environment.add_path(made.folder)
     (tmp_path / "tiny.yml").write_text(PLAIN)
-    planned = environment.caramba("compile", "tiny.yml", "--json")
+    planned = environment.ran("compile", "tiny.yml", "--json")
     assert planned.code == 0, planned.err
     (plan,) = json.loads(planned.out)
     assert plan["model"]["parameters"] == 2 * 64 * 16 + 4 * 16 * 16
