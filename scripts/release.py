@@ -29,7 +29,7 @@ from scripts.version import ROOT, files, stated, written
 
 __all__ = ["Environment", "faults_of_sdist", "faults_of_wheel", "folders", "main", "name_of"]
 
-FIRST: Final = ("caramba_document", "caramba_core")
+FIRST: Final = ("caramba_document", "caramba_terminal", "caramba_core")
 """What others need, to be uploaded before them; ``caramba``, which needs the others, comes last."""
 
 PRESET: Final = "smollm2_135m_dba"

@@ -68,7 +68,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Name the folders of all packages, and the pages of docstrings in the navigation."""
     sources = [ROOT, *sorted(ROOT.glob("*/src")), *sorted(ROOT.glob("plugins/*/src"))]
     config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(source) for source in sources]
-    (python,) = (item["Python"] for item in config.nav if "Python" in item)
+    (python,) = (item["Python"] for item in config.nav or () if "Python" in item)
     (section,) = (item for item in python if "Docstrings" in item)
     section["Docstrings"] = [{text.partition("\n")[0][2:]: place} for place, text in reference_pages().items()]
     return config
