@@ -39,9 +39,13 @@ for _package in (caramba, caramba_document, caramba_plugins_dba, caramba_plugins
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The user's cache folder is the tests' own: which plugins fail to load is recorded there."""
+    """The user's cache folder is the tests' own: which plugins fail to load is recorded there.
+
+    Runs draw no pages, which takes longer than a small run does.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("CARAMBA_RUN_REPORT", "0")
         yield
 
 

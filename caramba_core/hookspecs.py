@@ -139,10 +139,10 @@ def report_sections(summary: Mapping[str, Any]) -> Sequence[Section]:
 
 
 @hookspec
-def group_sections(summaries: Sequence[Mapping[str, Any]]) -> Sequence[Section]:
+def group_sections(summaries: Sequence[Mapping[str, Any]], folder: Path) -> Sequence[Section]:
     """Add tables about the finished runs of a group to what closes ``caramba run``, before those of each run.
 
-    ``summaries`` are the contents of their ``summary.json``, in the order of the manifest.  Must not import torch.
+    ``summaries`` are their ``summary.json`` in the manifest's order, ``folder`` holds the runs.  Must not import torch.
     """
     raise NotImplementedError
 

@@ -492,13 +492,16 @@ class Experiment:
         for group in self.groups:
             summaries = [summary for run in group.runs if (summary := self.directory(group, run).summary())]
             if summaries:
-                title = f"{self.manifest.name} / {group.name}"
-                for section in (one for part in hooks.group_sections(summaries=summaries) for one in part):
+                title, folder = f"{self.manifest.name} / {group.name}", self.root / group.name
+                sections = hooks.group_sections(summaries=summaries, folder=folder)
+                for section in (one for part in sections for one in part):
                     show(section_table(section, of=title))
                 if any(summary.get("heldout_in_train") for summary in summaries):
                     what = "held-out tokens are training tokens too (heldout_in_train in summary.json)"
                     self.reporter.line(f"warning: {what}")
-                self.reporter.line(f"artifacts: {self.root / group.name}/")
+                self.reporter.line(f"artifacts: {folder}/")
+                for page in sorted(folder.glob("*.html")):  # by a plugin
+                    self.reporter.line(f"report: {page}")
             for summary in summaries:
                 for section in (one for part in hooks.report_sections(summary=summary) for one in part):
                     show(section_table(section, of=summary["run"]))

@@ -23,6 +23,9 @@ NOT_RUN = {
     "caramba export runs/NAME/GROUP/RUN": "the run is a reader's own; test_export.py of the distributions exports",
     "caramba generate runs/NAME/GROUP/RUN": "the run is one of a reader; caramba-plugins-decode tests it",
     "caramba eval runs/NAME/GROUP/RUN": "the run is a reader's own; caramba-plugins-eval measures one",
+    "caramba report NAME/GROUP": "the runs are a reader's own; test_report.py of caramba-plugins-report writes pages",
+    "caramba compare NAME/GROUP": "the runs are a reader's own; test_report.py of caramba-plugins-report compares",
+    "caramba runs": "the runs are a reader's own; test_runs.py of caramba-plugins-report does all of these",
     "caramba chat runs/NAME/GROUP/RUN": "the run is a reader's own; test_chat.py of caramba-plugins-decode chats",
 }
 """Commands that no test of this file runs, by how they begin, and why.  Their options are checked all the same."""

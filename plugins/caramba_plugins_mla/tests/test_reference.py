@@ -44,6 +44,11 @@ def test_outputs_and_gradients(tokens: int, rope: str, sizes: dict[str, Any]) ->
     found = module.mix(x, Frame(positions=torch.arange(tokens)))
     wanted = mixed(config, module.state_dict(keep_vars=True), x)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-11)
+    rows = torch.arange(tokens)
+    shares = module.probabilities(x, rows, rows)
+    value = module._expanded(module._projected(x, rows)[2], None)[1]
+    told = shares @ value.repeat_interleave(config.n_heads // config.n_kv_heads, dim=1)
+    torch.testing.assert_close(told.transpose(1, 2).flatten(2), wanted, rtol=0, atol=1e-11)
     direction = torch.randn(found.shape, generator=generator, dtype=torch.float64)
     inputs = (x, *(weight for name, weight in module.named_parameters() if not name.startswith("o_")))
     ours, theirs = (torch.autograd.grad(y, inputs, direction) for y in (found, wanted))

@@ -9,11 +9,18 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from caramba_plugins_dba.module import DecoupledBottleneckModule
+from caramba_plugins_report import plugin, speed
+from caramba_plugins_report.attending import attention_maps
 from caramba_plugins_report.comparing import paired_ratio
 from caramba_plugins_standard.measurement import Measurement
+from caramba_plugins_standard.opening import open_run
 
 from caramba_core.run.directory import RunDirectory
 
@@ -211,7 +218,133 @@ def test_a_folder_without_runs_and_a_place_that_cannot_be(runs: Path, caramba: C
     assert "is a folder" in err
 
 
+# ------------------------------------------------------------------------------------------------ measured for it
+
+
+def test_decoding_and_attention_are_measured_where_asked(
+    runs: Path, caramba: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "_STEPS", 2)
+    monkeypatch.setattr(speed, "_TURNS", 2)
+    asked = ("--decoding", "24,8", "--attention", "1", "--device", "cpu", "--plots", tmp_path / "plots")
+    code, out, err = caramba("report", "small/half", *asked, "--json", "-o", tmp_path / "report.html")
+    assert code == 0, err
+    decoding = json.loads(out)["groups"][0]["decoding"]
+    assert [(one["model"], one["context"], one["cache_bytes"]) for one in decoding] == [
+        *(("teacher", 8, 8 * 384), ("finetune", 8, 8 * 264), ("teacher", 24, 24 * 384), ("finetune", 24, 24 * 264)),
+    ]
+    assert all(one["tokens_per_second"] > 0 for one in decoding)
+    page = Page(tmp_path / "report.html")
+    page.requires_nothing()
+    for label in ("decoded tokens per second", "context (tokens)", "cache of one sequence (MiB)", "probability"):
+        assert label in page.svg_text
+    for title in ("teacher, mean over heads", "finetune, mean over heads", "teacher, head 0", "finetune, head 1"):
+        assert title in page.svg_text
+    assert page.svg_text.count("w3") >= 4  # tokens at both axes of both maps
+    names = {file.stem for file in (tmp_path / "plots").iterdir()}
+    assert {"half_decoding_by_context", "half_model.blocks.1.attention_mean"} <= names
+
+
+def test_maps_are_what_the_attentions_compute(runs: Path) -> None:
+    opened = open_run(runs / "small" / "half" / "finetune", None)
+    maps = attention_maps(opened, "blocks.2.attention", "cpu")
+    assert maps.attention == "model.blocks.2.attention"
+    assert maps.missing == ()
+    assert len(maps.tokens) == 32
+    for found in maps.maps.values():
+        assert found.shape == (2, 32, 32)
+        np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-5)
+        assert np.triu(found, 1).max() == 0
+    model = opened.model("cpu")
+    module: Any = model.get_submodule("blocks.2.attention")
+    tokens = torch.from_numpy(opened.heldout_tokens(model.graph, None).read(0, 32))[None]
+    x, rows = [], torch.arange(32)
+    module.register_forward_pre_hook(lambda _, given: x.append(given[0]))
+    with torch.no_grad():
+        model(tokens)
+        value = module.probabilities(x[0], rows, rows)
+    np.testing.assert_allclose(maps.maps["finetune"], value[0].numpy(), atol=1e-6)
+
+
+def test_what_cannot_be_measured_is_said(
+    runs: Path, caramba: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wanted, said in (("3", "there is no attention 3"), ("attention", "3 attentions are named attention")):
+        code, _, err = caramba("report", "small/half", "--attention", wanted, "--device", "cpu")
+        assert code == 2
+        assert said in err
+        assert "expected: 0 to 2, or one of: model.blocks.0.attention" in err
+    code, _, err = caramba("report", "small/half", "--decoding", "12,few")
+    assert code == 2
+    assert "--decoding is '12,few'" in err
+    page = made_of(caramba, "small/half/say", "--attention", "0", output=tmp_path / "report.html")
+    assert "nothing was measured: no finished run has a checkpoint" in page.words
+    monkeypatch.delattr(DecoupledBottleneckModule, "probabilities")
+    page = made_of(caramba, "small/half/finetune", "--attention", "0", output=tmp_path / "report.html")
+    assert "finetune: model.blocks.0.attention" in page.words
+    assert "does not tell its probabilities" in page.words
+    assert "teacher, mean over heads" in page.svg_text
+
+
+# ------------------------------------------------------------------------------------------------ behind a run
+
+
+def test_a_run_leaves_a_page_and_names_it(
+    runs: Path, caramba: Command, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = Path("runs") / "small" / "half" / "report.html"
+    run = ("run", "small.yml", "--group", "half")
+    assert "report" not in caramba(*run)[1].splitlines()[-1]  # the tests switch it off
+    monkeypatch.delenv("CARAMBA_RUN_REPORT")
+    code, out, _ = caramba(*run)
+    assert code == 0
+    assert out.splitlines()[-1] == f"  report: {page}"
+    Page(page).requires_nothing()
+    written = page.stat().st_mtime_ns
+    assert caramba(*run)[1].splitlines()[-1] == f"  report: {page}"
+    assert page.stat().st_mtime_ns == written  # nothing has changed
+    page.unlink()
+    page.mkdir()
+    assert caramba(*run)[0] == 0
+    assert f"warning: no report was written to {page}" in caplog.text
+
+
+def test_the_last_run_of_a_group_leaves_a_page_and_one_that_fails(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CARAMBA_RUN_REPORT")
+    group = SimpleNamespace(runs=[SimpleNamespace(id=name) for name in ("convert", "finetune", "say")])
+    folder, said = runs / "small" / "half", list[str]()
+    contexts: list[Any] = [
+        SimpleNamespace(
+            run=run, group=group, directory=RunDirectory(folder / run.id), reporter=SimpleNamespace(line=said.append)
+        )
+        for run in group.runs
+    ]
+    plugin.run_finished(contexts[1])
+    assert not (folder / "report.html").exists()
+    plugin.run_finished(contexts[2])
+    assert (folder / "report.html").exists()
+    (folder / "report.html").unlink()
+    (folder / "report.html").mkdir()
+    plugin.run_failed(contexts[0])
+    assert len(said) == 1
+    assert said[0].startswith("warning: no report was written")
+
+
 # ------------------------------------------------------------------------------------------------ compare
+
+
+def test_a_comparison_is_a_page(runs: Path, caramba: Command, tmp_path: Path) -> None:
+    names = ("small/half/convert", "small/half/finetune", "small/less/finetune")
+    code, out, _ = caramba("compare", *names, "--json", "--html", tmp_path / "compare.html")
+    assert code == 0
+    page = Page(tmp_path / "compare.html")
+    page.requires_nothing()
+    low, high = json.loads(out)[1]["ratio_interval_95"]
+    assert f"[{low:.4f}, {high:.4f}]" in page.words
+    assert "2 runs beside half/convert" in page.words
+    assert {"perplexity / the first run's", "run", "less/finetune"} <= set(page.svg_text)
 
 
 def test_differences_are_paired_over_the_same_tokens(runs: Path, caramba: Command) -> None:

@@ -100,6 +100,18 @@ def test_runs_are_sorted_and_filtered(runs: Path, caramba: Command) -> None:
     assert caramba("runs", "list", "nowhere")[0] == 2
 
 
+def test_a_matrix_is_one_table_of_what_varies(runs: Path, caramba: Command) -> None:
+    head, *lines = caramba("runs", "list", "--settings", "--name", "small/*")[1].splitlines()
+    assert head.split() == ["run", "v_dim", "seed", "status", "perplexity", "ratio", "B/token"]
+    rows = {line.split()[0]: line.split() for line in lines}
+    assert rows["small/half/finetune"][1:4] == ["10", "1", "done"]
+    assert rows["small/less/finetune"][1:4] == ["4", "2", "done"]
+    assert rows["small/less/convert"][1:3] == ["4", "done"]
+    data = json.loads(caramba("runs", "list", "--settings", "--name", "*/finetune", "--json")[1])
+    assert [one["settings"] for one in data] == [{"v_dim": 10, "seed": 1}, {"v_dim": 4, "seed": 2}]
+    assert "no runs under runs with a name like x/*" in caramba("runs", "list", "--name", "x/*")[1]
+
+
 def test_a_thousand_runs_cost_three_small_files_each_and_no_large_library(made: Path, tmp_path: Path) -> None:
     source = made / "runs" / "small" / "half" / "finetune"
     for number in range(1000):
@@ -212,6 +224,9 @@ def test_rm_says_what_it_frees_and_who_continues(runs: Path, caramba: Command) -
     assert "continued by half/finetune, half/say" in err
     assert out.startswith("freed ")
     assert sorted(path.name for path in run.parent.iterdir()) == ["finetune", "say"]
+    data = json.loads(caramba("runs", "rm", run.parent / "say", "--yes", "--json")[1])
+    assert data["removed"] == [str(run.parent / "say")]
+    assert data["freed_bytes"] > 0
 
 
 def test_rm_refuses_a_run_that_a_process_holds(runs: Path, caramba: Command) -> None:

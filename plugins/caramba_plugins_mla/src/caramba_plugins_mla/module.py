@@ -50,13 +50,7 @@ class MultiHeadLatentModule(ComponentModule):
 
     def mix(self, x: Tensor, frame: Frame) -> Tensor:
         """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
-        names = self.joint_weights()
-        biases = (name.replace("_proj", "_bias") for name in names)
-        parts = dict(zip(names, self.products(x, *zip(names, biases, strict=True)), strict=True))
-        query, latent = self._heads(parts["q_proj"]), parts["kv_down_proj"]
-        if self.config.latent_norm_eps is not None:
-            latent = F.rms_norm(latent, (self.config.rank,), self._optional("latent_norm"), self.config.latent_norm_eps)
-        turned_query, key = self._turned(parts, frame.positions)
+        query, turned_query, latent, key = self._projected(x, frame.positions)
         if frame.cache is None:
             return self._fused(query, turned_query, latent, key, frame.hidden_keys(0, x.shape[1]))
         layer = frame.cache.layer(self.site, frame.application)
@@ -69,6 +63,28 @@ class MultiHeadLatentModule(ComponentModule):
         if too_many_scores(query, cached["latent"].shape[1]):
             return self._in_tiles(query, turned_query, cached["latent"], cached.get("key"), before)
         return self._absorbed(query, turned_query, cached["latent"], cached.get("key"), before)
+
+    def probabilities(self, x: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """The attention of the tokens ``rows`` ``[N]`` among those of ``x``, for looking at: ``[B, H, N, T]``."""
+        query, turned_query, latent, turned_key = self._projected(x, positions)
+        key, _ = self._expanded(latent, turned_key)
+        query = query if turned_query is None else torch.cat([query, turned_query], dim=-1)
+        share = self.config.n_heads // self.config.n_kv_heads
+        scores = query[..., rows, :] @ key.repeat_interleave(share, dim=1).transpose(2, 3) * self.config.multiplier
+        ahead = torch.arange(x.shape[1], device=x.device) > rows[:, None]
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return wide.masked_fill(ahead, -torch.inf).softmax(dim=-1)
+
+    def _projected(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Queries ``[B, H, T, d]`` and rotary ones ``[B, H, T, e]``, latents ``[B, T, r]`` and rotary keys."""
+        names = self.joint_weights()
+        biases = (name.replace("_proj", "_bias") for name in names)
+        parts = dict(zip(names, self.products(x, *zip(names, biases, strict=True)), strict=True))
+        latent = parts["kv_down_proj"]
+        if self.config.latent_norm_eps is not None:
+            latent = F.rms_norm(latent, (self.config.rank,), self._optional("latent_norm"), self.config.latent_norm_eps)
+        turned_query, turned_key = self._turned(parts, positions)
+        return self._heads(parts["q_proj"]), turned_query, latent, turned_key
 
     def _optional(self, name: str) -> Tensor | None:
         tensor: Tensor | None = getattr(self, name, None)

@@ -28,27 +28,46 @@ def list_runs(
     status: Annotated[
         str | None, typer.Option(help="only these: done, running, killed, interrupted, failed or damaged")
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="only runs with such a NAME/GROUP/RUN: '*/finetune'")
+    ] = None,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="what differs in what runs of one name were asked, as columns")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """List runs: status, step, loss, perplexity, ratio to the teacher, cached bytes per token, age.
 
-    Sorted by size, it shows that, too; --json always gives it.
+    Sorted by size, it shows that, too; --json always gives it. With --settings a matrix is one table of its variables.
     """
+    from fnmatch import fnmatchcase
     from json import dumps
 
     from caramba_core.places import expanded
     from caramba_plugins_report.listing import as_data, in_order, table, terminal_width
-    from caramba_plugins_report.records import run_info, runs_under
+    from caramba_plugins_report.records import names_of, run_info, runs_under
 
     place = expanded(folder)
-    runs = in_order([run_info(path) for path in runs_under(place)], sort)
+    paths = [path for path in runs_under(place) if name is None or fnmatchcase("/".join(names_of(path)), name)]
+    runs = in_order([run_info(path) for path in paths], sort)
     chosen = [run for run in runs if status is None or run.status == status]
+    asked = None
+    if settings:
+        from caramba_plugins_report.differences import varied
+
+        chosen = [run for run in chosen if run.status != "damaged"]
+        asked = varied([run.path for run in chosen])
     if json:
-        typer.echo(dumps([as_data(run) for run in chosen], indent=1))
+        data = [as_data(run) for run in chosen]
+        for index, one in enumerate(data if asked is not None else ()):
+            one["settings"] = {key: values[index] for key, values in (asked or {}).items()}
+        typer.echo(dumps(data, indent=1))
     elif not chosen:
-        typer.echo(f"no runs under {place}" if status is None else f"no runs under {place} are {status}")
+        such = f" with a name like {name}" if name is not None else ""
+        typer.echo(f"no runs under {place}{such}" + ("" if status is None else f" are {status}"))
     else:
-        typer.echo(table(chosen, place, terminal_width(), sizes=sort.removeprefix("-") == "size"))
+        sizes = sort.removeprefix("-") == "size"
+        typer.echo(table(chosen, place, terminal_width(), sizes=sizes, settings=asked))
 
 
 def show(run: Run, json: AsJson = False) -> None:
@@ -127,12 +146,14 @@ def remove(
         ),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    json: AsJson = False,
 ) -> None:
     """Remove runs, and say what that frees.
 
     A run that a process works on is refused. What an earlier attempt left hidden beside a run stays.
     """
     import sys
+    from json import dumps
 
     from caramba_terminal.numbers import format_bytes
 
@@ -157,7 +178,9 @@ def remove(
             return
     for path in paths:
         remove_run(path)
-    typer.echo(f"freed {format_bytes(sum(sizes.values()))}")
+    freed = sum(sizes.values())
+    data = {"removed": [str(path) for path in paths], "freed_bytes": freed}
+    typer.echo(dumps(data, indent=1) if json else f"freed {format_bytes(freed)}")
 
 
 def compare(
@@ -169,6 +192,7 @@ def compare(
             autocompletion=completed("run_folder"),
         ),
     ],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="a page to write, with a figure")] = None,
     json: AsJson = False,
 ) -> None:
     """Compare perplexities of runs, paired token by token with the first.
@@ -184,6 +208,12 @@ def compare(
     if len(runs) < 2:
         raise InputError("there is nothing to compare a single run with", expected="two runs or more")
     found = compare([find_run(run) for run in runs])
+    if html is not None:
+        from caramba_core.places import expanded
+        from caramba_plugins_report.comparison_page import write_comparison
+
+        write_comparison(found, expanded(html))
+        typer.echo(f"wrote {html}", err=True)
     if json:
         typer.echo(dumps([one.as_data() for one in found], indent=1))
         return
@@ -212,24 +242,53 @@ def report(
             autocompletion=completed("folder_of_runs"),
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="the file to write")] = Path("report.html"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="the file to write: report.html, and none with --json")
+    ] = None,
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="a new folder for the figures as SVG files")] = None,
+    decoding: Annotated[
+        str | None,
+        typer.Option(metavar="CONTEXTS", help="measure decoding and cache behind so many tokens: 256,1024,4096"),
+    ] = None,
+    attention: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BLOCK", help="show what this attention looks at: its place from 0 on, or its name"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="what measures: auto, cpu, cuda or mps")] = "auto",
+    json: AsJson = False,
 ) -> None:
     """Write a page about runs: verdict, table, curves, plan, samples, manifest.
 
-    It is one HTML file that requests nothing.
+    It is one HTML file that requests nothing. What --decoding and --attention ask for is measured now, on the group's
+    last run with a checkpoint and on its teacher.
     """
+    from json import dumps
+
     from caramba_core.places import expanded
+    from caramba_plugins_report.measured import Asked
     from caramba_plugins_report.page import report_of
+    from caramba_plugins_report.speed import contexts_of
 
     place = expanded(runs)
     if not place.exists() and (Path("runs") / runs).is_dir():
         place = Path("runs") / runs
-    made = report_of(place)
+    asked = Asked(
+        contexts=[] if decoding is None else contexts_of(decoding),
+        attentions=attention or [],
+        device=device,
+        tell=lambda text: typer.echo(text, err=True),
+    )
+    made = report_of(place, asked)
     if plots is not None:
         made.write_plots(expanded(plots))
-    made.write(expanded(output))
-    typer.echo(f"wrote {output}" + ("" if plots is None else f" and {plots}/"), err=True)
+    page = output if output is not None or json else Path("report.html")
+    if page is not None:
+        made.write(expanded(page))
+    written = [str(page)] * (page is not None) + [f"{plots}/"] * (plots is not None)
+    if written:
+        typer.echo(f"wrote {' and '.join(written)}", err=True)
+    if json:
+        typer.echo(dumps(made.as_data(), indent=1, default=str))
 
 
 def _value(value: Any) -> str:

@@ -1,45 +1,21 @@
-"""The figures of a report as SVG, with their text as text; every axis has its label and unit."""
+"""The figures about what runs wrote: curves by step and layer, perplexity against cached bytes."""
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-import attrs
 import numpy as np
 
+from caramba_plugins_report.plotting import INK, MARKERS, SERIES, Drawing, Plot
 from caramba_plugins_report.records import number
 from caramba_plugins_report.whole import Whole
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+__all__ = ["against_cache", "by_layer", "by_step"]
 
-__all__ = ["INK", "SERIES", "SOFT", "Drawing", "against_cache", "by_layer", "by_step"]
-
-INK: Final = "#24292f"
-SOFT: Final = "#d0d7de"
-SERIES: Final = ("#0550ae", "#bc4c00", "#116329", "#8250df", "#a40e26")
-"""Colours of text, grid and series on white; a page may put others in their place."""
-
-_MARKERS: Final = "osD^v"
-_SIZE: Final = (3.9, 2.7)
-"""Inches: on a phone's width the letters keep their size."""
 _POINTS: Final = 400
 """Points of a curve; of more steps, means are drawn."""
 _LABELLED: Final = 8
-_LONGEST: Final = 20
-
-
-@attrs.frozen(kw_only=True)
-class Drawing:
-    """A figure: a name for files, a caption, and an SVG element."""
-
-    name: str
-    caption: str
-    svg: str
 
 
 def by_step(run: Whole) -> list[Drawing]:
@@ -59,8 +35,10 @@ def by_step(run: Whole) -> list[Drawing]:
         steps, values = np.array(points, dtype=np.float64).T
         bins = -(-len(steps) // _POINTS)
         shown = label if bins == 1 else f"{label}, mean of {bins}"
-        drawing = _Figure("optimizer step", shown)
-        drawing.axes.plot(*(_means(each, bins) for each in (steps, values)), color=SERIES[0], marker=_marker(points))
+        drawing = Plot("optimizer step", shown)
+        drawing.axes.plot(
+            *(_means(each, bins) for each in (steps, values)), color=SERIES[0], marker=_marker(points), label=run.id
+        )
         if logarithmic and (values > 0).all() and values.max() > 20 * values.min():
             drawing.logarithmic()
         teacher = run.perplexity("teacher") if key == "perplexity" else None
@@ -83,7 +61,7 @@ def against_cache(runs: Sequence[Whole], name: str) -> Drawing | None:
         return None
     context = next((run.info.cache_context for run, _, _ in points if run.info.cache_context), None)
     at = f" at a context of {context:,}" if context else ""
-    drawing = _Figure(f"cached bytes per token{at}", "perplexity / teacher's")
+    drawing = Plot(f"cached bytes per token{at}", "perplexity / teacher's")
     groups = list(dict.fromkeys((run.info.name, run.info.group) for run, _, _ in points))
     labels = []
     for run, cached, ratio in points:
@@ -93,7 +71,7 @@ def against_cache(runs: Sequence[Whole], name: str) -> Drawing | None:
         error = None if interval is None else [[max(0, ratio - interval[0])], [max(0, interval[1] - ratio)]]
         style: dict[str, Any] = {
             "color": SERIES[at_group],
-            "marker": _MARKERS[at_group],
+            "marker": MARKERS[at_group],
             "capsize": 3,
             "linestyle": "none",
         }
@@ -137,104 +115,13 @@ def by_layer(run: Whole) -> list[Drawing]:
 
 
 def _of_layers(series: Mapping[str, list[tuple[int, float]]], label: str, name: str, caption: str) -> Drawing:
-    drawing = _Figure("attention, from the first layer on", label)
+    drawing = Plot("attention, from the first layer on", label)
     for index, (key, points) in enumerate(series.items()):
-        style: dict[str, Any] = {"color": SERIES[index % len(SERIES)], "marker": _MARKERS[index % len(_MARKERS)]}
+        style: dict[str, Any] = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
         drawing.axes.plot(*zip(*points, strict=True), label=key, linewidth=1, **style)
     drawing.axes.set_ylim(bottom=0)
     drawing.legend()
     return drawing.drawn(name, caption)
-
-
-class _Figure:
-    """One pair of axes."""
-
-    def __init__(self, x: str, y: str) -> None:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-
-        self._look: Any = {
-            "svg.fonttype": "none",
-            "text.parse_math": False,
-            "font.family": "sans-serif",
-            "font.size": 9,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-            "axes.edgecolor": INK,
-            "grid.color": SOFT,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "lines.markersize": 4,
-            "legend.fontsize": 8.5,
-            "savefig.transparent": True,
-            "lines.linewidth": 1.4,
-            "axes.formatter.use_mathtext": False,
-        }
-        with rc_context(self._look):
-            self._figure = Figure(figsize=_SIZE, layout="constrained")
-            self.axes: Axes = self._figure.add_subplot()
-            self.axes.set_xlabel(x)
-            self.axes.set_ylabel(y)
-            self.axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-
-    def logarithmic(self) -> None:
-        """Make the y axis logarithmic, with plain numbers at its ticks."""
-        from matplotlib.ticker import NullFormatter
-
-        self.axes.set_yscale("log")
-        self.axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        self.axes.yaxis.set_minor_formatter(NullFormatter())
-
-    def legend(self) -> None:
-        """Name the series; their names are texts, whatever they hold."""
-        from matplotlib import rc_context
-
-        with rc_context(self._look):
-            self.axes.legend(frameon=False)
-
-    def label(self, labels: Iterable[tuple[float, float, str]]) -> None:
-        """Name points: each name beside its own on the side with more room, none over another."""
-        self._figure.draw_without_rendering()
-        placed: list[tuple[float, float]] = []
-        for x, y, text in sorted(labels, key=lambda one: one[1]):
-            across, up = self.axes.transAxes.inverted().transform(self.axes.transData.transform((x, y)))
-            height = float(up)
-            while any(abs(height - other) < 0.085 and abs(across - beside) < 0.45 for beside, other in placed):
-                height += 0.02
-            placed.append((float(across), height))
-            left = across > 0.7
-            shown = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-            self.axes.annotate(
-                shown,
-                (across, height),
-                xycoords="axes fraction",
-                xytext=(-7 if left else 7, 0),
-                textcoords="offset points",
-                ha="right" if left else "left",
-                va="center",
-                fontsize=8.5,
-                color=INK,
-                parse_math=False,
-                annotation_clip=False,
-            )
-
-    def drawn(self, name: str, caption: str) -> Drawing:
-        """The figure as an SVG element that refers to nothing outside of it."""
-        from matplotlib import rc_context
-
-        content = io.StringIO()
-        with warnings.catch_warnings(), rc_context({**self._look, "svg.hashsalt": name}):
-            warnings.simplefilter("ignore")  # letters that the font lacks: whoever shows the text has others
-            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-            self._figure.savefig(content, format="svg", metadata=nothing)
-        text = content.getvalue()
-        text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-        return Drawing(name=name, caption=caption, svg=text)
 
 
 def _series(metrics: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:

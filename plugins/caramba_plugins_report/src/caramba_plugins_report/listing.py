@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,9 @@ from caramba_plugins_report.records import RunInfo, bytes_under
 __all__ = ["KEYS", "as_data", "described", "format_age", "in_order", "table", "terminal_width"]
 
 _HEADS: Final = ("run", "status", "step", "loss", "perplexity", "ratio", "B/token", "age", "size")
+_OF_PROGRESS: Final = ("step", "loss", "age")
+_LONGEST: Final = 24
+"""Characters of a setting's value in the table."""
 _AGES: Final = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 KEYS: Final[dict[str, Callable[[RunInfo], Any]]] = {
@@ -48,23 +52,39 @@ def as_data(run: RunInfo) -> dict[str, Any]:
     return {**attrs.asdict(run), "size_bytes": bytes_under(run.path), "path": str(run.path)}
 
 
-def table(runs: Sequence[RunInfo], folder: Path, width: int | None, *, sizes: bool) -> str:
+def table(
+    runs: Sequence[RunInfo],
+    folder: Path,
+    width: int | None,
+    *,
+    sizes: bool,
+    settings: Mapping[str, Sequence[Any]] | None = None,
+) -> str:
     """One line a run, its name relative to ``folder``, shortened where a line has no more than ``width`` characters.
 
-    With ``sizes``, for which every folder is walked through, the bytes of each run stand last.
+    With ``sizes``, for which every folder is walked through, the bytes of each run stand last.  With ``settings``,
+    values of each run by their names, these stand in place of step, loss and age.
     """
     now = time.time()
-    rows = [_HEADS if sizes else _HEADS[:-1]]
-    for run in runs:
+    kept = [index for index, head in enumerate(_HEADS) if index and (settings is None or head not in _OF_PROGRESS)]
+    kept = [index for index in kept if sizes or _HEADS[index] != "size"]
+    rows = [("run", *(settings or ()), *(_HEADS[index] for index in kept))]
+    for number, run in enumerate(runs):
         size = (format_bytes(bytes_under(run.path)),) if sizes else ()
-        rows.append((str(run.path.relative_to(folder)), *_cells(run, now), *size))
+        found = ("", *_cells(run, now), *size)
+        own = (_setting(values[number]) for values in (settings or {}).values())
+        rows.append((str(run.path.relative_to(folder)), *own, *(found[index] for index in kept)))
+    left = 1 + len(settings or ())  # the status
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if width is not None:
         widths[0] = min(widths[0], max(1, width - sum(widths[1:]) - 2 * len(widths[1:])))
     lines = []
     for row in rows:
-        cells = [_shortened(row[0], widths[0]).ljust(widths[0]), row[1].ljust(widths[1])]
-        cells += [cell.rjust(size) for cell, size in zip(row[2:], widths[2:], strict=True)]
+        cells = [_shortened(row[0], widths[0]).ljust(widths[0])]
+        cells += [
+            cell.ljust(size) if index == left else cell.rjust(size)
+            for index, (cell, size) in enumerate(zip(row[1:], widths[1:], strict=True), 1)
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -106,6 +126,11 @@ def _cells(run: RunInfo, now: float) -> tuple[str, ...]:
         _cached(run),
         format_age(run, now),
     )
+
+
+def _setting(value: Any) -> str:
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return _shortened(text, _LONGEST)
 
 
 def _cached(run: RunInfo) -> str:

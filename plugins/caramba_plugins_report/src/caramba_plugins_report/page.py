@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-import jinja2
-from caramba_terminal.numbers import format_average, format_bytes, format_count, format_duration
-from markupsafe import Markup
+from caramba_terminal.numbers import format_average, format_bytes, format_count
 
 from caramba_core.errors import CarambaError, InputError
-from caramba_core.run.atomic import publish_folder, write_text
-from caramba_plugins_report.figures import INK, SERIES, SOFT, Drawing, against_cache, by_layer, by_step
-from caramba_plugins_report.listing import described
+from caramba_core.run.atomic import publish_folder
+from caramba_plugins_report.figures import against_cache, by_layer, by_step
+from caramba_plugins_report.listing import as_data
+from caramba_plugins_report.measured import Asked, Measured, measured
+from caramba_plugins_report.plotting import Drawing
 from caramba_plugins_report.records import number, runs_under
+from caramba_plugins_report.rendering import file_name, filled, write_page
 from caramba_plugins_report.whole import Whole, read_group
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class GroupReport:
     verdict: str
     overview: Drawing | None
     drawings: dict[str, list[Drawing]]
+    measured: Measured
     picture: str | None
     no_picture: str
 
@@ -54,29 +56,25 @@ class Report:
 
     def html(self) -> str:
         """The page."""
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("caramba_plugins_report"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters |= {
-            "inline": _inline,
-            "count": format_count,
-            "bytes": format_bytes,
-            "average": format_average,
-            "duration": format_duration,
-            "cell": _cell,
-        }
-        words = {"nodes": _nodes, "plan_facts": _plan_facts, "described": described, "number": number}
-        return environment.get_template("report.html").render(report=self, version_rows=_version_rows, **words)
+        words = {"nodes": _nodes, "plan_facts": _plan_facts, "number": number, "version_rows": _version_rows}
+        return filled("report.html", report=self, **words)
 
     def write(self, output: Path) -> None:
         """Write the page; it appears whole or not at all."""
-        if output.is_dir():
-            raise InputError(f"{output} is a folder", expected="the name of a file, such as report.html")
-        write_text(output, self.html())
+        write_page(output, self.html())
+
+    def as_data(self) -> dict[str, Any]:
+        """What the page says, as plain data: verdicts, runs with their perplexities and intervals, decoding."""
+        groups = [
+            {
+                "name": group.name,
+                "verdict": group.verdict,
+                "runs": [_run_data(run) for run in group.runs],
+                "decoding": [one.as_data() for one in group.measured.speeds],
+            }
+            for group in self.groups
+        ]
+        return {"title": self.title, "groups": groups}
 
     def write_plots(self, folder: Path) -> list[Path]:
         """Write every figure as a file ``NAME.svg`` on white into a new folder."""
@@ -86,7 +84,7 @@ class Report:
             for drawing in self.drawings():
                 head = '<?xml version="1.0" encoding="utf-8"?>\n'
                 svg = re.sub(r"(<svg[^>]*>)", rf"\1{_GROUND}", drawing.svg, count=1)
-                (place / f"{_file_name(drawing.name)}.svg").write_text(head + svg, encoding="utf-8")
+                (place / f"{file_name(drawing.name)}.svg").write_text(head + svg, encoding="utf-8")
         return sorted(folder.iterdir())
 
     def drawings(self) -> Iterator[Drawing]:
@@ -98,12 +96,14 @@ class Report:
                 yield group.overview
             for run in group.runs:
                 yield from group.drawings[run.id]
+            yield from group.measured.drawings
 
 
-def report_of(folder: Path) -> Report:
+def report_of(folder: Path, asked: Asked | None = None) -> Report:
     """The report about a run, a group or all groups of a name: of the runs at or under ``folder``.
 
-    The figure over cached bytes shows the whole group of a run.  Raises :class:`InputError` where there are no runs.
+    The figure over cached bytes shows the whole group of a run.  What is ``asked`` for beside what runs wrote is
+    measured now.  Raises :class:`InputError` where there are no runs, and for what cannot be measured.
     """
     paths = runs_under(folder)
     if not paths:
@@ -127,6 +127,7 @@ def report_of(folder: Path) -> Report:
                 verdict=verdict(runs, _thresholds(loaded, info.group)),
                 overview=None if several else against_cache(shown, name),
                 drawings={run.id: [*by_step(run), *by_layer(run)] for run in runs},
+                measured=Measured() if asked is None else measured(runs, asked),
                 picture=picture,
                 no_picture=no_picture,
             )
@@ -173,6 +174,18 @@ def verdict(runs: Sequence[Whole], thresholds: Mapping[str, Verify]) -> str:
     return f"{said}." + (f" Not finished: {', '.join(behind)}." if behind else "")
 
 
+def _run_data(run: Whole) -> dict[str, Any]:
+    paired = run.ratio("end")
+    found = {name: run.perplexity(name) for name in ("teacher", "start", "end")}
+    return {
+        **as_data(run.info),
+        "perplexities": {name: value[0] for name, value in found.items() if value is not None},
+        "standard_errors": {name: value[1] for name, value in found.items() if value is not None},
+        "ratio_interval_95": None if paired is None else paired.interval,
+        "problems": list(run.problems),
+    }
+
+
 def _with_error(measured: tuple[float, float | None]) -> str:
     return f"{measured[0]:,.2f}" + ("" if measured[1] is None else f" ± {measured[1]:.2f}")
 
@@ -216,33 +229,6 @@ def _thresholds(loaded: Loaded | str, group: str) -> dict[str, Verify]:
 
 
 # ------------------------------------------------------------------------------------------------ for the template
-
-
-def _inline(svg: str, name: str, caption: str, classes: str = "") -> Markup:
-    """An SVG element for the page: with the page's colours, ids of its own, and words for those who cannot see it."""
-    box = re.search(r'viewBox="([-\d. ]+)"', svg)
-    body = re.sub(r"^.*?<svg[^>]*>", "", svg, count=1, flags=re.DOTALL)
-    prefix = f"{_file_name(name)}-"
-    body = re.sub(r'\bid="', f'id="{prefix}', body)
-    body = re.sub(r'(href="|url\()#', rf"\1#{prefix}", body)
-    for colour, variable in ((INK, "ink"), (SOFT, "grid"), *((one, f"series-{at}") for at, one in enumerate(SERIES))):
-        body = body.replace(colour, f"var(--{variable})")
-    head = Markup('<svg class="{}" viewBox="{}" role="img" aria-label="{}">').format(
-        classes, box[1] if box else "", caption
-    )
-    return head + Markup(body)
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}"
 
 
 def _nodes(nodes: Any, depth: int = 0, times: int = 1) -> Iterator[dict[str, Any]]:

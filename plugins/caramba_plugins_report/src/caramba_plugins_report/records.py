@@ -17,7 +17,17 @@ from caramba_core.errors import InputError
 from caramba_core.places import expanded, regular
 from caramba_core.run.directory import RunDirectory, State
 
-__all__ = ["RunInfo", "bytes_under", "find_run", "number", "run_info", "runs_under", "state_of", "summary_of"]
+__all__ = [
+    "RunInfo",
+    "bytes_under",
+    "find_run",
+    "names_of",
+    "number",
+    "run_info",
+    "runs_under",
+    "state_of",
+    "summary_of",
+]
 
 _TAIL: Final = 4096
 """Bytes at the end of ``metrics.jsonl`` in which the last step's line lies."""
@@ -60,17 +70,18 @@ class RunInfo:
 
 
 def run_info(path: Path) -> RunInfo:
-    """What a run's folder tells: three small files are read, of ``metrics.jsonl`` the end."""
-    name, group, run = path.resolve().parts[-3:]
-    state = state_of(path)
-    damaged = isinstance(state, str)
-    summary = {} if damaged else summary_of(path)
-    if isinstance(state, str) or isinstance(summary, str):
+    """What a run's folder tells: three small files are read, of ``metrics.jsonl`` the end.
+
+    That ``state.json`` is as it was written (its hash) is left to :func:`state_of`: a table of runs is read at once.
+    """
+    name, group, run = names_of(path)
+    known = _read(path / "state.json")
+    status, step = known.get("status"), known.get("step")
+    summary = summary_of(path)
+    if not isinstance(status, str) or not isinstance(step, int) or isinstance(summary, str):
         status, step, summary = "damaged", 0, {}
-    else:
-        status, step = state.status, state.step
-        if status == "running" and not _is_held(path):
-            status = "killed"
+    elif status == "running" and not _is_held(path):
+        status = "killed"
     metrics, written = _last_metrics(path / "metrics.jsonl")
     times = [written, _modified(path / "state.json")]
     return RunInfo(
@@ -89,6 +100,13 @@ def run_info(path: Path) -> RunInfo:
         modified=max((time for time in times if time is not None), default=None),
         path=path,
     )
+
+
+def names_of(path: Path) -> tuple[str, str, str]:
+    """The names of a run: its manifest's, its group's and its own."""
+    parts = path.parts if len(path.parts) > 3 and ".." not in path.parts else path.resolve().parts
+    name, group, run = parts[-3:]
+    return name, group, run
 
 
 def state_of(path: Path) -> State | str:
@@ -179,6 +197,15 @@ def _last_metrics(path: Path) -> tuple[dict[str, Any], float | None]:
         if isinstance(found, dict) and "loss" in found:
             return found, about.st_mtime
     return {}, about.st_mtime
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; empty where there is none."""
+    try:
+        found = json.loads(regular(path).read_bytes())
+    except (InputError, OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _modified(path: Path) -> float | None:

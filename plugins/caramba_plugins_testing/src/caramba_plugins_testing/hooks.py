@@ -39,7 +39,7 @@ def play_run(module: ModuleType, folder: Path, *, losses: Iterable[float] = (3.0
     hook.run_finished(context=context, summary=summary)
     given = {
         "report_sections": hook.report_sections(summary=summary),
-        "group_sections": hook.group_sections(summaries=[summary]),
+        "group_sections": hook.group_sections(summaries=[summary], folder=context.directory.path.parent),
     }
     for name, parts in given.items():
         for sections in parts:
