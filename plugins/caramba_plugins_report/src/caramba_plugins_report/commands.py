@@ -259,8 +259,9 @@ def report(
 ) -> None:
     """Write a page about runs: verdict, table, curves, plan, samples, manifest.
 
-    It is one HTML file that requests nothing. What --decoding and --attention ask for is measured now, on the group's
-    last run with a checkpoint and on its teacher.
+    It is one HTML file that requests nothing.
+
+    What --decoding and --attention ask for is measured now, on the last run with a checkpoint and on its teacher.
     """
     from json import dumps
 
