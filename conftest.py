@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 
 import caramba
 import caramba_document
@@ -30,6 +31,11 @@ sys.dont_write_bytecode = False
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+if os.environ.get("HYPOTHESIS_PROFILE", "suite") == "suite":
+    # It draws constants of the modules that happen to be imported, which differ from worker to worker
+    # (findings/derandomized_examples_follow_imports.sh), and parses hundreds of files for them.
+    assert hasattr(providers, "_get_local_constants")
+    providers._get_local_constants = providers.Constants
 
 # A test file's module is named by its path from here, such as caramba_plugins_llama.tests.test_export.  Where a
 # distribution's folder is named like its package, the package itself must be there first.

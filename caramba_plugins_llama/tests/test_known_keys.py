@@ -87,6 +87,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(change={"max_window_layers": 0.5})
 @example(change={"max_window_layers": False})
 @example(change={"sliding_window_pattern": False})
+@example(change={"sliding_window_pattern": ["full_attention", "full_attention", "full_attention"]})
+@example(change={"sliding_window_pattern": 2.5})
 @example(change={"rope_parameters": {}})
 @example(change={"rope_parameters": {"rope_type": "yarn"}})
 @example(

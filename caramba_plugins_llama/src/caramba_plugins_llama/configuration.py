@@ -21,6 +21,10 @@ _COMMON: Final[dict[str, Any]] = {"rms_norm_eps": 1e-6, "tie_word_embeddings": F
 _LARGEST: Final = 2**31 - 1
 
 
+_LETTERS: Final = ("sliding_window_pattern",)
+"""Keys whose number may be written as letters, ``LLLG``."""
+
+
 class Fields:
     """Typed look-ups in a configuration; what is wrong is collected, so that one error tells all of it."""
 
@@ -74,14 +78,14 @@ class Fields:
     def finish(self) -> None:
         """Raise :class:`InputError` with everything that was wrong.
 
-        A key that the family knows as a number is none as ``true``, also where other keys leave it unread.
+        A key has the type that the family knows it with, also where other keys leave it unread.
         """
         for key, usual in self.defaults.items():
             value = self.values.get(key)
-            wrong = value is not None and isinstance(value, bool) != isinstance(usual, bool)
-            if wrong and not any(problem.startswith(f"{key} is ") for problem in self.problems):
-                expected = "true or false" if isinstance(usual, bool) else "such a value"
-                self.problems.append(f"{key} is {value!r}, not {expected}; its usual one is {usual!r}")
+            if value is None or _is_like(value, usual) or (key in _LETTERS and isinstance(value, str)):
+                continue
+            if not any(problem.startswith(f"{key} is ") for problem in self.problems):
+                self.problems.append(f"{key} is {value!r}, and {usual!r} is an ordinary value")
         if self.problems:
             shown = "\n    ".join(self.problems)
             raise InputError(f"{self.origin} does not describe a model that caramba can build:\n    {shown}")
@@ -215,6 +219,13 @@ def key_of(path: tuple[str | int, ...]) -> str | None:
     if "rope" in names[:-1]:
         return _KEYS.get(names[-1], names[-1])
     return _KEYS.get(names[-1]) if names else None
+
+
+def _is_like(value: Any, usual: Any) -> bool:
+    """Whether a value is of the type of the usual one; numbers with a fraction may be written without."""
+    if isinstance(usual, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return usual is None or (isinstance(value, type(usual)) and isinstance(value, bool) == isinstance(usual, bool))
 
 
 def family_of(config: Mapping[str, Any], origin: str) -> Family:
