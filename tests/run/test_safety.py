@@ -201,9 +201,14 @@ def test_the_best_of_nothing_is_refused(folder: Path, capsys: pytest.CaptureFixt
 # ------------------------------------------------------------------------------------------------ memory
 
 
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB\nmore"), MemoryError()]
+FULL = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB\nmore"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+    MemoryError(),
 )
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
 def test_without_memory_the_plan_is_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:

@@ -15,13 +15,16 @@ from caramba_plugins_standard.training.planned import planned
 
 __all__ = ["is_out_of_memory", "out_of_memory"]
 
+_REFUSALS: Final = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+"""What the CPU, Metal, the CUDA driver and cuBLAS say, which raise no error of their own kind."""
+
 _NAMED: Final = 4
 """Purposes of memory that are named, the largest first."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch, or Python, had no memory left."""
-    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    refused = isinstance(error, RuntimeError) and any(words in str(error) for words in _REFUSALS)
     return refused or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
