@@ -54,7 +54,7 @@ class Perplexities:
             )
         if is_marked(tokens):
             raise InputError(
-                "data.heldout keeps documents apart, or holds chats, and perplexity is measured over windows as they are",
+                "data.heldout keeps documents apart, or holds chats; perplexity is measured over windows as they are",
                 hint="take a text or an array without documents: true",
             )
         with blamed_on("context" if len(tokens.ids) < settings.context else "windows"):
