@@ -20,7 +20,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 SOURCE: Final = "caramba_core/__init__.py"
 
 _VERSION: Final = re.compile(r'^((?:__)?version(?:__)? = )"\d+\.\d+\.\d+"$', re.MULTILINE)
-_RANGE: Final = re.compile(r"(\bcaramba-[a-z-]+(?:\[[a-z,]+\])?)>=\d+(?:\.\d+)*,<\d+(?:\.\d+)*")
+_RANGE: Final = re.compile(r"(\bcaramba-[a-z-]+(?:\[[a-z,-]+\])?)>=\d+(?:\.\d+)*,<\d+(?:\.\d+)*")
 _LISTED: Final = re.compile(r"\bcore <\d+(?:\.\d+)*,>=\d+(?:\.\d+)*")
 
 

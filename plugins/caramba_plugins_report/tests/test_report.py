@@ -93,7 +93,10 @@ def made_of(caramba: Command, *arguments: object, output: Path) -> Page:
 
 
 def test_a_group_is_one_page_with_its_figures(runs: Path, caramba: Command, tmp_path: Path) -> None:
+    measured = {"title": "metrics", "columns": ["metric", "value"], "rows": [["agreement.kl", "0.125"]]}
+    (runs / "small" / "half" / "finetune" / "eval.json").write_text(json.dumps({"sections": [measured]}))
     page = made_of(caramba, runs / "small" / "half", output=tmp_path / "report.html")
+    assert "agreement.kl 0.125" in page.words
     summary = json.loads((runs / "small" / "half" / "finetune" / "summary.json").read_text())
     ratio = summary["perplexity_ratio"]["end"]
     assert f"After finetune, the perplexity on 124 held-out tokens is {ratio:.3f} times the teacher's" in page.words

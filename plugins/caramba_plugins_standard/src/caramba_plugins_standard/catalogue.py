@@ -66,6 +66,9 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "moment": ("sequences",),
         "preset": ("smollm2_135m_linear_attention",),
     },
+    "caramba-plugins-lm-eval": {
+        "metric": ("lm_eval",),
+    },
     "caramba-plugins-mla": {
         "attention": ("mla",),
         "transplant": ("gqa_to_mla", "mha_to_mla"),
