@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from caramba_plugins_eval.passkey import Prompts
 from recipe import naming_data
 from torch import Tensor
 
@@ -26,14 +26,6 @@ from caramba_core.manifest.load import load_manifest
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.experiment import Experiment
 from caramba_core.teachers import Tokenizer
-
-INTRODUCTION = (
-    "There is an important piece of information hidden inside a lot of irrelevant text. Find it and memorize it. "
-    "I will quiz you about it.\n\n"
-)
-FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
-QUESTION = "\n\nWhat is the pass key? The pass key is "
-DIGITS = 5
 
 CHAT = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
@@ -57,35 +49,12 @@ def say(**record: Any) -> None:
     print(json.dumps(record), flush=True)
 
 
-class Prompts:
-    """Prompts of an exact length, the answer included; prompt ``n`` is a function of the seed, the length and ``n``."""
-
-    def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
-        self.tokenizer = tokenizer
-        self.seed = seed
-        self.introduction = tokenizer.encode(INTRODUCTION)
-        self.filler = tokenizer.encode(FILLER)
-        self.question = tokenizer.encode(QUESTION)
-
-    def batch(self, length: int, first: int, count: int) -> tuple[Tensor, int]:
-        """int64 ``[count, length]`` and the tokens of the answer at the end of each row."""
-        rows, answers = zip(*(self._prompt(length, index) for index in range(first, first + count)), strict=True)
-        assert len(set(answers)) == 1, "keys must have one length in tokens"
-        return torch.tensor(rows), answers[0]
-
-    def _prompt(self, length: int, index: int) -> tuple[list[int], int]:
-        random = np.random.default_rng([self.seed, length, index])
-        key = "".join(map(str, random.integers(0, 10, DIGITS)))
-        needle = self.tokenizer.encode(f"The pass key is {key}. Remember it. {key} is the pass key. ")
-        answer = self.tokenizer.encode(key)
-        room = length - sum(map(len, (self.introduction, needle, self.question, answer)))
-        assert room >= 0, f"{length} tokens are too few for a prompt"
-        before = int(random.integers(0, room + 1))
-        row = [*self.introduction, *self._fill(before), *needle, *self._fill(room - before), *self.question, *answer]
-        return row, len(answer)
-
-    def _fill(self, count: int) -> list[int]:
-        return (self.filler * (count // len(self.filler) + 1))[:count]
+def batch_of(prompts: Prompts, length: int, first: int, count: int) -> tuple[Tensor, int]:
+    """Prompts with their answers, int64 ``[count, length]``, and the tokens of the answer at the end of each row."""
+    made = [prompts.prompt(length, index) for index in range(first, first + count)]
+    answers = {len(answer) for _, answer in made}
+    assert len(answers) == 1, "keys must have one length in tokens"
+    return torch.tensor([[*prompt, *answer] for prompt, answer in made]), answers.pop()
 
 
 def found(model: LanguageModel, tokens: Tensor, answer: int) -> Tensor:
@@ -103,7 +72,7 @@ def passkey(
     parts: dict[str, list[Tensor]] = {}
     for name, model in models.items():
         for first in range(0, count, size):
-            tokens, answer = prompts.batch(length, first, min(size, count - first))
+            tokens, answer = batch_of(prompts, length, first, min(size, count - first))
             parts.setdefault(name, []).append(found(model, tokens.to(device), answer).cpu())
         if name == "teacher" and torch.cat(parts[name]).float().mean() < 0.5:
             return {"prompts": count, "teacher": float(torch.cat(parts[name]).float().mean()), "skipped": True}
