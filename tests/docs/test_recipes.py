@@ -51,6 +51,8 @@ SHORT = ("--set", "groups.0.runs.finetune.steps=2", "--set", "groups.0.runs.conv
 TEACHER = "hf://HuggingFaceTB/SmolLM2-135M"
 """What commands name in the place of the small teacher; runs of `caramba init` have its last part as name."""
 
+TEMPLATE = "{% for message in messages %}{{ message.content + ' ' }}{% endfor %}"
+
 _FILE = re.compile(r"# ([\w./-]+\.(?:yml|toml|py))\n")
 
 
@@ -125,8 +127,11 @@ def test_a_recipe_works(
     text = (folder / "book.txt").read_text().split()
     lines = [" ".join(text[start : start + 10]) for start in range(0, len(text), 10)]
     (folder / "book.txt").write_text("\n".join(lines))
-    for name in ("stories", "chats"):
-        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    (folder / "stories.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    turns = [{"role": role, "content": line} for role, line in zip(("user", "assistant") * 100, lines, strict=False)]
+    chats = [json.dumps({"messages": turns[start : start + 4]}) for start in range(0, len(turns), 4)]
+    (folder / "chats.jsonl").write_text("\n".join(chats))
+    (folder / "teacher" / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", str(site.folder))
     reader = Reader(folder, site)
