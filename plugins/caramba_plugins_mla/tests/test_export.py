@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from caramba_plugins_llama.export import export
-from mla_exports import LAYERS, SERVABLE, VOCABULARY, again, make_run, model_of, random_tokens
+from mla_exports import LAYERS, SERVABLE, again, make_run, model_of, random_tokens
 
 from caramba_core.errors import InputError
 
@@ -151,4 +151,17 @@ def test_layers_that_differ(tmp_path: Path) -> None:
     make_run(tmp_path / "run", model)
     with pytest.raises(InputError, match=r"blocks\.1\.attention: rank: 8, and 10 in the first layer"):
         export(tmp_path / "run", tmp_path / "out", form="deepseek_v3")
-    assert VOCABULARY == 61
+
+
+def test_other_attentions(tmp_path: Path) -> None:
+    plain = {"type": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rope": {"theta": 500.0}}
+    make_run(tmp_path / "gqa", model_of(plain))
+    with pytest.raises(InputError, match="none of its attentions is mla"):
+        export(tmp_path / "gqa", tmp_path / "out", form="deepseek_v3")
+    for first, second, place in ((FREE, plain, 1), (plain, FREE, 0)):
+        model = model_of(first)
+        model["topology"]["layers"][0] |= {"variants": [model_of(second)["topology"]["layers"][0]["layers"]]}
+        model["topology"]["layers"][0] |= {"order": [0, 1, 0]}
+        make_run(tmp_path / f"mixed_{place}", model)
+        with pytest.raises(InputError, match=rf"blocks\.{place}\.attention.*: gqa beside mla; expected: mla in every"):
+            export(tmp_path / f"mixed_{place}", tmp_path / "out", form="deepseek_v3")

@@ -52,6 +52,8 @@ class MLAExporter:
     ) -> Folder:
         """The folder; raises :class:`ExportError` with every condition that fails."""
         decoder = decoder_of(graph)
+        if all(block.attention.type != "mla" for block in decoder.blocks):
+            raise ExportError("none of its attentions is mla")
         problems = _problems(decoder, tensors)
         if problems:
             shown = (f"{_places(names)}: {problem}" for problem, names in problems.items())
@@ -85,8 +87,10 @@ def _problems(decoder: Decoder, tensors: Mapping[str, Tensor]) -> dict[str, list
 
 
 def _of_attention(first: Part, part: Part, tensors: Mapping[str, Tensor]) -> list[str]:
-    if part.type != "mla" or first.type != "mla":
-        return [f"{part.type} is no latent attention; expected: mla in every layer"]
+    if part.type != "mla":
+        return [f"{part.type} beside mla; expected: mla in every layer"]
+    if first.type != "mla":
+        return []
     config: MultiHeadLatentAttention = part.config
     problems = []
     for field, needed in _COSTS.items():
