@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+from caramba_plugins_standard import encoding, partial_array, tokenizing
 from caramba_plugins_standard.loading import find_loader
 
 from caramba_core.cli import main
@@ -135,6 +136,105 @@ def test_json_lines_are_texts_of_their_own(tmp_path: Path, capsys: pytest.Captur
         (tmp_path / "c.json").write_text(f'{{"{key}": "w1"}}\n')
     assert prepare(tmp_path, "c.npy", "c.json") == 0
     assert "c.json looks like JSON lines" in capsys.readouterr().err
+
+
+def words_in_lines(path: Path, count: int = 400) -> None:
+    """JSON lines of ten words each."""
+    lines = [" ".join(f"w{(7 * row + word * row) % 62}" for word in range(10)) for row in range(count)]
+    path.write_text("".join(f"{json.dumps({'text': line})}\n" for line in lines))
+
+
+class Killed(BaseException):
+    """What no handler of errors sees coming."""
+
+
+def test_what_was_killed_goes_on_to_the_same_array(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed behind some batches, some of them not marked, and what it left is used: only the rest is encoded."""
+    make_workspace(tmp_path)
+    write_tokenizer(tmp_path / "teacher" / "tokenizer.json", WORDS)
+    words_in_lines(tmp_path / "a.jsonl")
+    monkeypatch.setattr(encoding, "_BATCH", 1000)
+    monkeypatch.setattr(partial_array, "_BETWEEN", 0.0)
+    append, appended, most = partial_array.PartialArray.append, list[int](), 1000
+
+    def appending(self: partial_array.PartialArray, ids: np.ndarray) -> None:  # type: ignore[type-arg]
+        append(self, ids)
+        appended.append(len(ids))
+        if len(appended) == most:
+            raise Killed
+
+    monkeypatch.setattr(partial_array.PartialArray, "append", appending)
+    assert prepare(tmp_path, "whole.npy", "a.jsonl") == 0
+    whole = list(appended)
+    appended.clear()
+    most = 5
+    with pytest.raises(Killed):
+        tokenizing.prepare([tmp_path / "a.jsonl"], tmp_path / "again.npy", str(tmp_path / "teacher"))
+    assert not (tmp_path / "again.npy").exists() and not (tmp_path / "again.npy.json").exists()
+    with (tmp_path / ".again.npy.partial").open("ab") as file:
+        file.write(b"what was written behind the last mark")
+    most = 1000
+    assert prepare(tmp_path, "again.npy", "a.jsonl") == 0
+    assert appended == whole and len(whole) > 10
+    assert "went on behind" in capsys.readouterr().err
+    assert (tmp_path / "again.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert (tmp_path / "again.npy.json").read_text() == (tmp_path / "whole.npy.json").read_text()
+    assert not list(tmp_path.glob(".again*"))
+
+
+def test_what_was_killed_is_begun_anew_where_the_texts_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_workspace(tmp_path)
+    write_tokenizer(tmp_path / "teacher" / "tokenizer.json", WORDS)
+    (tmp_path / "a.txt").write_text("w1 w2")
+    array = partial_array.PartialArray(tmp_path / "a.npy", "another key", "uint16")
+    array.append(np.array([9, 9, 9], np.uint16))
+    array.mark()
+    assert prepare(tmp_path, "a.npy", "a.txt") == 2  # somebody makes it
+    assert "another process is making" in capsys.readouterr().err
+    array.close()
+    assert prepare(tmp_path, "a.npy", "a.txt") == 0
+    assert np.load(tmp_path / "a.npy").tolist() == [1, 2]
+    assert "went on" not in capsys.readouterr().err
+
+
+def test_so_many_tokens_and_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_workspace(tmp_path)
+    write_tokenizer(tmp_path / "teacher" / "tokenizer.json", WORDS)
+    words_in_lines(tmp_path / "a.jsonl")
+    made = ("data", "prepare", tmp_path / "a.jsonl", "--tokenizer", tmp_path / "teacher")
+    assert caramba(*made, "-o", tmp_path / "all.npy") == 0
+    assert caramba(*made, "-o", tmp_path / "some.npy", "--tokens", "1.5k") == 0
+    assert np.load(tmp_path / "some.npy").tolist() == np.load(tmp_path / "all.npy").tolist()[:1500]
+    assert json.loads((tmp_path / "some.npy.json").read_text())["tokens"] == 1500
+    assert caramba(*made, "-o", tmp_path / "none.npy", "--tokens", "many") == 2
+    assert "such as 500k, 100M or 1.5B" in capsys.readouterr().err
+
+
+def test_parquet_holds_a_text_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    make_workspace(tmp_path)
+    write_tokenizer(tmp_path / "teacher" / "tokenizer.json", WORDS)
+    parquet.write_table(
+        pyarrow.table({"id": [1, 2], "text": ["w1 w2", "w3"], "gone": ["w1", None]}), tmp_path / "a.parquet"
+    )
+    made = ("data", "prepare", tmp_path / "a.parquet", "--tokenizer", tmp_path / "teacher", "-o", tmp_path / "a.npy")
+    for column, words in (
+        ("id", "row 1: 'id' is int, not text"),
+        ("gone", "row 2: 'gone' is NoneType, not text"),
+        ("body", "there is no 'body'; its columns: 'id', 'text', 'gone'"),
+    ):
+        assert caramba(*made, "--column", column) == 2
+        assert words in capsys.readouterr().err
+    assert caramba(*made) == 0
+    assert np.load(tmp_path / "a.npy").tolist() == [1, 2, 62, 3]
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-7])
+    assert prepare(tmp_path, "b.npy", "b.parquet") == 2
+    assert "cannot be read as parquet" in capsys.readouterr().err
 
 
 def test_checkpoints_carry_the_identity(manifest: Path) -> None:

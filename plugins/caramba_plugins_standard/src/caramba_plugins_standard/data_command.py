@@ -25,13 +25,18 @@ def _root() -> None:
 @app.command("prepare")
 def prepare_texts(
     texts: Annotated[
-        list[Path], typer.Argument(metavar="TEXT...", help="UTF-8 texts, or .jsonl files of one text a line, in order")
+        list[Path],
+        typer.Argument(
+            metavar="TEXT...",
+            help="UTF-8 texts, .jsonl files of one text a line, or .parquet files of one a row, in order",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.npy", help="the array; it must not exist")],
     tokenizer: Annotated[
         str, typer.Option(help="checkpoint that carries the tokenizer: FILE, FOLDER or hf://org/repo, as for a teacher")
     ],
-    column: Annotated[str, typer.Option(help="key of the text in each line of a .jsonl file")] = "text",
+    column: Annotated[str, typer.Option(help="key of the text in .jsonl files, its column in .parquet files")] = "text",
+    tokens: Annotated[str | None, typer.Option(metavar="COUNT", help="stop behind so many, such as 100M")] = None,
     special_tokens: Annotated[
         bool, typer.Option("--special-tokens", help="read what spells a special token as one; it is text otherwise")
     ] = False,
@@ -40,7 +45,10 @@ def prepare_texts(
         typer.Option("--add-bos/--no-bos", help="begin each text with BOS; as the tokenizer if left out"),
     ] = None,
 ) -> None:
-    """Encode texts; FILE.npy.json beside the array records the tokenizer, which runs compare with their teacher's."""
+    """Encode texts; FILE.npy.json beside the array records the tokenizer, which runs compare with their teacher's.
+
+    Memory does not grow with the texts. What was killed midway goes on from there when it is called again.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
@@ -57,11 +65,27 @@ def prepare_texts(
             tokenizer,
             encoding=encoding,
             column=column,
+            most=None if tokens is None else _count(tokens),
             progress=lambda size: bar.advance(task, size),
         )
     for warning in done.warnings:
         typer.echo(f"warning: {warning}", err=True)
+    if done.begun:
+        typer.echo(f"went on behind {done.begun:,} tokens of an earlier call", err=True)
     typer.echo(f"wrote {done.path}: {done.tokens:,} tokens of the tokenizer {done.tokenizer[:12]}", err=True)
+
+
+def _count(text: str) -> int:
+    """The number that ``100M`` stands for."""
+    import re
+
+    from caramba_core.errors import InputError
+
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", text)
+    count = 0.0 if match is None else float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[match[2]]
+    if count < 1:
+        raise InputError(f"--tokens {text} is no number of tokens", expected="a number such as 500k, 100M or 1.5B")
+    return int(count)
 
 
 @app.command("show")

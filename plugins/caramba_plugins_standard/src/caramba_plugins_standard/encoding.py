@@ -49,10 +49,13 @@ class Encoding:
     special_tokens: bool = False
 
 
-def encode(texts: Iterable[Iterable[str]], tokenizer: Tokenizer, encoding: Encoding, origin: str) -> Iterator[Ids]:
+def encode(
+    texts: Iterable[Iterable[str]], tokenizer: Tokenizer, encoding: Encoding, origin: str, *, done: int = 0
+) -> Iterator[Ids]:
     """The token ids of texts, in order, with the tokenizer's end of text between them.
 
-    Each text comes as parts that follow each other.  ``origin`` names the texts in messages.
+    Each text comes as parts that follow each other.  ``origin`` names the texts in messages.  The first ``done``
+    batches are left out: their texts are read and cut, and not encoded.
     """
     import numpy as np
 
@@ -67,7 +70,7 @@ def encode(texts: Iterable[Iterable[str]], tokenizer: Tokenizer, encoding: Encod
             )
     before, between = bos, [*end, *bos]
     held: list[tuple[list[int], str]] = []
-    characters = 0
+    characters, count = 0, 0
 
     def batch() -> Ids:
         found = tokenizer.encode_batch([piece for _, piece in held], special_tokens=encoding.special_tokens)
@@ -81,9 +84,10 @@ def encode(texts: Iterable[Iterable[str]], tokenizer: Tokenizer, encoding: Encod
             held.append(([] if number else before, piece))
             before, characters = between, characters + len(piece)
             if characters >= _BATCH:
-                yield batch()
-                held, characters = [], 0
-    if held:
+                if count >= done:
+                    yield batch()
+                held, characters, count = [], 0, count + 1
+    if held and count >= done:
         yield batch()
 
 

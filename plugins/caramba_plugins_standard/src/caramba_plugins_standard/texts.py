@@ -1,4 +1,4 @@
-"""Files of texts, read as they are needed: a file of UTF-8 is one text, a file of JSON lines one text a line."""
+"""Files of texts, read as they are needed: of UTF-8, one text; of JSON lines, one a line; parquet, one a row."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from caramba_core.errors import InputError
 __all__ = ["is_json_lines", "json_objects", "looks_like_json_lines", "read_text", "require_unicode", "texts_of"]
 
 _BLOCK: Final = 1 << 20
+_ROWS: Final = 256
 _LONGEST_LINE: Final = 1 << 28
 """Bytes of one line of JSON lines, which is read whole."""
 
@@ -38,6 +39,8 @@ def texts_of(
     path: Path, column: str = "text", progress: Callable[[int], None] = lambda size: None
 ) -> Iterator[Iterator[str]]:
     """The texts of a file, each as parts that follow each other; ``progress`` is told of bytes as they are read."""
+    if path.suffix.lower() == ".parquet":
+        return _parquet(path, column, progress)
     return _json_lines(path, column, progress) if is_json_lines(path) else iter([_blocks(path, progress)])
 
 
@@ -62,6 +65,34 @@ def _blocks(path: Path, progress: Callable[[int], None]) -> Iterator[str]:
         raise InputError(f"{path} is not UTF-8 at byte {place}", hint="save the text as UTF-8") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _parquet(path: Path, column: str, progress: Callable[[int], None]) -> Iterator[Iterator[str]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        hint = "pip install 'caramba-plugins-standard[parquet]'"
+        raise InputError(f"{path} is read with pyarrow, which is not installed", hint=hint) from error
+    size, done = path.stat().st_size, 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            names, count = file.schema_arrow.names, file.metadata.num_rows
+            if column not in names:
+                keys = ", ".join(map(repr, names))
+                raise InputError(
+                    f"{path}: there is no {column!r}; its columns: {keys}", hint="--column names the text's"
+                )
+            for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
+                for row, text in enumerate(batch.column(0).to_pylist(), done + 1):
+                    if not isinstance(text, str):
+                        said = f"{path}: row {row}: {column!r} is {type(text).__name__}, not text"
+                        raise InputError(said, expected="a string")
+                    yield iter([text])
+                progress(size * (done + len(batch)) // count - size * done // count)
+                done += len(batch)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read as parquet: {str(error).partition(chr(10))[0]}") from error
 
 
 def _json_lines(path: Path, column: str, progress: Callable[[int], None]) -> Iterator[Iterator[str]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from caramba_core.plugins.record import user_cache
 from caramba_core.run.atomic import publish_file
-from caramba_plugins_standard.tokenizing import write_array
+from caramba_plugins_standard.array_writing import write_array
 
 if TYPE_CHECKING:
     from caramba_plugins_standard.encoding import Ids

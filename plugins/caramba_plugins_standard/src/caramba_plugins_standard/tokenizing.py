@@ -7,34 +7,38 @@ array compares them with the model's tokenizer.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any, Final
 
 import attrs
-import numpy as np
 
 from caramba_core.errors import InputError
-from caramba_core.run.atomic import publish_file, write_json
 from caramba_plugins_standard.encoding import Encoding, encode, id_type
 from caramba_plugins_standard.loading import open_source
+from caramba_plugins_standard.partial_array import PartialArray
 from caramba_plugins_standard.texts import is_json_lines, looks_like_json_lines, texts_of
 
-if TYPE_CHECKING:
-    from caramba_plugins_standard.encoding import Ids
+__all__ = ["Prepared", "prepare"]
 
-__all__ = ["Prepared", "prepare", "write_array"]
+_ENCODED: Final = 1
+"""A number to raise when the same texts and tokenizer come to give other ids."""
 
 
 @attrs.frozen(kw_only=True)
 class Prepared:
-    """What was written: the array, how many tokens it holds, the identity of the tokenizer, and what to mind."""
+    """What was written: the array, how many tokens it holds, the identity of the tokenizer, and what to mind.
+
+    ``begun`` tokens were there from a call that had been killed.
+    """
 
     path: Path
     tokens: int
     tokenizer: str
     warnings: tuple[str, ...]
+    begun: int = 0
 
 
 def prepare(
@@ -44,13 +48,15 @@ def prepare(
     *,
     encoding: Encoding | None = None,
     column: str = "text",
+    most: int | None = None,
     progress: Callable[[int], None] = lambda size: None,
 ) -> Prepared:
     """Encode the texts in ``files`` with the tokenizer of the checkpoint ``source`` into the array ``output``.
 
     A file is one text in UTF-8; a file of JSON lines (``.jsonl``, ``.ndjson``) is one text a line, under ``column``.
-    Texts follow each other in the order given, with the tokenizer's end of text between them, where it has one.
-    ``progress`` is told of bytes as they are read.  Memory does not grow with the texts.
+    Texts follow each other in the order given, with the tokenizer's end of text between them, where it has one; behind
+    ``most`` tokens the rest is left out.  ``progress`` is told of bytes as they are read.  Memory does not grow with
+    the texts.  A call that was killed is gone on with by the next one, which gives the same array.
 
     Raises :class:`~caramba_core.errors.InputError` for a text that cannot be used; then nothing is written.
     """
@@ -75,49 +81,40 @@ def prepare(
             f"{source} carries no tokenizer", expected="a GGUF file, or a folder with tokenizer.json beside its weights"
         )
     encoding = encoding or Encoding()
-    texts = (text for path in files for text in texts_of(path, column, progress))
     facts: dict[str, Any] = {"tokenizer": tokenizer.identity, "vocab_size": tokenizer.vocab_size}
     if tokenizer.end_of_text is not None:
         facts["end_of_text"] = tokenizer.end_of_text
     output.parent.mkdir(parents=True, exist_ok=True)
     origin = ", ".join(path.name for path in files)
+    array = PartialArray(output, _key(files, facts, encoding, column), id_type(tokenizer))
+    begun = array.tokens
     try:
-        with publish_file(output) as file:
-            tokens = write_array(file, encode(texts, tokenizer, encoding, origin), id_type(tokenizer))
-            if not tokens:
-                raise InputError(f"{origin}: there is no text")
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            # the note first: an array never stands without it
-            write_json(note, {**facts, "sha256": digest, "tokens": tokens, "texts": [path.name for path in files]})
-    except BaseException:
-        note.unlink(missing_ok=True)
+        texts = (text for path in files for text in texts_of(path, column, progress))
+        left = math.inf if most is None else most - begun
+        for ids in encode(texts, tokenizer, encoding, origin, done=array.batches) if left > 0 else ():
+            array.append(ids[: min(len(ids), left)])
+            left -= len(ids)
+            if left <= 0:
+                break
+        if not array.tokens:
+            raise InputError(f"{origin}: there is no text")
+        array.publish({**facts, "texts": [path.name for path in files]})
+    except InputError:
+        array.discard()
         raise
-    return Prepared(path=output, tokens=tokens, tokenizer=tokenizer.identity, warnings=tuple(warnings))
+    except BaseException:
+        array.close()
+        raise
+    return Prepared(
+        path=output, tokens=array.tokens, tokenizer=tokenizer.identity, warnings=tuple(warnings), begun=begun
+    )
 
 
-def write_array(file: IO[bytes], parts: Iterator[Ids], dtype: str) -> int:
-    """Write a one-dimensional ``.npy`` array whose values come in parts, and give their number.
-
-    numpy leaves room in a header for a longer first axis, so that it can be written again once the length is known.
-    """
-    count = 0
-    _write_header(file, count, dtype)
-    begin = file.tell()
-    for part in parts:
-        assert part.dtype == dtype
-        file.write(part.tobytes())
-        count += len(part)
-    file.seek(0)
-    _write_header(file, count, dtype)
-    assert file.tell() == begin
-    file.seek(0, os.SEEK_END)
-    return count
-
-
-def _write_header(file: IO[bytes], count: int, dtype: str) -> None:
-    header: dict[str, Any] = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(file, header)
+def _key(files: Sequence[Path], facts: Mapping[str, Any], encoding: Encoding, column: str) -> str:
+    """A hash of all that the ids depend on; of files their names, sizes and times."""
+    seen = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+    said = json.dumps([_ENCODED, seen, dict(facts), attrs.asdict(encoding), column], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _size(path: Path) -> int:
