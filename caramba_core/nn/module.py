@@ -106,14 +106,15 @@ class TopologyModule(ComponentModule):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias`` as ``F.linear`` computes it: ``[..., D]`` times ``[n, D]`` is ``[..., n]``.
 
-    A few float32 rows on a CPU, without a gradient, go through the weights as a batch of two halves: torch's
-    matrix-vector product reads them on one thread, its batched product on several (torch 2.13 with MKL on two cores of
-    an AMD EPYC: 11 and 33 GB/s).
+    One token of a few sequences, in float32 on a CPU and without a gradient, goes through the weights as a batch of two
+    halves: torch's matrix-vector product reads them on one thread, its batched product on several (torch 2.13 with MKL
+    on two cores of an AMD EPYC: 11 and 33 GB/s).  Its last bits depend on where the weights lie.
     """
     if (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and 0 < x.numel() <= _FEW_ROWS * x.shape[-1]
+        and (x.dim() < 3 or x.shape[-2] == 1)
         and not torch.is_grad_enabled()
         and weight.is_contiguous()
         and len(weight) % 2 == 0

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from caramba_core.nn.module import linear
 
 
-@pytest.mark.parametrize("shape", [(24,), (1, 24), (1, 1, 24), (3, 24), (2, 2, 24), (1, 5, 24), (0, 24)])
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (1, 1, 24), (3, 24), (3, 1, 24), (2, 2, 24), (1, 5, 24), (0, 24)])
 @pytest.mark.parametrize("outputs", [1, 6, 7])
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
