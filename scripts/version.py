@@ -20,14 +20,15 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 SOURCE: Final = "caramba_core/__init__.py"
 
 _VERSION: Final = re.compile(r'^((?:__)?version(?:__)? = )"\d+\.\d+\.\d+"$', re.MULTILINE)
-_RANGE: Final = re.compile(r"(\bcaramba-[a-z-]+(?:\[[a-z,-]+\])?)>=\d+(?:\.\d+)*,<\d+(?:\.\d+)*")
+_RANGE: Final = re.compile(r"(\bcaramba-(?!plugin-)[a-z-]+(?:\[[a-z,-]+\])?)>=\d+(?:\.\d+)*,<\d+(?:\.\d+)*")
 _LISTED: Final = re.compile(r"\bcore <\d+(?:\.\d+)*,>=\d+(?:\.\d+)*")
 
 
 def files(root: Path) -> list[Path]:
     """Every file that states the version or a range of it."""
     projects = [root / "pyproject.toml", *root.glob("*/pyproject.toml"), *root.glob("plugins/*/pyproject.toml")]
-    return [root / SOURCE, *sorted(projects), root / "docs" / "plugins.md"]
+    pages = [root / "docs" / "plugins.md", *root.glob("docs/recipes/*.md")]
+    return [root / SOURCE, *sorted(projects), *sorted(pages)]
 
 
 def stated(root: Path) -> str:
