@@ -254,8 +254,8 @@ def test_distribution_named_like_the_core(site: Site) -> None:
 @pytest.mark.parametrize(
     ("requires", "entries", "message"),
     [
-        (["caramba-core>=0.5,<0.6"], {}, "requires caramba-core >=0.5,<0.6, but caramba-core 0.1"),
-        (["caramba_core (==7.*)"], {}, "requires caramba-core ==7.*, but caramba-core 0.1"),
+        (["caramba-core>=0.5,<0.6"], {}, f"requires caramba-core >=0.5,<0.6, but caramba-core {__version__}"),
+        (["caramba_core (==7.*)"], {}, f"requires caramba-core ==7.*, but caramba-core {__version__}"),
         (["caramba-core>>1"], {}, "which is no version range"),
         ([], {"caramba.api": {"2.0": "bad"}}, "was written for version 2.0 of the plugin API, but caramba-core"),
     ],
