@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from caramba_terminal.lines import _broken
 
 from caramba_core.cli import main
-from caramba_core.cli.failures import _broken, guarded
+from caramba_core.cli.failures import guarded
 from caramba_core.errors import InputError
 from caramba_core.places import expanded
 from caramba_core.run.directory import RunDirectory, State
