@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from caramba_plugins_llama.families import FAMILIES
-from caramba_plugins_upcycle.init.sizing import Device
+from caramba_plugins_standard.datasets import TextFile
+from caramba_plugins_standard.loading import find_loader, lower_checkpoint
+from caramba_plugins_upcycle.init.sizing import Device, open_texts
 from caramba_plugins_upcycle.transplant import CacheBudget, find_transplants
 
 from caramba_core.cli import main
@@ -219,6 +221,27 @@ def test_a_short_text_gives_short_windows_and_none_is_too_short(init: Callable[.
     assert "eval: {windows: 2, context: 16}" in (models / "short.yml").read_text()
     np.save(models / "tiny.npy", np.arange(100, dtype=np.uint16) % 61)
     assert "the text is too short" in init("--from", "llama", "--text", "tiny.npy", "-o", "tiny.yml", code=2)
+
+
+class Letters:
+    """A tokenizer of letters."""
+
+    identity, vocab_size, end_of_text, bos, adds_bos = "letters", 61, None, None, False
+    stops: frozenset[int] = frozenset()
+
+    def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> list[list[int]]:
+        return [[ord(letter) % 61 for letter in text] for text in texts]
+
+
+def test_parts_of_a_text_are_counted_where_lines_end(tmp_path: Path, models: Path) -> None:
+    (tmp_path / "a.txt").write_text("x" * 880 + "\n" + "y" * 218 + "\n" + "z" * 50 + "\n")
+    graph = lower_checkpoint(find_loader(models / "llama"))
+    texts = open_texts(tmp_path / "a.txt", None, Letters(), graph)  # type: ignore[arg-type] - all that is asked of it
+    train, heldout = (
+        TextFile(path=str(tmp_path / "a.txt"), part=tuple(each["part"])).open(tmp_path, Letters())  # type: ignore[arg-type]
+        for each in (texts.train, texts.heldout)
+    )
+    assert texts.tokens == (len(train.ids), len(heldout.ids)) != (1036, 115)
 
 
 def test_sizes_follow_the_memory(init: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

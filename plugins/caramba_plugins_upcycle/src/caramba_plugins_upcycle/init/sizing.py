@@ -17,7 +17,7 @@ from caramba_core.teachers import Tokenizer
 
 __all__ = ["Device", "Sizes", "Texts", "context_for", "device_here", "open_texts", "sizes_for"]
 
-_PARTS: Final = ([0.0, 0.9], [0.9, 1.0])
+_PARTS: Final = ((0.0, 0.9), (0.9, 1.0))
 _SHORTEST: Final = 16
 """Tokens of the shortest window that is still worth measuring."""
 
@@ -95,40 +95,39 @@ def open_texts(text: Path | None, heldout: Path | None, tokenizer: Tokenizer | N
         if heldout is not None:
             raise InputError("--heldout is what is measured on", hint="--text names what is learnt from")
         kind, path = ("tokens", "your_tokens.npy") if tokenizer is None else ("text", "your_text.txt")
-        train, held = ({"type": kind, "path": path, "part": part} for part in _PARTS)
+        train, held = ({"type": kind, "path": path, "part": list(part)} for part in _PARTS)
         return Texts(train=train, heldout=held, found=False)
-    first = _dataset(text, tokenizer, graph)
-    if heldout is None:
-        if "part" not in settings_of(first.type):
-            raise InputError(f"{text} is of a dataset that cannot be divided", hint="--heldout names another file")
-        train, held = ({**first.written, "part": part} for part in _PARTS)
-        measured = first.tokens // 10
-        return Texts(train=train, heldout=held, tokens=(first.tokens - measured, measured))
-    second = _dataset(heldout, tokenizer, graph)
+    if heldout is None:  # a text is divided between lines: only its parts say how many tokens they have
+        first, second = (_dataset(text, tokenizer, graph, part=part) for part in _PARTS)
+    else:
+        first, second = (_dataset(path, tokenizer, graph) for path in (text, heldout))
     return Texts(train=first.written, heldout=second.written, tokens=(first.tokens, second.tokens))
 
 
 @attrs.frozen(kw_only=True)
 class _Opened:
     written: dict[str, Any]
-    type: type
     tokens: int
 
 
-def _dataset(path: Path, tokenizer: Tokenizer | None, graph: Graph) -> _Opened:
+def _dataset(path: Path, tokenizer: Tokenizer | None, graph: Graph, part: tuple[float, float] | None = None) -> _Opened:
     if not path.is_file():
         raise InputError(f"{path} {'is not a file' if path.exists() else 'does not exist'}", expected="a text, or .npy")
     plugins = registry()
     entry = plugins.for_suffix("dataset", path.name) or plugins.find(("dataset",), "text")
     config = plugins.load(entry)
-    tokens: Tokens = config(path=str(path)).open(Path(), tokenizer).checked(graph.vocab_size)
+    if part is not None and "part" not in settings_of(config):
+        raise InputError(f"{path} is of a dataset that cannot be divided", hint="--heldout names another file")
+    divided: dict[str, Any] = {} if part is None else {"part": part}
+    tokens: Tokens = config(path=str(path), **divided).open(Path(), tokenizer).checked(graph.vocab_size)
     if tokenizer is not None and tokens.tokenizer not in (None, tokenizer.identity):
         raise InputError(
             f"{path} was made with another tokenizer than the checkpoint's",
             expected=f"ids of the tokenizer {tokenizer.identity[:12]}",
             hint="caramba data prepare makes an array with --tokenizer CHECKPOINT",
         )
-    return _Opened(written={"type": entry.name, "path": str(path)}, type=config, tokens=len(tokens.ids))
+    written = {"type": entry.name, "path": str(path), **({} if part is None else {"part": list(part)})}
+    return _Opened(written=written, tokens=len(tokens.ids))
 
 
 def context_for(texts: Texts, device: Device) -> int:
