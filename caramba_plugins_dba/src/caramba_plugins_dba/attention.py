@@ -43,7 +43,7 @@ class DecoupledBottleneckAttention(NormedAttention):
     v_dim: int = option(help="cached values of the attention values", unit="values a token and layer", minimum=1)
     layout: Literal["free", "servable"] = option(
         default="free",
-        help="servable: what an ordinary grouped-query attention computes, too, so that an export needs no code",
+        help="servable: what an ordinary grouped-query attention computes, too: in a Llama, an export needs no code",
     )
     geo_layout: Literal["per_head", "shared"] = option(
         default="per_head", help="rotary pairs of each key/value head, or a rotary key that all heads read"
