@@ -192,6 +192,16 @@ def test_rms_norm_refuses_second_derivatives() -> None:
         torch.autograd.grad(rms_norm(x, weight, 1e-5).sum(), x, create_graph=True)
 
 
+def test_autocast_does_not_round_the_scale_of_a_norm() -> None:
+    x, weight = torch.randn(3, 8).bfloat16().requires_grad_(), torch.randn(8).requires_grad_()
+    wanted = rms_norm(x, weight, 1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rms_norm(x, weight, 1e-5)
+    assert torch.equal(found, wanted)
+    gradients = [torch.autograd.grad(each.float().square().sum(), (x, weight)) for each in (found, wanted)]
+    assert all(map(torch.equal, *gradients))
+
+
 def test_an_offset_of_weights_is_not_rounded_to_their_type() -> None:
     x, weight = torch.randn(2, 3, 64, dtype=torch.bfloat16), (torch.randn(64) * 1e-3).bfloat16()
     expected = rms_norm(x.float(), weight.float(), 1e-5, 1.0).bfloat16()
