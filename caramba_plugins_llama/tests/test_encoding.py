@@ -107,6 +107,19 @@ def test_pieces_have_the_ids_of_the_whole_text(maker: str, monkeypatch: pytest.M
     assert cut
 
 
+def test_a_text_without_line_breaks_is_cut_before_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a space belongs to the word behind it, a cut in its place would lose it; what held is tried first next."""
+    monkeypatch.setattr(encoding, "_PIECE", 400)
+    tokenizer, calls = HuggingFaceTokenizer(trained("gpt-2"), None), list[int]()
+    original, cuts = tokenizer.encode_batch, list(encoding._CUTS)
+    monkeypatch.setattr(tokenizer, "encode_batch", lambda *given, **how: calls.append(1) or original(*given, **how))
+    for _ in range(2):
+        found = list(pieces(["the thing is " * 200], tokenizer, cuts))
+        assert len(found) > 3
+        assert [id_ for piece in found for id_ in tokenizer.encode(piece)] == tokenizer.encode("the thing is " * 200)
+    assert len(calls) == 2 * (len(found) - 1)
+
+
 def test_what_stands_around_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "_BATCH", 8)
     backend = trained("gpt-2")

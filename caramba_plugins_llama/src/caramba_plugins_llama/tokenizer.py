@@ -72,13 +72,17 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Token ids of a text, nothing added; what spells a special token is one only with ``special_tokens``."""
-        self.backend.encode_special_tokens = not special_tokens
+        self._read_special_tokens(special_tokens)
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> list[list[int]]:
         """The same of each of several texts, on all cores; offsets, which take most of the memory, are left out."""
-        self.backend.encode_special_tokens = not special_tokens
+        self._read_special_tokens(special_tokens)
         return [each.ids for each in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _read_special_tokens(self, special_tokens: bool) -> None:
+        if self.backend.encode_special_tokens == special_tokens:  # another thread may be encoding, as it is already
+            self.backend.encode_special_tokens = not special_tokens
 
     def decode(self, tokens: list[int]) -> str:
         """The text of token ids, special tokens spelled out."""

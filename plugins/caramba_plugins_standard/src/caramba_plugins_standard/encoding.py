@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -33,8 +35,11 @@ _TRIES: Final = 16
 _BATCH: Final = 1 << 20
 """Characters that are encoded at once: their ids and what the tokenizer keeps of them take some 100 MB."""
 
-_CUTS: Final = (re.compile(r"(?<=\S)\n(?=\S)"), re.compile(r"(?<=\S) (?=\S)"))
-"""Behind a line break, or in place of a space: SentencePiece puts one before every text, and so before a piece."""
+_AT_ONCE: Final = 2
+"""Batches that are encoded at once: the end of one, which has no work for every core, overlaps with the next."""
+
+_CUTS: Final = (re.compile(r"(?<=\S)\n(?=\S)"), re.compile(r"(?<=\S)(?= \S)"), re.compile(r"(?<=\S) (?=\S)"))
+"""Behind a line break, before a space, or in place of one: SentencePiece puts one before every text, so every piece."""
 
 
 @attrs.frozen(kw_only=True)
@@ -68,27 +73,37 @@ def encode(
                 expected=f"an id below {tokenizer.vocab_size}",
                 hint="correct the checkpoint's bos_token_id or eos_token_id",
             )
-    before, between = bos, [*end, *bos]
-    held: list[tuple[list[int], str]] = []
-    characters, count = 0, 0
 
-    def batch() -> Ids:
-        found = tokenizer.encode_batch([piece for _, piece in held], special_tokens=encoding.special_tokens)
-        rows = [np.array([*first, *ids], np.int64) for (first, _), ids in zip(held, found, strict=True)]
+    def ids_of(batch: list[tuple[list[int], str]]) -> Ids:
+        found = tokenizer.encode_batch([piece for _, piece in batch], special_tokens=encoding.special_tokens)
+        rows = [np.array([*first, *ids], np.int64) for (first, _), ids in zip(batch, found, strict=True)]
         ids = np.concatenate(rows)
         assert ids.max(initial=0) < tokenizer.vocab_size, "a tokenizer's ids are below its vocab_size"
         return ids.astype(id_type(tokenizer))
 
+    batches = islice(_batches(texts, tokenizer, encoding, bos, [*end, *bos]), done, None)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # texts are read and ids written while others are encoded
+        ahead = deque(pool.submit(ids_of, batch) for batch in islice(batches, _AT_ONCE))
+        while ahead:
+            yield ahead.popleft().result()
+            ahead.extend(pool.submit(ids_of, batch) for batch in islice(batches, 1))
+
+
+def _batches(
+    texts: Iterable[Iterable[str]], tokenizer: Tokenizer, encoding: Encoding, before: list[int], between: list[int]
+) -> Iterator[list[tuple[list[int], str]]]:
+    """Pieces of texts, as many as are encoded at once, each with the ids that come before it."""
+    held: list[tuple[list[int], str]] = []
+    characters, cuts = 0, list(_CUTS)
     for text in texts:
-        for number, piece in enumerate(pieces(text, tokenizer, special_tokens=encoding.special_tokens)):
+        for number, piece in enumerate(pieces(text, tokenizer, cuts, special_tokens=encoding.special_tokens)):
             held.append(([] if number else before, piece))
             before, characters = between, characters + len(piece)
             if characters >= _BATCH:
-                if count >= done:
-                    yield batch()
-                held, characters, count = [], 0, count + 1
-    if held and count >= done:
-        yield batch()
+                yield held
+                held, characters = [], 0
+    if held:
+        yield held
 
 
 def id_type(tokenizer: Tokenizer) -> Literal["uint16", "uint32"]:
@@ -96,12 +111,19 @@ def id_type(tokenizer: Tokenizer) -> Literal["uint16", "uint32"]:
     return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
 
 
-def pieces(parts: Iterable[str], tokenizer: Tokenizer, *, special_tokens: bool = False) -> Iterator[str]:
+def pieces(
+    parts: Iterable[str],
+    tokenizer: Tokenizer,
+    cuts: list[re.Pattern[str]] | None = None,
+    *,
+    special_tokens: bool = False,
+) -> Iterator[str]:
     """A text, given as parts, in pieces whose token ids follow each other as those of the whole text.
 
-    A cut is made where encoding the characters around it with and without the cut gives the same ids.
+    A cut is made where encoding the characters around it with and without the cut gives the same ids.  ``cuts`` are the
+    kinds that are tried; the one that held comes first then, for the next text, too.
     """
-    text, start, cuts = "", 0, list(_CUTS)
+    text, start, cuts = "", 0, list(_CUTS) if cuts is None else cuts
     for part in parts:
         text, start = text[start:] + part, 0
         wanted = _PIECE

@@ -23,8 +23,8 @@ from caramba_plugins_standard.texts import is_json_lines, looks_like_json_lines,
 
 __all__ = ["Prepared", "prepare"]
 
-_ENCODED: Final = 1
-"""A number to raise when the same texts and tokenizer come to give other ids."""
+_ENCODED: Final = 2
+"""A number to raise when the same texts and tokenizer come to give other ids, or others in a batch."""
 
 
 @attrs.frozen(kw_only=True)
