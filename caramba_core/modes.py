@@ -223,6 +223,11 @@ class Run(Component):
         return ()
 
     @property
+    def patterns(self) -> Mapping[tuple[str, ...], tuple[str, ...]]:
+        """All patterns of node names in the run, by where they stand."""
+        return {self.trains_key: self.trains}
+
+    @property
     def computation(self) -> tuple[Device, DType]:
         """The device and the number type that the run computes with."""
         return self.device, self.dtype
@@ -259,6 +264,14 @@ class Run(Component):
     def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:
         """What the run computes; one pass without gradients as held-out tokens take it, if not defined otherwise."""
         return Workload(batch_size=evaluation.batch_size, context=evaluation.context, dtype=self.dtype)
+
+    def planned(self, plan: Any, model: Any, teacher: Any, own: frozenset[str]) -> Any:
+        """The :class:`~caramba_core.plan.RunPlan` of this run, with what its workload does not tell.
+
+        ``model`` is the :class:`~caramba_core.plan.ModelPlan` of the student for sequences of the run's length,
+        ``teacher`` that of the teacher, if known; ``own`` names nodes and weights that are not the teacher's meanwhile.
+        """
+        return plan
 
     def changes(self, graph: Graph, converted: frozenset[str]) -> frozenset[str]:
         """Nodes or weights of the student's ``graph`` that the run changes beside what trains, by dotted name.

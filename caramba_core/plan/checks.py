@@ -21,10 +21,11 @@ __all__ = ["pattern_faults", "run_faults"]
 
 
 def pattern_faults(loaded: Loaded, group: Group, graph: Graph) -> Iterator[Fault]:
-    """Patterns under ``trains`` that match no node, and sets of them that leave no weight to train."""
-    for index, run in enumerate(group.runs):
-        path, chosen, unmatched = (*group_path(loaded, group), "runs", index, *run.trains_key), set[str](), False
-        for place, pattern in enumerate(run.trains):
+    """Patterns that match no node, and sets of those under ``trains`` that leave no weight to train."""
+    for index, key in ((index, key) for index, each in enumerate(group.runs) for key in each.patterns):
+        run = group.runs[index]
+        path, chosen, unmatched = (*group_path(loaded, group), "runs", index, *key), set[str](), key != run.trains_key
+        for place, pattern in enumerate(run.patterns[key]):
             try:
                 chosen |= trained_nodes(graph, (pattern,))
             except InputError as error:

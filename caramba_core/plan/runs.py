@@ -18,7 +18,7 @@ from caramba_core.plan.nodes import ModelPlan, NodePlan, weight_bytes
 from caramba_core.sites import own_attentions
 from caramba_core.storage import ITEM_BYTES
 
-__all__ = ["Memory", "RunPlan", "TeacherPlan", "backward_operations", "plan_runs", "saved_bytes"]
+__all__ = ["Memory", "RunPlan", "TeacherPlan", "backward_operations", "plan_runs", "saved_bytes", "training_memory"]
 
 
 @attrs.frozen(kw_only=True)
@@ -92,7 +92,8 @@ def plan_runs(group: Group, model: ModelPlan, teacher: TeacherPlan | None) -> tu
         own = changed[run.id] = before | trained | run.changes(model.graph, converted)
         weights, shared = _weights(model, taught, trained, own)
         memory = attrs.evolve(known, weights=weights, shared=shared)
-        plans.append(_plan(run, group.evaluation(run), model, taught, parent, trained, memory))
+        plan = _plan(run, group.evaluation(run), model, taught, parent, trained, memory)
+        plans.append(run.planned(plan, model.at(plan.context), taught, before | trained))
     return tuple(plans)
 
 
@@ -121,7 +122,7 @@ def _plan(
         context=load.context,
         tokens=load.sequences * load.context,
         operations=load.sequences * passes,
-        memory=_training(memory, model, load, trained) if trained else _forward(memory, model, load, evaluation),
+        memory=training_memory(memory, model, load, trained) if trained else _forward(memory, model, load, evaluation),
     )
 
 
@@ -159,11 +160,14 @@ def _train_dtype(dtype: str) -> str:
     return "float32" if dtype in ("bfloat16", "float16") else dtype
 
 
-def _training(known: Memory, model: ModelPlan, load: Workload, trained: Collection[str]) -> Memory:
+def training_memory(
+    known: Memory, model: ModelPlan, load: Workload, trained: Collection[str], beside: Collection[str] = ()
+) -> Memory:
+    """What is known, and what holds as ``trained`` nodes train, and something ``beside`` the weights of others."""
     weights = [w for name, w in _weights_by_name(model) if w.trainable and name.rpartition(".")[0] in trained]
     gradients = sum(weight_bytes(weight, _train_dtype(model.dtype)) for weight in weights)
     matrices = sum(weight.numel for weight in weights if len(weight.shape) > 1)
-    saved = saved_bytes(model, trained, load.dtype)
+    saved = saved_bytes(model, trained, load.dtype, beside).values()
     kept = sum(saved) if load.whole_model else max(saved, default=0)
     ids = ITEM_BYTES["int64"] * load.batches * load.batch_size * (load.context + 1)
     return attrs.evolve(
@@ -189,45 +193,49 @@ def _forward(known: Memory, model: ModelPlan, load: Workload, evaluation: Evalua
 # ------------------------------------------------------------------------------------------------ what trains
 
 
-def saved_bytes(model: ModelPlan, trained: Collection[str], dtype: str) -> list[int]:
+def saved_bytes(model: ModelPlan, trained: Collection[str], dtype: str, beside: Collection[str] = ()) -> dict[str, int]:
     """Bytes that each node keeps for the backward pass of one sequence, from the first node that trains on.
 
     Under autocast (``dtype`` bfloat16 or float16) nodes with matrices compute in that type, norms and the like in the
     type of the residual stream, which is the embedder's.  Frozen nodes keep a little less than is counted here.
     """
     stream = _train_dtype(model.dtype) if model.graph.embedder.name in trained else model.dtype
-    kept = []
-    for node, flows, trains in _gradients(model, trained):
-        if flows or trains:
-            matrices = any(len(weight.shape) > 1 for weight in node.weights.values()) or node.node is model.graph.head
-            kept.append(node.own.saved * ITEM_BYTES[dtype if matrices else stream])
+    kept = {}
+    for node, _, _ in _gradients(model, trained, beside):
+        matrices = any(len(weight.shape) > 1 for weight in node.weights.values()) or node.node is model.graph.head
+        kept[node.node.name] = node.own.saved * ITEM_BYTES[dtype if matrices else stream]
     return kept
 
 
-def backward_operations(model: ModelPlan, trained: Collection[str]) -> int:
+def backward_operations(model: ModelPlan, trained: Collection[str], beside: Collection[str] = ()) -> int:
     """Operations of the backward pass of one sequence.
 
     A product with a weight takes as much again for the gradient of its input, where anything before it trains, and for
     that of the weight, where it trains itself; a product of two activations takes twice.
     """
     total = 0
-    for node, flows, trains in _gradients(model, trained):
+    for node, flows, trains in _gradients(model, trained, beside):
         weighted = _weight_operations(node, model)
-        if flows or trains:
-            total += 2 * (node.own.operations - weighted) + weighted * (flows + trains)
+        total += 2 * (node.own.operations - weighted) + weighted * (flows + trains)
     return total
 
 
-def _gradients(model: ModelPlan, trained: Collection[str]) -> list[tuple[NodePlan, bool, bool]]:
-    """Every node, whether a gradient reaches its input, and whether its weights train."""
+def _gradients(
+    model: ModelPlan, trained: Collection[str], beside: Collection[str]
+) -> list[tuple[NodePlan, bool, bool]]:
+    """Nodes with a backward pass: whether a gradient goes on to what is before them, and whether their weights train.
+
+    Something trains ``beside`` the weights of some that stay as they are.
+    """
     tied = model.graph.tied_embeddings and model.graph.embedder.name in trained
     flows, found = False, []
     for node in model.walk():
         trains = node.node.name in trained and node.own.parameters > 0
         if node.node is model.graph.head:
             trains = trains or tied
-        found.append((node, flows, trains))
-        flows = flows or trains
+        if reached := flows or trains or node.node.name in beside:
+            found.append((node, flows, trains))
+        flows = reached
     return found
 
 

@@ -20,6 +20,7 @@ from caramba_document.tree import plain
 from caramba_terminal.numbers import format_bytes
 from caramba_terminal.reporter import Reporter
 from caramba_terminal.signals import signals_held
+from caramba_terminal.tables import titled_table
 
 from caramba_core.errors import InputError, ManifestError, PluginError
 from caramba_core.lowered import blaming, group_path, located
@@ -33,7 +34,7 @@ from caramba_core.plugins.registry import registry
 from caramba_core.run.directory import RunDirectory, State, step_of
 from caramba_core.run.limit import Limit, Paused
 from caramba_core.run.written import written_manifest
-from caramba_core.sections import section_data, section_table
+from caramba_core.sections import section_data
 from caramba_core.teachers import reader
 
 if TYPE_CHECKING:
@@ -495,7 +496,7 @@ class Experiment:
                 title, folder = f"{self.manifest.name} / {group.name}", self.root / group.name
                 sections = hooks.group_sections(summaries=summaries, folder=folder)
                 for section in (one for part in sections for one in part):
-                    show(section_table(section, of=title))
+                    show(titled_table(f"{title}: {section.title}", section.columns, section.rows))
                 if any(summary.get("heldout_in_train") for summary in summaries):
                     what = "held-out tokens are training tokens too (heldout_in_train in summary.json)"
                     self.reporter.line(f"warning: {what}")
@@ -504,7 +505,7 @@ class Experiment:
                     self.reporter.line(f"report: {page}")
             for summary in summaries:
                 for section in (one for part in hooks.report_sections(summary=summary) for one in part):
-                    show(section_table(section, of=summary["run"]))
+                    show(titled_table(f"{summary['run']}: {section.title}", section.columns, section.rows))
 
     def verify(self) -> None:
         """Hold the results of the chosen runs against their ``verify:``; raises :class:`VerificationFailed`."""

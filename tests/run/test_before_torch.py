@@ -34,6 +34,10 @@ BAD = {
         ["manifest.yml", "--set", "groups.0.runs.1.train.trains=[atention]"],
         "'atention' matches no node of the model, did you mean 'attention'?",
     ),
+    "a pattern of nodes to compute again that chooses nothing": (
+        ["manifest.yml", "--set", "groups.0.runs.1.train.activation_checkpointing=[mlp, atention]"],
+        "activation_checkpointing.1: 'atention' matches no node of the model, did you mean 'attention'?",
+    ),
     "a group that is not there": (["manifest.yml", "--group", "full"], "there is no group 'full'\n  expected: half"),
     "a run that is not there": (["manifest.yml", "--run", "x"], "there is no run 'x'\n  expected: convert, finetune"),
     "a run whose parent has no result": (

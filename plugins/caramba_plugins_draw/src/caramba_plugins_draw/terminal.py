@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 from caramba_terminal.numbers import format_average, format_bytes, format_count, format_indexes
-from caramba_terminal.tables import plain_table
+from caramba_terminal.tables import plain_table, titled_table
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,7 +15,6 @@ from rich.text import Text
 from caramba_core.components import Head, Topology
 from caramba_core.plan import Figures, ModelPlan, NodePlan, RunPlan
 from caramba_core.plan.data import operations_per_token, plan_sections, quantized_cache
-from caramba_core.sections import section_table
 
 if TYPE_CHECKING:
     from caramba_core.plan import Plan
@@ -50,7 +49,7 @@ def show(plans: Sequence[Plan], *, full: bool = False, console: Console | None =
             console.print(_runs_table(plan, console))
             console.print(Text(_caption(plan), style="dim italic"))
         for section in plan_sections(plan):
-            console.print(section_table(section))
+            console.print(titled_table(section.title, section.columns, section.rows))
 
 
 # ------------------------------------------------------------------------------------------------ the model

@@ -73,10 +73,10 @@ def command(
     from json import dumps
 
     from caramba_terminal.reporter import Reporter
+    from caramba_terminal.tables import titled_table
     from rich.console import Console
 
     from caramba_core.errors import VerificationFailed
-    from caramba_core.sections import section_table
     from caramba_plugins_eval.opening import Asked, open_subject
     from caramba_plugins_eval.records import evaluated, keep
     from caramba_plugins_eval.results import figure_section
@@ -109,7 +109,9 @@ def command(
         if not all(judged["met"] for judged in found["verify"]):  # which the data tell: an error would be a second one
             raise typer.Exit(VerificationFailed.exit_code)
         return
-    Console(highlight=False).print(section_table(figure_section(found["metrics"]), of=source))
+    section = figure_section(found["metrics"])
+    title = f"{source}: {section.title}"
+    Console(highlight=False).print(titled_table(title, section.columns, section.rows))
     thresholds.require(source, found)
 
 

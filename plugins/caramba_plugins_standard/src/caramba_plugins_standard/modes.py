@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -13,9 +13,11 @@ from caramba_core.components import component, option
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.modes import Data, Device, DType, Evaluation, Need, Run, Teacher, Workload
 from caramba_plugins_standard.training import Training
+from caramba_plugins_standard.training.planning import with_recomputing
 
 if TYPE_CHECKING:
     from caramba_core.datasets import Tokens
+    from caramba_core.plan import ModelPlan, RunPlan
     from caramba_core.sites import Site
     from caramba_core.teachers import Tokenizer
 
@@ -46,7 +48,7 @@ class Train(Run):
     resumes: ClassVar[bool] = True
     without_effect: ClassVar[frozenset[str]] = Run.without_effect | {
         *("train.device", "train.checkpoint_every", "train.checkpoint_minutes", "train.evaluate_every"),
-        *("train.keep", "train.trackers", "train.profile"),
+        *("train.keep", "train.trackers", "train.profile", "train.activation_checkpointing"),
     }
     may_change: ClassVar[frozenset[str]] = frozenset(
         {"steps", *(f"train.{key}" for key in ("lr", "clip", "schedule", "dtype", "on_nonfinite", "skip_spikes"))}
@@ -60,6 +62,13 @@ class Train(Run):
     def trains(self) -> tuple[str, ...]:
         """Those under ``train.trains``."""
         return self.train.trains
+
+    @property
+    def patterns(self) -> Mapping[tuple[str, ...], tuple[str, ...]]:
+        """Those of what trains, and of what is computed again."""
+        again = self.train.activation_checkpointing
+        recomputed = again if isinstance(again, tuple) else ()
+        return {self.trains_key: self.trains, ("train", "activation_checkpointing"): recomputed}
 
     @property
     def computation(self) -> tuple[Device, DType]:
@@ -137,6 +146,10 @@ class Train(Run):
                 raise InputError(f"{name} does not keep documents apart", hint="leave documents out of data.train")
         with blamed_on("train", "context"):
             Windows(tokens, context=self.train.context, seed=self.seed)
+
+    def planned(self, plan: RunPlan, model: ModelPlan, teacher: ModelPlan | None, own: frozenset[str]) -> RunPlan:
+        """Activations that are computed again are not kept."""
+        return with_recomputing(plan, self.train, model)
 
     def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:
         """Every step's sequences, forward and backward."""

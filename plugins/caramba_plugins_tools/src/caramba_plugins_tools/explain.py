@@ -14,7 +14,6 @@ import attrs
 from caramba_document.suggestions import nearest, suggestion
 
 from caramba_core.errors import InputError
-from caramba_core.hookspecs import Section
 from caramba_core.plugins.metadata import ComponentEntry
 from caramba_core.plugins.registry import Registry
 from caramba_plugins_tools.fields import Field, doc_text, fields_of, is_config, sections
@@ -97,9 +96,8 @@ def _terminal() -> Console:
 
 def render(explanations: Iterable[Explanation]) -> None:
     """Print explanations, each with a table for its own fields and one for those of each part."""
+    from caramba_terminal.tables import titled_table
     from rich.text import Text
-
-    from caramba_core.sections import section_table
 
     console = _terminal()
     for explanation in explanations:
@@ -110,7 +108,7 @@ def render(explanations: Iterable[Explanation]) -> None:
         console.print(title, Text(explanation.text), sep="\n")
         for part, fields in groupby(sorted(explanation.fields, key=_part), _part):
             rows = tuple(_row(field) for field in fields)
-            console.print(section_table(Section(title=part and f"{part}:", columns=_COLUMNS, rows=rows)))
+            console.print(titled_table(part and f"{part}:", _COLUMNS, rows))
 
 
 def listed(registry: Registry) -> dict[str, list[str]]:

@@ -203,6 +203,10 @@ class Training:
     cuda_graph: bool = option(
         default=False, help="record a step once and replay it: faster where kernels are short; CUDA only"
     )
+    activation_checkpointing: Literal["none", "full"] | tuple[str, ...] = option(
+        default="none",
+        help="what is computed again in the backward pass instead of kept: full for every block, or patterns of nodes",
+    )
     deterministic: bool = option(
         default=False, help="only algorithms that give the same bits every time, on CUDA too, where they are slower"
     )
@@ -233,12 +237,25 @@ class Training:
         if not self.trains or not all(self.trains):
             what = "there is no pattern" if not self.trains else "an empty pattern matches nothing"
             raise InvalidValue("trains", what, expected="names of nodes, or patterns such as blocks.*.attention")
+        if self.activation_checkpointing != "none":
+            self._check_checkpointing()
         if self.dtype == "float16":
             raise InvalidValue(
                 "dtype",
                 "float16 has no room for small gradients, which become zero: nothing here scales the loss",
                 expected="bfloat16 or float32",
             )
+
+    def _check_checkpointing(self) -> None:
+        why = None
+        if self.cuda_graph:
+            why = "random states cannot be kept for it while cuda_graph records a step"
+        elif not self.strategy.whole_model:
+            why = "this strategy runs backward through one node at a time, so that there is little to keep"
+        elif not self.activation_checkpointing or not all(self.activation_checkpointing):
+            why = "an empty list, or an empty pattern, names no node"
+        if why is not None:
+            raise InvalidValue("activation_checkpointing", why, expected="none, full, or patterns such as mlp")
 
     def complete(self) -> Training:
         """The same settings with the default optimizer and schedule where none is named."""

@@ -28,6 +28,7 @@ from caramba_plugins_standard.training.determinism import deterministic
 from caramba_plugins_standard.training.documents import require_documents
 from caramba_plugins_standard.training.memory import is_out_of_memory, out_of_memory
 from caramba_plugins_standard.training.profiling import Profiler
+from caramba_plugins_standard.training.recomputing import recompute_activations
 from caramba_plugins_standard.training.retention import Retention
 from caramba_plugins_standard.training.skipping import Skipping
 from caramba_plugins_standard.training.watching import Watch, progress_notes
@@ -140,6 +141,7 @@ class TrainRunner:
             f"{', '.join(settings.trains)}: {format_count(self.trained)} of {format_count(self.total)} parameters "
             f"train, {self.steps:,} steps of {self.tokens_a_step:,} tokens on {context.device.type}",
         )
+        recompute_activations(context.student, settings.activation_checkpointing)
         if settings.compile:
             torch.compiler.reset()  # graphs of an earlier run of this process count against dynamo's limit
             models = [context.student, *([context.teacher] if settings.strategy.needs_teacher else [])]

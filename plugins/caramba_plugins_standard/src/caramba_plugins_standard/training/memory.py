@@ -53,6 +53,8 @@ def _way(purpose: str, settings: Training) -> str:
     rows = getattr(settings.strategy, "logit_rows", None)
     if purpose == "logits" and rows is not None:
         return f"lower train.strategy.logit_rows ({rows})"
+    if purpose == "activations" and settings.activation_checkpointing == "none" and not settings.cuda_graph:
+        return "compute activations again instead of keeping them (train.activation_checkpointing: full)"
     if purpose in ("activations", "working", "logits"):
         return (
             f"lower train.batch_size ({settings.batch_size}) and raise train.accumulate ({settings.accumulate}) as "
