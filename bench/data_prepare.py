@@ -25,11 +25,12 @@ WAYS = ("prepare", "encode_batch")
 def measured(way: str, text: Path, source: str) -> dict[str, object]:
     """One way's figures; the tokenizer is read before the clock starts where the library is measured alone."""
     if way == "prepare":
+        from caramba_plugins_standard.texts import FileTexts
         from caramba_plugins_standard.tokenizing import prepare
 
         with tempfile.TemporaryDirectory() as folder:
             began, processor = time.perf_counter(), time.process_time()
-            tokens = prepare([text], Path(folder) / "ids.npy", source).tokens
+            tokens = prepare([FileTexts(text)], Path(folder) / "ids.npy", source).tokens
             seconds, processor = time.perf_counter() - began, time.process_time() - processor
     else:
         from caramba_plugins_standard.loading import open_source

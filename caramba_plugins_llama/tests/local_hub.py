@@ -63,10 +63,16 @@ class LocalHub:
         if self.complaint is not None:
             return 400, {"X-Error-Message": self.complaint}, b""
         path = path.split("?")[0].strip("/")
+        kind, _, rest = path.removeprefix("api/").partition("/")
+        if kind == "datasets":
+            path = path.replace("datasets/", "models/" if path.startswith("api/") else "", 1)
         if path.startswith("api/models/"):
             name, _, rest = path.removeprefix("api/models/").partition("/revision/")
+            name, _, listed = name.partition("/tree/")
+            rest = rest or listed
         else:
             name, _, rest = path.partition("/resolve/")
+            listed = ""
         if name in self.gated:
             return 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": f"no access with {TOKEN}"}, b""
         if name not in self.repositories:
@@ -76,6 +82,17 @@ class LocalHub:
         if found is None:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b""
         commit, files = found
+        if listed:
+            folder = f"{file}/" if file else ""
+            inside = [name for name in files if name.startswith(folder)]
+            folders = {
+                folder + name.removeprefix(folder).partition("/")[0]
+                for name in inside
+                if name.count("/") > folder.count("/")
+            }
+            entries = [{"type": "file", "path": name, "oid": name, "size": len(files[name])} for name in inside]
+            entries += [{"type": "directory", "path": name, "oid": name} for name in sorted(folders)]
+            return 200, {"Content-Type": "application/json"}, json.dumps(entries).encode()
         if path.startswith("api/"):
             siblings = [{"rfilename": file} for file in files]
             content = json.dumps({"id": name, "sha": commit, "siblings": siblings})
@@ -96,6 +113,10 @@ def served_at(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub
         def do_GET(self) -> None:
             served.headers.append(dict(self.headers))
             status, headers, body = served.answer(self.command, self.path)
+            if status == 200 and "Range" in self.headers:
+                first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+                headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
+                status, body = 206, body[int(first) : int(last or len(body)) + 1]
             self.send_response(status)
             for key, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(key, value)

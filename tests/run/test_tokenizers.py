@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import tokenizers
 from caramba_plugins_standard import encoding, partial_array, tokenizing
+from caramba_plugins_standard.datasets import TokenArray
 from caramba_plugins_standard.loading import find_loader
+from caramba_plugins_standard.texts import FileTexts
 
 from caramba_core.cli import main
 from caramba_core.run.checkpoint import _own_hash
@@ -90,7 +93,6 @@ def test_a_prepared_array_and_its_note(tmp_path: Path, capsys: pytest.CaptureFix
         ("x.npy", "none.txt", "none.txt does not exist"),
         ("x.npy", "empty.txt", "there is no text"),
         ("x.npy", "a.txt", "carries no tokenizer"),
-        ("x.npy", "folder", "folder is not a file"),
         ("x.npy", "brace.jsonl", "brace.jsonl:2: not JSON"),
         ("x.npy", "list.jsonl", "list.jsonl:1: not a JSON object"),
         ("x.npy", "other.jsonl", "other.jsonl:1: there is no 'text'; its keys: 'body'"),
@@ -108,7 +110,6 @@ def test_what_cannot_be_prepared(
     (tmp_path / "a.txt").write_text("w1 w2")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "folder").mkdir()
     (tmp_path / "brace.jsonl").write_text('{"text": "w1"}\n{"text": \n')
     (tmp_path / "list.jsonl").write_text("[1]\n")
     (tmp_path / "other.jsonl").write_text('{"body": "w1"}\n')
@@ -171,7 +172,7 @@ def test_what_was_killed_goes_on_to_the_same_array(
     appended.clear()
     most = 5
     with pytest.raises(Killed):
-        tokenizing.prepare([tmp_path / "a.jsonl"], tmp_path / "again.npy", str(tmp_path / "teacher"))
+        tokenizing.prepare([FileTexts(tmp_path / "a.jsonl")], tmp_path / "again.npy", str(tmp_path / "teacher"))
     assert not (tmp_path / "again.npy").exists() and not (tmp_path / "again.npy.json").exists()
     with (tmp_path / ".again.npy.partial").open("ab") as file:
         file.write(b"what was written behind the last mark")
@@ -184,13 +185,65 @@ def test_what_was_killed_goes_on_to_the_same_array(
     assert not list(tmp_path.glob(".again*"))
 
 
+def test_a_folder_of_arrays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids of one array, in several with a note each; it appears at once, also where a call before was killed."""
+    make_workspace(tmp_path)
+    write_tokenizer(tmp_path / "teacher" / "tokenizer.json", WORDS)
+    words_in_lines(tmp_path / "a.jsonl")
+    monkeypatch.setattr(encoding, "_BATCH", 1000)
+    monkeypatch.setattr(partial_array, "_BETWEEN", 0.0)
+    monkeypatch.setattr(partial_array, "_SHARD", 1000)
+    assert prepare(tmp_path, "whole.npy", "a.jsonl") == 0
+    whole = np.load(tmp_path / "whole.npy")
+    append, left = partial_array.PartialArray.append, 7
+
+    def appending(self: partial_array.PartialArray, ids: np.ndarray) -> None:  # type: ignore[type-arg]
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Killed
+        append(self, ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(partial_array.PartialArray, "append", appending)
+        with pytest.raises(Killed):
+            tokenizing.prepare([FileTexts(tmp_path / "a.jsonl")], tmp_path / "ids", str(tmp_path / "teacher"))
+    assert not (tmp_path / "ids").exists()
+    assert len(list((tmp_path / ".ids.partial").glob("*.npy"))) == 1  # whole, and another one was begun
+    capsys.readouterr()
+    assert prepare(tmp_path, "ids", "a.jsonl") == 0
+    assert "went on behind" in capsys.readouterr().err
+    arrays = sorted((tmp_path / "ids").glob("*.npy"))
+    assert {path.name for path in (tmp_path / "ids").iterdir()} == {
+        name for path in arrays for name in (path.name, f"{path.name}.json")
+    }
+    assert len(arrays) > 2
+    assert np.concatenate([np.load(path) for path in arrays]).tolist() == whole.tolist()
+    opened = TokenArray(path="ids", documents=True).open(tmp_path, None)
+    assert opened.read(0, len(whole)).tolist() == whole.tolist()
+    notes = [json.loads(path.with_name(f"{path.name}.json").read_text()) for path in arrays]
+    assert [note["tokens"] for note in notes] == [len(np.load(path)) for path in arrays]
+    whole_note = json.loads((tmp_path / "whole.npy.json").read_text())
+    assert whole_note["documents"] == 400 == 1 + sum(note["documents"] - 1 for note in notes)
+    (tmp_path / "b.jsonl").write_text('{"text": "w1 w2"}')
+    for name in ("a.jsonl", "b.jsonl"):  # what another text left is not used
+        with monkeypatch.context() as patch:
+            left = 7 if name == "a.jsonl" else 1000
+            patch.setattr(partial_array.PartialArray, "append", appending)
+            with contextlib.suppress(Killed):
+                tokenizing.prepare([FileTexts(tmp_path / name)], tmp_path / "other", str(tmp_path / "teacher"))
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["00000.npy", "00000.npy.json"]
+
+
 def test_what_was_killed_is_begun_anew_where_the_texts_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_workspace(tmp_path)
     write_tokenizer(tmp_path / "teacher" / "tokenizer.json", WORDS)
     (tmp_path / "a.txt").write_text("w1 w2")
-    array = partial_array.PartialArray(tmp_path / "a.npy", "another key", "uint16")
+    array = partial_array.PartialArray(tmp_path / "a.npy", "another key", {}, "uint16")
     array.append(np.array([9, 9, 9], np.uint16))
     array.mark()
     assert prepare(tmp_path, "a.npy", "a.txt") == 2  # somebody makes it

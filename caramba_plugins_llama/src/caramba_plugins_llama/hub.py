@@ -2,7 +2,7 @@
 
 Through the library ``huggingface_hub``: its cache, its offline mode (``HF_HUB_OFFLINE=1``) and its tokens.  Of a
 repository only what a checkpoint needs is fetched, and the revision is pinned to the commit that it stood for.  A token
-is never part of a message.
+is never part of a message.  Texts of datasets, ``hf://datasets/org/repo[@revision]``, are streamed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
+from caramba_plugins_standard.dataset_texts import DatasetTexts
 from caramba_plugins_standard.loading import Fetched
+from caramba_plugins_standard.texts import Texts
 
 from caramba_core.errors import CarambaError, InputError, PluginError, ResourceExhausted
 from caramba_core.places import expanded
@@ -81,6 +83,41 @@ class Hub:
             return _collect(address, has, get)
         except InputError:
             return None
+
+    @classmethod
+    def texts(cls, location: str, *, column: str, subset: str | None, split: str) -> Texts:
+        """The texts of a dataset, ``datasets/org/repo[@revision]``, at the commit that the revision stands for now."""
+        address = _parse(location.removeprefix("datasets/"))
+        if not location.startswith("datasets/") or address.file is not None:
+            raise InputError(f"hf://{location} names no dataset", expected="hf://datasets/org/repo[@revision]")
+        address = attrs.evolve(address, repository=f"datasets/{address.repository}")
+        name = address.repository.removeprefix("datasets/")
+        with _explained(address):
+            if _is_offline():
+                raise InputError(
+                    f"hf://{address.repository} is streamed, and offline mode is on (HF_HUB_OFFLINE)",
+                    hint="unset HF_HUB_OFFLINE, or name files that are on this machine",
+                )
+            commit = _library().HfApi().dataset_info(name, revision=address.revision).sha
+        return _HubTexts(
+            name=f"hf://{address.repository}",
+            location=name,
+            revision=str(commit),
+            column=column,
+            subset=subset,
+            split=split,
+            address=address,
+        )
+
+
+@attrs.frozen(kw_only=True)
+class _HubTexts(DatasetTexts):
+    address: _Address
+
+    def read(self, progress: Callable[[int], None] = lambda size: None) -> Iterator[Iterator[str]]:
+        """Each text; the network may fail at any of them."""
+        with _explained(self.address):
+            yield from super().read(progress)
 
 
 def _kept(repository: str) -> Path:

@@ -30,12 +30,12 @@ _OTHERS: Final = 36
 """Characters of a line beside its name, bar and notes: share, speed, time left, and spaces."""
 
 
-class _TokenSpeed(ProgressColumn):
-    """Tokens a second, from the task's own clock."""
+class _Speed(ProgressColumn):
+    """Tokens a second, or what else is counted, from the task's own clock."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} tokens/s", style="cyan")
+        return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s", style="cyan")
 
 
 @attrs.frozen
@@ -54,7 +54,7 @@ class _Bars(Progress):
 
 
 class Bar(Protocol):
-    """Progress over a known number of tokens."""
+    """Progress over a number of tokens, or of what else is counted."""
 
     def advance(self, tokens: int) -> None:
         """Count tokens as done."""
@@ -91,9 +91,9 @@ class _PlainBar:
     """
 
     def __init__(
-        self, say: Callable[[str], None], what: str, tokens: int, done: int, clock: Callable[[], float]
+        self, say: Callable[[str], None], what: str, total: int | None, done: int, unit: str, clock: Callable[[], float]
     ) -> None:
-        self._say, self._what, self._tokens, self._clock = say, what, tokens, clock
+        self._say, self._what, self._total, self._unit, self._clock = say, what, total, unit, clock
         self._first = self._done = done
         self._began = self._told = clock()
         self._interval, self._note = 0.0, ""
@@ -102,7 +102,7 @@ class _PlainBar:
     def advance(self, tokens: int) -> None:
         self._done += tokens
         now = self._clock()
-        if now - self._told >= self._interval and self._done < self._tokens:
+        if now - self._told >= self._interval and (self._total is None or self._done < self._total):
             self._told, self._interval = now, min(_LONGEST, max(_SHORTEST, 2 * self._interval))
             self.tell()
 
@@ -118,11 +118,14 @@ class _PlainBar:
         """Say where things stand."""
         seconds = self._clock() - self._began
         speed = (self._done - self._first) / seconds if seconds > 0 else 0.0
-        said = [f"{self._done / max(1, self._tokens):.0%}", f"{self._done:,} of {self._tokens:,} tokens"]
+        said = [f"{self._done:,} {self._unit}"]
+        if self._total is not None:
+            share = f"{self._done / max(1, self._total):.0%}"
+            said = [share, f"{self._done:,} of {self._total:,} {self._unit}"]
         if speed > 0:
-            said.append(f"{speed:,.0f} tokens/s")
-        if speed > 0 and self._done < self._tokens:
-            said.append(f"{format_duration((self._tokens - self._done) / speed)} left")
+            said.append(f"{speed:,.0f} {self._unit}/s")
+        if speed > 0 and self._total is not None and self._done < self._total:
+            said.append(f"{format_duration((self._total - self._done) / speed)} left")
         if self._note:
             said.append(self._note)
         self._say(f"{self._what}: {', '.join(said)}")
@@ -146,22 +149,25 @@ class Reporter:
         self.console.print(Text(f"  {text}"), soft_wrap=not self.console.is_terminal)
 
     @contextmanager
-    def bar(self, description: str, tokens: int, *, done: int = 0) -> Iterator[Bar]:
-        """Progress over ``tokens`` tokens, with tokens/s and the time left: a bar, or lines without a terminal."""
+    def bar(self, description: str, total: int | None, *, done: int = 0, unit: str = "tokens") -> Iterator[Bar]:
+        """Progress over ``total`` tokens, with tokens/s and the time left: a bar, or lines without a terminal.
+
+        ``unit`` names what else is counted; without a total, neither a share nor the time left is known.
+        """
         if not self.console.is_terminal:
-            plain = _PlainBar(self.line, description, tokens, done, self.clock)
+            plain = _PlainBar(self.line, description, total, done, unit, self.clock)
             yield plain
             plain.end()
             return
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(bar_width=_NARROW if self.console.width < _WIDE else 28),
-            TextColumn("{task.percentage:>3.0f}%"),
-            _TokenSpeed(),
+            TextColumn("{task.percentage:>3.0f}%" if total is not None else ""),
+            _Speed(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}"),
         )
         with _Bars(*columns, console=self.console, speed_estimate_period=60.0) as progress:
-            task = progress.add_task(description, total=tokens, completed=done, note="")
+            task = progress.add_task(description, total=total, completed=done, note="", unit=unit)
             bar = _NARROW if self.console.width < _WIDE else 28
             yield _LiveBar(progress, task, self.console.width - len(description) - bar - _OTHERS)

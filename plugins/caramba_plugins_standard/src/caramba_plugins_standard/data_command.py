@@ -24,19 +24,29 @@ def _root() -> None:
 
 @app.command("prepare")
 def prepare_texts(
-    texts: Annotated[
-        list[Path],
+    sources: Annotated[
+        list[str],
         typer.Argument(
-            metavar="TEXT...",
-            help="UTF-8 texts, .jsonl files of one text a line, or .parquet files of one a row, in order",
+            metavar="SOURCE...",
+            help="UTF-8 texts, .jsonl files of one text a line, .parquet files of one a row, folders in the layout of "
+            "a Hugging Face dataset, or datasets on the hub by name (ORG/NAME), in order",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.npy", help="the array; it must not exist")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DIR|FILE.npy", help="a folder of arrays, or one array; it must not exist"
+        ),
+    ],
     tokenizer: Annotated[
         str, typer.Option(help="checkpoint that carries the tokenizer: FILE, FOLDER or hf://org/repo, as for a teacher")
     ],
-    column: Annotated[str, typer.Option(help="key of the text in .jsonl files, its column in .parquet files")] = "text",
+    column: Annotated[
+        str, typer.Option(help="key of the text in .jsonl files, its column in .parquet files and datasets")
+    ] = "text",
     tokens: Annotated[str | None, typer.Option(metavar="COUNT", help="stop behind so many, such as 100M")] = None,
+    subset: Annotated[str | None, typer.Option(help="which subset of a dataset, where it has several")] = None,
+    split: Annotated[str, typer.Option(help="which split of a dataset")] = "train",
     special_tokens: Annotated[
         bool, typer.Option("--special-tokens", help="read what spells a special token as one; it is text otherwise")
     ] = False,
@@ -45,34 +55,45 @@ def prepare_texts(
         typer.Option("--add-bos/--no-bos", help="begin each text with BOS; as the tokenizer if left out"),
     ] = None,
 ) -> None:
-    """Encode texts; FILE.npy.json beside the array records the tokenizer, which runs compare with their teacher's.
+    """Encode texts; a note beside each array records the tokenizer, which runs compare with their teacher's.
 
-    Memory does not grow with the texts. What was killed midway goes on from there when it is called again.
+    Memory does not grow with the texts, and datasets of the hub are streamed. What was killed midway goes on from there
+    when it is called again.
     """
+    from caramba_terminal.reporter import Reporter
     from rich.console import Console
-    from rich.progress import Progress
 
     from caramba_core.places import expanded
     from caramba_plugins_standard.encoding import Encoding
-    from caramba_plugins_standard.tokenizing import prepare
+    from caramba_plugins_standard.tokenizing import prepare, texts_named
 
+    most = None if tokens is None else _count(tokens)
+    named = [texts for name in sources for texts in texts_named(name, column=column, subset=subset, split=split)]
     encoding = Encoding(add_bos=add_bos, special_tokens=special_tokens)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("encoding", total=sum(path.stat().st_size for path in texts if path.is_file()))
-        done = prepare(
-            texts,
-            expanded(output),
-            tokenizer,
-            encoding=encoding,
-            column=column,
-            most=None if tokens is None else _count(tokens),
-            progress=lambda size: bar.advance(task, size),
-        )
+    sizes = [one.size for one in named]
+    by_bytes = most is None and None not in sizes
+    total = sum(size or 0 for size in sizes) if by_bytes else most
+    written = 0
+    reporter = Reporter(Console(stderr=True, highlight=False))
+    with reporter.bar("encoding", total, unit="bytes" if by_bytes else "tokens") as bar:
+
+        def progress(size: int, count: int) -> None:
+            nonlocal written
+            written += count
+            if by_bytes:
+                bar.note(f"{written:,} tokens")
+            bar.advance(size if by_bytes else count)
+
+        done = prepare(named, expanded(output), tokenizer, encoding=encoding, most=most, progress=progress)
     for warning in done.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if done.begun:
         typer.echo(f"went on behind {done.begun:,} tokens of an earlier call", err=True)
-    typer.echo(f"wrote {done.path}: {done.tokens:,} tokens of the tokenizer {done.tokenizer[:12]}", err=True)
+    typer.echo(
+        f"wrote {done.path}: {done.tokens:,} tokens of the tokenizer {done.tokenizer[:12]}, {done.documents:,} "
+        f"document{'s' if done.documents > 1 else ''}",
+        err=True,
+    )
 
 
 def _count(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Files of texts, read as they are needed: of UTF-8, one text; of JSON lines, one a line; parquet, one a row."""
+"""Texts, read as they are needed.  Files: of UTF-8, one text; of JSON lines, one a line; parquet, one a row."""
 
 from __future__ import annotations
 
@@ -6,16 +6,85 @@ import codecs
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
+
+import attrs
 
 from caramba_core.errors import InputError
 
-__all__ = ["is_json_lines", "json_objects", "looks_like_json_lines", "read_text", "require_unicode", "texts_of"]
+__all__ = [
+    "FileTexts",
+    "Texts",
+    "is_json_lines",
+    "json_objects",
+    "looks_like_json_lines",
+    "read_text",
+    "require_text",
+    "require_unicode",
+]
 
 _BLOCK: Final = 1 << 20
 _ROWS: Final = 256
 _LONGEST_LINE: Final = 1 << 28
 """Bytes of one line of JSON lines, which is read whole."""
+
+
+class Texts(Protocol):
+    """Texts in an order that stays."""
+
+    @property
+    def name(self) -> str:
+        """What a note calls them."""
+
+    @property
+    def facts(self) -> list[Any]:
+        """What they depend on, as JSON; other texts have other facts."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes to be read, where that is known."""
+
+    def read(self, progress: Callable[[int], None]) -> Iterator[Iterator[str]]:
+        """Each text as parts that follow each other; ``progress`` is told of bytes as they are read."""
+
+
+@attrs.frozen
+class FileTexts:
+    """The texts of a file; those of JSON lines and parquet stand under ``column``."""
+
+    path: Path
+    column: str = "text"
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.path.name
+
+    @property
+    def facts(self) -> list[Any]:
+        """Where it lies, its size and time of change."""
+        stat = self.path.stat()
+        return [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns, self.column]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file; :class:`InputError` where there is none."""
+        path = self.path
+        try:
+            if not path.is_file():
+                found = "is not a file" if path.exists() else "does not exist"
+                raise InputError(f"{path} {found}", expected="a file of texts")
+            return path.stat().st_size
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+    def read(self, progress: Callable[[int], None] = lambda size: None) -> Iterator[Iterator[str]]:
+        """Each text as parts that follow each other."""
+        if self.path.suffix.lower() == ".parquet":
+            return _parquet(self.path, self.column, progress)
+        if is_json_lines(self.path):
+            return _json_lines(self.path, self.column, progress)
+        return iter([_blocks(self.path, progress)])
 
 
 def is_json_lines(path: Path) -> bool:
@@ -33,15 +102,6 @@ def looks_like_json_lines(path: Path) -> bool:
         return isinstance(json.loads(line), dict)
     except ValueError:
         return False
-
-
-def texts_of(
-    path: Path, column: str = "text", progress: Callable[[int], None] = lambda size: None
-) -> Iterator[Iterator[str]]:
-    """The texts of a file, each as parts that follow each other; ``progress`` is told of bytes as they are read."""
-    if path.suffix.lower() == ".parquet":
-        return _parquet(path, column, progress)
-    return _json_lines(path, column, progress) if is_json_lines(path) else iter([_blocks(path, progress)])
 
 
 def read_text(path: Path) -> str:
@@ -85,10 +145,7 @@ def _parquet(path: Path, column: str, progress: Callable[[int], None]) -> Iterat
                 )
             for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
                 for row, text in enumerate(batch.column(0).to_pylist(), done + 1):
-                    if not isinstance(text, str):
-                        said = f"{path}: row {row}: {column!r} is {type(text).__name__}, not text"
-                        raise InputError(said, expected="a string")
-                    yield iter([text])
+                    yield iter([require_text(text, f"{path}: row {row}: {column!r}")])
                 progress(size * (done + len(batch)) // count - size * done // count)
                 done += len(batch)
     except (pyarrow.ArrowException, OSError) as error:
@@ -132,11 +189,16 @@ def _text_of(found: dict[str, Any], column: str, place: str) -> str:
         raise InputError(
             f"{place}: there is no {column!r}; its keys: {keys}", hint="--column names the key of the text"
         )
-    if not isinstance(found[column], str):
-        raise InputError(f"{place}: {column!r} is {type(found[column]).__name__}, not text", expected="a string")
-    text: str = found[column]
+    text = require_text(found[column], f"{place}: {column!r}")
     require_unicode(text, f"{place}: {column!r}")
     return text
+
+
+def require_text(found: object, what: str) -> str:
+    """The same, a string; :class:`InputError` for anything else."""
+    if not isinstance(found, str):
+        raise InputError(f"{what} is {type(found).__name__}, not text", expected="a string")
+    return found
 
 
 def require_unicode(text: str, what: str) -> None:

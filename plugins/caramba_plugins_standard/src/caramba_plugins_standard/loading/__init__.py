@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from caramba_core.graph import Graph
     from caramba_core.nn.language_model import LanguageModel
     from caramba_core.teachers import Tokenizer
+    from caramba_plugins_standard.texts import Texts
 
 __all__ = [
     "Checkpoint",
@@ -42,6 +43,7 @@ __all__ = [
     "find_loader",
     "lower_checkpoint",
     "open_source",
+    "texts_at",
     "what_it_seems",
 ]
 
@@ -129,7 +131,11 @@ class Fetched:
 
 
 class Source(Protocol):
-    """What fetches checkpoints.  An entry of ``caramba.source`` names such a class; its name is the scheme."""
+    """What fetches checkpoints.  An entry of ``caramba.source`` names such a class; its name is the scheme.
+
+    One that has datasets, too, has a class method ``texts(location, *, column, subset, split)``, which gives
+    :class:`~caramba_plugins_standard.texts.Texts` and raises :class:`InputError` where there are none.
+    """
 
     @classmethod
     def fetch(cls, location: str) -> Fetched:
@@ -228,6 +234,17 @@ def cached_source(source: str, folder: Path) -> Path | None:
         return found
     fetcher, location = found
     return fetcher.cached(location)
+
+
+def texts_at(address: str, *, column: str, subset: str | None, split: str) -> Texts:
+    """The texts of the dataset at an address (``SCHEME://...``), through the plugin that knows its scheme."""
+    found = _resolve(address, Path())
+    assert not isinstance(found, Path), "an address has a scheme"
+    source, location = found
+    if not hasattr(source, "texts"):
+        raise InputError(f"{address}: {source.__name__} fetches checkpoints, and no texts")
+    texts: Texts = source.texts(location, column=column, subset=subset, split=split)
+    return texts
 
 
 def _resolve(source: str, folder: Path) -> Path | tuple[type[Source], str]:
