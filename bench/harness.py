@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=Path, default=Path("lm_eval_tasks"))
     arguments = parser.parse_args()
     asked = write_tasks(arguments.tasks, arguments.text.read_text(encoding="utf-8"), arguments.questions)
-    how = Asked(data=str(arguments.text), context=arguments.context, device="cpu")
+    how = Asked(data=(str(arguments.text),), context=arguments.context, device="cpu")
     subject = open_subject(arguments.model, how, Reporter(Console(quiet=True))).subject
     with subject.computing():
         figures = rolling(Rolling(context=arguments.context), subject)

@@ -45,7 +45,7 @@ def again(caramba: Caramba, tmp_path: Path) -> Callable[..., tuple[int, str, str
 
 def test_a_run_measures_metrics(made: Path, caramba: Caramba) -> None:
     summary = summary_of(MEASURED)
-    names = ["agreement.kl", "agreement.top1", "perplexity.16", "perplexity.64", "passkey.200"]
+    names = ["agreement.kl", "agreement.top1", "agreement.ratio", "perplexity.16", "perplexity.64", "passkey.200"]
     assert list(summary["metrics"]) == names
     assert summary["metrics"]["agreement.kl"]["unit"] == "nats"
     assert summary["perplexity"]["end"] > 0  # as around every run
@@ -86,6 +86,39 @@ def test_thresholds_of_the_command(caramba: Caramba) -> None:
     assert caramba("eval", RUN, *QUICK, "--at-least", "agreement.kl=0")[0] == 0
 
 
+def test_several_texts_have_figures_of_their_own_a_mean_and_a_worst(caramba: Caramba) -> None:
+    few = ("--context", "16", "--windows", "4", "--device", "cpu", "--json")
+    metrics = ("--metric", "agreement", "--metric", "perplexity", "--metric", "memory")
+    alone = {}
+    for text in ("train", "heldout"):
+        code, out, err = caramba("eval", RUN, *metrics, *few, "--data", f"{text}.txt")
+        assert code == 0, err
+        alone[text] = values(json.loads(out)["metrics"])
+    code, out, err = caramba("eval", RUN, *metrics, *few, "--data", "train.txt", "--data", "heldout.txt")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["data"] == "train.txt, heldout.txt"
+    both = values(found["metrics"])
+    assert {"memory.weights", "perplexity.16@worst", "agreement.ratio@mean"} < both.keys()
+    for name in ("agreement.kl", "agreement.top1", "agreement.ratio", "perplexity.16"):
+        ones = [alone[text][name] for text in alone]
+        assert [both[f"{name}@{text}"] for text in alone] == pytest.approx(ones)
+        geometric = name in ("agreement.ratio", "perplexity.16")
+        assert both[f"{name}@mean"] == pytest.approx((ones[0] * ones[1]) ** 0.5 if geometric else sum(ones) / 2)
+        assert both[f"{name}@worst"] == pytest.approx((min if name == "agreement.top1" else max)(ones))
+
+
+def test_thresholds_over_several_texts(caramba: Caramba) -> None:
+    texts = (*QUICK, "--context", "16", "--windows", "4", "--data", "train.txt", "--data", "heldout.txt")
+    assert caramba("eval", RUN, *texts, "--at-least", "agreement.kl@worst=0")[0] == 0
+    code, _, err = caramba("eval", RUN, *texts, "--at-most", "agreement.kl@train=1e-9")
+    assert (code, "misses agreement.kl@train at most 1e-09" in err) == (3, True)
+    code, _, err = caramba("eval", RUN, *texts, "--at-most", "agreement.kl=1")
+    assert (code, "there is no figure 'agreement.kl'" in err) == (2, True)
+    code, _, err = caramba("eval", RUN, *QUICK, "--data", "train.txt", "--data", "./train.txt")
+    assert (code, "there is a text train already" in err) == (2, True)
+
+
 def test_figures_stay_in_the_run_s_folder(caramba: Caramba) -> None:
     file = Path(RUN) / "eval.json"
     file.unlink(missing_ok=True)
@@ -93,11 +126,16 @@ def test_figures_stay_in_the_run_s_folder(caramba: Caramba) -> None:
     first = json.loads(file.read_text())
     assert caramba("eval", RUN, "--metric", "perplexity", "--data", "train.txt", "--context", 16)[0] == 0
     both = json.loads(file.read_text())
-    assert list(both["metrics"]) == ["agreement.kl", "agreement.top1", "perplexity.16"]
+    assert list(both["metrics"]) == ["agreement.kl", "agreement.top1", "agreement.ratio", "perplexity.16"]
     assert both["metrics"]["agreement.kl"] == first["metrics"]["agreement.kl"]
     assert both["measured"]["perplexity"]["data"] == "train.txt"
     assert caramba("eval", RUN, "--metric", "perplexity", "--context", 32, "--windows", 2)[0] == 0
-    assert list(json.loads(file.read_text())["metrics"]) == ["agreement.kl", "agreement.top1", "perplexity.32"]
+    assert list(json.loads(file.read_text())["metrics"]) == [
+        "agreement.kl",
+        "agreement.top1",
+        "agreement.ratio",
+        "perplexity.32",
+    ]
     (section,) = json.loads(file.read_text())["sections"]
     assert section["rows"][-1][:1] == ["perplexity.32"]
     file.write_text("{")
@@ -111,7 +149,14 @@ def test_what_is_printed_is_a_table(caramba: Caramba) -> None:
     code, out, _ = caramba("eval", RUN, "--device", "cpu")
     assert code == 0
     names = [line.split()[0] for line in out.splitlines() if "." in line and not line.startswith("runs/")]
-    assert names == ["perplexity.32", "agreement.kl", "agreement.top1", "memory.weights", "memory.cache.32"]
+    assert names == [
+        "perplexity.32",
+        "agreement.kl",
+        "agreement.top1",
+        "agreement.ratio",
+        "memory.weights",
+        "memory.cache.32",
+    ]
 
 
 def test_a_call_that_ends_midway_goes_on_behind_the_last_metric(

@@ -75,14 +75,19 @@ def test_perplexity_by_position(made: Path, caramba: Caramba) -> None:
 def test_agreement_is_a_sum_over_the_vocabulary(made: Path, caramba: Caramba) -> None:
     student, teacher, _, ids = reference(made)
     found = figures(caramba, "--metric", "agreement", "--batch-size", "3")
-    total = same = 0.0
-    for first in range(0, 128, 32):
+    parts = figures(caramba, "--metric", "agreement", "--set", "agreement.buckets=3")
+    assert parts | found == parts  # the whole window's are the same
+    divergence, same, lost = np.zeros((4, 31)), np.zeros((4, 31)), np.zeros((4, 31))
+    for row, first in enumerate(range(0, 128, 32)):
         log_q, log_p = (log_likelihoods(model, ids[first : first + 32])[:-1] for model in (student, teacher))
-        for q, p in zip(log_q, log_p, strict=True):
-            total += sum(math.exp(b) * (b - a) for a, b in zip(q.tolist(), p.tolist(), strict=True))
-            same += int(q.argmax() == p.argmax())
-    assert found["agreement.kl"] == pytest.approx(total / (4 * 31), rel=1e-4)
-    assert found["agreement.top1"] == pytest.approx(same / (4 * 31))
+        for at, (q, p) in enumerate(zip(log_q, log_p, strict=True)):
+            divergence[row, at] = sum(math.exp(b) * (b - a) for a, b in zip(q.tolist(), p.tolist(), strict=True))
+            same[row, at] = int(q.argmax() == p.argmax())
+            lost[row, at] = float((p - q)[ids[first + at + 1]])
+    for name, here in (("", slice(None)), (".1-10", slice(10)), (".11-21", slice(10, 21)), (".22-31", slice(21, 31))):
+        assert parts[f"agreement.kl{name}"] == pytest.approx(divergence[:, here].mean(), rel=1e-4)
+        assert parts[f"agreement.top1{name}"] == pytest.approx(same[:, here].mean())
+        assert parts[f"agreement.ratio{name}"] == pytest.approx(math.exp(lost[:, here].mean()), rel=1e-4)
 
 
 def test_agreement_of_a_model_with_itself(caramba: Caramba) -> None:

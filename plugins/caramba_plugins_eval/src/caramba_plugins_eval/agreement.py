@@ -13,7 +13,7 @@ from caramba_plugins_standard.perplexity import hidden_states
 from torch import Tensor
 
 from caramba_core.errors import InputError, NumericalStop
-from caramba_plugins_eval.likelihoods import NORMAL
+from caramba_plugins_eval.likelihoods import NORMAL, perplexity_of
 from caramba_plugins_eval.metric import Figure
 from caramba_plugins_eval.metrics import Agreement
 from caramba_plugins_eval.subject import Subject
@@ -25,7 +25,7 @@ _LOGIT_ROWS: Final = 256
 
 
 def agreement(metric: Agreement, subject: Subject) -> dict[str, Figure]:
-    """The mean divergence and the share of equal tokens, over the tokens that perplexity scores.
+    """The mean divergence, the share of equal tokens and the ratio, over the tokens that perplexity scores.
 
     The teacher's cache keeps what was computed, the student's as ``eval:`` says.
     """
@@ -38,7 +38,7 @@ def agreement(metric: Agreement, subject: Subject) -> dict[str, Figure]:
         )
     settings = subject.settings(metric.context or subject.evaluation.context)
     windows = subject.tokens.read(0, settings.windows * settings.context).reshape(settings.windows, settings.context)
-    divergences, same = list[Tensor](), list[Tensor]()
+    context, compared = settings.context, list[Tensor]()
     with (
         torch.inference_mode(),
         subject.computing(),
@@ -47,31 +47,44 @@ def agreement(metric: Agreement, subject: Subject) -> dict[str, Figure]:
         for first in range(0, len(windows), settings.batch_size):
             tokens = torch.from_numpy(windows[first : first + settings.batch_size]).to(subject.device)
             hidden = hidden_states(model, tokens, subject.storage)[:, :-1], hidden_states(teacher, tokens, None)[:, :-1]
+            rows = [one.flatten(0, 1).split(_LOGIT_ROWS) for one in (*hidden, tokens[:, 1:, None])]
             parts = [
-                _compared(model.logits(ours), teacher.logits(theirs))
-                for ours, theirs in zip(*(one.flatten(0, 1).split(_LOGIT_ROWS) for one in hidden), strict=True)
+                _compared(model.logits(ours), teacher.logits(theirs), targets)
+                for ours, theirs, targets in zip(*rows, strict=True)
             ]
-            for kept, part in zip((divergences, same), zip(*parts, strict=True), strict=True):
-                kept.append(torch.cat(part).view(len(tokens), -1).double().cpu())
+            compared.append(torch.cat(parts, dim=1).view(3, len(tokens), -1).double().cpu())
             bar.advance(tokens.numel())
-    kl, top1 = torch.cat(divergences).numpy(), torch.cat(same).numpy()
+    kl, top1, lost = torch.cat(compared, dim=1).numpy()
     if not np.isfinite(kl).all():
         raise NumericalStop(
             f"{metric.called}: {int((~np.isfinite(kl)).sum())} of {kl.size} divergences are not finite",
             hint="look for infinite or NaN weights, or a float16 overflow",
         )
-    return {"kl": _mean(kl, "nats"), "top1": _mean(top1, "")}
+    places = {"": slice(None)}
+    if metric.buckets > 1:
+        places |= {f".{part}": slice(begin - 1, end) for part, begin, end in metric.parts(context)}
+    found = dict[str, Figure]()
+    for name, here in places.items():
+        found[f"kl{name}"] = _mean(kl[:, here], unit="nats")
+        found[f"top1{name}"] = _mean(top1[:, here], worse="smaller")
+        found[f"ratio{name}"] = perplexity_of(lost[:, here])
+    return found
 
 
-def _compared(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(teacher || student) and whether both have the same likeliest token, for rows of logits ``[N, V]``: ``[N]``."""
+def _compared(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+    """KL(teacher || student), whether both have the same likeliest token, and nats that the student loses: ``[3, N]``.
+
+    For rows of logits ``[N, V]`` and the tokens that follow, int64 ``[N, 1]``.
+    """
     wide = [one.to(torch.promote_types(one.dtype, torch.float32)) for one in (student, teacher)]
     log_q, log_p = (one.log_softmax(-1) for one in wide)
-    return (log_p.exp() * (log_p - log_q)).sum(-1), wide[0].argmax(-1) == wide[1].argmax(-1)
+    lost = (log_p - log_q).gather(-1, targets).squeeze(-1)
+    same = wide[0].argmax(-1) == wide[1].argmax(-1)
+    return torch.stack([(log_p.exp() * (log_p - log_q)).sum(-1), same.to(lost.dtype), lost])
 
 
-def _mean(values: np.ndarray[tuple[int, int], np.dtype[Any]], unit: str) -> Figure:
+def _mean(values: np.ndarray[tuple[int, int], np.dtype[Any]], **known: Any) -> Figure:
     mean, error = float(values.mean()), error_of_mean(values)
     return Figure(
-        value=mean, unit=unit, interval=None if error is None else (mean - NORMAL * error, mean + NORMAL * error)
+        value=mean, interval=None if error is None else (mean - NORMAL * error, mean + NORMAL * error), **known
     )

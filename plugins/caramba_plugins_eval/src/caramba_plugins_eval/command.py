@@ -33,7 +33,12 @@ def command(
         list[str] | None, typer.Option("--set", help="a setting of a metric, such as passkey.contexts=[512,1024]")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="FILE", help="text or token ids to measure on; a run's held-out ones")
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="text or token ids to measure on, several times for figures of each, their mean and the worst; "
+            "a run's held-out ones",
+        ),
     ] = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="checkpoint to compare with; a run's teacher")
@@ -84,7 +89,7 @@ def command(
     chosen = None if metric is None else _metrics(metric, set_ or [])
     thresholds = _thresholds(at_most or [], at_least or [])
     asked = Asked(
-        data=data,
+        data=tuple(data or ()),
         teacher=teacher,
         tokenizer=tokenizer,
         step=step,
@@ -100,7 +105,7 @@ def command(
     if chosen is None:
         compares = opened.subject.load_teacher is not None
         chosen = _metrics(["perplexity", *(["agreement"] if compares else []), "memory"], set_ or [])
-    _check(thresholds, chosen)
+    _check(thresholds, chosen, tuple(opened.subject.texts))
     found = evaluated(chosen, opened, thresholds)
     if opened.run is not None:
         keep(opened.run, found)
@@ -178,12 +183,12 @@ def _bounds(option: str, texts: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def _check(thresholds: Thresholds, metrics: Sequence[Metric]) -> None:
+def _check(thresholds: Thresholds, metrics: Sequence[Metric], texts: tuple[str, ...]) -> None:
     """Raise :class:`~caramba_core.errors.InputError` for a threshold of a figure that none of the metrics gives."""
     from caramba_core.errors import InputError, InvalidValue
 
     try:
-        thresholds.check(tuple(metrics))
+        thresholds.check(tuple(metrics), texts)
     except InvalidValue as error:
         option = f"--{error.within[0]}".replace("_", "-")
         raise InputError(f"{option}: {error.message}", expected=error.expected) from None

@@ -21,7 +21,7 @@ from caramba_plugins_eval.metric import Figure
 from caramba_plugins_eval.metrics import Perplexity, Position, Rolling
 from caramba_plugins_eval.subject import Subject
 
-__all__ = ["NORMAL", "perplexity", "position", "rolling", "rolling_windows"]
+__all__ = ["NORMAL", "perplexity", "perplexity_of", "position", "rolling", "rolling_windows"]
 
 NORMAL: Final = 1.96
 """Standard errors on either side of a mean that hold 95 % of a normal distribution."""
@@ -35,7 +35,7 @@ _Floats = np.ndarray[tuple[int, int], np.dtype[np.floating[Any]]]
 def perplexity(metric: Perplexity, subject: Subject) -> dict[str, Figure]:
     """The perplexity in windows of each context."""
     return {
-        str(context): _perplexity(_measured(subject, subject.tokens, subject.settings(context), metric.called).nll)
+        str(context): perplexity_of(_measured(subject, subject.tokens, subject.settings(context), metric.called).nll)
         for context in metric.at(subject)
     }
 
@@ -44,7 +44,7 @@ def position(metric: Position, subject: Subject) -> dict[str, Figure]:
     """The perplexity of the tokens in each part of the window."""
     context = metric.context or subject.evaluation.context
     nll = _measured(subject, subject.tokens, subject.settings(context), metric.called).nll
-    return {name: _perplexity(nll[:, first - 1 : last]) for name, first, last in metric.parts(context)}
+    return {name: perplexity_of(nll[:, first - 1 : last]) for name, first, last in metric.parts(context)}
 
 
 def rolling(metric: Rolling, subject: Subject) -> dict[str, Figure]:
@@ -62,12 +62,12 @@ def rolling(metric: Rolling, subject: Subject) -> dict[str, Figure]:
     total, size = float(each.sum()), len(text.encode())
     words = len(re.split(r"\s+", text))  # as lm-eval counts them
     found = {
-        "token": _perplexity(each[None, :]),
-        "byte": Figure(value=math.exp(total / size)),
+        "token": perplexity_of(each[None, :]),
+        "byte": Figure(value=math.exp(total / size), geometric=True),
         "bits_per_byte": Figure(value=total / size / math.log(2), unit="bits"),
     }
     if total / words < _LARGEST:  # a text without spaces is one word, of next to no likelihood
-        found["word"] = Figure(value=math.exp(total / words))
+        found["word"] = Figure(value=math.exp(total / words), geometric=True)
     return found
 
 
@@ -94,8 +94,8 @@ def _measured(subject: Subject, tokens: Tokens, settings: Evaluation, called: st
         return measure(subject.model, tokens, settings, progress=bar.advance)
 
 
-def _perplexity(nll: _Floats) -> Figure:
+def perplexity_of(nll: _Floats) -> Figure:
     """exp of the mean of negative log-likelihoods ``[N, T]``; the interval is that of the mean."""
     mean, error = float(nll.astype(np.float64).mean()), error_of_mean(nll)
     bounds = None if error is None else tuple(math.exp(mean + side * NORMAL * error) for side in (-1, 1))
-    return Figure(value=math.exp(mean), interval=None if bounds is None else (bounds[0], bounds[1]))
+    return Figure(value=math.exp(mean), interval=None if bounds is None else (bounds[0], bounds[1]), geometric=True)

@@ -39,11 +39,17 @@ Needed = Literal["data", "teacher", "tokenizer"]
 
 @attrs.frozen(kw_only=True)
 class Figure:
-    """A number that was measured, its unit, and the interval that it lies in with 95 % confidence, where known."""
+    """A number that was measured, its unit, and the interval that it lies in with 95 % confidence, where known.
+
+    ``worse`` says which of two figures is the worse one, so that several texts have a worst; ``geometric`` that their
+    mean is the geometric one, as of what is a power itself.
+    """
 
     value: float
     unit: str = ""
     interval: tuple[float, float] | None = None
+    worse: Literal["larger", "smaller"] = "larger"
+    geometric: bool = False
 
 
 @component

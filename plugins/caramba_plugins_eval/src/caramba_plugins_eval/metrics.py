@@ -34,6 +34,27 @@ class _AtOneContext(Metric):
 
 
 @component
+class _ByPosition(_AtOneContext):
+    """A metric that looks at equal parts of a window."""
+
+    buckets: int = option(default=8, help="equal parts of the window that are averaged over", minimum=1)
+
+    def check(self, subject: Subject) -> None:
+        """Every part must hold a token that is scored."""
+        super().check(subject)
+        context = self.context or subject.evaluation.context
+        if self.buckets >= context:
+            raise InputError(
+                f"{self.called}: a window of {context} tokens has no {self.buckets} parts", hint="set buckets lower"
+            )
+
+    def parts(self, context: int) -> list[tuple[str, int, int]]:
+        """Name, first and last position of each part of a window; position 0 is not scored."""
+        ends = [round(at * (context - 1) / self.buckets) for at in range(self.buckets + 1)]
+        return [(f"{first + 1}-{last}", first + 1, last) for first, last in pairwise(ends)]
+
+
+@component
 class _AtContexts(Metric):
     """A metric that is measured at several contexts."""
 
@@ -99,42 +120,36 @@ class Rolling(_AtOneContext):
 
 
 @component
-class Position(_AtOneContext):
+class Position(_ByPosition):
     """Perplexity by position in the window: how much a longer context helps."""
 
     builds: ClassVar[str] = "caramba_plugins_eval.likelihoods:position"
-
-    buckets: int = option(default=8, help="equal parts of the window that are averaged over", minimum=1)
 
     def figures(self) -> tuple[str, ...] | None:
         """One for each part, where the context is given."""
         return None if self.context is None else tuple(name for name, _, _ in self.parts(self.context))
 
-    def check(self, subject: Subject) -> None:
-        """Every part must hold a token that is scored."""
-        super().check(subject)
-        context = self.context or subject.evaluation.context
-        if self.buckets >= context:
-            raise InputError(
-                f"{self.called}: a window of {context} tokens has no {self.buckets} parts", hint="set buckets lower"
-            )
-
-    def parts(self, context: int) -> list[tuple[str, int, int]]:
-        """Name, first and last position of each part of a window; position 0 is not scored."""
-        ends = [round(at * (context - 1) / self.buckets) for at in range(self.buckets + 1)]
-        return [(f"{first + 1}-{last}", first + 1, last) for first, last in pairwise(ends)]
-
 
 @component
-class Agreement(_AtOneContext):
-    """KL(teacher || student) of the next token in nats, and how often both hold the same token the likeliest."""
+class Agreement(_ByPosition):
+    """KL(teacher || student) of the next token in nats, and how often both hold the same token the likeliest.
+
+    And the perplexity over the teacher's, whose interval is that of the difference on the same tokens.
+    """
 
     builds: ClassVar[str] = "caramba_plugins_eval.agreement:agreement"
     needs: ClassVar[frozenset[Needed]] = frozenset({"data", "teacher"})
 
-    def figures(self) -> tuple[str, ...]:
-        """The divergence and the share."""
-        return "kl", "top1"
+    buckets: int = option(default=1, help="equal parts of the window that have figures of their own", minimum=1)
+
+    def figures(self) -> tuple[str, ...] | None:
+        """The divergence, the share and the ratio: of the window, and of its parts where the context is given."""
+        if self.buckets == 1:
+            return "kl", "top1", "ratio"
+        if self.context is None:
+            return None
+        parts = ("", *(f".{name}" for name, _, _ in self.parts(self.context)))
+        return tuple(f"{figure}{part}" for part in parts for figure in ("kl", "top1", "ratio"))
 
 
 @component

@@ -31,10 +31,16 @@ class Thresholds(Verify):
                 met = found is not None and sign * found <= sign * bound
                 yield f"{name} at {words} {bound:g}", found, met
 
-    def check(self, metrics: tuple[Metric, ...]) -> None:
-        """Raise :class:`InvalidValue` for a figure that none of the metrics gives."""
+    def check(self, metrics: tuple[Metric, ...], texts: tuple[str, ...] = ()) -> None:
+        """Raise :class:`InvalidValue` for a figure that none of the metrics gives, on these texts if several."""
         given = {metric.called: metric.figures() for metric in metrics}
-        known = [f"{called}.{name}" for called, names in given.items() for name in names or ()]
+        of = {
+            metric.called: [f"@{text}" for text in (*texts, "mean", "worst")]
+            if texts and "data" in metric.needs
+            else [""]
+            for metric in metrics
+        }
+        known = [f"{called}.{name}{at}" for called, names in given.items() for name in names or () for at in of[called]]
         for key in ("at_most", "at_least"):
             for name in getattr(self, key):
                 if name in known or given.get(name.partition(".")[0], ()) is None:

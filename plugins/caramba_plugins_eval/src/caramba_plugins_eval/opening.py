@@ -39,11 +39,11 @@ _WINDOWS = 32
 class Asked:
     """How a model is opened and measured; what is ``None`` is as the run or checkpoint says.
 
-    ``data`` is a text or an array of token ids, ``teacher`` and ``tokenizer`` name checkpoints, ``cache`` a storage or
+    ``data`` are texts or arrays of token ids, ``teacher`` and ``tokenizer`` name checkpoints, ``cache`` a storage or
     ``full``.  ``dtype`` is the type that a run computes in, and that a checkpoint's weights are held in.
     """
 
-    data: str | None = None
+    data: tuple[str, ...] = ()
     teacher: str | None = None
     tokenizer: str | None = None
     step: int | None = None
@@ -101,9 +101,14 @@ def open_subject(source: str, asked: Asked, reporter: Reporter) -> Opened:
     if asked.teacher is not None:
         checkpoint = open_checkpoint(asked.teacher)
         teacher = lambda: load_checkpoint(checkpoint, device.type, asked.dtype or "float32")  # noqa: E731
-    if asked.data is not None:
-        tokens = _dataset(asked.data).open(Path(), tokenizer)
-        tokens = check_tokens(tokens, found.graph, tokenizer)
+    texts: dict[str, Tokens] = {}
+    for data in asked.data:
+        name = expanded(data).stem
+        if name in (*texts, "mean", "worst"):
+            raise InputError(f"--data {data}: there is a text {name} already", hint="give the file another name")
+        texts[name] = check_tokens(_dataset(data).open(Path(), tokenizer), found.graph, tokenizer)
+    if texts:
+        tokens = min(texts.values(), key=lambda one: len(one.ids))
     elif found.heldout is not None:
         tokens = found.heldout(tokenizer)
 
@@ -124,6 +129,7 @@ def open_subject(source: str, asked: Asked, reporter: Reporter) -> Opened:
         load=found.load,
         load_teacher=teacher,
         open_tokens=None if tokens is None else lambda: tokens,
+        texts=texts if len(texts) > 1 else {},
     )
     return Opened(subject=subject, dtype=found.dtype, run=found.run, step=found.step)
 
@@ -179,7 +185,7 @@ def _dataset(data: str) -> Dataset:
 
 
 def _evaluation(own: Evaluation, asked: Asked, tokens: Tokens | None) -> Evaluation:
-    """How it is measured; of a text that is named, as many windows as it has, up to 32, if nothing says how many."""
+    """How it is measured; of texts that are named, as many windows as the shortest has, up to 32, if nothing says."""
     changes: dict[str, Any] = {
         name: value for name in ("context", "windows", "batch_size") if (value := getattr(asked, name)) is not None
     }
@@ -187,7 +193,7 @@ def _evaluation(own: Evaluation, asked: Asked, tokens: Tokens | None) -> Evaluat
         changes["cache"] = cache_named(asked.cache)
     try:
         own = evolve(own, **changes)
-        if asked.data is not None and asked.windows is None and tokens is not None:
+        if asked.data and asked.windows is None and tokens is not None:
             own = evolve(own, windows=max(1, min(_WINDOWS, len(tokens.ids) // own.context)))
     except InvalidValue as error:
         raise InputError(str(error), expected=error.expected, hint=error.hint) from None

@@ -92,4 +92,4 @@ def _share(found: list[bool]) -> Figure:
     squared = NORMAL**2 / count
     middle = (share + squared / 2) / (1 + squared)
     half = NORMAL * math.sqrt(share * (1 - share) / count + squared / (4 * count)) / (1 + squared)
-    return Figure(value=share, interval=(max(0.0, middle - half), min(1.0, middle + half)))
+    return Figure(value=share, interval=(max(0.0, middle - half), min(1.0, middle + half)), worse="smaller")

@@ -21,6 +21,7 @@ from caramba_plugins_eval.metric import Metric
 from caramba_plugins_eval.mode import Thresholds
 from caramba_plugins_eval.opening import Opened
 from caramba_plugins_eval.results import figure_section, measure_all
+from caramba_plugins_eval.subject import Subject
 
 __all__ = ["KEPT", "evaluated", "keep"]
 
@@ -36,7 +37,7 @@ def evaluated(metrics: Sequence[Metric], opened: Opened, thresholds: Thresholds)
     found = {
         "source": subject.name,
         "step": opened.step,
-        "data": subject.tokens.origin if uses_data else None,
+        "data": _origins(subject) if uses_data else None,
         "evaluation": {
             "context": own.context,
             "windows": own.windows,
@@ -81,6 +82,11 @@ def _table(figures: Mapping[str, Any], measured: Mapping[str, Any]) -> Section:
         facts = measured[str(row[0]).partition(".")[0]]
         rows.append((*row, facts["step"], facts["data"]))
     return Section(title="metrics, measured behind the run", columns=(*plain.columns, "step", "data"), rows=tuple(rows))
+
+
+def _origins(subject: Subject) -> str:
+    """What was measured on, all texts of several."""
+    return ", ".join(tokens.origin for tokens in subject.texts.values()) or subject.tokens.origin
 
 
 def _settings(metric: Metric) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, geometric_mean
 from typing import TYPE_CHECKING, Any
 
 from caramba_terminal.numbers import format_bytes
 
 from caramba_core.errors import InputError, NumericalStop
 from caramba_core.hookspecs import Section
+from caramba_plugins_eval.metric import Figure
 
 if TYPE_CHECKING:
     from caramba_plugins_eval.metric import Metric
@@ -35,20 +37,30 @@ def measure_all(
 ) -> dict[str, Any]:
     """The figures of every metric as plain data: ``{"agreement.kl": {"value", "unit", "interval_95"}, ...}``.
 
+    Where the subject has several texts, those of metrics that read tokens are ``agreement.kl@NAME`` of each,
+    ``agreement.kl@mean`` (the geometric one of perplexities and their ratios) and ``agreement.kl@worst``.
+
     All of them are checked before any is measured.  ``known`` holds those that need not be measured again, by
     the ``key`` that ``between`` is told behind each.
     """
     from caramba_core.nn.build import load_object
 
     require_names(metrics)
+    on = {name: subject.on(tokens) for name, tokens in subject.texts.items()}
     for metric in metrics:
-        subject.require(metric)
+        for one in on.values() if on and "data" in metric.needs else [subject]:
+            one.require(metric)
     found: dict[str, Any] = {}
     for metric in metrics:
         key = f"{metric.called}: {metric!r}"
         figures = dict((known or {}).get(key, {}))
         if not figures:
-            for name, figure in load_object(metric.builds)(metric, subject).items():
+            measure = load_object(metric.builds)
+            if on and "data" in metric.needs:
+                measured = _over_texts({name: measure(metric, one) for name, one in on.items()})
+            else:
+                measured = measure(metric, subject)
+            for name, figure in measured.items():
                 if not math.isfinite(figure.value):
                     raise NumericalStop(f"{metric.called}.{name} is {figure.value}, which is no measurement")
                 interval = None if figure.interval is None else list(figure.interval)
@@ -59,6 +71,20 @@ def measure_all(
                 }
             between(key, figures)
         found |= figures
+    return found
+
+
+def _over_texts(measured: Mapping[str, Mapping[str, Figure]]) -> dict[str, Figure]:
+    """Each figure of each text, their mean over texts, and the worst with its interval."""
+    found: dict[str, Figure] = {}
+    for figure in dict.fromkeys(name for figures in measured.values() for name in figures):
+        by_text = {text: figures[figure] for text, figures in measured.items() if figure in figures}
+        found |= {f"{figure}@{text}": one for text, one in by_text.items()}
+        ones = list(by_text.values())
+        mean = (geometric_mean if ones[0].geometric else fmean)([one.value for one in ones])
+        found[f"{figure}@mean"] = Figure(value=mean, unit=ones[0].unit)
+        worst = max if ones[0].worse == "larger" else min
+        found[f"{figure}@worst"] = worst(ones, key=lambda one: one.value)
     return found
 
 

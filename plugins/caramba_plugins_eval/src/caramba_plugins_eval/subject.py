@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ class Subject:
         name: what messages call it.
         evaluation: tokens per window, how many windows, windows per pass, and how the model's cache stores.
         longest: tokens of context that the model is made for, where its configuration says so.
+        texts: held-out tokens by name, where there are several; metrics that read tokens are measured on each.
         computing: no gradients, and the number type of the computation, for as long as it is entered.
     """
 
@@ -48,6 +49,7 @@ class Subject:
     load: Callable[[], LanguageModel]
     load_teacher: Callable[[], LanguageModel] | None
     open_tokens: Callable[[], Tokens] | None
+    texts: Mapping[str, Tokens] = attrs.field(factory=dict)
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -65,6 +67,11 @@ class Subject:
         """Held-out tokens; metrics that read them say so in ``needs``."""
         assert self.open_tokens is not None, "the metric needs data"
         return self.open_tokens()
+
+    def on(self, tokens: Tokens) -> Subject:
+        """The same models on other tokens."""
+        teacher = None if self.load_teacher is None else lambda: self.teacher
+        return attrs.evolve(self, load=lambda: self.model, load_teacher=teacher, open_tokens=lambda: tokens, texts={})
 
     @property
     def storage(self) -> Storage | None:
