@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from caramba_plugins_eval.likelihoods import rolling_windows
 from caramba_plugins_eval.passkey import Prompts
+from caramba_plugins_eval.retrieval import Haystacks
 from caramba_plugins_standard.generation import generate
 from caramba_plugins_standard.opening import load_checkpoint, open_checkpoint, open_run
 from torch import Tensor
@@ -160,6 +162,54 @@ def test_passkey_is_what_the_cache_continues(made: Path, caramba: Caramba, monke
     monkeypatch.setattr(Prompts, "prompt", told)
     found = figures(caramba, "--metric", "passkey", "--set", "passkey.contexts=[200]", "--set", "passkey.prompts=4")
     assert found == {"passkey.200": 0.5}
+
+
+@pytest.mark.parametrize("task", ["single", "many", "variables", "counting"])
+def test_haystacks_follow_from_the_seed_and_hold_what_is_asked(made: Path, task: str) -> None:
+    _, _, tokenizer, _ = reference(made)
+    haystacks, answers = Haystacks(tokenizer, seed=3), set()
+    for index in range(6):
+        ids, answer = haystacks.prompt(task, 700, index)
+        assert len(ids) + len(answer) == 700
+        assert (ids, answer) == Haystacks(tokenizer, seed=3).prompt(task, 700, index)
+        text, said = tokenizer.decode(ids), tokenizer.decode(answer)
+        answers.add(said)
+        body, _, question = text.rpartition("\n\n")
+        if task == "counting":
+            assert body.count("The bell rang once. ") == int(said)
+            continue
+        value = dict(re.findall(r"The (?:number|value) of (?:the )?(\w+) is (?:the value of )?(\w+)\. ", body))
+        assert len(value) == {"single": 1, "many": 8, "variables": 6}[task]
+        name = question.split("?")[0].split()[-1]
+        for _ in range(3 if task == "variables" else 1):
+            name = value[name]
+        assert name == said
+    assert len(answers) > 3
+    assert haystacks.prompt(task, 700, 0) != Haystacks(tokenizer, seed=4).prompt(task, 700, 0)
+
+
+def test_retrieval_is_what_the_cache_continues(made: Path, caramba: Caramba, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers are made what the model says to all prompts of one task, and to half of another's."""
+    student = reference(made)[0]
+    original = Haystacks.prompt
+
+    def told(haystacks: Haystacks, task: str, length: int, index: int) -> tuple[list[int], list[int]]:
+        prompt, answer = original(haystacks, task, length, index)
+        said = generate(student, torch.tensor([prompt]), len(answer))[0, len(prompt) :].tolist()
+        return prompt, said if task == "single" or index % 2 else answer
+
+    monkeypatch.setattr(Haystacks, "prompt", told)
+    settings = "retrieval={contexts: [250], prompts: 4, tasks: [single, variables]}"
+    found = figures(caramba, "--metric", "retrieval", "--set", settings)
+    assert found == {"retrieval.single.250": 1.0, "retrieval.variables.250": 0.5}
+
+
+def test_retrieval_that_does_not_fit_is_refused(caramba: Caramba) -> None:
+    asked = ("eval", RUN, "--metric", "retrieval", "--set", "retrieval.contexts=[100]")
+    code, _, err = caramba(*asked, "--set", "retrieval.tasks=[many]")
+    assert (code, "retrieval: prompts of many do not fit in 100 tokens" in err) == (2, True)
+    code, _, err = caramba(*asked, "--set", "retrieval.tasks=[many,many]")
+    assert (code, "are no tasks" in err) == (2, True)
 
 
 def test_speed_and_memory(made: Path, caramba: Caramba) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from itertools import pairwise, product
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from caramba_core.components import component, option
 from caramba_core.errors import InputError, InvalidValue
@@ -12,7 +12,9 @@ from caramba_plugins_eval.metric import Metric, Needed
 if TYPE_CHECKING:
     from caramba_plugins_eval.subject import Subject
 
-__all__ = ["Agreement", "Latency", "Memory", "Passkey", "Perplexity", "Position", "Rolling"]
+__all__ = ["Agreement", "Latency", "Memory", "Passkey", "Perplexity", "Position", "Retrieval", "Rolling"]
+
+Task = Literal["single", "many", "variables", "counting"]
 
 
 @component
@@ -176,6 +178,50 @@ class Passkey(_AtContexts):
             if room < 0:
                 raise InputError(
                     f"{self.called}: prompts do not fit in {context} tokens", expected=f"{context - room} or more"
+                )
+
+
+@component
+class Retrieval(_AtContexts):
+    """Share of questions about filler text that are answered, in the manner of RULER; prompts follow from the seed.
+
+    ``single`` hides one sentence with a number of five digits, ``many`` eight of them, one of which is asked for;
+    ``variables`` asks for the number at the end of two assignments, beside another such chain; ``counting`` how often,
+    from 1 to 9 times, a sentence stands there.  The answer is right if it is the greedy continuation, through the
+    model's cache.
+    """
+
+    builds: ClassVar[str] = "caramba_plugins_eval.retrieval:retrieval"
+    needs: ClassVar[frozenset[Needed]] = frozenset({"tokenizer"})
+
+    tasks: tuple[Task, ...] = option(
+        default=("single", "many", "variables", "counting"), help="what is asked: single, many, variables, counting"
+    )
+    prompts: int = option(default=20, help="prompts of each task at each context", minimum=1)
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise InvalidValue("tasks", f"{list(self.tasks)} are no tasks", expected="different ones, at least one")
+
+    def figures(self) -> tuple[str, ...] | None:
+        """One for each task and context, where they are given."""
+        if self.contexts is None:
+            return None
+        return tuple(f"{task}.{context}" for task in self.tasks for context in self.contexts)
+
+    def check(self, subject: Subject) -> None:
+        """Introduction, what is hidden, and question must fit in every context."""
+        super().check(subject)
+        from caramba_plugins_eval.retrieval import Haystacks
+
+        haystacks = Haystacks(subject.required_tokenizer(self.called), subject.seed)
+        for task, context in product(self.tasks, self.at(subject)):
+            room = min(haystacks.room(task, context, index) for index in range(self.prompts))
+            if room < 0:
+                raise InputError(
+                    f"{self.called}: prompts of {task} do not fit in {context} tokens",
+                    expected=f"{context - room} or more",
                 )
 
 

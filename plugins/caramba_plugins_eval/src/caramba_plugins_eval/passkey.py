@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -14,7 +15,7 @@ from caramba_plugins_eval.metric import Figure
 from caramba_plugins_eval.metrics import Passkey
 from caramba_plugins_eval.subject import Subject
 
-__all__ = ["Prompts", "passkey"]
+__all__ = ["Prompts", "found_by", "passkey", "share"]
 
 INTRODUCTION: Final = (
     "There is an important piece of information hidden inside a lot of irrelevant text. Find it and memorize it. "
@@ -63,16 +64,26 @@ class Prompts:
 def passkey(metric: Passkey, subject: Subject) -> dict[str, Figure]:
     """The share of numbers that are found at each context."""
     prompts = Prompts(subject.required_tokenizer(metric.called), subject.seed)
-    return {str(context): _share(_found(metric, subject, prompts, context)) for context in metric.at(subject)}
+    return {
+        str(context): share(
+            found_by(
+                subject,
+                f"{metric.called} {context}",
+                [prompts.prompt(context, index) for index in range(metric.prompts)],
+                context,
+            )
+        )
+        for context in metric.at(subject)
+    }
 
 
-def _found(metric: Passkey, subject: Subject, prompts: Prompts, context: int) -> list[bool]:
-    """Whether each number is what the greedy continuation is; prompts of one length go together."""
+def found_by(subject: Subject, called: str, prompts: Sequence[tuple[list[int], list[int]]], context: int) -> list[bool]:
+    """Whether each prompt's answer is its greedy continuation; prompts of one length go together, by length."""
     by_length: dict[int, list[tuple[list[int], list[int]]]] = {}
-    for prompt, answer in (prompts.prompt(context, index) for index in range(metric.prompts)):
+    for prompt, answer in prompts:
         by_length.setdefault(len(prompt), []).append((prompt, answer))
     found, size = list[bool](), subject.settings(context).batch_size
-    with subject.computing(), subject.reporter.bar(f"{metric.called} {context}", metric.prompts * context) as bar:
+    with subject.computing(), subject.reporter.bar(called, len(prompts) * context) as bar:
         for alike in by_length.values():
             for first in range(0, len(alike), size):
                 batch = alike[first : first + size]
@@ -86,7 +97,7 @@ def _found(metric: Passkey, subject: Subject, prompts: Prompts, context: int) ->
     return found
 
 
-def _share(found: list[bool]) -> Figure:
+def share(found: list[bool]) -> Figure:
     """The share, with Wilson's interval."""
     count, share = len(found), sum(found) / len(found)
     squared = NORMAL**2 / count
