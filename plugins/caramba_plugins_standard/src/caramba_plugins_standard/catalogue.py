@@ -57,7 +57,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "caramba-plugins-eval": {
         "mode": ("eval",),
-        "metric": ("agreement", "latency", "memory", "passkey", "perplexity", "position", "rolling"),
+        "metric": ("agreement", "latency", "memory", "passkey", "perplexity", "position", "retrieval", "rolling"),
         "command": ("eval",),
     },
     "caramba-plugins-linear": {
