@@ -88,8 +88,7 @@ def cases(ids: Tensor) -> dict[str, tuple[Callable[[], object], Callable[[], obj
     def other_forward() -> None:
         other.eval()(inputs)
 
-    shared = SimpleNamespace(tokens=lambda which: None)
-    context = SimpleNamespace(student=mine, autocast=nullcontext, shared=shared)
+    context = SimpleNamespace(student=mine, autocast=nullcontext, run=SimpleNamespace(compiles=False))
     runner = PretrainRunner(Pretrain(logit_rows=LOGIT_ROWS), context)
 
     def my_step() -> None:

@@ -57,6 +57,7 @@ CACHED = {
     "tiny": {"sem_dim": 8, "geo_dim": 16, "v_dim": 16},
 }
 THETA = 500000.0
+ROWS = {"logit_rows": 4096}
 CASES = (
     *("parts", "caramba", "by_hand", "distil", "blockwise", "sizes"),
     *("transformers_bf16", "transformers_float32"),
@@ -256,7 +257,7 @@ def pretraining(bench: Bench) -> None:
     """The model of the shape, all of it trained."""
     for batch in bench.batches:
         document = manifest(bench.shape, {"type": "gqa"})
-        caramba(bench, "caramba", batch, bench.shape, document, {"type": "pretrain"})
+        caramba(bench, "caramba", batch, bench.shape, document, {"type": "pretrain", **ROWS})
 
 
 def written_teacher(bench: Bench, shape: str) -> Path:
@@ -275,7 +276,7 @@ def distilling(bench: Bench) -> None:
     """All that the preset trains, with and without the teacher."""
     teacher, trains = written_teacher(bench, bench.shape), ["attention", "norm", "mlp"]
     document = manifest(bench.shape, {"type": "dba", **CACHED[bench.shape], "o_bias": True})
-    for case, strategy in (("finetune", {"type": "finetune"}), ("distil", {"type": "upcycle.global"})):
+    for case, strategy in (("finetune", {"type": "finetune", **ROWS}), ("distil", {"type": "upcycle.global", **ROWS})):
         batch = min(bench.batches)
         caramba(bench, case, batch, bench.shape, document, strategy, trains=trains, teacher=teacher)
 
@@ -326,7 +327,7 @@ def sizes_by_layer(bench: Bench) -> None:
             min(bench.batches),
             shape,
             document,
-            {"type": "upcycle.global"},
+            {"type": "upcycle.global", **ROWS},
             trains=["attention", "norm", "mlp"],
             teacher=teacher,
             context=context,

@@ -109,7 +109,7 @@ def test_logits_are_those_of_each_document_alone(name: str) -> None:
 def test_a_training_step_is_that_of_the_documents_alone(name: str, rows: int) -> None:
     """Loss and gradients of the strategy, against losses of documents one by one; no token ends one and begins one."""
     model, tokens = model_of(ATTENTIONS[name]), packed()
-    context: Any = SimpleNamespace(student=model, autocast=nullcontext)
+    context: Any = SimpleNamespace(student=model, autocast=nullcontext, run=SimpleNamespace(compiles=False))
     runner = PretrainRunner(Pretrain(logit_rows=rows), context)
     runner.prepare()
     loss = runner.step(batch_of(tokens)).loss

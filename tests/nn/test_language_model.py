@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_standard.fans import Branching, Parallel, TopKRouter
 from caramba_plugins_standard.generation import generate
-from caramba_plugins_standard.layers import RMSNorm
+from caramba_plugins_standard.layers import RMSNorm, SwiGLU
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Cyclic, Nested, Recurrent, Residual
-from caramba_plugins_standard.training.compiling import compile_blocks
+from caramba_plugins_standard.training.compiling import compile_blocks, uncompile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -243,9 +244,7 @@ def test_more_kinds_of_blocks_than_torch_would_compile(model_of: Make, block: Ca
     assert 1 < counter.frame_count <= 7
 
 
-def test_of_many_sizes_by_layer_what_comes_again_is_compiled(
-    model_of: Make, block: Callable[..., tuple[Layer, ...]]
-) -> None:
+def test_of_many_sizes_by_layer_few_graphs_are_made(model_of: Make, block: Callable[..., tuple[Layer, ...]]) -> None:
     torch._dynamo.reset()
     model = model_of(
         Nested(name="alike", repeat=3, layers=block()),
@@ -258,9 +257,33 @@ def test_of_many_sizes_by_layer_what_comes_again_is_compiled(
     assert compile_blocks(model, backend=counter) == tuple(f"blocks.{index}.mlp" for index in range(10))
     found = model(tokens)
     got = torch.autograd.grad(found.square().sum(), list(model.parameters()))
-    assert counter.frame_count == 3, "the block of which there are three, the attention, and the norm"
+    assert counter.frame_count == 5, "the block of which there are three, attention, norm, and two of the MLPs"
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(got, wanted)
+
+
+def test_attention_sizes_by_layer_become_symbols(model_of: Make) -> None:
+    torch._dynamo.reset()
+    attention = DecoupledBottleneckAttention(
+        n_heads=2, n_kv_heads=1, head_dim=16, sem_dim=8, geo_dim=8, v_dim=8, rope=Rope()
+    )
+    sizes = {"attention.sem_dim": tuple(range(5, 14)), "attention.v_dim": tuple(range(7, 25, 2))}
+    block = (Residual(layers=(RMSNorm(), attention)), Residual(layers=(RMSNorm(), SwiGLU(d_ff=8))))
+    model = model_of(Nested(name="blocks", repeat=9, each=sizes, layers=block))
+    tokens = torch.randint(97, (2, 9))
+    expected = model(tokens)
+    wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
+    counter = CompileCounter()
+    assert compile_blocks(model, backend=counter) == tuple(f"blocks.{index}.attention" for index in range(9))
+    found = model(tokens)
+    got = torch.autograd.grad(found.square().sum(), list(model.parameters()))
+    assert counter.frame_count <= 2 + 5, "norm, MLP, and of nine attentions those that are padded in other ways"
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(got, wanted)
+    uncompile(model)
+    compiled = counter.frame_count
+    assert torch.equal(model(tokens), expected)
+    assert counter.frame_count == compiled
 
 
 def test_other_lengths_compile_once_more_only(llama: Make) -> None:

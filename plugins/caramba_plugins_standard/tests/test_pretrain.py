@@ -13,7 +13,8 @@ from caramba_plugins_standard.pretrain import Pretrain
 from caramba_plugins_standard.pretrain_runner import PretrainRunner
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Residual, Stacked
-from caramba_plugins_standard.training.batch import Batch
+from caramba_plugins_standard.training.batch import NO_TARGET, Batch
+from caramba_plugins_standard.training.chunked_head import linear_cross_entropy
 from torch.nn import functional as F
 
 from caramba_core.components import Model
@@ -36,7 +37,7 @@ def model_of(tied: bool) -> LanguageModel:
 def run(model: LanguageModel, tokens: torch.Tensor, rows: int) -> torch.Tensor:
     runner = PretrainRunner(
         Pretrain(logit_rows=rows),
-        SimpleNamespace(student=model, autocast=nullcontext),
+        SimpleNamespace(student=model, autocast=nullcontext, run=SimpleNamespace(compiles=False)),
     )  # type: ignore[arg-type]
     runner.prepare()
     return runner.step(Batch(tokens=tokens)).loss
@@ -84,3 +85,36 @@ def test_a_few_steps_learn_a_text_by_heart() -> None:
         losses.append(float(run(model, tokens, 8)))
         optimizer.step()
     assert losses[-1] < 0.2 < 2.0 < losses[0]
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+@pytest.mark.parametrize("trains", ["both", "hidden", "weight"])
+def test_linear_cross_entropy_is_that_of_all_logits(rows: int, trains: str) -> None:
+    held_against_all_logits(rows, trains, compiles=False)
+
+
+def test_linear_cross_entropy_compiles() -> None:
+    held_against_all_logits(6, "both", compiles=True)
+
+
+def held_against_all_logits(rows: int, trains: str, *, compiles: bool) -> None:
+    hidden, weight = torch.randn(12, 6, requires_grad=trains != "weight"), torch.randn(9, 6)
+    weight.requires_grad_(trains != "hidden")
+    targets = torch.randint(9, (12,)).index_fill(0, torch.tensor([2, 7]), NO_TARGET)
+    wanted = F.cross_entropy(hidden @ weight.T, targets, reduction="sum") / 9
+    found = linear_cross_entropy(hidden, weight, targets, rows=rows, compiles=compiles) / 9
+    torch.testing.assert_close(found, wanted)
+    leaves = [leaf for leaf in (hidden, weight) if leaf.requires_grad]
+    torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(wanted, leaves))
+
+
+def test_under_autocast_losses_and_sums_are_float32() -> None:
+    hidden, weight = torch.randn(12, 6, requires_grad=True), torch.randn(9, 6, requires_grad=True)
+    targets = torch.randint(9, (12,))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_cross_entropy(hidden, weight, targets, rows=5, compiles=False)
+    wanted = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
+    got = torch.autograd.grad(found, (hidden, weight))
+    assert {each.dtype for each in (found, *got)} == {torch.float32}
+    torch.testing.assert_close(got, torch.autograd.grad(wanted, (hidden, weight)), rtol=3e-2, atol=3e-2)

@@ -28,13 +28,15 @@ __all__ = [
 
 
 class TokenEmbedderModule(ComponentModule):
-    """``F.embedding``."""
+    """``F.embedding``, in autocast's type: all that is added to it would stay float32 otherwise, at twice the bytes."""
 
     weight: nn.Parameter
 
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
         """int64 ``[B, T] -> [B, T, D]``."""
-        return F.embedding(tokens, self.weight)
+        x, device = F.embedding(tokens, self.weight), tokens.device.type
+        autocasts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        return x.to(torch.get_autocast_dtype(device)) if autocasts else x
 
 
 class LinearHeadModule(ComponentModule):

@@ -77,8 +77,14 @@ class Train(Run):
 
     @property
     def compiles(self) -> bool:
-        """As ``train:`` says."""
-        return self.train.compile
+        """As ``train:`` says; ``auto`` is on CUDA, where Triton is installed."""
+        if self.train.compile != "auto":
+            return self.train.compile
+        from torch.utils._triton import has_triton
+
+        from caramba_core.run.device import pick_device
+
+        return pick_device(self.train.device).type == "cuda" and has_triton()
 
     def check(self, teacher: Teacher | None, data: Data) -> None:
         """A strategy may need a teacher, evaluations need held-out tokens."""

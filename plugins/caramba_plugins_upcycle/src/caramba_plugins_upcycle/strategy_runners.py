@@ -48,6 +48,11 @@ class BlockwiseRunner:
         self.learners: list[nn.Module] = [
             self.student.get_submodule(name.removeprefix("model.")) for name in self.names
         ]
+        self.error = normalised_error
+        if context.run.compiles:  # the learners run outside of the student's blocks, which are compiled whole
+            self.error = torch.compile(normalised_error)
+            for learner in self.learners:
+                learner.compile(fullgraph=True)
 
     def step(self, batch: Batch) -> StepResult:
         """Every token that is read counts, whether or not the next one is to be predicted."""
@@ -59,7 +64,7 @@ class BlockwiseRunner:
             if not any(parameter.requires_grad for parameter in learner.parameters()):
                 return
             with torch.enable_grad(), self.context.autocast():
-                error = normalised_error(learner(x.detach(), plain), target)
+                error = self.error(learner(x.detach(), plain), target)
             error.backward()
             errors.append(error.detach())
 

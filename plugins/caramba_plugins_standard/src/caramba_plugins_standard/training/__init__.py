@@ -199,7 +199,9 @@ class Training:
     optimizer: Optimizer | None = option(default=None, help="the default one of the installed plugins if not given")
     schedule: Schedule | None = option(default=None, help="the default one of the installed plugins if not given")
     clip: float | None = option(default=1.0, help="largest norm of the gradient; null for no clipping", above=0.0)
-    compile: bool = option(default=False, help="compile each repeated block with torch.compile")
+    compile: bool | Literal["auto"] = option(
+        default="auto", help="compile each repeated block with torch.compile; auto does on CUDA"
+    )
     cuda_graph: bool = option(
         default=False, help="record a step once and replay it: faster where kernels are short; CUDA only"
     )

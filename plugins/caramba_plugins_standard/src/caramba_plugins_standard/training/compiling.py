@@ -11,7 +11,7 @@ from torch import nn
 from caramba_core.nn.module import ComponentModule, TopologyModule
 from caramba_core.nn.sequence import LayerSequence
 
-__all__ = ["compile_blocks", "plan_compilation"]
+__all__ = ["compile_blocks", "plan_compilation", "uncompile"]
 
 _MOST_KINDS: Final = 8
 """Kinds of blocks that are compiled whole.  Each takes seconds, and sizes by layer make every block a kind."""
@@ -20,22 +20,32 @@ _MOST_KINDS: Final = 8
 def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> tuple[str, ...]:
     """Compile each block of a model as a whole, where few enough differ; equal blocks share one compiled graph.
 
-    Returns the names of the layers that stay uncompiled.
+    Returns the names of the layers that are compiled by themselves, with symbols in the place of their sizes.
     """
-    modules, left = plan_compilation(model)
+    modules, own = plan_compilation(model)
+    modules += [model.get_submodule(name) for name in own]
     # torch counts the graphs of all kinds of blocks as recompilations of one function
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, 2 * len(modules))
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 2 * len(modules))
+    # sizes that differ between two layers become symbols: a few graphs, by which sizes are zero, equal or padded
+    config.force_parameter_static_shapes, config.allow_unspec_int_on_nn_module = not own, bool(own)
     for module in modules:
         module.compile(fullgraph=True, backend=backend)
-    return tuple(left)
+    return tuple(own)
+
+
+def uncompile(model: nn.Module) -> None:
+    """Let every module of a model run as it is written again."""
+    for module in model.modules():
+        module._compiled_call_impl = None
 
 
 def plan_compilation(model: nn.Module) -> tuple[list[nn.Module], list[str]]:
-    """The modules to compile, and the dotted names of the layers that stay uncompiled.
+    """The modules to compile as they are, and the dotted names of layers each of which has sizes of its own.
 
     Every block is compiled whole, unless they are of more than eight kinds.  Then only blocks whose kind repeats are;
-    of the others, the layers whose kind repeats: in a model with attention sizes by layer, all but the attentions.
+    of the others, the layers: those whose kind repeats as they are, and in a model with attention sizes by layer the
+    attentions with symbolic sizes.
     """
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, LayerSequence) and name}
     kinds = _by_kind(blocks)

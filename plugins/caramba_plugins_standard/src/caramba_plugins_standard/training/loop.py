@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from caramba_plugins_standard.measuring import measure_step, measured_in
 from caramba_plugins_standard.modes import Train
 from caramba_plugins_standard.training import StepResult, StrategyRunner
 from caramba_plugins_standard.training.batch import batches_of
-from caramba_plugins_standard.training.compiling import compile_blocks
+from caramba_plugins_standard.training.compiling import compile_blocks, uncompile
 from caramba_plugins_standard.training.cuda_graph import CapturedStep
 from caramba_plugins_standard.training.determinism import deterministic
 from caramba_plugins_standard.training.documents import require_documents
@@ -86,6 +87,7 @@ class TrainRunner:
             require_documents(context.graph)
         self._pending: _Numbers | None = None
         self._captured: CapturedStep | None = None
+        self._tries_compiling = self.settings.compile == "auto" and run.compiles
 
     def run(self) -> Results:
         """Train to the last step, or to where something asked to stop."""
@@ -98,6 +100,8 @@ class TrainRunner:
                 if not is_out_of_memory(error):
                     raise
                 raise out_of_memory(error, context, self.settings, self.step + 1) from error
+            finally:
+                gc.unfreeze()
         if (self.step < self.steps and context.stop_reason is None) or self._owes_evaluation():
             return Results(done=False)
         entries: dict[str, Any] = {
@@ -139,17 +143,19 @@ class TrainRunner:
         context.reporter.stage(
             f"train {context.name}",
             f"{', '.join(settings.trains)}: {format_count(self.trained)} of {format_count(self.total)} parameters "
-            f"train, {self.steps:,} steps of {self.tokens_a_step:,} tokens on {context.device.type}",
+            f"train, {self.steps:,} steps of {self.tokens_a_step:,} tokens on {context.device.type}"
+            + (", compiled" if context.run.compiles else ""),
         )
         recompute_activations(context.student, settings.activation_checkpointing)
-        if settings.compile:
+        if context.run.compiles:
             torch.compiler.reset()  # graphs of an earlier run of this process count against dynamo's limit
-            models = [context.student, *([context.teacher] if settings.strategy.needs_teacher else [])]
-            left = [name for model in models for name in compile_blocks(model)]
-            if left:
-                context.reporter.line(
-                    f"not compiled, as each has sizes of its own: {len(left)} layers, {left[0]} first"
-                )
+            own = [name for model in self._models() for name in compile_blocks(model)]
+            if own:
+                context.reporter.line(f"compiled with symbols for sizes: {len(own)} layers, {own[0]} first")
+
+    def _models(self) -> list[nn.Module]:
+        """The models that a step runs."""
+        return [self.context.student, *([self.context.teacher] if self.settings.strategy.needs_teacher else [])]
 
     def _groups(self) -> list[dict[str, Any]]:
         """What trains, with embedder and head apart: they hold a row a token, and some optimizers treat them so."""
@@ -214,6 +220,8 @@ class TrainRunner:
         if device.type == "cuda":
             tokens = tokens.pin_memory()
         tokens = tokens.to(device, non_blocking=True)
+        if self._tries_compiling:
+            self._compile(tokens)
         if settings.cuda_graph and self._captured is None:
             self._captured = CapturedStep(self._gradients, tokens, self.parameters)
         if self._captured is not None:
@@ -233,9 +241,24 @@ class TrainRunner:
             self.optimizer.step()
         self.step += 1
         self._settle(bar)
+        if device.type == "cuda" and not gc.get_freeze_count():
+            gc.collect()
+            gc.freeze()  # models and graphs stay: each collection would go through all of them while the device waits
         self._pending = numbers
         bar.advance(self.tokens_a_step)
         self.profiler.behind(self.step, ends=self.step == self.steps)
+
+    def _compile(self, tokens: Tensor) -> None:
+        """Compile by running a step that changes nothing; what cannot be compiled runs as it is, if that is allowed."""
+        self._tries_compiling, device = False, self.context.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            try:
+                self._gradients(tokens)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                self.context.reporter.line(f"not compiled: {str(error).strip().splitlines()[0]}")
+                for model in self._models():
+                    uncompile(model)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _gradients(self, words: Tensor) -> StepResult:
         """Forward and backward of int64 ``[accumulate, B, T + 1]``; gradients are means over all of them."""
