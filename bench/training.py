@@ -617,8 +617,10 @@ def main() -> None:
     parser.add_argument("--their-batches", help="of transformers, which takes a minute to compile for each")
     parser.add_argument("--context", type=int)
     parser.add_argument("--steps", type=int, default=14)
+    parser.add_argument("--no-cudnn", action="store_true", help="attention by torch's own choice of kernels")
     parser.add_argument("--train", default="{}", help="more keys of caramba's train:, as JSON")
     arguments = parser.parse_args()
+    torch.backends.cuda.enable_cudnn_sdp(not arguments.no_cudnn)
     chosen = arguments.cases.split(",")
     if unknown := set(chosen) - set(CASES):
         parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")

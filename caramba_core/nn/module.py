@@ -55,14 +55,17 @@ class ComponentModule(nn.Module):
     def products(self, x: Tensor, *weights: tuple[str, str]) -> tuple[Tensor, ...]:
         """``[B, T, D]`` times weights ``[n, D]`` by their names, each with the name of its bias, if there is one.
 
-        One product where :meth:`join` laid them side by side and no gradient is wanted, and several otherwise.
+        One product where :meth:`join` laid them side by side or the compiler does (autocast copies them), else several.
         """
-        names = tuple(name for name, _ in weights)
+        own = [getattr(self, name) for name, _ in weights]
         biases = [self._parameters.get(bias) for _, bias in weights]
-        joined = None if torch.is_grad_enabled() else self._joined.get(names)
+        joined = None if torch.is_grad_enabled() else self._joined.get(tuple(name for name, _ in weights))
+        narrows = torch.is_grad_enabled() and all(weight.dtype == torch.float32 != x.dtype for weight in own)
+        if narrows and torch.compiler.is_compiling():
+            joined = torch.cat([weight.to(x.dtype) for weight in own])
         if joined is None:
-            return tuple(linear(x, getattr(self, name), bias) for name, bias in zip(names, biases, strict=True))
-        parts = linear(x, joined).split([len(getattr(self, name)) for name in names], dim=-1)
+            return tuple(linear(x, weight, bias) for weight, bias in zip(own, biases, strict=True))
+        parts = linear(x, joined).split([len(weight) for weight in own], dim=-1)
         return tuple(part if bias is None else part + bias for part, bias in zip(parts, biases, strict=True))
 
     def join(self, *names: str) -> None:

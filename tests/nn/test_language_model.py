@@ -18,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch.fx import GraphModule
+from torch.nn import functional as F
 
 from caramba_core.components import Layer
 from caramba_core.nn.frame import Frame, Taps
@@ -230,6 +232,28 @@ def test_blocks_compile_whole_and_share_one_graph(llama: Make, changes: dict[str
     assert counter.frame_count == 1, "every block compiled anew"
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(got, wanted)
+
+
+def test_under_autocast_compiled_blocks_join_products(llama: Make) -> None:
+    torch._dynamo.reset()
+    model = llama(repeat=2, dtype=torch.float32)
+    tokens = torch.randint(97, (2, 9))
+    products: list[int] = []
+
+    def backend(graph: GraphModule, _: object) -> GraphModule:
+        products.append(sum(node.target is F.linear for node in graph.graph.nodes))
+        return graph
+
+    def step() -> tuple[Tensor, ...]:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(tokens).float().square().mean()
+        return loss, *torch.autograd.grad(loss, list(model.parameters()))
+
+    wanted = step()
+    compile_blocks(model, backend=backend)
+    for found, expected in zip(step(), wanted, strict=True):
+        assert (found - expected).norm() <= 0.02 * expected.norm()
+    assert products == [4], "queries, keys and values; the output; gate and up; down"
 
 
 @torch._dynamo.config.patch(recompile_limit=4)

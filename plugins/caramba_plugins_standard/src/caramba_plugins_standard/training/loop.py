@@ -27,6 +27,7 @@ from caramba_plugins_standard.training.compiling import compile_blocks, uncompil
 from caramba_plugins_standard.training.cuda_graph import CapturedStep
 from caramba_plugins_standard.training.determinism import deterministic
 from caramba_plugins_standard.training.documents import require_documents
+from caramba_plugins_standard.training.kernels import attention_kernels
 from caramba_plugins_standard.training.memory import is_out_of_memory, out_of_memory
 from caramba_plugins_standard.training.profiling import Profiler
 from caramba_plugins_standard.training.recomputing import recompute_activations
@@ -262,7 +263,9 @@ class TrainRunner:
 
     def _gradients(self, words: Tensor) -> StepResult:
         """Forward and backward of int64 ``[accumulate, B, T + 1]``; gradients are means over all of them."""
-        results = [self.runner.step(batch) for batch in batches_of(words, marked=self.windows.marked)]
+        # documents make masks, which cuDNN's kernels may not take
+        with nullcontext() if self.windows.marked else attention_kernels(words.device):
+            results = [self.runner.step(batch) for batch in batches_of(words, marked=self.windows.marked)]
         if len(results) > 1:
             torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], float(len(results)))
         return _mean(results)
