@@ -281,5 +281,5 @@ def test_metrics_come_by_entry_points(caramba: Caramba) -> None:
     listed = json.loads(caramba("plugins", "list", "--json")[1])["plugins"]
     (own,) = (one for one in listed if one["distribution"] == "caramba-plugins-eval")
     assert own["components"]["metric"] == [
-        *("agreement", "latency", "memory", "passkey", "perplexity", "position", "rolling"),
+        *("agreement", "latency", "memory", "passkey", "perplexity", "position", "retrieval", "rolling"),
     ]
