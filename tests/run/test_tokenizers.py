@@ -214,7 +214,8 @@ def test_a_folder_of_arrays(
     assert len(list((tmp_path / ".ids.partial").glob("*.npy"))) == 1  # whole, and another one was begun
     capsys.readouterr()
     assert prepare(tmp_path, "ids", "a.jsonl") == 0
-    assert "went on behind" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "went on behind" in told and f"ids: {len(whole):,} tokens of" in told
     arrays = sorted((tmp_path / "ids").glob("*.npy"))
     assert {path.name for path in (tmp_path / "ids").iterdir()} == {
         name for path in arrays for name in (path.name, f"{path.name}.json")

@@ -135,7 +135,8 @@ def prepare(
             left -= len(kept)
             if left <= 0:
                 break
-        if not array.tokens:
+        tokens = array.tokens
+        if not tokens:
             raise InputError(f"{origin}: there is no text")
         documents = array.publish()
     except InputError:
@@ -149,7 +150,7 @@ def prepare(
         raise
     return Prepared(
         path=output,
-        tokens=array.tokens,
+        tokens=tokens,
         documents=documents,
         tokenizer=tokenizer.identity,
         warnings=tuple(warnings),
