@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from caramba_plugins_standard.decoding import CachedPart, attend_cached, attend_chunk, too_many_scores
 from caramba_plugins_standard.gqa_module import norm_heads
 from caramba_plugins_standard.rotary import Rotary, cos_sin, rotate
+from caramba_plugins_standard.training.documents import PackedFrame
 from torch import Tensor
 
 from caramba_core.nn.cache import LayerCache
@@ -82,7 +83,7 @@ class DecoupledBottleneckModule(ComponentModule):
         if "v" not in self.read_by_all:
             values = values.unflatten(-1, (self.config.v_parts, -1))
         if frame.cache is None:
-            return self._fused(queries, keys, values, frame.hidden_keys(0, x.shape[1]))
+            return self._fused(queries, keys, values, frame)
         layer = frame.cache.layer(self.site, frame.application)
         if frame.ends is not None:
             layer.put(frame.ends, v=values, **keys)
@@ -91,7 +92,7 @@ class DecoupledBottleneckModule(ComponentModule):
         cached = layer.extend(v=values, **keys)
         padding = frame.hidden_keys(before, cached["v"].shape[1])
         if before == 0:
-            return self._fused(queries, {name: cached[name] for name in keys}, cached["v"], padding)
+            return self._fused(queries, {name: cached[name] for name in keys}, cached["v"], frame)
         many = too_many_scores(next(iter(queries.values())), cached["v"].shape[1])
         if many and padding is None and self.config.window is None:
             return self._in_tiles(queries, cached, before)
@@ -198,9 +199,7 @@ class DecoupledBottleneckModule(ComponentModule):
 
     # ------------------------------------------------------------------------------------------------ one fused call
 
-    def _fused(
-        self, queries: Mapping[str, Tensor], keys: Mapping[str, Tensor], values: Tensor, padding: Tensor | None
-    ) -> Tensor:
+    def _fused(self, queries: Mapping[str, Tensor], keys: Mapping[str, Tensor], values: Tensor, frame: Frame) -> Tensor:
         """Causal attention among the tokens of this pass, in one call.
 
         Queries, keys and values are padded with zeros to one width in flight: with unequal ones the flash kernels step
@@ -217,14 +216,17 @@ class DecoupledBottleneckModule(ComponentModule):
         q = _padded(q, config.fused_width).flatten(1, 2)
         k = _padded(k, config.fused_width).transpose(1, 2)
         v = _padded(v, config.fused_width).transpose(1, 2)
-        mask = self._mask(k.shape[2], k.device, padding)
-        y = F.scaled_dot_product_attention(
-            *(q, k, v),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=config.multiplier,
-            enable_gqa=config.n_heads != config.n_kv_heads,
-        )
+        if isinstance(frame, PackedFrame) and not config.null:
+            y = frame.attend(q, k, v, scale=config.multiplier, window=config.window)
+        else:
+            mask = self._mask(k.shape[2], k.device, frame.hidden_keys(0, values.shape[1]))
+            y = F.scaled_dot_product_attention(
+                *(q, k, v),
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=config.multiplier,
+                enable_gqa=config.n_heads != config.n_kv_heads,
+            )
         y = y[:, :, 1:] if config.null else y
         return y.transpose(1, 2)[..., : config.v_width].flatten(2)
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from caramba_plugins_standard.decoding import CachedPart, attend_cached, attend_chunk, too_many_scores
 from caramba_plugins_standard.rotary import Rotary, cos_sin, rotate
+from caramba_plugins_standard.training.documents import PackedFrame
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -52,14 +53,14 @@ class MultiHeadLatentModule(ComponentModule):
         """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
         query, turned_query, latent, key = self._projected(x, frame.positions)
         if frame.cache is None:
-            return self._fused(query, turned_query, latent, key, frame.hidden_keys(0, x.shape[1]))
+            return self._fused(query, turned_query, latent, key, frame)
         layer = frame.cache.layer(self.site, frame.application)
         if frame.ends is not None:
             return self._step(query, turned_query, latent, key, frame)
         before = layer.length
         cached = layer.extend(latent=latent) if key is None else layer.extend(latent=latent, key=key)
         if before == 0:
-            return self._fused(query, turned_query, cached["latent"], cached.get("key"))
+            return self._fused(query, turned_query, cached["latent"], cached.get("key"), frame)
         if too_many_scores(query, cached["latent"].shape[1]):
             return self._in_tiles(query, turned_query, cached["latent"], cached.get("key"), before)
         return self._absorbed(query, turned_query, cached["latent"], cached.get("key"), before)
@@ -113,9 +114,9 @@ class MultiHeadLatentModule(ComponentModule):
         turned_query: Tensor | None,
         latent: Tensor,
         turned_key: Tensor | None,
-        hidden: Tensor | None = None,
+        frame: Frame,
     ) -> Tensor:
-        """Causal attention among the tokens of this pass, in one call, but for keys ``hidden`` ``[B, T, T]``.
+        """Causal attention among the tokens of this pass, in one call.
 
         Queries, keys and values are padded with zeros to one width in flight: with unequal ones the flash kernels step
         back to a path that is several times slower.  Nothing padded is cached.
@@ -123,16 +124,12 @@ class MultiHeadLatentModule(ComponentModule):
         config = self.config
         key, value = self._expanded(latent, turned_key)
         query = query if turned_query is None else torch.cat([query, turned_query], dim=-1)
-        mask = None if hidden is None else torch.ones_like(hidden).tril() & ~hidden
-        y = F.scaled_dot_product_attention(
-            self._padded(query),
-            self._padded(key),
-            self._padded(value),
-            attn_mask=None if mask is None else mask.unsqueeze(1),
-            is_causal=mask is None,
-            scale=config.multiplier,
-            enable_gqa=config.n_heads != config.n_kv_heads,
-        )
+        q, k, v = map(self._padded, (query, key, value))
+        if isinstance(frame, PackedFrame):
+            y = frame.attend(q, k, v, scale=config.multiplier)
+        else:
+            gqa = config.n_heads != config.n_kv_heads
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=config.multiplier, enable_gqa=gqa)
         return y[..., : config.head_dim].transpose(1, 2).flatten(2)
 
     def _expanded(self, latent: Tensor, turned_key: Tensor | None) -> tuple[Tensor, Tensor]:

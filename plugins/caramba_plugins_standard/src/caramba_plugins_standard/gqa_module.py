@@ -20,6 +20,7 @@ from caramba_plugins_standard.gqa import GroupedAttention, GroupedQueryAttention
 from caramba_plugins_standard.layer_modules import rms_norm
 from caramba_plugins_standard.probing import Probe
 from caramba_plugins_standard.rotary import Rotary, rotate
+from caramba_plugins_standard.training.documents import PackedFrame
 
 __all__ = ["GroupedAttentionModule", "GroupedQueryAttentionModule", "norm_heads", "visible"]
 
@@ -125,6 +126,9 @@ class GroupedQueryAttentionModule(GroupedAttentionModule):
         """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
         query, key, value = self.project(x)
         query, key = self._turn(query, key, frame)
+        if isinstance(frame, PackedFrame):
+            mixed = frame.attend(query, key, value, scale=self.multiplier, window=self.window)
+            return mixed.transpose(1, 2).flatten(2)
         before = 0
         if frame.cache is not None:
             layer = frame.cache.layer(self.site, frame.application)
