@@ -15,8 +15,9 @@ loop that copies them from pinned memory.
 
 ``distil``: ``upcycle.global`` of the DBA student beside ``finetune`` of the same parameters; ``blockwise``:
 ``upcycle.blockwise`` of all blocks beside the teacher's trunk alone; ``sizes``: sizes by layer beside uniform ones of
-as many values, in SmolLM2-135M's shape.  ``parts``: what a step is made of, each alone, in several ways.  The last line
-gathers the ratios.
+as many values, in SmolLM2-135M's shape.  ``float8``: ``caramba`` in 8-bit floats, and the last losses of
+SmolLM2-135M's shape in both types, drawn anew and trained on ``--data``.  ``parts``: what a step is made of, each
+alone, in several ways.  The last line gathers the ratios.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ CACHED = {
 THETA = 500000.0
 ROWS = {"logit_rows": 4096}
 CASES = (
-    *("parts", "caramba", "by_hand", "distil", "blockwise", "sizes"),
+    *("parts", "caramba", "by_hand", "float8", "distil", "blockwise", "sizes"),
     *("transformers_bf16", "transformers_float32"),
 )
 
@@ -81,6 +82,7 @@ class Bench:
         self.warm_up = min(5, self.steps - 2)
         self.batches: list[int] = [int(batch) for batch in arguments.batches.split(",")]
         self.theirs: list[int] = [int(batch) for batch in (arguments.their_batches or arguments.batches).split(",")]
+        self.loss_steps: int = arguments.loss_steps if self.cuda else 20
         self.overrides: dict[str, Any] = json.loads(arguments.train)
         self.folder = folder
         self.found: dict[str, dict[str, float]] = {}
@@ -89,6 +91,12 @@ class Bench:
         count = (self.steps + 1) * max([*self.batches, *self.theirs, 16]) * self.context + 1
         for shape in {self.shape, self.small}:
             ids = generator.integers(SHAPES[shape]["vocabulary"], size=count, dtype=np.uint32)
+            if shape == self.small:  # something to learn: real ids, or else few that come in an order
+                ids = (
+                    np.load(arguments.data) % SHAPES[shape]["vocabulary"]
+                    if arguments.data
+                    else ids % 7 + np.arange(count) % 50
+                )
             np.save(folder / f"{shape}.npy", ids)
 
     def say(self, **record: Any) -> None:
@@ -203,6 +211,7 @@ def caramba(
     strategy: dict[str, Any],
     *,
     trains: list[str] | None = None,
+    more_train: dict[str, Any] | None = None,
     teacher: Path | None = None,
     context: int | None = None,
     then: Callable[[RunContext], dict[str, Any]] | None = None,
@@ -218,6 +227,7 @@ def caramba(
         "context": context,
         "lr": 1e-4,
         "checkpoint_minutes": None,
+        **(more_train or {}),
         **bench.overrides,
     }
     group: dict[str, Any] = {"name": "group", "data": {"train": str(bench.folder / f"{shape}.npy")}}
@@ -246,11 +256,16 @@ def caramba(
             lines = (Path(output) / "training" / "group" / "run" / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         ends = [record["seconds"] for record in records]
-        losses = {"first_loss": round(records[0]["loss"], 4), "last_loss": round(records[-1]["loss"], 4)}
+        losses = {"first_loss": round(records[0]["loss"], 4), "last_loss": mean_of_last(records)}
         median = bench.median(ends)
         bench.record(case, batch, median, shape, context, first_step=ends[0], **losses, **more)
 
     bench.attempt(case, batch, run)
+
+
+def mean_of_last(records: list[dict[str, Any]]) -> float:
+    """The mean loss of the last tenth of the steps."""
+    return round(statistics.fmean(record["loss"] for record in records[-max(1, len(records) // 10) :]), 4)
 
 
 def pretraining(bench: Bench) -> None:
@@ -258,6 +273,20 @@ def pretraining(bench: Bench) -> None:
     for batch in bench.batches:
         document = manifest(bench.shape, {"type": "gqa"})
         caramba(bench, "caramba", batch, bench.shape, document, {"type": "pretrain", **ROWS})
+
+
+def float8(bench: Bench) -> None:
+    """The same in 8-bit floats, and how far the losses of a smaller model are apart behind as many tokens."""
+    document = manifest(bench.shape, {"type": "gqa"})
+    more = {"float8": True}
+    caramba(bench, "float8", max(bench.batches), bench.shape, document, {"type": "pretrain", **ROWS}, more_train=more)
+    document, steps = manifest(bench.small, {"type": "gqa"}), bench.steps
+    bench.steps = bench.loss_steps
+    for case, settings in (("loss_bf16", {}), ("loss_float8", more)):
+        train = {"lr": 1e-3, "schedule": {"type": "cosine", "warmup": 20}, **settings}
+        context = bench.context // 2
+        caramba(bench, case, 8, bench.small, document, {"type": "pretrain"}, more_train=train, context=context)
+    bench.steps = steps
 
 
 def written_teacher(bench: Bench, shape: str) -> Path:
@@ -617,6 +646,8 @@ def main() -> None:
     parser.add_argument("--their-batches", help="of transformers, which takes a minute to compile for each")
     parser.add_argument("--context", type=int)
     parser.add_argument("--steps", type=int, default=14)
+    parser.add_argument("--data", help="a token array for the losses of float8")
+    parser.add_argument("--loss-steps", type=int, default=300)
     parser.add_argument("--no-cudnn", action="store_true", help="attention by torch's own choice of kernels")
     parser.add_argument("--train", default="{}", help="more keys of caramba's train:, as JSON")
     arguments = parser.parse_args()
@@ -629,6 +660,7 @@ def main() -> None:
         "parts": parts,
         "caramba": pretraining,
         "by_hand": by_hand,
+        "float8": float8,
         "distil": distilling,
         "blockwise": blockwise,
         "sizes": sizes_by_layer,
@@ -657,6 +689,7 @@ def summary(found: dict[str, dict[str, float]]) -> dict[str, float]:
     return {
         "caramba_to_transformers": ratio("caramba", transformers),
         "caramba_to_by_hand": ratio("caramba", best.get("by_hand", math.nan)),
+        "float8_to_bf16": ratio("float8", best.get("caramba", math.nan)),
         "distil_to_plain_step": ratio("finetune", best.get("distil", math.nan)),
         "blockwise_to_trunk": ratio("trunk", best.get("blockwise", math.nan)),
         "sizes_by_layer_to_uniform": ratio("sizes", best.get("uniform", math.nan)),

@@ -126,6 +126,14 @@ class Train(Run):
                 f"run {self.id}: train.cuda_graph needs a CUDA device, and this one is {device}",
                 hint="leave cuda_graph out, or run where CUDA is",
             )
+        if self.train.float8 and device == "cuda":
+            import torch
+
+            if torch.cuda.get_device_capability() < (8, 9):
+                raise InputError(
+                    f"run {self.id}: train.float8 needs a GPU that multiplies 8-bit floats (Ada, Hopper or later)",
+                    hint="leave float8 out",
+                )
         for tracker in self.train.trackers:
             tracker.require()
         for key in ("checkpoint_every", "evaluate_every"):

@@ -202,6 +202,9 @@ class Training:
     compile: bool | Literal["auto"] = option(
         default="auto", help="compile each repeated block with torch.compile; auto does on CUDA"
     )
+    float8: bool = option(
+        default=False, help="multiply in 8-bit floats inside of layers: faster where products are large, from Ada on"
+    )
     cuda_graph: bool = option(
         default=False, help="record a step once and replay it: faster where kernels are short; CUDA only"
     )
@@ -247,6 +250,8 @@ class Training:
                 "float16 has no room for small gradients, which become zero: nothing here scales the loss",
                 expected="bfloat16 or float32",
             )
+        if self.float8 and self.dtype != "bfloat16":
+            raise InvalidValue("float8", f"with dtype: {self.dtype} it does nothing", expected="dtype: bfloat16")
 
     def _check_checkpointing(self) -> None:
         why = None

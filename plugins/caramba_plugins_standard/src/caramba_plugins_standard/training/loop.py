@@ -27,6 +27,7 @@ from caramba_plugins_standard.training.compiling import compile_blocks, uncompil
 from caramba_plugins_standard.training.cuda_graph import CapturedStep
 from caramba_plugins_standard.training.determinism import deterministic
 from caramba_plugins_standard.training.documents import require_documents
+from caramba_plugins_standard.training.float8 import use_float8
 from caramba_plugins_standard.training.kernels import attention_kernels
 from caramba_plugins_standard.training.memory import is_out_of_memory, out_of_memory
 from caramba_plugins_standard.training.profiling import Profiler
@@ -147,6 +148,8 @@ class TrainRunner:
             f"train, {self.steps:,} steps of {self.tokens_a_step:,} tokens on {context.device.type}"
             + (", compiled" if context.run.compiles else ""),
         )
+        if settings.float8:
+            use_float8(context.student)
         recompute_activations(context.student, settings.activation_checkpointing)
         if context.run.compiles:
             torch.compiler.reset()  # graphs of an earlier run of this process count against dynamo's limit
