@@ -15,7 +15,7 @@ loop that copies them from pinned memory.
 
 ``distil``: ``upcycle.global`` of the DBA student beside ``finetune`` of the same parameters; ``blockwise``:
 ``upcycle.blockwise`` of all blocks beside the teacher's trunk alone; ``sizes``: sizes by layer beside uniform ones of
-as many values, in SmolLM2-135M's shape.  ``float8``: ``caramba`` in 8-bit floats, and the last losses of
+as many values, in SmolLM2-135M's shape, as CUDA graphs.  ``float8``: ``caramba`` in 8 bits, and the last losses of
 SmolLM2-135M's shape in both types, drawn anew and trained on ``--data``.  ``parts``: what a step is made of, each
 alone, in several ways.  The last line gathers the ratios.
 """
@@ -360,6 +360,7 @@ def sizes_by_layer(bench: Bench) -> None:
             trains=["attention", "norm", "mlp"],
             teacher=teacher,
             context=context,
+            more_train={"cuda_graph": bench.cuda},
         )
 
 
