@@ -162,7 +162,7 @@ class Evaluator(Protocol):
 
     Every installed one is asked, for runs whose mode :attr:`~Run.measures`; it keeps what it measures in the run's
     folder, so that a run that goes on does not measure again, and raises
-    :class:`~caramba_core.run.limit.Paused` (``context.pause_if_due``) where the call is to end before it is through.
+    :class:`~caramba_terminal.limit.Paused` (``context.pause_if_due``) where the call is to end before it is through.
     """
 
     def __init__(self, context: Any) -> None: ...  # a caramba_core.run.context.RunContext

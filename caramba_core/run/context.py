@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from caramba_terminal.limit import Limit, Paused
 from caramba_terminal.reporter import Reporter
 from torch import nn
 
@@ -29,7 +30,6 @@ from caramba_core.plugins.registry import registry
 from caramba_core.run.checkpoint import load_random, load_tensors, read_state, restore_optimizer, save_checkpoint
 from caramba_core.run.device import autocast, pick_device, torch_dtype
 from caramba_core.run.directory import RunDirectory, step_of
-from caramba_core.run.limit import Limit, Paused
 from caramba_core.run.overlap import share_found
 from caramba_core.run.student import assemble
 from caramba_core.sites import Site, find_sites
@@ -421,7 +421,7 @@ class RunContext:
         return self.stop_reason is not None or self.pause_reason is not None
 
     def pause_if_due(self) -> None:
-        """Raise :class:`~caramba_core.run.limit.Paused` between two units of work where the call is to end."""
+        """Raise :class:`~caramba_terminal.limit.Paused` between two units of work where the call is to end."""
         self.pause_reason = self.pause_reason or self.limit.reason
         if self.pause_reason is not None:
             raise Paused(self.pause_reason)

@@ -17,6 +17,7 @@ import attrs
 from caramba_document.differences import Change, differences, listed, normal
 from caramba_document.problem import Fault
 from caramba_document.tree import plain
+from caramba_terminal.limit import Limit, Paused
 from caramba_terminal.numbers import format_bytes
 from caramba_terminal.reporter import Reporter
 from caramba_terminal.signals import signals_held
@@ -32,7 +33,7 @@ from caramba_core.plan import Plan, plan_manifest
 from caramba_core.plan.data import plan_document
 from caramba_core.plugins.registry import registry
 from caramba_core.run.directory import RunDirectory, State, step_of
-from caramba_core.run.limit import Limit, Paused
+from caramba_core.run.source import commit
 from caramba_core.run.written import written_manifest
 from caramba_core.sections import section_data
 from caramba_core.teachers import reader
@@ -429,6 +430,7 @@ class Experiment:
             **results,
             **{name: entry for evaluator in evaluators for name, entry in evaluator.entries().items()},
             "versions": _versions(),
+            "commit": commit(),
         }
         context.directory.write_json("summary.json", summary)
         sections = [section_data(one) for part in context.hooks.report_sections(summary=summary) for one in part]

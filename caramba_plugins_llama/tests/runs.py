@@ -31,6 +31,7 @@ SUMMARY = {
     "cache_context": 1024,
     "cache_dtype": "float32",
     "versions": {"caramba-core": "0.1.0"},
+    "commit": "0123456789ab",
 }
 
 

@@ -294,7 +294,7 @@ def test_a_card_names_data_and_figures(tmp_path: Path) -> None:
     assert "- Measured on: `heldout.npy`\n" in text
     assert "1,234 tokens scored, at a context of 1,024" in text
     assert "| perplexity on held-out text | 12.500 ± 0.500 | 20.000 ± 0.750 | 13.750 ± 0.250 |" in text
-    assert "with caramba-core 0.1.0" in text
+    assert "with caramba-core 0.1.0 (commit 0123456789ab of caramba)" in text
     assert "trust_remote_code" not in text
 
 

@@ -93,6 +93,7 @@ def test_weights_that_are_no_numbers(tmp_path: Path, value: float) -> None:
                 {"seed": "3"},
                 {"versions": ["caramba"]},
                 {"versions": {"caramba": 1}},
+                {"commit": 1},
                 {"perplexity": 12.5},
                 {"perplexity": {"end": "13"}},
                 {"perplexity": {"end": None}},

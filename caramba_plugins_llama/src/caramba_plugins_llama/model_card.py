@@ -160,6 +160,7 @@ def _made_with(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         f"Run `{summary['name']}/{summary['group']}/{summary['run']}`, seed {summary['seed']}, with " if summary else ""
     )
     versions = ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items())
-    made = f"{run}{versions}.  " if run else ""
+    commit = f" (commit {summary['commit']} of caramba)" if summary.get("commit") else ""
+    made = f"{run}{versions}{commit}.  " if run else ""
     exported = f"Exported by caramba {__version__}"
     return f"{made}{exported}.  Architecture: `{config['model_type']}`, weights in {config['torch_dtype']}.\n"

@@ -27,6 +27,7 @@ def checked_summary(path: Path, summary: Mapping[str, Any]) -> Mapping[str, Any]
         if not (
             (key not in _TEXTS or isinstance(value, str))
             and (key not in _COUNTS or type(value) is int)
+            and (key != "commit" or value is None or isinstance(value, str))
             and (key != "versions" or (figures is not None and all(isinstance(one, str) for one in figures)))
             and (key not in _FIGURES or (figures is not None and all(_is_figure(key, one) for one in figures)))
         ):

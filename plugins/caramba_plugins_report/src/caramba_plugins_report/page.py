@@ -267,11 +267,12 @@ def _plan_facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _version_rows(runs: Iterable[Whole]) -> list[tuple[str, str]]:
-    """Versions of distributions, with the runs that had others."""
+    """Versions of distributions and the commit of the checkout that they ran from, with the runs that had others."""
     found: dict[str, dict[str, list[str]]] = {}
     for run in runs:
-        versions = run.summary.get("versions")
-        for name, version in versions.items() if isinstance(versions, Mapping) else ():
+        versions, commit = run.summary.get("versions"), run.summary.get("commit")
+        named = dict(versions) if isinstance(versions, Mapping) else {}
+        for name, version in (named | ({"commit": commit} if commit else {})).items():
             found.setdefault(str(name), {}).setdefault(str(version), []).append(run.id)
     return [
         (

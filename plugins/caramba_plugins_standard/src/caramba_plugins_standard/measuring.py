@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from caramba_terminal.limit import Paused
 
 from caramba_core.components import evolve
 from caramba_core.datasets import Tokens
@@ -21,7 +22,6 @@ from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plan import longest_context
 from caramba_core.run.atomic import write_text
 from caramba_core.run.context import RunContext
-from caramba_core.run.limit import Paused
 from caramba_core.storage import Storage
 from caramba_plugins_standard.marks import is_marked
 from caramba_plugins_standard.measurement import Measurement, paired_difference
@@ -171,7 +171,7 @@ class Perplexities:
 
 
 def measure_step(context: RunContext, step: int) -> Measurement:
-    """Measure the student behind a step of its training; raises :class:`~caramba_core.run.limit.Paused` midway."""
+    """Measure the student behind a step of its training; raises :class:`~caramba_terminal.limit.Paused` midway."""
     return measure_run(context, title=f"perplexity at step {step}", part=_step_name(step))
 
 
@@ -186,7 +186,7 @@ def measure_run(
     """Likelihoods of a run's held-out tokens under its student, or another model, as ``eval:`` says or ``settings``.
 
     Where the call is to end before the last window, those that were measured are kept under the name ``part``, to go on
-    from, and :class:`~caramba_core.run.limit.Paused` is raised.
+    from, and :class:`~caramba_terminal.limit.Paused` is raised.
     """
     model, settings = model or context.student, settings or context.evaluation
     kept = None if part is None else _part(context, part)

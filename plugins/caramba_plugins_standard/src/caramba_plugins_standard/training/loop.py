@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 import torch
+from caramba_terminal.limit import Paused
 from caramba_terminal.numbers import format_count
 from caramba_terminal.reporter import Bar
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from caramba_core.errors import NumericalStop
 from caramba_core.modes import Results
 from caramba_core.run.context import RunContext
-from caramba_core.run.limit import Paused
 from caramba_plugins_standard.measuring import measure_step, measured_in
 from caramba_plugins_standard.modes import Train
 from caramba_plugins_standard.training import StepResult, StrategyRunner
