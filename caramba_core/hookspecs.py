@@ -72,6 +72,10 @@ class Section:
                 if not isinstance(cell, str | int | float | None):
                     raise TypeError(f"the section {self.title!r} has a cell that is a {type(cell).__name__}: {cell!r}")
 
+    def data(self) -> dict[str, Any]:
+        """The table as plain data."""
+        return {"title": self.title, "columns": list(self.columns), "rows": [list(row) for row in self.rows]}
+
 
 def implementations(module: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Each hook implementation of a module: its name there, the hook's name, and its options."""

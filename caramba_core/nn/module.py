@@ -60,8 +60,8 @@ class ComponentModule(nn.Module):
         own = [getattr(self, name) for name, _ in weights]
         biases = [self._parameters.get(bias) for _, bias in weights]
         joined = None if torch.is_grad_enabled() else self._joined.get(tuple(name for name, _ in weights))
-        narrows = torch.is_grad_enabled() and all(weight.dtype == torch.float32 != x.dtype for weight in own)
-        if narrows and torch.compiler.is_compiling():
+        narrows = [isinstance(weight, Tensor) and weight.dtype == torch.float32 != x.dtype for weight in own]
+        if all(narrows) and torch.compiler.is_compiling() and torch.is_grad_enabled():
             joined = torch.cat([weight.to(x.dtype) for weight in own])
         if joined is None:
             return tuple(linear(x, weight, bias) for weight, bias in zip(own, biases, strict=True))
@@ -106,13 +106,17 @@ class TopologyModule(ComponentModule):
         return module
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor | nn.Module, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias`` as ``F.linear`` computes it: ``[..., D]`` times ``[n, D]`` is ``[..., n]``.
 
     One token of a few sequences, in float32 on a CPU and without a gradient, goes through the weights as a batch of two
     halves: torch's matrix-vector product reads them on one thread, its batched product on several (torch 2.13 with MKL
     on two cores of an AMD EPYC: 11 and 33 GB/s).  Its last bits depend on where the weights lie.
+
+    A module in a weight's place (one with an adapter) computes the product itself, as ``weight(x, bias)``.
     """
+    if isinstance(weight, nn.Module):
+        return weight(x, bias)  # type: ignore[no-any-return]
     if (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

@@ -28,7 +28,6 @@ from caramba_core.hookspecs import Section
 from caramba_core.plan.nodes import ModelPlan, NodePlan, per_token
 from caramba_core.plan.runs import RunPlan, backward_operations
 from caramba_core.plugins.registry import registry
-from caramba_core.sections import section_data
 from caramba_core.storage import Storage
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             **({} if teacher.model is None else _model(teacher.model)),
         },
         "runs": [_run(run) for run in plan.runs],
-        "sections": [section_data(section) for section in plan_sections(plan)],
+        "sections": [section.data() for section in plan_sections(plan)],
     }
 
 

@@ -144,6 +144,6 @@ def longest_context(group: Group) -> int:
         settings = group.evaluation(run)
         if run.eval or group.eval:
             lengths.append(settings.context)
-        if run.trains:
-            lengths.append(run.workload(settings, vocab_size=0).context)
+        if (load := run.workload(settings, vocab_size=0)).sequences:
+            lengths.append(load.context)
     return max(lengths, default=_CONTEXT)

@@ -196,15 +196,10 @@ def _forward(known: Memory, model: ModelPlan, load: Workload, evaluation: Evalua
 def saved_bytes(model: ModelPlan, trained: Collection[str], dtype: str, beside: Collection[str] = ()) -> dict[str, int]:
     """Bytes that each node keeps for the backward pass of one sequence, from the first node that trains on.
 
-    Under autocast (``dtype`` bfloat16 or float16) nodes with matrices compute in that type, norms and the like in the
-    type of the residual stream, which is the embedder's.  Frozen nodes keep a little less than is counted here.
+    All of it is of the type ``dtype`` of the computation.  Frozen nodes keep a little less than is counted here.
     """
-    stream = _train_dtype(model.dtype) if model.graph.embedder.name in trained else model.dtype
-    kept = {}
-    for node, _, _ in _gradients(model, trained, beside):
-        matrices = any(len(weight.shape) > 1 for weight in node.weights.values()) or node.node is model.graph.head
-        kept[node.node.name] = node.own.saved * ITEM_BYTES[dtype if matrices else stream]
-    return kept
+    nodes = (node for node, _, _ in _gradients(model, trained, beside))
+    return {node.node.name: node.own.saved * ITEM_BYTES[dtype] for node in nodes}
 
 
 def backward_operations(model: ModelPlan, trained: Collection[str], beside: Collection[str] = ()) -> int:

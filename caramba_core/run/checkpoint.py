@@ -52,14 +52,20 @@ def save_checkpoint(
     model: LanguageModel,
     optimizer: torch.optim.Optimizer | None,
     state: dict[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Publish a checkpoint folder, which is named after its step, at once, in place of one that is there."""
+    """Publish a checkpoint folder, which is named after its step, at once, in place of one that is there.
+
+    ``tensors`` are further files of it: ``<name>.safetensors`` holds those under each name.
+    """
     with publish_folder(path, replace=True) as folder:
         save_tensors({name: t.contiguous() for name, t in model_tensors(model).items()}, folder / "model.safetensors")
         if optimizer is not None:
-            tensors, scalars = _optimizer_state(model, optimizer)
-            save_tensors(tensors, folder / "optimizer.safetensors")
+            moments, scalars = _optimizer_state(model, optimizer)
+            save_tensors(moments, folder / "optimizer.safetensors")
             state = {**state, "optimizer": scalars}
+        for name, more in (tensors or {}).items():
+            save_tensors(dict(more), folder / f"{name}.safetensors")
         save_tensors({name: get() for name, (get, _) in _generators().items()}, folder / "random.safetensors")
         state = {"step": step_of(path), **state, "files": {file.name: _hash(file) for file in sorted(folder.iterdir())}}
         state["sha256"] = _own_hash(state)
@@ -83,9 +89,9 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The model's tensors of a checkpoint folder, on the CPU."""
-    return _read(path, "model.safetensors")
+def load_tensors(path: Path, name: str = "model") -> dict[str, Tensor]:
+    """The model's tensors of a checkpoint folder, or those of another name, on the CPU."""
+    return _read(path, f"{name}.safetensors")
 
 
 def read_state(path: Path) -> dict[str, Any]:

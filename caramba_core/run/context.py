@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from caramba_terminal.limit import Limit, Paused
 from caramba_terminal.reporter import Reporter
-from torch import nn
+from torch import Tensor, nn
 
 from caramba_core.datasets import Tokens
 from caramba_core.errors import CarambaError, InputError, ManifestError, NumericalStop, PluginError
@@ -305,8 +305,7 @@ class RunContext:
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters that train, by graph name."""
-        named = ((f"{ROOT}.{name}", parameter) for name, parameter in self.student.named_parameters())
-        return [(name, p) for name, p in named if p.requires_grad and name.rpartition(".")[0] in self.trained]
+        return [(f"{ROOT}.{name}", p) for name, p in self.student.named_parameters() if p.requires_grad]
 
     @property
     def seconds(self) -> float:
@@ -320,12 +319,17 @@ class RunContext:
         return autocast(self.device, self.dtype_name)
 
     def save(
-        self, step: int, *, optimizer: torch.optim.Optimizer | None = None, state: Mapping[str, Any] | None = None
+        self,
+        step: int,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        state: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> Path:
         """Publish a checkpoint of the student behind ``step`` steps, with what resuming needs; :attr:`keeps` are kept.
 
-        ``state`` are scalars of the mode's own, which :meth:`restore` gives back.  The last checkpoint of a run is its
-        result.
+        ``state`` are scalars of the mode's own, which :meth:`restore` gives back; ``tensors`` are more files of it, by
+        name.  The last checkpoint of a run is its result.
         """
         self.step, path = step, self.directory.checkpoint(step)
         if self._superseded is None:  # the first of a run that begins: what an earlier attempt left gives way to it
@@ -343,7 +347,7 @@ class RunContext:
             )
         kept = {"step": step, "run": own.identity, "tokenizer": self.shared.identity, "stop_reason": self.stop_reason}
         kept |= state or {}
-        save_checkpoint(path, model=self.student, optimizer=optimizer, state=kept)
+        save_checkpoint(path, model=self.student, optimizer=optimizer, state=kept, tensors=tensors)
         self.directory.drop_checkpoints(other for other in self._superseded if other != path)
         self._superseded = []
         self._drop_others()

@@ -35,7 +35,6 @@ from caramba_core.plugins.registry import registry
 from caramba_core.run.directory import RunDirectory, State, step_of
 from caramba_core.run.source import commit
 from caramba_core.run.written import written_manifest
-from caramba_core.sections import section_data
 from caramba_core.teachers import reader
 
 if TYPE_CHECKING:
@@ -433,7 +432,7 @@ class Experiment:
             "commit": commit(),
         }
         context.directory.write_json("summary.json", summary)
-        sections = [section_data(one) for part in context.hooks.report_sections(summary=summary) for one in part]
+        sections = [one.data() for part in context.hooks.report_sections(summary=summary) for one in part]
         context.directory.write_json("report.json", {"sections": sections})
         context.directory.update(status="done")  # nothing is written behind it
         if run.verify is not None:

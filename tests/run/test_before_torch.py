@@ -38,6 +38,20 @@ BAD = {
         ["manifest.yml", "--set", "groups.0.runs.1.train.activation_checkpointing=[mlp, atention]"],
         "activation_checkpointing.1: 'atention' matches no node of the model, did you mean 'attention'?",
     ),
+    "a pattern of adapters that chooses nothing": (
+        ["manifest.yml", "--set", "groups.0.runs.1.train.lora={targets: [atention]}"],
+        "train.lora.targets.0: 'atention' matches no node of the model, did you mean 'attention'?",
+    ),
+    "adapters of one node at a time": (
+        [
+            "manifest.yml",
+            "--set",
+            "groups.0.runs.1.train.lora={}",
+            "--set",
+            "groups.0.runs.1.train.strategy=upcycle.blockwise",
+        ],
+        "train.lora: this strategy trains one node at a time, as a whole",
+    ),
     "a group that is not there": (["manifest.yml", "--group", "full"], "there is no group 'full'\n  expected: half"),
     "a run that is not there": (["manifest.yml", "--run", "x"], "there is no run 'x'\n  expected: convert, finetune"),
     "a run whose parent has no result": (

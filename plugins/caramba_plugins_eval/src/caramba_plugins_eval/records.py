@@ -16,7 +16,6 @@ from caramba_core.hookspecs import Section
 from caramba_core.places import regular
 from caramba_core.plugins.registry import registry
 from caramba_core.run.atomic import write_json
-from caramba_core.sections import section_data
 from caramba_plugins_eval.metric import Metric
 from caramba_plugins_eval.mode import Thresholds
 from caramba_plugins_eval.opening import Opened
@@ -71,7 +70,7 @@ def keep(run: Path, found: Mapping[str, Any]) -> None:
         figures = {name: figure for name, figure in figures.items() if name.partition(".")[0] != called}
         measured[called] = {**facts, "settings": settings}
     figures |= found["metrics"]
-    write_json(path, {"metrics": figures, "measured": measured, "sections": [section_data(_table(figures, measured))]})
+    write_json(path, {"metrics": figures, "measured": measured, "sections": [_table(figures, measured).data()]})
 
 
 def _table(figures: Mapping[str, Any], measured: Mapping[str, Any]) -> Section:

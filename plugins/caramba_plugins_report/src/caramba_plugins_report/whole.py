@@ -124,7 +124,7 @@ def _mapping(file: Path) -> dict[str, Any]:
 
 
 def _is_section(found: Any) -> bool:
-    """Whether it is a table as :func:`caramba_core.sections.section_data` writes it."""
+    """Whether it is a table as :meth:`caramba_core.hookspecs.Section.data` gives it."""
     if not isinstance(found, dict) or not isinstance(found.get("columns"), list):
         return False
     rows = found.get("rows")

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from caramba_core.components import component, option
 from caramba_core.errors import InputError, InvalidValue
+from caramba_core.graph import trained_nodes
 from caramba_core.modes import Data, Device, DType, Evaluation, Need, Run, Teacher, Workload
 from caramba_plugins_standard.training import Training
-from caramba_plugins_standard.training.planning import with_recomputing
+from caramba_plugins_standard.training.planning import adapted_matrices, with_adapters, with_recomputing
 
 if TYPE_CHECKING:
     from caramba_core.datasets import Tokens
+    from caramba_core.graph import Graph
     from caramba_core.plan import ModelPlan, RunPlan
     from caramba_core.sites import Site
     from caramba_core.teachers import Tokenizer
@@ -60,15 +62,20 @@ class Train(Run):
 
     @property
     def trains(self) -> tuple[str, ...]:
-        """Those under ``train.trains``."""
+        """Those under ``train.trains``; all nodes, or with adapters none, where nothing stands there."""
+        if self.train.trains is None:
+            return ("*",) if self.train.lora is None else ()
         return self.train.trains
 
     @property
     def patterns(self) -> Mapping[tuple[str, ...], tuple[str, ...]]:
-        """Those of what trains, and of what is computed again."""
-        again = self.train.activation_checkpointing
-        recomputed = again if isinstance(again, tuple) else ()
-        return {self.trains_key: self.trains, ("train", "activation_checkpointing"): recomputed}
+        """Those of what trains, of what gets adapters, and of what is computed again."""
+        again, lora = self.train.activation_checkpointing, self.train.lora
+        return {
+            self.trains_key: self.trains,
+            ("train", "lora", "targets"): () if lora is None else lora.targets,
+            ("train", "activation_checkpointing"): again if isinstance(again, tuple) else (),
+        }
 
     @property
     def computation(self) -> tuple[Device, DType]:
@@ -162,8 +169,17 @@ class Train(Run):
             Windows(tokens, context=self.train.context, seed=self.seed)
 
     def planned(self, plan: RunPlan, model: ModelPlan, teacher: ModelPlan | None, own: frozenset[str]) -> RunPlan:
-        """Activations that are computed again are not kept."""
-        return with_recomputing(plan, self.train, model)
+        """Adapters train beside frozen matrices; activations that are computed again are not kept."""
+        load = self.workload(Evaluation(), model.graph.vocab_size)
+        if self.train.lora is not None:
+            plan = with_adapters(plan, self, load, model, teacher, own)
+        return with_recomputing(plan, self, model)
+
+    def changes(self, graph: Graph, converted: frozenset[str]) -> frozenset[str]:
+        """The matrices that adapters are added to at the end."""
+        if self.train.lora is None:
+            return frozenset()
+        return frozenset(adapted_matrices(graph, self.train.lora, trained_nodes(graph, self.trains)))
 
     def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:
         """Every step's sequences, forward and backward."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Keep",
+    "LoRA",
     "Optimizer",
     "Profile",
     "Schedule",
@@ -185,11 +186,42 @@ class Profile:
 
 
 @component
+class LoRA:
+    """Low-rank adapters (arXiv 2106.09685): a matrix stays as it is, and ``alpha / rank`` times ``B A`` is added to it.
+
+    ``A``, ``[rank, in]``, and ``B``, ``[out, rank]``, train.  Checkpoints hold the sum, so that whatever comes behind
+    the run needs to know nothing of it.
+    """
+
+    rank: int = option(default=16, help="rank of what is added to each matrix", minimum=1)
+    alpha: float | None = option(
+        default=None, help="what is added is scaled by alpha / rank; by 1 if not given", above=0.0
+    )
+    targets: tuple[str, ...] = option(
+        default=("*",), help="patterns of nodes whose matrices get one; embedder, head and what trains itself get none"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if not self.targets or not all(self.targets):
+            raise InvalidValue(
+                "targets", "an empty list, or an empty pattern, names no node", expected="[attention, mlp]"
+            )
+
+    @property
+    def scale(self) -> float:
+        """What the product of both matrices is multiplied by."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+@component
 class Training:
     """How a run trains."""
 
     strategy: Strategy = option(help="what a step is")
-    trains: tuple[str, ...] = option(default=("*",), help="patterns of node names whose parameters train")
+    trains: tuple[str, ...] | None = option(
+        default=None, help="patterns of node names whose parameters train; if not given all, or with lora none"
+    )
+    lora: LoRA | None = option(default=None, help="train low-rank adapters of matrices that stay as they are")
     device: Device = option(default="auto", help="auto takes CUDA, then MPS, then the CPU")
     dtype: DType = option(default="float32", help="type of the computation; weights that train stay in float32")
     batch_size: int = option(default=8, help="sequences per step", minimum=1)
@@ -239,11 +271,13 @@ class Training:
     )
 
     def __attrs_post_init__(self) -> None:
-        if not self.trains or not all(self.trains):
+        if self.trains is not None and not (self.trains and all(self.trains)):
             what = "there is no pattern" if not self.trains else "an empty pattern matches nothing"
             raise InvalidValue("trains", what, expected="names of nodes, or patterns such as blocks.*.attention")
         if self.activation_checkpointing != "none":
             self._check_checkpointing()
+        if self.lora is not None and not self.strategy.whole_model:
+            raise InvalidValue("lora", "this strategy trains one node at a time, as a whole", hint="leave lora out")
         if self.dtype == "float16":
             raise InvalidValue(
                 "dtype",

@@ -29,7 +29,9 @@ from caramba_plugins_standard.training.determinism import deterministic
 from caramba_plugins_standard.training.documents import require_documents
 from caramba_plugins_standard.training.float8 import use_float8
 from caramba_plugins_standard.training.kernels import attention_kernels
+from caramba_plugins_standard.training.lora import Adapters
 from caramba_plugins_standard.training.memory import is_out_of_memory, out_of_memory
+from caramba_plugins_standard.training.planning import what_trains
 from caramba_plugins_standard.training.profiling import Profiler
 from caramba_plugins_standard.training.recomputing import recompute_activations
 from caramba_plugins_standard.training.retention import Retention
@@ -106,6 +108,8 @@ class TrainRunner:
                 gc.unfreeze()
         if (self.step < self.steps and context.stop_reason is None) or self._owes_evaluation():
             return Results(done=False)
+        if self.adapters is not None:  # so that what is measured is what was saved
+            self.adapters.merge()
         entries: dict[str, Any] = {
             "tokens": self.step * self.tokens_a_step,
             "steps": self.step,
@@ -123,11 +127,13 @@ class TrainRunner:
     def _prepare(self) -> None:
         """Build strategy and optimizer; on resuming, put everything back to where it was."""
         context, settings = self.context, self.settings
+        self.adapters = None if settings.lora is None else Adapters(context, settings.lora)
         self.runner: StrategyRunner = settings.strategy.start(context)
         self.runner.prepare()
         self.parameters: list[nn.Parameter] = [parameter for _, parameter in context.trainable()]
         self.trained = sum(parameter.numel() for parameter in self.parameters)
         self.total = sum(parameter.numel() for parameter in context.student.parameters())
+        self.total -= 0 if self.adapters is None else self.adapters.count
         assert settings.optimizer is not None
         self.optimizer = settings.optimizer.create(self._groups(), settings.lr)
         context.hooks.model_built(context=context, model=context.student)
@@ -144,8 +150,8 @@ class TrainRunner:
         context.keeps = self.retention.kept
         context.reporter.stage(
             f"train {context.name}",
-            f"{', '.join(settings.trains)}: {format_count(self.trained)} of {format_count(self.total)} parameters "
-            f"train, {self.steps:,} steps of {self.tokens_a_step:,} tokens on {context.device.type}"
+            f"{', '.join(what_trains(settings))}: {format_count(self.trained)} of {format_count(self.total)} parameters"
+            f" train, {self.steps:,} steps of {self.tokens_a_step:,} tokens on {context.device.type}"
             + (", compiled" if context.run.compiles else ""),
         )
         if settings.float8:
@@ -209,7 +215,8 @@ class TrainRunner:
         tokens = self.step * self.tokens_a_step
         state = {"samples": tokens // self.settings.context, "tokens": tokens, "seconds": self.seconds}
         state |= self.skipping.state()
-        self.context.save(self.step, optimizer=self.optimizer, state=state)
+        tensors = {} if self.adapters is None else {"lora": self.adapters.tensors()}
+        self.context.save(self.step, optimizer=self.optimizer, state=state, tensors=tensors)
         self._saved = self.context.reporter.clock()
 
     def _one_step(self, bar: Bar) -> None:

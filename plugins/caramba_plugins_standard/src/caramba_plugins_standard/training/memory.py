@@ -62,4 +62,4 @@ def _way(purpose: str, settings: Training) -> str:
         )
     if purpose == "teacher":
         return "hold the teacher in bfloat16 (teacher.dtype)"
-    return "train fewer nodes (train.trains)"
+    return "train fewer nodes (train.trains)" + ("" if settings.lora else ", or adapters (train.lora)")

@@ -9,14 +9,18 @@ import attrs
 
 from caramba_core.components import Topology
 from caramba_core.graph import Graph, trained_nodes
+from caramba_core.plan.runs import backward_operations, saved_bytes, training_memory
 from caramba_core.storage import ITEM_BYTES
 
 if TYPE_CHECKING:
+    from caramba_core.components import Weight
     from caramba_core.graph import Node
+    from caramba_core.modes import Workload
     from caramba_core.plan import ModelPlan, NodePlan, RunPlan
-    from caramba_plugins_standard.training import Training
+    from caramba_plugins_standard.modes import Train
+    from caramba_plugins_standard.training import LoRA, Training
 
-__all__ = ["recomputed_parts", "with_recomputing"]
+__all__ = ["adapted_matrices", "recomputed_parts", "what_trains", "with_adapters", "with_recomputing"]
 
 
 def recomputed_parts(graph: Graph, which: Literal["none", "full"] | tuple[str, ...]) -> list[str]:
@@ -48,26 +52,93 @@ def _outermost(node: Node, chosen: frozenset[str]) -> Iterator[str]:
                 yield from _outermost(child, chosen)
 
 
-def with_recomputing(plan: RunPlan, settings: Training, model: ModelPlan) -> RunPlan:
+def with_recomputing(plan: RunPlan, run: Train, model: ModelPlan) -> RunPlan:
     """The plan of a run that keeps the inputs of some parts alone, and holds one part's activations at a time."""
-    from caramba_core.plan.runs import saved_bytes
-
-    parts = frozenset(recomputed_parts(model.graph, settings.activation_checkpointing))
+    parts = frozenset(recomputed_parts(model.graph, run.train.activation_checkpointing))
     if not parts:
         return plan
-    trained = trained_nodes(model.graph, plan.trains)
-    saved = saved_bytes(model, trained, plan.dtype)
-    embedder = model.graph.embedder.name
-    stream = ITEM_BYTES["float32" if embedder in trained and model.dtype != "float64" else model.dtype]
-    kept, largest = sum(saved.values()), 0
+    trained = trained_nodes(model.graph, run.trains)
+    adapted = {} if run.train.lora is None else adapted_matrices(model.graph, run.train.lora, trained)
+    saved = saved_bytes(model, trained, plan.dtype, {name.rpartition(".")[0] for name in adapted})
+    kept, largest = plan.memory.activations // plan.batch_size, 0
     for nodes, applications in _regions(model, parts):
         inside = sum(saved.get(node.node.name, 0) for node in nodes)
         if inside:
-            kept += applications * model.context * nodes[0].node.width_in * stream - inside
+            kept += applications * model.context * nodes[0].node.width_in * ITEM_BYTES[plan.dtype] - inside
             largest = max(largest, inside // applications)
-    memory = plan.memory
-    working = memory.working + largest * plan.batch_size
-    return attrs.evolve(plan, memory=attrs.evolve(memory, activations=kept * plan.batch_size, working=working))
+    working = plan.memory.working + largest * plan.batch_size
+    return attrs.evolve(plan, memory=attrs.evolve(plan.memory, activations=kept * plan.batch_size, working=working))
+
+
+def what_trains(settings: Training) -> tuple[str, ...]:
+    """What trains, in words for tables: patterns, and those of adapters with their rank."""
+    lora, trains = settings.lora, settings.trains
+    if lora is None:
+        return ("*",) if trains is None else trains
+    return (*(trains or ()), *(f"{pattern} (rank {lora.rank})" for pattern in lora.targets))
+
+
+def adapted_matrices(graph: Graph, settings: LoRA, trained: frozenset[str]) -> dict[str, Weight]:
+    """The matrices that get an adapter, by dotted name."""
+    chosen = trained_nodes(graph, settings.targets) - trained - {graph.embedder.name, graph.head.name}
+    return {
+        f"{name}.{weight}": declared
+        for name, node in graph.nodes().items()
+        if name in chosen
+        for weight, declared in node.config.weights(node.width_in).items()
+        if declared.trainable and len(declared.shape) == 2
+    }
+
+
+def with_adapters(
+    plan: RunPlan, run: Train, load: Workload, model: ModelPlan, teacher: ModelPlan | None, own: frozenset[str]
+) -> RunPlan:
+    """The plan of a run with adapters, whose ``own`` weights are those of nodes that train or have changed before.
+
+    The matrices beside them are the teacher's while it trains, and their sums are the student's own at its end.
+    """
+    assert run.train.lora is not None
+    trained = trained_nodes(model.graph, run.trains)
+    matrices = adapted_matrices(model.graph, run.train.lora, trained)
+    applied = {node.node.name: node.node.applications for node in model.walk()}
+    nodes = {name: name.rpartition(".")[0] for name in matrices}
+    rank, beside = run.train.lora.rank, set(nodes.values())
+    values = {name: rank * sum(weight.shape) for name, weight in matrices.items()}
+    products = sum(2 * values[name] * model.context * applied[node] for name, node in nodes.items())
+    narrow = sum(rank * model.context * applied[node] for node in nodes.values())
+    theirs = (
+        {}
+        if teacher is None
+        else {
+            f"{node.node.name}.{name}": weight.shape for node in teacher.walk() for name, weight in node.weights.items()
+        }
+    )
+    shared = sum(
+        weight.numel * ITEM_BYTES[model.dtype]
+        for name, weight in matrices.items()
+        if own.isdisjoint((name, nodes[name])) and theirs.get(name) == weight.shape
+    )
+    memory = training_memory(plan.memory, model, load, trained, beside)
+    trainable = sum(values.values()) * ITEM_BYTES["float64" if model.dtype == "float64" else "float32"]
+    scalars = 2 * len(matrices) * load.state_scalars * ITEM_BYTES["float32"]
+    memory = attrs.evolve(
+        memory,
+        weights=memory.weights - shared + trainable,
+        shared=memory.shared + shared,
+        gradients=memory.gradients + trainable,
+        optimizer=memory.optimizer + load.state_values * trainable + scalars,
+        activations=memory.activations + narrow * load.batch_size * ITEM_BYTES[load.dtype],
+        cast=memory.cast + (0 if load.dtype == "float32" else sum(values.values()) * ITEM_BYTES[load.dtype]),
+    )
+    sums_at_the_end = shared - memory.activations - memory.cast - memory.logits
+    more = backward_operations(model, trained, beside) - backward_operations(model, trained) + 3 * products
+    return attrs.evolve(
+        plan,
+        trains=what_trains(run.train),
+        trained_parameters=plan.trained_parameters + sum(values.values()),
+        operations=plan.operations + load.sequences * more,
+        memory=attrs.evolve(memory, working=max(memory.working, sums_at_the_end)),
+    )
 
 
 def _regions(model: ModelPlan, parts: frozenset[str]) -> Iterator[tuple[list[NodePlan], int]]:

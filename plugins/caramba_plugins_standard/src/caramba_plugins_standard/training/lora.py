@@ -1,0 +1,149 @@
+"""Low-rank adapters in torch: matrices that stay as they are, beside which two narrow ones train (arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from caramba_core.errors import InputError
+from caramba_core.graph import ROOT, local_name
+from caramba_core.nn.language_model import LanguageModel
+from caramba_core.run.checkpoint import load_tensors
+from caramba_core.run.context import RunContext
+from caramba_plugins_standard.training import LoRA
+from caramba_plugins_standard.training.planning import adapted_matrices
+
+__all__ = ["AdaptedMatrix", "Adapters", "adapt"]
+
+
+class AdaptedMatrix(nn.Module):
+    """In the place of a weight ``[n, D]``: the weight itself, frozen, and ``up @ down`` times ``scale`` added to it.
+
+    ``down`` is ``[rank, D]``, ``up`` ``[n, rank]``.  Where a module does not go through
+    :func:`caramba_core.nn.module.linear`, it reads the sum, as a tensor.  A state dict holds the sum, in the weight's
+    own name and type, on the CPU.
+    """
+
+    def __init__(self, weight: nn.Parameter, rank: int, scale: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.scale = scale
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        self.down = nn.Parameter(torch.empty(rank, weight.shape[1], dtype=wide, device=weight.device))
+        self.up = nn.Parameter(torch.zeros(len(weight), rank, dtype=wide, device=weight.device))
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``[..., D] -> [..., n]``; the sum of both matrices is never made."""
+        narrow = F.linear(x, self.down.to(x.dtype)) * self.scale
+        return F.linear(x, self.weight, bias) + F.linear(narrow, self.up.to(narrow.dtype))
+
+    def merged(self) -> Tensor:
+        """The sum as one matrix, in the weight's type."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return torch.addmm(self.weight.to(self.up.dtype), self.up, self.down, alpha=self.scale).to(
+                self.weight.dtype
+            )
+
+    def draw(self, key: str) -> None:
+        """The values that training begins with: ``down`` uniform as torch's ``nn.Linear``, ``up`` zero."""
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        drawn = torch.rand(self.down.shape, generator=generator) * 2 - 1
+        with torch.no_grad():
+            self.down.copy_(drawn * self.down.shape[1] ** -0.5)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As of a tensor: the sum in another type, or elsewhere."""
+        return self.merged().to(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "down", "up") or not hasattr(Tensor, name):
+            return super().__getattr__(name)
+        return getattr(self.merged(), name)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Functions of torch read the sum."""
+
+        def read(value: Any) -> Any:
+            if isinstance(value, list | tuple):
+                return type(value)(map(read, value))
+            return value.merged() if isinstance(value, cls) else value
+
+        return func(*map(read, args), **{name: read(value) for name, value in (kwargs or {}).items()})
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[prefix.removesuffix(".")] = self.merged().detach().cpu()
+
+
+def adapt(model: LanguageModel, names: Iterable[str], settings: LoRA, seed: int) -> dict[str, AdaptedMatrix]:
+    """Put an adapter in the place of each matrix of a model with one of these dotted names."""
+    places = {}
+    for name in names:
+        node, _, weight = name.rpartition(".")
+        module = model.get_submodule(local_name(node))
+        places[name] = AdaptedMatrix(getattr(module, weight), settings.rank, settings.scale)
+        delattr(module, weight)
+        setattr(module, weight, places[name])
+        places[name].draw(f"{seed}:{name}")
+    return places
+
+
+class Adapters:
+    """All adapters of a run: put into its student, which is the one that it started from, with what it has learned."""
+
+    def __init__(self, context: RunContext, settings: LoRA) -> None:
+        if context.resume_from is not None:  # whose weights have the adapters in them
+            context.student = _resumed(context)
+        chosen = adapted_matrices(context.graph, settings, context.trained)
+        if not chosen:
+            raise InputError(
+                f"run {context.run.id}: no adapter has a place: the nodes of train.lora.targets hold no matrices",
+                expected="patterns of nodes with projections, such as attention or mlp, that do not train as a whole",
+            )
+        self._student = context.student
+        saved = {} if context.resume_from is None else load_tensors(context.resume_from, "lora")
+        self._places = adapt(self._student, chosen, settings, context.seed)
+        with torch.no_grad():
+            for name, tensor in saved.items():
+                self._student.get_parameter(local_name(name)).copy_(tensor)
+
+    @property
+    def count(self) -> int:
+        """Values that the adapters add to the model's."""
+        return sum(matrix.up.numel() + matrix.down.numel() for matrix in self._places.values())
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What a checkpoint needs to go on, by dotted name."""
+        return {
+            f"{name}.{part}": getattr(matrix, part).detach()
+            for name, matrix in self._places.items()
+            for part in ("down", "up")
+        }
+
+    def merge(self) -> None:
+        """Make each matrix the sum that checkpoints hold, one after the other: the student is an ordinary one again."""
+        for name in list(self._places):
+            node, _, weight = name.rpartition(".")
+            module = self._student.get_submodule(local_name(node))
+            merged = self._places.pop(name).merged().detach()
+            delattr(module, weight)
+            module.register_parameter(weight, nn.Parameter(merged, requires_grad=False))
+
+
+def _resumed(context: RunContext) -> LanguageModel:
+    """The student as the run began, with the whole nodes that it trains as the checkpoint has them."""
+    assert context.resume_from is not None
+    student = context.start()
+    if context.trained:
+        saved = load_tensors(context.resume_from)
+        with torch.no_grad():
+            for name, parameter in student.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(saved[f"{ROOT}.{name}"])
+    return student

@@ -1,0 +1,168 @@
+"""Runs with low-rank adapters: what they save, how they go on, what follows them, and what their plans say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+from caramba_plugins_standard.modes import Train
+from caramba_plugins_standard.training.loop import TrainRunner
+from caramba_terminal.reporter import Reporter
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
+
+import caramba
+from caramba_core.cli import main
+from caramba_core.manifest.load import load_manifest
+from caramba_core.run.experiment import Experiment
+
+from .workspace import make_workspace
+
+TRAINED = 'trains: "${trains}", '
+
+
+def workspace(folder: Path, settings: str, *, dtype: str = "float32", more: str = "") -> Path:
+    folder.mkdir(exist_ok=True)
+    manifest = make_workspace(folder)
+    text = manifest.read_text().replace(TRAINED, f"{settings}, ").replace("windows: 4", "windows: 2")
+    text = text.replace(", trains: [attention, norm]", "")  # the variable, which is not used any more
+    manifest.write_text(text.replace("{source: teacher}", f"{{source: teacher, dtype: {dtype}}}") + more)
+    return manifest
+
+
+def run(manifest: Path, *arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(manifest), "--output", str(manifest.parent / "runs"), *arguments])
+    return int(ended.value.code or 0)
+
+
+def folder_of(manifest: Path, name: str = "finetune") -> Path:
+    return manifest.parent / "runs" / "small" / "half" / name
+
+
+def saved(manifest: Path, step: int, name: str = "finetune", file: str = "model") -> dict[str, Tensor]:
+    return load_file(folder_of(manifest, name) / "checkpoints" / f"step_{step:06d}" / f"{file}.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype", "still"),
+    [
+        ("lora: {rank: 2, alpha: 4.0}", "float32", ("norm", "embedder", "bias", "pairs")),
+        ("lora: {rank: 2, targets: [mlp]}, trains: [attention], dtype: bfloat16", "bfloat16", ("norm", "embedder")),
+        ("lora: {targets: [blocks.1.*]}, activation_checkpointing: full", "float32", ("blocks.0", "blocks.2")),
+    ],
+)
+def test_a_run_saves_the_sums_and_goes_on_bit_for_bit(
+    tmp_path: Path, settings: str, dtype: str, still: tuple[str, ...]
+) -> None:
+    whole = workspace(tmp_path / "whole", settings, dtype=dtype)
+    assert run(whole) == 0
+    before, after, factors = saved(whole, 0, "convert"), saved(whole, 6), saved(whole, 6, file="lora")
+    assert before.keys() == after.keys()
+    scale = 2.0 if "alpha" in settings else 1.0
+    for name, start in before.items():
+        if f"{name}.up" in factors:
+            total = start.float() + scale * (factors[f"{name}.up"] @ factors[f"{name}.down"])
+            torch.testing.assert_close(after[name], total.to(start.dtype))
+            assert not torch.equal(after[name], start)
+        else:
+            trains = "[attention]" in settings and "attention" in name and "pairs" not in name
+            assert torch.equal(after[name].to(start.dtype), start) is not trains, name
+    assert not [name for name in factors if any(part in name for part in still)]
+
+    parts = workspace(tmp_path / "parts", settings, dtype=dtype)
+    assert run(parts, "--run", "convert") == 0
+    while not (folder_of(parts) / "checkpoints" / "step_000002").exists():  # each call ends behind one piece of work
+        assert run(parts, "--run", "finetune", "--resume", "--minutes", "1e-9") == 0
+    assert run(parts, "--resume") == 0
+    for file in ("model", "lora", "optimizer"):
+        for name, tensor in saved(whole, 6, file=file).items():
+            assert torch.equal(tensor, saved(parts, 6, file=file)[name]), name
+    one, other = (json.loads((folder_of(each) / "summary.json").read_text()) for each in (whole, parts))
+    assert one["perplexity"] == other["perplexity"]
+    assert one["trained_parameters"] == other["trained_parameters"] < one["parameters"] == other["parameters"]
+
+
+def test_what_follows(tmp_path: Path) -> None:
+    """Another run, an evaluation and an export read what it saved as any other checkpoint."""
+    next_ = """\
+      - {id: next, mode: train, steps: 1, train: {strategy: finetune, trains: [norm], device: cpu, lr: 1.0e-3,
+         batch_size: 2, context: 32}}
+      - {id: measure, mode: eval, from: finetune}
+"""
+    manifest = workspace(tmp_path, "lora: {rank: 2}, keep: {last: 9}", more=next_)
+    assert run(manifest) == 0
+    before, after = saved(manifest, 6), saved(manifest, 1, "next")
+    assert all(torch.equal(before[name], tensor) is ("norm" not in name) for name, tensor in after.items())
+    trained, measured = (
+        json.loads((folder_of(manifest, n) / "summary.json").read_text()) for n in ("finetune", "measure")
+    )
+    assert measured["perplexity"]["end"] == trained["perplexity"]["end"]  # of the sums, as they were saved
+    opened = caramba.open(folder_of(manifest), step=4)
+    half, whole = (caramba.open(folder_of(manifest), step=step).logits(list(range(9))) for step in (4, 6))
+    assert not torch.equal(half, whole)
+    assert opened.perplexity(torch.arange(64).tolist() * 4, context=32, windows=2) > 0
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(folder_of(manifest)), "-o", str(tmp_path / "out")])
+    assert not ended.value.code
+    exported = load_file(tmp_path / "out" / "model.safetensors")
+    assert not [name for name in exported if "lora" in name or name.endswith((".up", ".down"))]
+    assert torch.equal(exported["model.layers.1.mlp.up_proj.weight"], before["model.blocks.1.mlp.up_proj"])
+
+
+def held(tensors: list[Tensor]) -> int:
+    """Bytes of the storages behind tensors, each once."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("settings", ["lora: {rank: 2}", "lora: {rank: 3, targets: [mlp]}, trains: [attention, norm]"])
+def test_memory_is_what_the_plan_says(tmp_path: Path, settings: str, dtype: str) -> None:
+    again = """\
+      - {id: again, mode: train, seed: 3, steps: 2, train: {strategy: upcycle.global, lora: {rank: 2}, device: cpu,
+         batch_size: 2, context: 32, lr: 1.0e-3, dtype: float32}}
+"""
+    manifest = workspace(tmp_path, f"{settings}, dtype: {dtype}", dtype=dtype, more=again.replace("float32", dtype))
+    loaded = load_manifest(str(manifest))
+    experiment = Experiment(loaded, output=tmp_path / "runs", reporter=Reporter(Console(quiet=True)))
+    experiment.complete()
+    group = loaded.manifest.groups[0]
+    plans = {plan.id: plan for plan in experiment.plans["half"].runs}
+    assert run(manifest) == 0
+    for name in ("finetune", "again"):
+        one = next(one for one in group.runs if one.id == name)
+        context = experiment.finished_context(group, one)
+        assert context is not None
+        assert isinstance(one, Train)
+        runner = TrainRunner(one, context)
+        with experiment.directory(group, one):
+            runner._prepare()
+        theirs = list(context.teacher.state_dict(keep_vars=True).values())
+        known = {tensor.untyped_storage().data_ptr() for tensor in theirs}
+        stored = context.student.state_dict().keys()
+        buffers = [buffer for key, buffer in context.student.named_buffers() if key in stored]
+        mine = [*context.student.parameters(), *buffers]
+        shared = [tensor for tensor in mine if tensor.untyped_storage().data_ptr() in known]
+        own = [tensor for tensor in mine if tensor.untyped_storage().data_ptr() not in known]
+        state = [tensor for each in runner.optimizer.state.values() for tensor in each.values()]
+        trains = [parameter for _, parameter in context.trainable()]
+        plan = plans[name]
+        found = attrs.evolve(
+            plan.memory,
+            weights=held(own),
+            shared=held(shared),
+            teacher=held(theirs),
+            gradients=held(trains),
+            optimizer=held(state),
+        )
+        assert plan.memory == found, name
+        assert plan.trained_parameters == runner.trained
+        assert runner.adapters is not None
+        runner.adapters.merge()
+        assert runner.total == sum(parameter.numel() for parameter in context.student.parameters())
+        for key, tensor in saved(manifest, one.steps, name).items():
+            assert torch.equal(context.student.state_dict()[key.removeprefix("model.")], tensor)
