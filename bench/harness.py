@@ -24,30 +24,17 @@ from caramba_plugins_eval.metrics import Rolling
 from caramba_plugins_eval.opening import Asked, open_subject
 from caramba_plugins_lm_eval.model import CarambaLM
 from caramba_terminal.reporter import Reporter
+from choices import write_task
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from rich.console import Console
 
-TASK = """\
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-"""
 ROLLING = """\
 output_type: loglikelihood_rolling
 doc_to_text: ""
 doc_to_target: "{{page}}"
 metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]
-"""
-CLOZE = """\
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: label
-target_delimiter: " "
-metric_list: [{metric: acc}, {metric: acc_norm}]
 """
 
 
@@ -72,12 +59,9 @@ def questions(text: str, count: int) -> list[dict[str, Any]]:
 
 def write_tasks(folder: Path, text: str, count: int) -> list[dict[str, Any]]:
     """Both tasks with their data; the questions."""
-    folder.mkdir(parents=True, exist_ok=True)
     asked = questions(text, count)
-    for name, rows, rest in (("rolling", [{"page": text}], ROLLING), ("cloze", asked, CLOZE)):
-        data = (folder / f"{name}.jsonl").resolve()
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / f"{name}.yaml").write_text(TASK.format(name=name, data=data) + rest)
+    write_task(folder, "rolling", [{"page": text}], ROLLING)
+    write_task(folder, "cloze", asked)
     return asked
 
 
