@@ -207,7 +207,8 @@ class Experiment:
         if run.may_change and change.lies_in(f"{own}.steps") and "steps" in run.may_change:
             more, least = change.after, change.before if state.status == "done" else state.step
             return isinstance(more, int) and isinstance(least, int) and more >= least
-        return state.status != "done" and any(change.lies_in(f"{own}.{key}") for key in run.may_change)
+        goes_on = state.status != "done" or getattr(run, "steps", state.step) > state.step
+        return goes_on and any(change.lies_in(f"{own}.{key}") for key in run.may_change)
 
     def _has_weights(self, group: Group, run: Run) -> bool:
         """Whether a run's result is what the manifest asks for, however it was measured."""

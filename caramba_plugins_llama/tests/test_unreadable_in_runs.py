@@ -29,6 +29,9 @@ def test_a_folder_of_other_things(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "model" / "notes.txt").write_text("mine")
     told = refused(tmp_path, "{source: model}", "model is not a checkpoint that an installed plugin can read", capsys)
     assert "empty" not in told
+    for name in ("state.json", "manifest.yml"):
+        (tmp_path / "model" / name).write_text("{}")
+    told = refused(tmp_path, "{source: model}", "it is a run of caramba (caramba export makes a checkpoint", capsys)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -212,7 +213,7 @@ def test_what_changed_is_said(copy: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_what_is_left_of_a_run_may_change(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A lower rate on the way, more steps at the end; fewer than were done, or another rate then, are refused."""
+    """A lower rate on the way, more steps at the end; fewer than were done, or another rate alone, are refused."""
     changed = ("--set", "vars.lr=5.0e-4", "--set", "vars.steps=8")
     assert run(copy, "--resume", *changed) == 0
     assert "groups.half.runs.finetune.train.lr: 0.001 -> 0.0005" in capsys.readouterr().out
@@ -230,3 +231,8 @@ def test_what_is_left_of_a_run_may_change(copy: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert run(copy, "--resume", "--set", "vars.steps=9", "--set", "vars.lr=5.0e-4") == 2
     assert "(it has taken 10 steps)" in capsys.readouterr().err
+    assert run(copy, "--resume", "--set", "vars.steps=12", "--set", "vars.lr=1.0e-4") == 0
+    lines = map(json.loads, (copy / "runs" / "small" / "half" / "finetune" / "metrics.jsonl").read_text().splitlines())
+    rates = {line["step"]: line["lr"] for line in lines if "lr" in line}
+    for step in (11, 12):  # the cosine is that of all 12 steps
+        assert rates[step] == pytest.approx(1.0e-4 * 0.5 * (1 + math.cos(math.pi * (step - 1) / 12)))

@@ -94,7 +94,7 @@ def test_trackers_see_a_run_and_one_that_fails_is_left_out(
     assert run(folder, "trackers: [tensorboard, trackio]") == 0
     assert "warning: TensorBoard takes no more numbers: OSError: the network is gone" in capsys.readouterr().out
     failed, sound = (one.said for one in made.made)
-    steps = ["gradient_norm", "loss", "lr", "tokens", "tokens_per_second"]
+    steps = ["gradient_norm", "loss", "lr", "memory_bytes", "mfu", "tokens", "tokens_per_second"]
     assert failed == [(0, ["perplexity_start"]), (1, steps), (2, steps)]
     assert sound == [
         (0, ["perplexity_start"]),

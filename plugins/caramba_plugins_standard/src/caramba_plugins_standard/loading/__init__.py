@@ -333,6 +333,11 @@ def _require_hash(path: Path, expected: str) -> None:
 def what_it_seems(path: Path) -> str:
     """What an unreadable file seems to be instead, as a part of a sentence; nothing if that is unclear."""
     if path.is_dir():
+        if (path / "state.json").exists() and (path / "manifest.yml").exists():
+            return (
+                "it is a run of caramba (caramba export makes a checkpoint of it; from: GROUP/RUN begins with the "
+                "weights of a run of the same manifest)"
+            )
         return "the folder is empty" if next(path.iterdir(), None) is None else ""
     with path.open("rb") as file:
         start = file.read(512)

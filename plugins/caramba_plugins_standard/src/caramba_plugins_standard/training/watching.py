@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from functools import cache
 from typing import Final
 
 import torch
@@ -18,7 +21,8 @@ __all__ = ["Watch", "matmul_peak", "progress_notes"]
 _STEPS: Final = 20
 """Steps over which speed is taken."""
 
-_SIZE: Final = 8192
+_SIZES: Final = {"cpu": 512, "mps": 4096}
+_LARGEST: Final = 8192
 _PRODUCTS: Final = 10
 
 
@@ -26,29 +30,32 @@ class Watch:
     """Speed, utilization and memory of a run, step by step.
 
     Utilization (MFU) is the operations that the plan counts, backward pass and teacher included, a second, over those
-    of a large matrix product on the same device in the same number type, measured once; on CUDA only.
+    of a large matrix product on the same device in the same number type, measured once.
     """
 
     def __init__(self, context: RunContext, tokens_a_step: int) -> None:
         self._device = context.device
         self._tokens = tokens_a_step
         self._ends = deque[float]([time.perf_counter()], maxlen=_STEPS + 1)
-        self._per_token = 0.0
-        self._peak = 0.0
-        if self._device.type == "cuda":
-            plan = planned(context)
-            self._per_token = plan.get("operations", 0) / max(1, plan.get("tokens", 0))
-            self._peak = matmul_peak(self._device, context.dtype_name)
+        plan = planned(context)
+        self._per_token = plan.get("operations", 0) / max(1, plan.get("tokens", 0))
+        self._peak = matmul_peak(self._device, context.dtype_name)
 
     def step(self) -> dict[str, float]:
-        """What is known behind a step: ``tokens_per_second``, on CUDA ``mfu`` and ``memory_bytes`` (its peak)."""
+        """What is known behind a step: ``tokens_per_second``, ``mfu``, and ``memory_bytes``, the peak of the device.
+
+        On a CPU, memory is that of the process.
+        """
         self._ends.append(time.perf_counter())
         seconds = self._ends[-1] - self._ends[0]
         found = {"tokens_per_second": (len(self._ends) - 1) * self._tokens / seconds if seconds > 0 else 0.0}
         if self._device.type == "cuda":
             found["memory_bytes"] = float(torch.cuda.max_memory_allocated(self._device))
-            if self._peak and self._per_token:
-                found["mfu"] = found["tokens_per_second"] * self._per_token / self._peak
+        elif self._device.type == "cpu":
+            unit = 1 if sys.platform == "darwin" else 1024
+            found["memory_bytes"] = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+        if self._peak and self._per_token:
+            found["mfu"] = found["tokens_per_second"] * self._per_token / self._peak
         return found
 
 
@@ -65,17 +72,23 @@ def progress_notes(values: Mapping[str, float], lr: float, watched: Mapping[str,
     return said
 
 
+@cache
 def matmul_peak(device: torch.device, dtype_name: str) -> float:
     """Operations a second of a product of two large square matrices; 0 where there is no room for them."""
+    size = _SIZES.get(device.type, _LARGEST)
     try:
-        a = torch.ones(_SIZE, _SIZE, device=device, dtype=getattr(torch, dtype_name))
+        a = torch.ones(size, size, device=device, dtype=getattr(torch, dtype_name))
         a @ a
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        began.record()
+        _synchronize(device)
+        began = time.perf_counter()
         for _ in range(_PRODUCTS):
             a @ a
-        ended.record()
-        ended.synchronize()
+        _synchronize(device)
     except torch.OutOfMemoryError:
         return 0.0
-    return float(2 * _SIZE**3 * _PRODUCTS / (began.elapsed_time(ended) / 1000))
+    return 2 * size**3 * _PRODUCTS / (time.perf_counter() - began)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
