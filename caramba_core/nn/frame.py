@@ -33,8 +33,11 @@ class Taps:
         self.pairs: list[tuple[Tensor, Tensor]] = []
         self._count = 0
 
-    def flush(self) -> None:
-        """Hand the captured pairs to the sink; ``index`` counts nodes in the order of execution."""
+    def flush(self, state: Tensor | None = None) -> None:
+        """Hand the captured pairs to the sink; ``index`` counts nodes in the order of execution.
+
+        ``state`` is what flows on between two blocks, which a tap may keep.
+        """
         for x, y in self.pairs:
             self.sink(self._count, x, y)
             self._count += 1

@@ -17,7 +17,7 @@ from caramba_core.graph import Graph, trained_nodes
 from caramba_core.manifest.structure import Structurer
 from caramba_core.modes import Evaluation
 from caramba_core.nn.build import build
-from caramba_core.plan import Memory, RunPlan, plan_model
+from caramba_core.plan import Memory, ModelPlan, RunPlan, plan_model
 from caramba_core.plan.runs import training_memory
 from caramba_core.plugins.registry import registry
 
@@ -102,18 +102,7 @@ def test_kept_activations(attention: dict[str, Any], trains: list[str], which: A
     run = train(trains=trains, activation_checkpointing=which, dtype=dtype)
     trained = trained_nodes(graph, trains)
     model = plan_model(graph, context=CONTEXT)
-    known = Memory(weights=0, shared=0, teacher=None)
-    plan = RunPlan(
-        **dict.fromkeys(("trained_parameters", "tokens", "operations"), 0),
-        id="a",
-        mode="train",
-        continues=None,
-        trains=tuple(trains),
-        dtype=dtype,
-        batch_size=BATCH,
-        context=CONTEXT,
-        memory=training_memory(known, model, run.workload(Evaluation(), 40), trained),
-    )
+    plan = plan_of(run, model, trained)
     planned = run.planned(plan, model, None, frozenset()).memory
     head = model.roots[-1].own.saved * (2 if dtype == "bfloat16" else 4)  # the head ran outside the measured pass
     found = kept_by_autograd(graph, trained, run.train.activation_checkpointing, dtype)
@@ -121,6 +110,32 @@ def test_kept_activations(attention: dict[str, Any], trains: list[str], which: A
     assert planned.activations < plan.memory.activations
     assert planned.working > plan.memory.working  # of the one part that is computed again
     assert attrs.evolve(planned, activations=0, working=0) == attrs.evolve(plan.memory, activations=0, working=0)
+
+
+def plan_of(run: Train, model: ModelPlan, trained: frozenset[str]) -> RunPlan:
+    """What the workload alone tells."""
+    known = Memory(weights=0, shared=0, teacher=None)
+    return RunPlan(
+        **dict.fromkeys(("trained_parameters", "tokens", "operations"), 0),
+        id="a",
+        mode="train",
+        continues=None,
+        trains=run.trains,
+        dtype=run.train.dtype,
+        batch_size=BATCH,
+        context=CONTEXT,
+        memory=training_memory(known, model, run.workload(Evaluation(), 40), trained),
+    )
+
+
+@pytest.mark.parametrize(("hidden", "states"), [(None, 0), ({}, 3), ({"blocks": [0, 2]}, 2)])
+def test_hidden_states_of_a_teacher(hidden: dict[str, Any] | None, states: int) -> None:
+    graph = graph_with(GQA)
+    run = train(strategy={"type": "upcycle.global", "hidden": hidden}, dtype="bfloat16")
+    model = plan_model(graph, context=CONTEXT)
+    plan = plan_of(run, model, trained_nodes(graph, ("*",)))
+    planned = run.planned(plan, model, None, frozenset()).memory
+    assert planned.activations - plan.memory.activations == states * BATCH * CONTEXT * 128 * 2
 
 
 def train(**settings: Any) -> Train:

@@ -14,7 +14,12 @@ from caramba_core.errors import InputError, InvalidValue
 from caramba_core.graph import trained_nodes
 from caramba_core.modes import Data, Device, DType, Evaluation, Need, Run, Teacher, Workload
 from caramba_plugins_standard.training import Training
-from caramba_plugins_standard.training.planning import adapted_matrices, with_adapters, with_recomputing
+from caramba_plugins_standard.training.planning import (
+    adapted_matrices,
+    with_adapters,
+    with_recomputing,
+    with_states,
+)
 
 if TYPE_CHECKING:
     from caramba_core.datasets import Tokens
@@ -173,7 +178,7 @@ class Train(Run):
         load = self.workload(Evaluation(), model.graph.vocab_size)
         if self.train.lora is not None:
             plan = with_adapters(plan, self, load, model, teacher, own)
-        return with_recomputing(plan, self, model)
+        return with_states(with_recomputing(plan, self, model), self, model)
 
     def changes(self, graph: Graph, converted: frozenset[str]) -> frozenset[str]:
         """The matrices that adapters are added to at the end."""

@@ -37,7 +37,7 @@ class NestedModule(TopologyModule):
         """``[B, T, D] -> [B, T, D']``."""
         for name in self.bodies:
             x = self.body_named(name)(x, frame)
-            _flush(frame)
+            _flush(frame, x)
         return x
 
 
@@ -57,7 +57,7 @@ class RecurrentModule(TopologyModule):
             if self.inject and application > 0:
                 state = state + x
             state = body(state, frame.within(application, self.times))
-            _flush(frame)
+            _flush(frame, state)
         return state
 
 
@@ -75,7 +75,7 @@ class CyclicModule(TopologyModule):
             turn, index = divmod(application, len(self.bodies))
             name = self.bodies[index]
             x = self.body_named(name)(x, frame.within(turn, self.applications[name]))
-            _flush(frame)
+            _flush(frame, x)
         return x
 
 
@@ -136,7 +136,7 @@ def _router_scores(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
-def _flush(frame: Frame) -> None:
+def _flush(frame: Frame, state: Tensor) -> None:
     """Hand on what was tapped so far; inside a compiled graph there is nothing to hand on yet."""
     if frame.taps is not None and not torch.compiler.is_compiling():
-        frame.taps.flush()
+        frame.taps.flush(state)

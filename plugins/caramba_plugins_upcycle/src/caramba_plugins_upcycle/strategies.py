@@ -11,7 +11,7 @@ from caramba_core.components import component, option
 from caramba_core.errors import InvalidValue
 from caramba_core.sites import Site
 
-__all__ = ["Blockwise", "Global"]
+__all__ = ["Blockwise", "Global", "HiddenStates"]
 
 
 @component
@@ -43,8 +43,23 @@ class Blockwise(Strategy):
 
 
 @component
+class HiddenStates:
+    """Squared distance to the teacher's state behind each block, over that state's square: per token, then averaged."""
+
+    weight: float = option(default=1.0, help="of the mean over blocks and tokens, beside the KL divergence", above=0.0)
+    blocks: tuple[int, ...] | None = option(
+        default=None, help="numbers of the blocks, counted from 0 in the order of execution; all if not given"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        numbers = self.blocks
+        if numbers is not None and (not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers)):
+            raise InvalidValue("blocks", f"{list(numbers)} are no blocks", expected="different numbers from 0 on")
+
+
+@component
 class Global(Strategy):
-    """KL divergence from the teacher over the full vocabulary, optionally mixed with cross entropy."""
+    """KL divergence from the teacher over the full vocabulary; cross entropy and hidden states beside it, if wanted."""
 
     builds: ClassVar[str] = "caramba_plugins_upcycle.strategy_runners:GlobalRunner"
     takes_documents: ClassVar[bool] = True
@@ -53,3 +68,10 @@ class Global(Strategy):
     temperature: float = option(default=1.0, help="divides both logits before the softmax", above=0.0)
     cross_entropy: float = option(default=0.0, help="weight of the cross entropy with the text itself", minimum=0.0)
     logit_rows: int = option(default=512, help="tokens whose logits are held at once", unit="tokens", minimum=1)
+    hidden: HiddenStates | None = option(default=None, help="match the teacher's hidden states behind blocks as well")
+
+    def kept_states(self, blocks: int) -> int:
+        """The teacher's."""
+        if self.hidden is None:
+            return 0
+        return blocks if self.hidden.blocks is None else len(self.hidden.blocks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +11,14 @@ from caramba_plugins_standard.training import StepResult, TrainingContext
 from caramba_plugins_standard.training.batch import Batch
 from caramba_plugins_standard.training.chunked_head import backward_in_chunks
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from caramba_core.errors import InputError
 from caramba_core.nn.frame import Taps
 from caramba_core.nn.language_model import LanguageModel
-from caramba_plugins_upcycle.strategies import Blockwise, Global
+from caramba_plugins_upcycle.strategies import Blockwise, Global, HiddenStates
 
-__all__ = ["BlockwiseRunner", "GlobalRunner", "divergence", "normalised_error"]
+__all__ = ["BlockwiseRunner", "GlobalRunner", "StateTaps", "divergence", "normalised_error", "state_errors"]
 
 
 def normalised_error(output: Tensor, target: Tensor) -> Tensor:
@@ -92,6 +95,49 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1) * temperature**2
 
 
+class StateTaps(Taps):
+    """Hands the state behind each block to ``keep(number, state)``, as soon as it is there."""
+
+    __slots__ = ("_keep", "_number")
+
+    def __init__(self, keep: Callable[[int, Tensor], None]) -> None:
+        super().__init__(lambda index, x, y: None)
+        self._keep = keep
+        self._number = 0
+
+    def flush(self, state: Tensor | None = None) -> None:
+        """What flows between two blocks, if that is where the pass is."""
+        if state is not None:
+            self._keep(self._number, state)
+            self._number += 1
+
+
+def state_errors(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of each state over the teacher's square, float32: ``[B, T, D], [B, T, D] -> [B, T]``.
+
+    States of the first token are hundreds of times as large as others: a sum over tokens would be of that one alone.
+    """
+    teacher = at_least_float32(teacher)
+    return (at_least_float32(student) - teacher).square().sum(-1) / teacher.square().sum(-1).clamp(min=1e-30)
+
+
+def _beside(x: Tensor, loss: Tensor) -> Tensor:
+    """``x`` as it is, whose backward pass is that of a loss, too."""
+    same: Tensor = _Beside.apply(x, loss)  # type: ignore[no-untyped-call]
+    return same
+
+
+class _Beside(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, loss: Tensor) -> Tensor:
+        ctx.one = torch.ones_like(loss)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, ctx.one
+
+
 class GlobalRunner:
     """One step: both models over the same tokens, then loss and gradient a chunk of rows at a time."""
 
@@ -105,17 +151,25 @@ class GlobalRunner:
         self.teacher = self.context.teacher
         # One fused pass over the vocabulary instead of ten: worth it where memory bandwidth is the limit.
         self.divergence = torch.compile(divergence) if self.context.run.compiles else divergence
+        self.state_errors = torch.compile(state_errors) if self.context.run.compiles else state_errors
+        if self.config.hidden is not None:
+            self.teacher.tap(())  # by a run before
+            self.student.tap(())
 
     def step(self, batch: Batch) -> StepResult:
         """Means over the tokens that are to be predicted."""
         config, context = self.config, self.context
         inputs, targets = batch.inputs, batch.targets.flatten()
         learned = None if batch.learned is None else batch.learned.flatten()
-        with context.autocast():
-            with torch.no_grad():
-                wanted = self.teacher.hidden(inputs, batch.frame(self.teacher)).flatten(0, 1)
-            hidden = self.student.hidden(inputs, batch.frame(self.student)).flatten(0, 1)
         parts: dict[str, list[Tensor]] = {}
+        if config.hidden is None:
+            with context.autocast():
+                with torch.no_grad():
+                    wanted = self.teacher.hidden(inputs, batch.frame(self.teacher)).flatten(0, 1)
+                hidden = self.student.hidden(inputs, batch.frame(self.student)).flatten(0, 1)
+        else:
+            wanted, hidden, error = self._with_states(batch, config.hidden)
+            parts["hidden"] = [error]
 
         def loss(part: Tensor, where: slice) -> Tensor:
             with context.autocast():
@@ -132,7 +186,45 @@ class GlobalRunner:
             return kl + config.cross_entropy * ce
 
         total = backward_in_chunks(hidden, config.logit_rows, loss)
+        if config.hidden is not None:
+            total = total + config.hidden.weight * parts["hidden"][0]
         return StepResult(loss=total, metrics={name: torch.stack(values).sum() for name, values in parts.items()})
+
+    def _with_states(self, batch: Batch, config: HiddenStates) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states behind the last block of teacher and student, ``[N, D]``, and how far those before are apart.
+
+        The backward pass of the student's is that of the distance, too.
+        """
+        theirs: dict[int, Tensor] = {}
+        errors: list[Tensor] = []
+
+        def keep(number: int, state: Tensor) -> None:
+            if config.blocks is None or number in config.blocks:
+                theirs[number] = state
+
+        def compare(number: int, state: Tensor) -> None:
+            if number in theirs:
+                # which keeps both states alone for the backward pass
+                rows = checkpoint(
+                    self.state_errors, state, theirs.pop(number), use_reentrant=False, preserve_rng_state=False
+                )
+                assert isinstance(rows, Tensor)
+                rows = rows if batch.learned is None else rows * batch.learned
+                errors.append(batch.mean(rows.sum()))
+
+        with self.context.autocast():
+            with torch.no_grad():
+                wanted = self.teacher.hidden(batch.inputs, batch.frame(self.teacher, taps=StateTaps(keep)))
+            asked = len(theirs) if config.blocks is None else len(config.blocks)
+            hidden = self.student.hidden(batch.inputs, batch.frame(self.student, taps=StateTaps(compare)))
+        if theirs or not errors or len(errors) != asked:
+            raise InputError(
+                f"hidden states of {asked} blocks are asked for, and {len(errors)} are there in student and teacher",
+                expected="blocks that both have: repetitions of a topology, counted from 0",
+                hint="correct train.strategy.hidden.blocks, or leave hidden out",
+            )
+        error = torch.stack(errors).mean()
+        return wanted.flatten(0, 1), _beside(hidden, config.weight * error).flatten(0, 1), error.detach()
 
 
 def at_least_float32(x: Tensor) -> Tensor:

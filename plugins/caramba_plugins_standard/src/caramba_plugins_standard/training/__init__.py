@@ -146,6 +146,10 @@ class Strategy(Component):
         held = min(rows, getattr(self, "logit_rows", rows))
         return held * vocab_size * (8 if self.needs_teacher else 4) if self.whole_model else 0
 
+    def kept_states(self, blocks: int) -> int:
+        """Hidden states ``[B, T, D]`` behind ``blocks`` blocks that a step keeps for its loss: a teacher's, say."""
+        return 0
+
     def check(self, sites: Sequence[Site], trained: frozenset[str]) -> None:
         """Raise :class:`InvalidValue` of ``train`` where this strategy cannot train these nodes, before any step.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from caramba_plugins_standard.modes import Train
     from caramba_plugins_standard.training import LoRA, Training
 
-__all__ = ["adapted_matrices", "recomputed_parts", "what_trains", "with_adapters", "with_recomputing"]
+__all__ = ["adapted_matrices", "recomputed_parts", "what_trains", "with_adapters", "with_recomputing", "with_states"]
 
 
 def recomputed_parts(graph: Graph, which: Literal["none", "full"] | tuple[str, ...]) -> list[str]:
@@ -68,6 +68,19 @@ def with_recomputing(plan: RunPlan, run: Train, model: ModelPlan) -> RunPlan:
             largest = max(largest, inside // applications)
     working = plan.memory.working + largest * plan.batch_size
     return attrs.evolve(plan, memory=attrs.evolve(plan.memory, activations=kept * plan.batch_size, working=working))
+
+
+def with_states(plan: RunPlan, run: Train, model: ModelPlan) -> RunPlan:
+    """The plan of a run whose strategy keeps hidden states behind blocks."""
+    blocks = sum(
+        scope.applications
+        for node in model.graph.walk()
+        if isinstance(node.config, Topology) and node.config.inline is None and node.config.flow == "chain"
+        for scope in node.scopes
+    )
+    states = run.train.strategy.kept_states(blocks) * plan.batch_size * plan.context * model.graph.d_model
+    kept = plan.memory.activations + states * ITEM_BYTES[plan.dtype]
+    return attrs.evolve(plan, memory=attrs.evolve(plan.memory, activations=kept))
 
 
 def what_trains(settings: Training) -> tuple[str, ...]:
