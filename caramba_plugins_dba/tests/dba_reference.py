@@ -33,7 +33,7 @@ def _head(module: DecoupledBottleneckModule, x: Tensor, positions: Tensor, head:
             k = k + _rows(module.k_geo_bias, part, 2 * config.pairs)
         q, k = _rotated(module, q, positions, part), _rotated(module, k, positions, part)
         logits = logits + _balance(module, x, head, -1.0) * (q @ k.transpose(1, 2))
-    if config.sem_dim:
+    if config.sem_width:
         q, k = _semantic(module, x, head, group)
         logits = logits + _balance(module, x, head, 1.0) * (q @ k.transpose(1, 2))
     logits = logits * config.multiplier
@@ -88,7 +88,10 @@ def _semantic(module: DecoupledBottleneckModule, x: Tensor, head: int, group: in
     """A head's semantic queries and keys: ``[B, T, c]`` each."""
     config = module.config
     of_query, of_key = _read(module, x, head)
-    k = of_key @ _rows(module.k_sem_proj, _part(module, group, config.k_layout), config.sem_width).T
+    if config.latent == "joint":
+        k = x @ module.v_proj.T @ _rows(module.k_up_proj, group, config.head_dim).T
+    else:
+        k = of_key @ _rows(module.k_sem_proj, _part(module, group, config.k_layout), config.sem_width).T
     if config.tied_semantic:
         return k, k
     q = of_query @ _rows(module.q_sem_proj, head, config.sem_width).T

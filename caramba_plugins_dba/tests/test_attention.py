@@ -69,6 +69,9 @@ CASES: dict[str, dict[str, Any]] = {
         "sem_dim": 12,
         "v_dim": 30,
     },
+    "H6-G2-joint": {**_SHAPES, "latent": "joint", "geo_layout": "shared", "geo_dim": 6, "sem_dim": 0, "v_dim": 9},
+    "H6-G2-joint-pairs": {**_SHAPES, "latent": "joint", "geo_dim": 8, "sem_dim": 0, "v_dim": 7},
+    "H6-G2-joint-alone": {**_SHAPES, "latent": "joint", "geo_dim": 0, "sem_dim": 0, "v_dim": 23},
     "wide-values": {"n_heads": 2, "n_kv_heads": 1, "head_dim": 18, "sem_dim": 2, "geo_dim": 2, "v_dim": 4},
 }
 BOTH = ("H6-G2-d10-shared-latent", "H4-G2-d8-per-head", "H8-G4-groups2")
@@ -100,11 +103,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "everything-tied": {**ALL_BIASES, "gate": "static", "tied_semantic": True, "null": True, "window": 5},
 }
+FEW = {"servable": ("plain", "window"), "H6-G2-joint-pairs": ("plain", "window"), "H6-G2-joint-alone": ("biases",)}
+FEW["H6-G2-joint"] = (*("plain", "biases", "static-gate", "dynamic-gate", "temperature", "window", "yarn", "scale"),)
 PAIRS = [
     (case, option)
     for case in CASES
     for option in OPTIONS
-    if case in BOTH or option in (("plain", "window") if case == "servable" else ("plain", "null", "window"))
+    if case in BOTH or option in FEW.get(case, ("plain", "null", "window"))
 ]
 WIDTH = 13
 
@@ -177,9 +182,9 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("case", BOTH)
+@pytest.mark.parametrize("case", [*BOTH, "H6-G2-joint"])
 def test_decoding_never_expands_the_cache(case: str) -> None:
-    module = made(case, "null-biases", torch.float32)
+    module = made(case, "null-biases" if case in BOTH else "biases", torch.float32)
     x = inputs(1, 201, WIDTH, seed=3, dtype=torch.float32)
     with torch.no_grad():
         _, layer = cached(module, x[:, :200], (200,))
@@ -277,6 +282,28 @@ def test_declared_weights_and_operations(case: str, option: str) -> None:
 def test_sizes_that_cannot_be(change: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidValue) as caught:
         DecoupledBottleneckAttention(**{**CASES["H6-G2-d10-shared-latent"], "rope": ROPE, **change})
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"sem_dim": 4}, "sem_dim"),
+        ({"k_layout": "per_head"}, "k_layout"),
+        ({"v_layout": "per_head", "v_dim": 8}, "v_layout"),
+        ({"groups": 2, "v_dim": 8, "geo_dim": 8}, "groups"),
+        ({"tied_semantic": True}, "tied_semantic"),
+        ({"null": True}, "null"),
+        ({"qk_norm_eps": 1e-6}, "qk_norm_eps"),
+        ({"layout": "servable"}, "layout"),
+        ({"geo_dim": 20}, "geo_dim"),
+        ({"geo_dim": 0, "gate": "static"}, "gate"),
+    ],
+    ids=str,
+)
+def test_what_a_joint_latent_excludes_is_refused_by_name(change: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        DecoupledBottleneckAttention(**{**CASES["H6-G2-joint"], "rope": ROPE, **change})
     assert caught.value.field == field
 
 

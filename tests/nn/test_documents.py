@@ -45,6 +45,7 @@ ATTENTIONS: dict[str, Attention] = {
     "dba": DecoupledBottleneckAttention(**DBA),
     "dba with a window": DecoupledBottleneckAttention(**DBA, window=5),
     "dba with null attention": DecoupledBottleneckAttention(**DBA, null=True),
+    "dba with a joint latent": DecoupledBottleneckAttention(**{**DBA, "sem_dim": 0, "geo_dim": 8}, latent="joint"),
     "mla": MultiHeadLatentAttention(**HEADS, rank=12, rope_dim=4, rope=ROPE),
     "sliding window": SlidingWindowAttention(**HEADS, window=4, sinks=2, rope=ROPE, sink_positions="text"),
     "sliding window with near sinks": SlidingWindowAttention(**HEADS, window=4, sinks=2, rope=ROPE),

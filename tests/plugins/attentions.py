@@ -61,6 +61,8 @@ CASES: tuple[Case, ...] = (
     ),
     _case("dba", "null", **DBA, sem_dim=12, geo_dim=16, v_dim=20, rope=ROPE, null=True, gate="static", v_bias=True),
     _case("dba", "norms", **DBA, sem_dim=12, geo_dim=16, v_dim=20, rope=ROPE, qk_norm_eps=1e-6, qk_norm_span="all"),
+    _case("dba", "joint", **DBA, latent="joint", geo_layout="shared", sem_dim=0, geo_dim=16, v_dim=20, rope=ROPE),
+    _case("dba", "joint alone", **DBA, latent="joint", sem_dim=0, geo_dim=0, v_dim=20, o_bias=True),
     _case("dba", "tied", **DBA, sem_dim=12, geo_dim=16, v_dim=20, rope=ROPE, tied_semantic=True),
     _case("mla", n_heads=4, n_kv_heads=2, head_dim=8, rank=16, rope_dim=4, rope=ROPE),
     _case(

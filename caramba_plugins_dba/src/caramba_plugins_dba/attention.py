@@ -5,6 +5,9 @@
 
 The semantic path carries content and has no position; the geometric path carries rotary position.  ``sem_dim``,
 ``geo_dim`` and ``v_dim`` count the values that are **cached** for a token in one layer: the cache's size is their sum.
+
+With ``latent: joint`` semantic keys are not cached: each head's ``k_sem_g(s) = W_k_up_g c(s)`` is read from the latent
+``c`` that its values are read from (as in multi-head latent attention, DeepSeek-V2, arXiv 2405.04434).
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ class DecoupledBottleneckAttention(NormedAttention):
     head_dim: int = option(
         help="width of a head before the split: twice the rotary pairs to choose from", minimum=2, maximum=65536
     )
-    sem_dim: int = option(help="cached values of the semantic keys", unit="values a token and layer", minimum=0)
+    sem_dim: int = option(
+        help="cached values of the semantic keys; 0 with latent: joint", unit="values a token and layer", minimum=0
+    )
     geo_dim: int = option(
         help="cached values of the rotary keys, all heads together", unit="values a token and layer", minimum=0
     )
@@ -53,6 +58,10 @@ class DecoupledBottleneckAttention(NormedAttention):
     )
     v_layout: Literal["latent", "per_head"] = option(
         default="latent", help="one value latent that is expanded after attention, or a part for each key/value head"
+    )
+    latent: Literal["separate", "joint"] = option(
+        default="separate",
+        help="semantic keys are cached beside the values, or read from the value latent, which is then of both",
     )
     groups: int = option(
         default=1,
@@ -82,7 +91,9 @@ class DecoupledBottleneckAttention(NormedAttention):
         super().__attrs_post_init__()
         if self.head_dim % 2:
             raise InvalidValue("head_dim", f"{self.head_dim} is odd", expected="an even width: rotary pairs")
-        if self.sem_dim + self.geo_dim == 0:
+        if self.latent == "joint":
+            self._check_joint()
+        elif self.sem_dim + self.geo_dim == 0:
             raise InvalidValue("sem_dim", "sem_dim and geo_dim are both 0", expected="keys of at least one kind")
         self._check_groups()
         if self.geo_dim % (2 * self.geo_parts):
@@ -108,7 +119,7 @@ class DecoupledBottleneckAttention(NormedAttention):
             if getattr(self, field) % parts:
                 of = "groups" if parts == self.groups else "n_kv_heads"
                 raise InvalidValue(field, f"{getattr(self, field)} is no multiple of {of} ({parts})")
-        if self.gate != "none" and not (self.sem_dim and self.geo_dim):
+        if self.gate != "none" and not (self.sem_width and self.geo_dim):
             raise InvalidValue("gate", "there is one path only", expected="none, or sem_dim and geo_dim above 0")
         if self.tied_semantic and not self.sem_dim:
             raise InvalidValue("tied_semantic", "there are no semantic keys", expected="false, or sem_dim above 0")
@@ -121,6 +132,33 @@ class DecoupledBottleneckAttention(NormedAttention):
         for field, shared in (("geo_layout", "shared"), ("k_layout", "shared"), ("v_layout", "latent")):
             if self.groups > 1 and getattr(self, field) != shared:
                 raise InvalidValue(field, "groups share rotary keys, semantic keys and values", expected=shared)
+
+    def _check_joint(self) -> None:
+        """What keys and values from one latent exclude."""
+        for holds, field, reason, expected in (
+            (self.sem_dim == 0, "sem_dim", "caches no semantic keys: they are read from the v_dim values", "0"),
+            (self.v_layout == "latent", "v_layout", "has one latent", "latent"),
+            (self.k_layout == "shared", "k_layout", "has one latent", "shared"),
+            (self.groups == 1, "groups", "has one latent for all heads", "1"),
+            (not self.tied_semantic, "tied_semantic", "has queries of its own for each head", "false"),
+            (not self.null, "null", "has no key and value besides its tokens'", "false"),
+            (self.qk_norm_eps is None, "qk_norm_eps", "has keys that are linear in the latent", "none"),
+            (
+                self.layout == "free",
+                "layout",
+                "is no ordinary attention, and DeepSeek's normalizes its latent (type mla, layout: servable)",
+                "free",
+            ),
+            (
+                self.geo_dim < self.n_kv_heads * self.head_dim,
+                "geo_dim",
+                "holds what rotary keys leave of the keys, and these leave nothing",
+                f"below {self.n_kv_heads * self.head_dim}",
+            ),
+        ):
+            if not holds:
+                said = f"{str(getattr(self, field)).lower()}: a joint latent {reason}"
+                raise InvalidValue(field, said, expected=expected, hint="latent: separate has it")
 
     def _check_servable(self) -> None:
         """What an ordinary attention with one key/value head a group cannot express."""
@@ -186,8 +224,8 @@ class DecoupledBottleneckAttention(NormedAttention):
 
     @property
     def sem_width(self) -> int:
-        """Width of one head's semantic query."""
-        return self.sem_dim // self.sem_parts
+        """Width of one head's semantic query; of a joint latent each head reads keys of its own width."""
+        return self.head_dim if self.latent == "joint" else self.sem_dim // self.sem_parts
 
     @property
     def v_width(self) -> int:
@@ -212,9 +250,11 @@ class DecoupledBottleneckAttention(NormedAttention):
                 trainable=False,
                 dtype="int64",
             )
-        if self.sem_dim:
-            if not self.tied_semantic:
-                declared["q_sem_proj"] = Weight(shape=(heads * self.sem_width, query))
+        if self.sem_width and not self.tied_semantic:
+            declared["q_sem_proj"] = Weight(shape=(heads * self.sem_width, query))
+        if self.latent == "joint":
+            declared["k_up_proj"] = Weight(shape=(groups * self.head_dim, self.v_dim))
+        elif self.sem_dim:
             declared["k_sem_proj"] = Weight(shape=(self.sem_dim, key))
         declared["v_proj"] = Weight(shape=(self.v_dim, width))
         if self.v_layout == "latent":
@@ -224,7 +264,7 @@ class DecoupledBottleneckAttention(NormedAttention):
         plain = self.qk_norm_eps is None
         if plain and self.q_bias and self.pairs:
             declared["q_geo_bias"] = Weight(shape=(heads * rotary,), init=zeros)
-        if plain and self.q_bias and self.sem_dim and not self.tied_semantic:
+        if plain and self.q_bias and self.sem_width and not self.tied_semantic:
             declared["q_sem_bias"] = Weight(shape=(heads * self.sem_width,), init=zeros)
         if plain and self.k_bias and self.pairs:
             declared["k_geo_bias"] = Weight(shape=(self.geo_dim,), init=zeros)
@@ -295,7 +335,7 @@ class DecoupledBottleneckAttention(NormedAttention):
         for name, weight in self.weights(width).items():
             if name.endswith("_proj"):
                 outputs, inputs = weight.shape
-                if name == "v_up_proj" and shape.context > shape.tokens:
+                if name in ("k_up_proj", "v_up_proj") and shape.context > shape.tokens:
                     total += Cost.product(rows * self.n_heads, inputs, self.head_dim)
                 else:
                     total += Cost.product(rows, inputs, outputs)
@@ -303,7 +343,8 @@ class DecoupledBottleneckAttention(NormedAttention):
         pairs, seen = shape.rows * context, shape.causal_pairs(self.window)
         if shape.context > shape.tokens:
             read = self.v_dim // self.v_parts
-            per_pair = 2 * self.n_heads * (2 * self.pairs + self.sem_width + read)
+            key = read if self.latent == "joint" else self.sem_width
+            per_pair = 2 * self.n_heads * (2 * self.pairs + key + read)
         else:
             per_pair = 4 * self.n_heads * self.fused_width
             if self.null:  # a token in front of the others

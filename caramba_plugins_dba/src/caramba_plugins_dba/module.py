@@ -46,6 +46,7 @@ class DecoupledBottleneckModule(ComponentModule):
     k_geo_proj: Tensor
     k_sem_proj: Tensor
     v_proj: Tensor
+    k_up_proj: Tensor
     v_up_proj: Tensor
     o_proj: Tensor
     q_geo_bias: Tensor
@@ -107,7 +108,8 @@ class DecoupledBottleneckModule(ComponentModule):
     def queries_and_keys(self, x: Tensor, positions: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Queries ``[B, G, m, T, w]`` and keys as they are cached, both by the name of the cached key.
 
-        ``k_geo``: rotated, ``k_sem``: as it is; keys ``[B, T, P, w]``, or ``[B, T, w]`` of what all heads share.
+        ``k_geo``: rotated, ``k_sem``: as it is; keys ``[B, T, P, w]``, or ``[B, T, w]`` of what all heads share.  A
+        joint latent has no ``k_sem`` among the keys.
         """
         return self._queries_and_keys(self._projected(x), x, positions)
 
@@ -157,11 +159,11 @@ class DecoupledBottleneckModule(ComponentModule):
         if config.sem_dim:
             key = parts["k_sem_proj"]
             keys["k_sem"] = key if "k_sem" in self.read_by_all else key.unflatten(-1, (config.sem_parts, -1))
-            if config.tied_semantic:
-                own = self._of_each(keys["k_sem"]).transpose(1, 2)
-                queries["k_sem"] = own.unsqueeze(2).expand(-1, -1, self.per_group, -1, -1)
-            else:
-                queries["k_sem"] = self._heads(parts["q_sem_proj"])
+        if config.tied_semantic:
+            own = self._of_each(keys["k_sem"]).transpose(1, 2)
+            queries["k_sem"] = own.unsqueeze(2).expand(-1, -1, self.per_group, -1, -1)
+        elif config.sem_width:
+            queries["k_sem"] = self._heads(parts["q_sem_proj"])
         return self._balanced(queries, x), keys
 
     def _balanced(self, queries: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
@@ -232,7 +234,9 @@ class DecoupledBottleneckModule(ComponentModule):
 
     def _expanded(self, keys: Mapping[str, Tensor], values: Tensor) -> tuple[Tensor, Tensor]:
         """Whole keys ``[B, S, G, w]``, and values ``[B, S, G, v_width]`` without their bias, of what is cached."""
-        config = self.config
+        config, whole = self.config, [self._of_each(key) for key in keys.values()]
+        if config.latent == "joint":
+            whole.append(linear(values, self.k_up_proj).unflatten(-1, (config.n_kv_heads, -1)))
         if config.v_layout == "latent":
             if config.groups == 1:
                 values = linear(values, self.v_up_proj)
@@ -240,7 +244,7 @@ class DecoupledBottleneckModule(ComponentModule):
                 up = self.v_up_proj.view(config.groups, -1, self.v_up_proj.shape[-1])
                 values = torch.einsum("bspr,per->bspe", values, up).flatten(2)
             values = values.unflatten(-1, (config.n_kv_heads, -1))
-        return torch.cat([self._of_each(key) for key in keys.values()], dim=-1), values
+        return torch.cat(whole, dim=-1), values
 
     def _with_null(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[B, G, m, T + 1, w + 1]``, keys ``[B, T + 1, G, w + 1]``, values ``[B, T + 1, G, v_width]``.
@@ -289,12 +293,22 @@ class DecoupledBottleneckModule(ComponentModule):
         tokens, rows = next(iter(queries.values())).shape[-2], None
         if tokens > 1 or padding is not None or config.window is not None:
             rows = torch.arange(value.shape[1], device=value.device)[-tokens:]
-        probabilities = self._probabilities(queries, cached, rows, padding).to(value.dtype)
+        probabilities = self._probabilities(self._compressed(queries), cached, rows, padding).to(value.dtype)
         y = _products(probabilities, value if value.dim() == 4 else value.unsqueeze(2))
         if config.v_layout == "latent":
             y = self._raised(y)
         share = probabilities.sum(-1, keepdim=True) if config.null else None
         return self._completed(y, share).permute(0, 3, 1, 2, 4).flatten(2)
+
+    def _compressed(self, queries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Queries as they meet what is cached, by its names: semantic ones of a joint latent are taken into it."""
+        taken = dict(queries)
+        if self.config.latent == "joint":
+            query = taken.pop("k_sem").transpose(0, 1)  # [G, B, m, T, d]
+            up = self.k_up_proj.view(self.config.n_kv_heads, self.config.head_dim, -1)
+            inside = torch.bmm(query.flatten(1, 3), up).view(*query.shape[:-1], -1)
+            taken["v"] = inside.transpose(0, 1)
+        return taken
 
     def _raised(self, y: Tensor) -> Tensor:
         """Mixed latents ``[B, G, m, T, r]`` as values ``[B, G, m, T, d]``; one product a group copies no weights."""
@@ -317,7 +331,7 @@ class DecoupledBottleneckModule(ComponentModule):
         config = self.config
         groups, batch, units = config.n_kv_heads, frame.positions.shape[0], config.v_parts
         keys, widened = [], []
-        for name, query in queries.items():
+        for name, query in self._compressed(queries).items():
             width, parts = query.shape[-1], config.geo_parts if name == "k_geo" else config.sem_parts
             if parts > units:  # all of them, as there is one unit
                 query = query.unsqueeze(4) * torch.eye(groups, dtype=query.dtype, device=query.device).view(
@@ -326,7 +340,8 @@ class DecoupledBottleneckModule(ComponentModule):
                 width = width * groups
             widened.append(query.reshape(batch, units, -1, width))
             keys.append(CachedPart(layer.entry(name), width, per_unit=units > 1 and parts == units))
-        values = CachedPart(layer.entry("v"), config.v_dim // units, per_unit=units > 1)
+        joint = config.latent == "joint"  # then values are the last part of the keys
+        values = None if joint else CachedPart(layer.entry("v"), config.v_dim // units, per_unit=units > 1)
         up = self.v_up_proj.view(groups, config.head_dim, -1) if config.v_layout == "latent" else None
         whole = torch.cat(widened, dim=-1)
         mixed, total = attend_cached(whole, keys, values, frame, scale=config.multiplier, up=up)
@@ -338,7 +353,8 @@ class DecoupledBottleneckModule(ComponentModule):
 
         def tile(first: int, last: int) -> tuple[Tensor, Tensor]:
             span = {name: entry[:, first:last] for name, entry in cached.items()}
-            key, value = self._expanded({name: span[name] for name in queries}, span["v"])
+            value = span.pop("v")
+            key, value = self._expanded(span, value)
             return key.transpose(1, 2), value.transpose(1, 2)
 
         whole = torch.cat(tuple(queries.values()), dim=-1).flatten(1, 2)
@@ -366,9 +382,10 @@ class DecoupledBottleneckModule(ComponentModule):
 
     def probabilities(self, x: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
         """The attention of the tokens ``rows`` ``[N]`` among those of ``x``, for measuring: ``[B, H, N, T]``."""
-        queries, keys = self.queries_and_keys(x, positions)
-        queries = {name: query[..., rows, :] for name, query in queries.items()}
-        return self._probabilities(queries, keys, rows).flatten(1, 2)
+        parts = self._projected(x)
+        queries, keys = self._queries_and_keys(parts, x, positions)
+        queries = self._compressed({name: query[..., rows, :] for name, query in queries.items()})
+        return self._probabilities(queries, {**keys, "v": parts["v_proj"]}, rows).flatten(1, 2)
 
     def _probabilities(
         self,

@@ -2,7 +2,7 @@
 
 The shares are those of the presets, which are measured (``docs/dba.md``): of a free layout 3/8 of the cached values are
 rotary keys, 7/16 values and the rest semantic keys; of a servable one, whose values are as wide as its keys, 3/4 of the
-keys are rotary.
+keys are rotary; a joint latent has a third of them beside it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = ["proposed"]
 
 _ROTARY_OF_KEYS: Final = 0.75
 _ROTARY: Final = 0.375
+_BESIDE_LATENT: Final = 1 / 3
 _VALUES: Final = 0.4375
 _WIDEST: Final = 128
 """Width of a key up to which heads share one; kernels of engines are made for 64, 96 and 128."""
@@ -36,8 +37,12 @@ def proposed(source: Attention, width: int, budget: CacheBudget) -> Mapping[str,
     turning = 0 if source.rope is None else sum(f != 0 for f in source.rope.frequencies(source.head_dim))
     groups = _groups(source, values)
     possible = budget.uniform and turning > 0 and source.qk_norm_eps is None and values // (2 * groups) >= 4
-    layout = budget.given.get("layout", "servable" if possible else "free")
-    sizes = _servable(source, values, turning, groups) if layout == "servable" else _free(source, values, turning)
+    if budget.given.get("latent") == "joint":
+        sizes = _joint(source, values, turning)
+    elif budget.given.get("layout", "servable" if possible else "free") == "servable":
+        sizes = _servable(source, values, turning, groups)
+    else:
+        sizes = _free(source, values, turning)
     keys_biased = source.qkv_bias and (sizes["geo_dim"] > 0 or source.qk_norm_eps is not None)
     biases = {"q_bias": source.qkv_bias, "k_bias": keys_biased, "o_bias": True}
     return {**sizes, **{name: True for name, there in biases.items() if there}}
@@ -69,6 +74,15 @@ def _free(source: GroupedAttention, values: int, turning: int) -> dict[str, Any]
     share = _down(int(_VALUES * values), 4 if values >= 64 else 1)
     held = min(max(share, values - room, 1), values - rotary)  # keys do not outgrow the source's either
     return {"sem_dim": values - rotary - held, "geo_dim": rotary, "v_dim": held}
+
+
+def _joint(source: GroupedAttention, values: int, turning: int) -> dict[str, Any]:
+    every = source.n_kv_heads * source.head_dim
+    pairs = max(1, round(_BESIDE_LATENT * values / 2)) if turning else 0
+    rotary = 2 * min(pairs, turning * source.n_kv_heads, every // 2 - 1)
+    if rotary >= values:
+        raise _too_small(values)
+    return {"geo_layout": "shared", "sem_dim": 0, "geo_dim": rotary, "v_dim": values - rotary}
 
 
 def _down(number: int, step: int) -> int:

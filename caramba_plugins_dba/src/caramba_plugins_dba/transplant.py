@@ -13,6 +13,7 @@ from caramba_plugins_upcycle.moments import (
     AttendedValueMoments,
     DistanceMoments,
     KeyMoments,
+    KeyValueMoments,
     QueryMoments,
 )
 from caramba_plugins_upcycle.transplant import CacheBudget, Example, Moment, SizeCurve, Started, Transplant
@@ -60,6 +61,12 @@ class GQAToDBA(Transplant):
     weighting: Literal["calibration", "none"] = option(
         default="calibration",
         help="what errors are weighed by: calibration moments, or nothing (control: plain truncated decompositions)",
+    )
+    key_price: float = option(
+        default=1.0,
+        help="of joint latents: what an error of a score costs the output, over what errors that know nothing of each "
+        "other would",
+        above=0.0,
     )
     refits: str = option(
         default="v",
@@ -124,18 +131,26 @@ class GQAToDBA(Transplant):
             if getattr(target, field):
                 raise InvalidValue(field, f"there is no start: {reason}", expected="false, or training from scratch")
         self._check_shared_key(target)
-        room = target.n_kv_heads * target.head_dim - target.geo_dim
+        every = target.n_kv_heads * target.head_dim
+        room, joint = every - target.geo_dim, target.latent == "joint"
         if target.sem_dim > room:
             raise InvalidValue(
                 "sem_dim",
                 f"{target.sem_dim} is more than the pairs that are not kept can fill",
                 expected=f"at most {room}",
             )
-        if target.v_dim > target.n_kv_heads * target.head_dim:
+        most, what = (every + room, "values and the keys that are not rotary") if joint else (every, "values")
+        if target.v_dim > most:
+            raise InvalidValue("v_dim", f"{target.v_dim} is more than the source's {what}", expected=f"at most {most}")
+        if joint and (self.fold, self.weighting) != ("none", "calibration"):
             raise InvalidValue(
-                "v_dim",
-                f"{target.v_dim} is more than the source's values",
-                expected=f"at most {target.n_kv_heads * target.head_dim}",
+                None,
+                f"fold: {self.fold}, weighting: {self.weighting}: a joint latent is of calibrated keys as they are",
+                expected="fold: none and weighting: calibration",
+            )
+        if joint and set(self.refits) & set("qk"):
+            raise InvalidValue(
+                None, f"refits: {self.refits}: keys of a joint latent are not refitted", expected="refits: v"
             )
         if target.qk_norm_eps is not None and set(self.refits) & set("qk"):
             raise InvalidValue(
@@ -191,10 +206,12 @@ class GQAToDBA(Transplant):
 
     def moments(self, source: Attention, target: Attention) -> Mapping[str, Moment]:
         """Second moments of queries and keys, attention by distance, and what attention makes of keys and values."""
+        assert isinstance(target, DecoupledBottleneckAttention)
+        first: dict[str, Moment] = {"query": QueryMoments(), "key": KeyMoments(), "distance": DistanceMoments()}
+        if target.latent == "joint":
+            return {**first, "key_value": KeyValueMoments()}
         return {
-            "query": QueryMoments(),
-            "key": KeyMoments(),
-            "distance": DistanceMoments(),
+            **first,
             "attended_key": AttendedKeyMoments(),
             "attended_value": AttendedValueMoments(),
         }
@@ -220,6 +237,7 @@ class GQAToDBA(Transplant):
             *(source, weights, target, width, moments),
             selection=self.selection,
             fold=self.fold,
+            key_price=self.key_price,
             pairs=self.pairs if target.layout == "servable" else None,  # a survey may have set them for other sites
         )
 
@@ -230,7 +248,7 @@ class GQAToDBA(Transplant):
         target: Attention,
         moments: Mapping[str, Mapping[str, Tensor]],
     ) -> Sequence[SizeCurve]:
-        """Pairs, semantic keys and values of shared latents; layouts a head have no sizes of their own by layer.
+        """Rotary keys, semantic keys and values of shared latents; layouts a head have no sizes of their own by layer.
 
         Raises :class:`~caramba_core.errors.InputError` for servable attentions, which have one size.
         """
@@ -242,10 +260,15 @@ class GQAToDBA(Transplant):
                 "a budget is divided among layers, and layout: servable has one size in all of them",
                 hint="sizes by layer need layout: free, and an export that brings its own code",
             )
-        layouts = target.geo_layout, target.k_layout, target.v_layout
-        if layouts != ("per_head", "shared", "latent") or not (target.sem_dim and target.pairs):
+        layouts = target.k_layout, target.v_layout, target.groups
+        if layouts != ("shared", "latent", 1) or not (target.sem_width and target.pairs):
             return ()
-        return size_curves(source, weights, target, moments, selection=self.selection, fold=self.fold)
+        return size_curves(
+            *(source, weights, target, moments),
+            selection=self.selection,
+            fold=self.fold,
+            key_price=self.key_price,
+        )
 
     def refine(
         self,

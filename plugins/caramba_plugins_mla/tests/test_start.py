@@ -8,10 +8,10 @@ import pytest
 import torch
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
 from caramba_plugins_mla.start.assemble import _statistics, common_pairs
-from caramba_plugins_mla.start.latent import solve
 from caramba_plugins_mla.transplant import GQAToMLA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
+from caramba_plugins_upcycle.joint_latent import solve
 from caramba_plugins_upcycle.shared_rotary import choose, dearness
 from mla_conversion import WIDTH, convert, frame, inputs, moments, teacher
 

@@ -10,6 +10,7 @@ from caramba_plugins_upcycle.moments import (
     AttendedValueMoments,
     DistanceMoments,
     KeyMoments,
+    KeyValueMoments,
     QueryMoments,
 )
 from caramba_plugins_upcycle.transplant import Collector, Moment
@@ -118,9 +119,32 @@ def test_attended_values_of_all_groups_under_each_head() -> None:
     close(found["second"], stacked.T @ stacked / len(stacked))
 
 
+def test_keys_and_values_together() -> None:
+    tokens, mixtures, spread = [], [], torch.zeros(2 * GROUPS * WIDTH, 2 * GROUPS * WIDTH)
+    noise, seen = torch.zeros(HEADS, WIDTH, WIDTH), 0
+    for p in PROBES:
+        both = torch.cat([flat(p.key), flat(p.value)], dim=1).view(len(p.key), -1, 2 * GROUPS * WIDTH)
+        tokens.append(both.flatten(0, 1))
+        seen += len(both) * both.shape[1]
+        for b, h, t in torch.cartesian_prod(*(torch.arange(n) for n in p.probabilities.shape[:3])).tolist():
+            weight = p.probabilities[b, h, t]
+            mixtures.append(weight @ both[b])
+            centred = both[b] - mixtures[-1]
+            spread += centred.T @ (weight[:, None] * centred)
+            value = p.value[b, h // (HEADS // GROUPS)]
+            off = value - weight @ value
+            noise[h] += off.T @ (weight[:, None] ** 2 * off)
+    found = collected(KeyValueMoments(), *PROBES)
+    for name, rows in (("token", torch.cat(tokens)), ("attended", torch.stack(mixtures))):
+        close(found[f"{name}_mean"], rows.mean(0))
+        close(found[f"{name}_second"], rows.T @ rows / len(rows))
+    close(found["spread"], spread / len(mixtures))
+    close(found["noise"], noise / seen)
+
+
 @pytest.mark.parametrize(
     "moment",
-    [QueryMoments(), KeyMoments(), DistanceMoments(), AttendedKeyMoments(), AttendedValueMoments()],
+    [QueryMoments(), KeyMoments(), DistanceMoments(), AttendedKeyMoments(), AttendedValueMoments(), KeyValueMoments()],
     ids=lambda m: type(m).__name__,
 )
 def test_the_order_of_batches_hardly_matters(moment: Moment) -> None:

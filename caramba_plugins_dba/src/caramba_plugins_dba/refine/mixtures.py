@@ -7,8 +7,11 @@ output projection.  Latents of several groups stand side by side in ``N``, and `
 others.  With two of the three fixed the third is a linear regression; they are solved in turn, with a ridge
 towards where they start.  Heads that repeat or cancel each other are seen through their joint second moment.
 
+A joint latent is also what keys are read from.  It stays as it is: the latent itself takes the place of the values,
+``N`` is the identity, and the other two are solved for.
+
 Axes: B batch, T tokens, N sampled queries, H query heads, G key/value heads, m = H/G, d head width, r width of the
-latent, D width of the residual stream, V = G d values of all heads.
+latent, D width of the residual stream, V = G d values of all heads, or r of a joint latent.
 """
 
 from __future__ import annotations
@@ -46,8 +49,11 @@ class ValueFit:
         config = module.config
         assert config.v_layout == "latent"
         self.module = module
-        self.weights = weights
-        self.heads, self.groups, self.values = config.n_heads, config.n_kv_heads, config.n_kv_heads * config.head_dim
+        self.joint = config.latent == "joint"
+        self.source, self.bias = weights["v_proj"], weights.get("v_bias")
+        if self.joint:
+            self.source, self.bias = module.v_proj.clone(), None
+        self.heads, self.groups, self.values = config.n_heads, config.n_kv_heads, len(self.source)
         self.device = torch.device("cpu") if module.o_proj.device.type == "mps" else module.o_proj.device
         size = self.heads * self.values
         gathered = torch.zeros(
@@ -67,18 +73,19 @@ class ValueFit:
         self.energy = float(centred[size:, size:].diagonal().sum())
 
     def _mixed(self, example: Example, rows: Tensor) -> Tensor:
-        """What the module's attention makes of all of the teacher's values: ``[B, N, H, V]``."""
+        """What the module's attention makes of all of the teacher's values, or of the latent: ``[B, N, H, V]``."""
         x = example.x
-        bias = self.weights["v_bias"].to(x) if "v_bias" in self.weights else None
-        values = F.linear(x, self.weights["v_proj"].to(x), bias)
+        values = F.linear(x, self.source.to(x), None if self.bias is None else self.bias.to(x))
         share = self.module.probabilities(x, example.positions, rows)
         return (share @ values.unsqueeze(1)).transpose(1, 2)
 
     def solve(self, *, rounds: int, iterations: int, ridge: float) -> dict[str, float]:
         """Alternate; returns the missed share of the output's variance before and after."""
         module = self.module
-        teacher = self.weights["v_proj"].to(self.device, torch.float64)
-        down = torch.linalg.lstsq(teacher.T, module.v_proj.to(self.device, torch.float64).T).solution.T
+        teacher = self.source.to(self.device, torch.float64)
+        down = torch.eye(self.values).to(teacher)
+        if not self.joint:
+            down = torch.linalg.lstsq(teacher.T, module.v_proj.to(self.device, torch.float64).T).solution.T
         parts, rank = module.config.groups, module.config.v_dim // module.config.groups
         own = torch.block_diag(*torch.ones(parts, self.groups // parts, rank, device=self.device))
         self.own = own.double()[:, None]  # [G, 1, r]: the columns of a key/value head's latent
@@ -87,7 +94,8 @@ class ValueFit:
         before = self._missed(out, up, down)
         for _ in range(rounds):
             out = self._fit_out(out, up, down, ridge)
-            down = self._fit_down(out, up, down, ridge, iterations)
+            if not self.joint:
+                down = self._fit_down(out, up, down, ridge, iterations)
             up = self._fit_up(out, up, down, ridge, iterations)
         out = self._fit_out(out, up, down, ridge)
         self._write(out, up, down)
@@ -180,13 +188,14 @@ class ValueFit:
     def _write(self, out: Tensor, up: Tensor, down: Tensor) -> None:
         """Weights, and the bias that puts the output's mean right."""
         module, config = self.module, self.module.config
-        module.v_proj.copy_(down @ self.weights["v_proj"].to(down))
+        if not self.joint:
+            module.v_proj.copy_(down @ self.source.to(down))
         module.v_up_proj.copy_((up * self.own).unflatten(-1, (config.groups, -1)).sum(-2).flatten(0, 1))
         module.o_proj.copy_(out.transpose(0, 1).flatten(1))
         whole = self._whole(out, up, down)
         offset = self.output_mean - whole @ self.mixed_mean
-        if "v_bias" in self.weights:
-            offset = offset + whole @ self.weights["v_bias"].to(down).repeat(self.heads)
+        if self.bias is not None:
+            offset = offset + whole @ self.bias.to(down).repeat(self.heads)
         if config.v_bias:
             module.v_bias.zero_()
         if config.o_bias:

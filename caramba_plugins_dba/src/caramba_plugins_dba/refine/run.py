@@ -38,7 +38,8 @@ def refine(
     windows = sum(example.x.shape[0] for example in examples)
     queries = -(-rows // windows)
     lossy_keys = config.geo_dim < config.n_kv_heads * config.head_dim
-    lossy_values = config.v_dim < config.n_kv_heads * config.head_dim
+    every = config.n_kv_heads * config.head_dim
+    lossy_values = config.v_dim < (2 * every - config.geo_dim if config.latent == "joint" else every)
     logits = [step for step in refits if step in "qk"]
     if lossy_keys and logits:
         fit = LogitFit(module, examples, queries=queries)

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from caramba_core.components import Attention
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
+from caramba_plugins_dba.start.joint import of_joint_latent
 from caramba_plugins_dba.start.linear_algebra import basis, block_diagonal
 from caramba_plugins_dba.start.rotation import Rotation
 from caramba_plugins_dba.start.selection import select
 
-__all__ = ["common_pairs", "geometric", "start"]
+__all__ = ["common_pairs", "geometric", "rotary_costs", "rotary_part", "start"]
 
 Moments = Mapping[str, Mapping[str, Tensor]]
 
@@ -36,28 +37,55 @@ def start(
     selection: str = "rotation",
     fold: str = "none",
     pairs: Sequence[int] | None = None,
+    key_price: float = 1.0,
 ) -> Started:
-    """The weights that ``target`` declares, in float64, and what each step left out; ``pairs`` are of shared keys."""
+    """The weights that ``target`` declares, in float64, and what each step left out.
+
+    ``pairs`` are of shared keys, ``key_price`` of joint latents.
+    """
     teacher = {name: tensor.detach().cpu().double() for name, tensor in weights.items()}
     report: dict[str, Any] = {}
     rotation = Rotation.of(source, moments, fold)
-    if target.geo_layout == "shared" and target.pairs:
-        keys = _shared_keys(target, moments, rotation, pairs, report)
-        rotary = _of_shared_keys(target, teacher, keys)
-        moved = [_rest(key) for key in keys]
+    rotary, moved = rotary_part(target, teacher, moments, rotation, selection, pairs, report)
+    if target.latent == "joint":
+        made, offset = of_joint_latent(target, teacher, moments, moved[0], rotation, key_price, report)
+        made |= _behind_latent(target, teacher, offset)
     else:
-        chosen = _choose_pairs(target, moments, rotation, selection, report)
-        rotary = geometric(target, teacher, chosen)
-        moved = _others(target, chosen)
-    made = {
-        **rotary,
-        **_semantic(target, teacher, moments, moved, rotation, report),
-        **_values(target, teacher, moments, report),
-        **_neutral(target, width),
-    }
+        made = {
+            **_semantic(target, teacher, moments, moved, rotation, report),
+            **_values(target, teacher, moments, report),
+        }
+    made |= {**rotary, **_neutral(target, width)}
     declared = target.weights(width)
     assert set(declared) == set(made), f"{sorted(set(declared) ^ set(made))}"
     return Started(weights=made, report=report)
+
+
+def rotary_part(
+    target: DecoupledBottleneckAttention,
+    teacher: Mapping[str, Tensor],
+    moments: Moments,
+    rotation: Rotation,
+    selection: str,
+    pairs: Sequence[int] | None,
+    report: dict[str, Any],
+) -> tuple[dict[str, Tensor], list[Moved]]:
+    """The rotary path, and what it leaves of each part of the keys."""
+    if target.geo_layout == "shared" and target.pairs:
+        keys = _shared_keys(target, moments, rotation, pairs, report)
+        return _of_shared_keys(target, teacher, keys), [_rest(key) for key in keys]
+    chosen = _choose_pairs(target, moments, rotation, selection, report)
+    return geometric(target, teacher, chosen), _others(target, chosen)
+
+
+def rotary_costs(target: DecoupledBottleneckAttention, moments: Moments, rotation: Rotation, selection: str) -> Tensor:
+    """What it costs to lose the rotation of each thing that a rotary key may keep, dearest first.
+
+    ``[P]``: a pair of each key/value head together, or ``[G P]``: the components that all heads share.
+    """
+    if target.geo_layout == "shared":
+        return dearness(*_of_group(target, moments, rotation, 0)).flatten().sort(descending=True).values
+    return rotation.costs(moments, selection).sort(dim=-1, descending=True).values.sum(0)
 
 
 def _choose_pairs(
@@ -259,8 +287,7 @@ def _values(
     Centring is by what attention makes of the values, not by tokens: most of the mass may lie on one token.
     """
     groups, per_group, head_dim = target.n_kv_heads, target.n_heads // target.n_kv_heads, target.head_dim
-    width = teacher["o_proj"].shape[0]
-    by_head = teacher["o_proj"].view(width, target.n_heads, head_dim).permute(1, 0, 2)  # [H, D, d]
+    by_head = teacher["o_proj"].view(-1, target.n_heads, head_dim).permute(1, 0, 2)  # [H, D, d]
     omega = value_weighting(target, teacher["o_proj"])
     mean, spread = moments["attended_value"]["mean"], moments["attended_value"]["second"]
     if target.v_bias or target.o_bias:
@@ -283,17 +310,32 @@ def _values(
     made = {"v_proj": down @ teacher["v_proj"]}
     if target.v_layout == "latent":
         made |= {"v_up_proj": torch.cat(ups), "o_proj": teacher["o_proj"]}
-        if target.v_bias:
-            made["v_bias"], offset = offset, torch.zeros_like(offset)
-    else:
-        made["o_proj"] = (by_head @ torch.stack(ups).repeat_interleave(per_group, dim=0)).transpose(0, 1).flatten(1)
-        if target.v_bias:
-            made["v_bias"] = down @ bias
-            offset = mean - up @ (down @ mean)
-    if target.o_bias:
-        each_head = offset.view(groups, head_dim).repeat_interleave(per_group, dim=0)
-        made["o_bias"] = _bias(teacher, "o_bias", width) + teacher["o_proj"] @ each_head.flatten()
-    return made
+        return made | _behind_latent(target, teacher, offset)
+    made["o_proj"] = (by_head @ torch.stack(ups).repeat_interleave(per_group, dim=0)).transpose(0, 1).flatten(1)
+    if target.v_bias:
+        made["v_bias"] = down @ bias
+        offset = mean - up @ (down @ mean)
+    return made | _in_output(target, teacher, offset)
+
+
+def _behind_latent(
+    target: DecoupledBottleneckAttention, teacher: Mapping[str, Tensor], offset: Tensor
+) -> dict[str, Tensor]:
+    """Where the ``offset`` ``[G d]`` of all heads' values goes, as behind a latent there is room for it."""
+    if not target.v_bias:
+        return _in_output(target, teacher, offset)
+    return {"v_bias": offset, **_in_output(target, teacher, torch.zeros_like(offset))}
+
+
+def _in_output(
+    target: DecoupledBottleneckAttention, teacher: Mapping[str, Tensor], offset: Tensor
+) -> dict[str, Tensor]:
+    """The output's bias with an ``offset`` ``[G d]`` of all heads' values in it; probabilities sum to one."""
+    if not target.o_bias:
+        return {}
+    each_head = offset.view(target.n_kv_heads, -1).repeat_interleave(target.n_heads // target.n_kv_heads, dim=0)
+    bias = _bias(teacher, "o_bias", len(teacher["o_proj"]))
+    return {"o_bias": bias + teacher["o_proj"] @ each_head.flatten()}
 
 
 def _neutral(target: DecoupledBottleneckAttention, width: int) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from caramba_plugins_standard.gqa import GroupedAttention
-from caramba_plugins_upcycle.moments import DistanceMoments, KeyMoments, QueryMoments
+from caramba_plugins_upcycle.moments import DistanceMoments, KeyMoments, KeyValueMoments, QueryMoments
 from caramba_plugins_upcycle.transplant import CacheBudget, Moment, Started, Transplant
 
 from caramba_core.components import Attention, component, evolve, option
@@ -20,21 +20,7 @@ from caramba_plugins_mla.attention import MultiHeadLatentAttention
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["GQAToMLA", "InputMoments", "KeyValueMoments"]
-
-
-@component
-class KeyValueMoments(Moment):
-    """How keys (before rotation) and values vary together, over tokens and under attention; uncentred, float64.
-
-    ``u = [k; v]`` has the keys and the values of all heads side by side.  ``token_mean`` ``[2 G d]`` and
-    ``token_second`` over tokens; ``attended_mean`` and ``attended_second`` of the mixtures ``sum_s p_ts u_s`` that
-    query heads make; ``spread`` how ``u`` varies under one query's attention.  ``noise`` ``[H, d, d]`` is
-    ``sum_s p_ts^2 (v_s - y_t)(v_s - y_t)^T`` with the head's own values: what errors of the scores that know nothing of
-    each other do to its mixture.
-    """
-
-    builds: ClassVar[str] = "caramba_plugins_mla.collector:KeyValueCollector"
+__all__ = ["GQAToMLA", "InputMoments"]
 
 
 @component

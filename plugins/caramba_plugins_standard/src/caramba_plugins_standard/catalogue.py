@@ -39,14 +39,20 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "command": ("init",),
         "completer": ("attention",),
         "origin": ("teacher",),
-        "moment": ("attended_key", "attended_value", "distance", "key", "query"),
+        "moment": ("attended_key", "attended_value", "distance", "key", "key_value", "query"),
         "mode": ("allocate", "convert"),
         "strategy": ("upcycle.blockwise", "upcycle.global"),
     },
     "caramba-plugins-dba": {
         "attention": ("dba",),
         "transplant": ("gqa_to_dba",),
-        "preset": ("llama32_1b_dba", "llama32_1b_servable", "smollm2_135m_dba", "smollm2_135m_servable"),
+        "preset": (
+            "llama32_1b_dba",
+            "llama32_1b_servable",
+            "smollm2_135m_dba",
+            "smollm2_135m_joint",
+            "smollm2_135m_servable",
+        ),
         "exporter": ("dba",),
     },
     "caramba-plugins-decode": {
@@ -72,7 +78,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "caramba-plugins-mla": {
         "attention": ("mla",),
         "transplant": ("gqa_to_mla", "mha_to_mla"),
-        "moment": ("attended_input", "key_value"),
+        "moment": ("attended_input",),
         "exporter": ("mla",),
         "preset": ("smollm2_135m_mla", "smollm2_135m_mla_servable"),
     },

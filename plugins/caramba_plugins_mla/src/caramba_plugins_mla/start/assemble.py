@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from caramba_plugins_standard.rotary import mean_rotation
+from caramba_plugins_upcycle.joint_latent import signals, solve
 from caramba_plugins_upcycle.shared_rotary import Shared, choose, dearness
 from caramba_plugins_upcycle.transplant import Started
 from torch import Tensor
 
 from caramba_core.components import Attention
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
-from caramba_plugins_mla.start.latent import solve
 from caramba_plugins_mla.start.steady import steady
 
 __all__ = ["common_pairs", "start"]
@@ -101,24 +101,18 @@ def _content(
     groups, head_dim = target.n_kv_heads, target.head_dim
     half = groups * head_dim
     width = len(teacher["o_proj"])
-    by_head = teacher["o_proj"].view(width, target.n_heads, head_dim).permute(1, 0, 2)  # [H, D, d]
-    outputs = by_head.transpose(1, 2) @ by_head  # [H, d, d]
-    joint = moments["key_value"]
-    # What a score's error costs: errors of single scores move a head's mixture by the spread of its values.
-    price = target.multiplier**2 * (outputs * joint["noise"]).sum((1, 2))  # [H]
-    gamma = _block_diagonal((price[:, None, None] * moments["query"]["second"]).view(groups, -1, head_dim, head_dim))
-    omega = _block_diagonal(outputs.view(groups, -1, head_dim, head_dim))
+    normalized = target.latent_norm_eps is not None
+    offset = target.o_bias or normalized
+    signal = signals(
+        *(teacher["o_proj"], moments["query"]["second"], moments["key_value"]),
+        multiplier=target.multiplier,
+        centred=offset,
+    )
     into = torch.eye(2 * half, dtype=torch.float64)  # from the teacher's [k; v] to what is left for the latent
     if shared is not None:
         into[:half, :half] = shared.rest
-    centre = joint["token_mean"]
-    tokens = joint["token_second"] - torch.outer(centre, centre)
-    keys = into @ ((tokens + joint["spread"]) / 2) @ into.T
-    mean = joint["attended_mean"]
-    normalized = target.latent_norm_eps is not None
-    offset = target.o_bias or normalized
-    values = joint["attended_second"] - torch.outer(mean, mean) if offset else joint["attended_second"]
-    solved = solve(gamma, omega, keys, into @ values @ into.T, target.rank - normalized)
+    keys, values = into @ signal.keys @ into.T, into @ signal.values @ into.T
+    solved = solve(signal.gamma, signal.omega, keys, values, target.rank - normalized)
     report["keys_lost"], report["values_lost"] = solved.keys_lost, solved.values_lost
 
     factor = 1.0 if target.rope is None else target.rope.attention_scaling
@@ -136,7 +130,7 @@ def _content(
         made["o_bias"] = _bias(teacher, "o_bias", width)
     if offset:
         bias = torch.cat([_bias(teacher, "k_bias", half), _bias(teacher, "v_bias", half)])
-        missing = (mean - solved.up @ (solved.down @ (into @ (mean - bias))))[half:]
+        missing = (signal.mean - solved.up @ (solved.down @ (into @ (signal.mean - bias))))[half:]
     if normalized:
         latent = steady(made["kv_down_proj"], moments["input"])
         report["norm_unsteady"] = latent.unsteady
@@ -146,12 +140,6 @@ def _content(
     elif offset:
         each_head = missing.view(groups, head_dim).repeat_interleave(target.n_heads // groups, dim=0)
         made["o_bias"] = made["o_bias"] + teacher["o_proj"] @ each_head.flatten()
-    return made
-
-
-def _block_diagonal(per_head: Tensor) -> Tensor:
-    """The sum over the query heads of each key/value head, ``[G, m, d, d] -> [G d, G d]``."""
-    made: Tensor = torch.block_diag(*per_head.sum(1))
     return made
 
 

@@ -14,7 +14,14 @@ from typing import ClassVar
 from caramba_core.components import component
 from caramba_plugins_upcycle.transplant import Moment
 
-__all__ = ["AttendedKeyMoments", "AttendedValueMoments", "DistanceMoments", "KeyMoments", "QueryMoments"]
+__all__ = [
+    "AttendedKeyMoments",
+    "AttendedValueMoments",
+    "DistanceMoments",
+    "KeyMoments",
+    "KeyValueMoments",
+    "QueryMoments",
+]
 
 _COLLECTORS = "caramba_plugins_upcycle.moments.collectors"
 
@@ -56,3 +63,17 @@ class AttendedValueMoments(Moment):
     """``mean`` ``[G d]`` and ``second`` ``[G d, G d]`` of all values as each query head's attention mixes them."""
 
     builds: ClassVar[str] = f"{_COLLECTORS}:AttendedValueCollector"
+
+
+@component
+class KeyValueMoments(Moment):
+    """How keys (before rotation) and values vary together, over tokens and under attention.
+
+    ``u = [k; v]`` has the keys and the values of all heads side by side.  ``token_mean`` ``[2 G d]`` and
+    ``token_second`` over tokens; ``attended_mean`` and ``attended_second`` of the mixtures ``sum_s p_ts u_s`` that
+    query heads make; ``spread`` how ``u`` varies under one query's attention.  ``noise`` ``[H, d, d]`` is
+    ``sum_s p_ts^2 (v_s - y_t)(v_s - y_t)^T`` with the head's own values: what errors of the scores that know nothing of
+    each other do to its mixture.
+    """
+
+    builds: ClassVar[str] = f"{_COLLECTORS}:KeyValueCollector"

@@ -19,6 +19,7 @@ __all__ = [
     "AttendedValueCollector",
     "DistanceCollector",
     "KeyCollector",
+    "KeyValueCollector",
     "MeanCollector",
     "QueryCollector",
     "wide",
@@ -118,6 +119,39 @@ class AttendedValueCollector(MeanCollector):
         self.add_moments((probe.probabilities.flatten(1, 2) @ _side_by_side(probe.value)).flatten(0, 1))
 
 
+class KeyValueCollector(MeanCollector):
+    """Joint moments of keys and values ``u`` ``[n]``, ``n = 2 G d``."""
+
+    def update(self, probe: Probe) -> None:
+        """Take one batch in, a sequence at a time."""
+        both = _side_by_side(torch.cat([probe.key, probe.value], dim=1))  # [B, T, n]
+        share = probe.query.shape[1] // probe.value.shape[1]
+        for u, probabilities, value in zip(both, probe.probabilities, probe.value, strict=True):
+            token, mixture = wide(u), wide(probabilities.flatten(0, 1) @ u)  # [T, n], [H T, n]
+            received = wide(probabilities.sum((0, 1)))
+            self.add("token_mean", token.sum(0), len(token))
+            self.add("token_second", token.T @ token, len(token))
+            self.add("attended_mean", mixture.sum(0), len(mixture))
+            self.add("attended_second", mixture.T @ mixture, len(mixture))
+            self.add("spread", token.T @ (received[:, None] * token), len(mixture))
+            self.add("noise", _noise(probabilities, value.repeat_interleave(share, dim=0)), len(token))
+
+    def result(self) -> Mapping[str, Tensor]:
+        """The moments; the spread is about what attention mixes."""
+        means = super().result()
+        return {**means, "spread": means["spread"] - means["attended_second"]}
+
+
 def _side_by_side(x: Tensor) -> Tensor:
     """``[B, G, T, d] -> [B, T, G d]``."""
     return x.transpose(1, 2).flatten(2)
+
+
+def _noise(probabilities: Tensor, value: Tensor) -> Tensor:
+    """``sum_ts p^2 (v_s - y_t)(v_s - y_t)^T`` of each head: ``[H, T, T]``, ``[H, T, d]`` -> ``[H, d, d]``."""
+    squared = probabilities.square()
+    v, y = wide(value), wide(probabilities @ value)
+    cross = wide(squared @ value).transpose(1, 2) @ y
+    own = v.transpose(1, 2) @ (wide(squared.sum(1))[..., None] * v)
+    mean = y.transpose(1, 2) @ (wide(squared.sum(2))[..., None] * y)
+    return own - cross - cross.transpose(1, 2) + mean

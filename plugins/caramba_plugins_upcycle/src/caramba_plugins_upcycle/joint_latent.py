@@ -1,32 +1,84 @@
-"""The joint latent of keys and values that loses least of a layer's output.
+"""The joint latent of keys and values that loses least of a layer's output, from a teacher's moments.
 
 A latent ``c = D u`` of ``u = [k; v]`` gives keys ``U_k c`` and values ``U_v c``.  Keys err under one query's attention
 (an error that all tokens share changes no softmax), values as attention mixes them, so each kind has a measure of its
-own: ``C`` for keys, ``M`` for values, both ``[n, n]`` second moments of ``u``.  The loss is
+own: ``C`` for keys, ``M`` for values, both ``[n, n]`` second moments of ``u``.  The loss, in units of the output, is
 
     tr(Gamma E_k (I - U D) C (I - U D)^T E_k^T) + tr(Omega E_v (I - U D) M (I - U D)^T E_v^T)
 
 with ``Gamma`` what queries make of an error in the keys and ``Omega`` what the output projection makes of one in the
 values.  For equal measures it is one eigenproblem; from that start, ``U`` and ``D`` are solved for in turn, each
 exactly.
+
+Axes: D width of the residual stream, H query heads, G key/value heads, d head width; n = 2 G d, or fewer where a part
+of the keys is cached elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import attrs
 import torch
 from torch import Tensor
 
-__all__ = ["Joint", "solve"]
+__all__ = ["Joint", "Signals", "signals", "solve", "spectrum"]
 
 _RIDGE = 1e-6
 _SMALLEST_EIGENVALUE = 1e-7
 _ROUNDS = 30
 _LEAST_GAIN = 3e-4
 """A round that takes less than this share off the loss is the last."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Signals:
+    """``gamma`` and ``omega`` ``[G d, G d]``, the measures ``keys`` and ``values`` ``[2 G d, 2 G d]``, and the ``mean``
+    ``[2 G d]`` of what attention mixes, which ``values`` are centred by.
+    """
+
+    gamma: Tensor
+    omega: Tensor
+    keys: Tensor
+    values: Tensor
+    mean: Tensor
+
+
+def signals(
+    o_proj: Tensor,
+    query_second: Tensor,
+    joint: Mapping[str, Tensor],
+    *,
+    multiplier: float,
+    centred: bool,
+    key_price: float = 1.0,
+) -> Signals:
+    """Of a teacher's ``o_proj`` ``[D, H d]``, second moments of its queries ``[H, d, d]`` and what
+    :class:`~caramba_plugins_upcycle.moments.KeyValueMoments` collects.
+
+    What a score's error costs: errors of single scores that know nothing of each other move a head's mixture by the
+    spread of its values.  They do know of each other: ``key_price`` multiplies it.
+    """
+    heads, head_dim, _ = query_second.shape
+    groups = len(joint["token_mean"]) // (2 * head_dim)
+    by_head = o_proj.view(len(o_proj), heads, head_dim).permute(1, 0, 2)  # [H, D, d]
+    outputs = by_head.transpose(1, 2) @ by_head  # [H, d, d]
+    price = key_price * multiplier**2 * (outputs * joint["noise"]).sum((1, 2))  # [H]
+    gamma, omega = (
+        torch.block_diag(*per_head.view(groups, -1, head_dim, head_dim).sum(1))
+        for per_head in (price[:, None, None] * query_second, outputs)
+    )
+    centre, mean = joint["token_mean"], joint["attended_mean"]
+    tokens = joint["token_second"] - torch.outer(centre, centre)
+    values = joint["attended_second"]
+    return Signals(
+        gamma=gamma,
+        omega=omega,
+        keys=(tokens + joint["spread"]) / 2,
+        values=values - torch.outer(mean, mean) if centred else values,
+        mean=mean,
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -40,8 +92,8 @@ class Joint:
 
 
 def solve(gamma: Tensor, omega: Tensor, keys: Tensor, values: Tensor, rank: int) -> Joint:
-    """The latent of ``rank`` for weights ``gamma``, ``omega`` ``[n/2, n/2]`` and measures ``keys``, ``values``
-    ``[n, n]``.
+    """The latent of ``rank`` for weights ``gamma`` ``[k, k]`` and ``omega`` ``[n - k, n - k]`` and measures ``keys``,
+    ``values`` ``[n, n]``, of which the first ``k`` are keys.
 
     Full rank gives the identity.
     """
@@ -52,7 +104,7 @@ def solve(gamma: Tensor, omega: Tensor, keys: Tensor, values: Tensor, rank: int)
     gamma, omega = _ridged(gamma), _ridged(omega)
     keys, values = _ridged(keys), _ridged(values)
     with _one_thread():
-        down = _principal(torch.block_diag(gamma, omega), keys, values, rank)
+        down = _principal(gamma, omega, keys, values, rank)
         up, down = _in_turn(gamma, omega, keys, values, down)
     basis, triangle = torch.linalg.qr(up)
     signs = triangle.diagonal().sign()  # a factorization has none of its own
@@ -72,16 +124,36 @@ def _ridged(matrix: Tensor) -> Tensor:
     return (matrix + matrix.T) / 2 + ridge * torch.eye(len(matrix), dtype=matrix.dtype)
 
 
-def _principal(weight: Tensor, keys: Tensor, values: Tensor, rank: int) -> Tensor:
-    """The start: principal components under one measure, made of each kind's own block and the mean of the rest."""
-    half = len(weight) // 2
+def spectrum(signal: Signals) -> Tensor:
+    """What each direction carries of keys and values under one measure, largest first; sums to one: ``[n]``.
+
+    The share that a latent of :func:`solve` loses is about that of the directions behind its rank.
+    """
+    with _one_thread():
+        values, _ = _components(_ridged(signal.gamma), _ridged(signal.omega), signal.keys, signal.values)
+    values = values.clamp_min(0).flip(0)
+    shares: Tensor = values / values.sum()
+    return shares
+
+
+def _principal(gamma: Tensor, omega: Tensor, keys: Tensor, values: Tensor, rank: int) -> Tensor:
+    """The start: principal components under one measure."""
+    _, components = _components(gamma, omega, keys, values)
+    return components[:, -rank:].flip(-1).T
+
+
+def _components(gamma: Tensor, omega: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """What directions carry, ascending, and what reads them ``[n, n]``, a column each.
+
+    The one measure is made of each kind's own block and the mean of the rest.
+    """
+    half, weight = len(gamma), torch.block_diag(gamma, omega)
     signal = (keys + values) / 2
     signal[:half, :half], signal[half:, half:] = keys[:half, :half], values[half:, half:]
-    spectrum, vectors = torch.linalg.eigh(weight)
-    root = (vectors * spectrum.clamp_min(_SMALLEST_EIGENVALUE * spectrum[-1]).sqrt()) @ vectors.T
-    _, components = torch.linalg.eigh(root @ signal @ root)
-    principal: Tensor = components[:, -rank:].flip(-1).T @ root
-    return principal
+    size, vectors = torch.linalg.eigh(weight)
+    root = (vectors * size.clamp_min(_SMALLEST_EIGENVALUE * size[-1]).sqrt()) @ vectors.T
+    carried, components = torch.linalg.eigh(root @ signal @ root)
+    return carried, root @ components
 
 
 def _in_turn(gamma: Tensor, omega: Tensor, keys: Tensor, values: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
