@@ -279,7 +279,7 @@ def test_every_field_of_the_attentions_is_expressed() -> None:
     fields = {field.name for field in attrs.fields(GroupedQueryAttention)}
     assert fields - norms == exporter._EXPRESSED["gqa"] - norms
     fields = {field.name for field in attrs.fields(DecoupledBottleneckAttention)}
-    assert fields - {"groups"} - norms == exporter._EXPRESSED["dba"]
+    assert fields - {"groups", "latent"} - norms == exporter._EXPRESSED["dba"]
     model = model_of({**DBA, "qk_norm_eps": 1e-5}, DBA)
     with pytest.raises(exporter.ExportError, match=r"blocks\.0\.attention has qk_norm_eps: 1e-05, which .* does not"):
         exporter.DBAExporter.describe("caramba", lower(structure_model(model)), {}, {}, {})
@@ -297,11 +297,18 @@ def test_options_that_the_modeling_file_does_not_know_are_refused_by_name(monkey
     [
         (GQA, "none of its attentions is dba"),
         ({**GQA, "window": 4}, "none of its attentions is dba|window"),
+        ({**DBA, "sem_dim": 0, "latent": "joint"}, r"blocks\.0\.attention has latent: joint, which .* does not know"),
     ],
 )
 def test_attentions_that_are_refused(tmp_path: Path, attention: dict[str, Any], reason: str) -> None:
     with pytest.raises(exporter.ExportError, match=reason):
         exporter.DBAExporter.describe("caramba", lower(structure_model(model_of(attention))), {}, {}, {})
+
+
+def test_a_joint_latent_is_no_ordinary_llama() -> None:
+    model = model_of({**DBA, "sem_dim": 0, "latent": "joint"})
+    with pytest.raises(exporter.ExportError, match="DeepSeek's normalizes its latent"):
+        exporter.DBAExporter.describe("llama", lower(structure_model(model)), {}, {}, {})
 
 
 def test_foreign_descriptions_build_nothing(tmp_path: Path) -> None:
