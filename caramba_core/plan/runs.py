@@ -51,7 +51,8 @@ class Memory:
 class RunPlan:
     """One run.
 
-    ``operations`` are of the whole run, teacher included where it is known; ``tokens`` those that it trains on.
+    ``operations`` are of the whole run, teacher included where it is known; ``tokens`` those that it trains on;
+    ``files`` the most bytes of files beside its checkpoints.
     """
 
     id: str
@@ -65,6 +66,7 @@ class RunPlan:
     tokens: int
     operations: int
     memory: Memory
+    files: int = 0
 
 
 @attrs.frozen(kw_only=True)

@@ -225,6 +225,9 @@ def _caption(plan: Plan) -> str:
     caption = "* estimates: what the pass saves and works with; an allocator's own overhead comes on top"
     if plan.teacher is not None and plan.teacher.model is None:
         caption += "\nthe teacher's memory, and what the student shares with it, is not counted"
+    for run in plan.runs:
+        if run.files:
+            caption += f"\n{run.id} keeps up to {format_bytes(run.files)} in files beside its checkpoints"
     return caption
 
 

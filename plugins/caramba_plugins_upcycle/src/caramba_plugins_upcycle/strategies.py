@@ -11,7 +11,7 @@ from caramba_core.components import component, option
 from caramba_core.errors import InvalidValue
 from caramba_core.sites import Site
 
-__all__ = ["Blockwise", "Global", "HiddenStates"]
+__all__ = ["Blockwise", "Global", "HiddenStates", "KeptLogits"]
 
 
 @component
@@ -58,6 +58,20 @@ class HiddenStates:
 
 
 @component
+class KeptLogits:
+    """The teacher's largest log-probabilities of each token, in a file beside the run: later epochs need no teacher.
+
+    The divergence is over these tokens and all others together as one class, in the first epoch too.
+    """
+
+    top: int = option(default=64, help="log-probabilities kept per token", minimum=1)
+
+    def bytes_per_token(self, vocabulary: int) -> int:
+        """Of ids, float16 log-probabilities, and the float32 one of the rest."""
+        return self.top * (2 if vocabulary <= 1 << 16 else 4) + 2 * self.top + 4
+
+
+@component
 class Global(Strategy):
     """KL divergence from the teacher over the full vocabulary; cross entropy and hidden states beside it, if wanted."""
 
@@ -69,6 +83,23 @@ class Global(Strategy):
     cross_entropy: float = option(default=0.0, help="weight of the cross entropy with the text itself", minimum=0.0)
     logit_rows: int = option(default=512, help="tokens whose logits are held at once", unit="tokens", minimum=1)
     hidden: HiddenStates | None = option(default=None, help="match the teacher's hidden states behind blocks as well")
+
+    keep_logits: KeptLogits | None = option(
+        default=None, help="keep the teacher's largest log-probabilities in a file, for epochs behind the first"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.keep_logits is not None and self.hidden is not None:
+            raise InvalidValue("keep_logits", "hidden states need the teacher in every epoch", hint="leave one out")
+
+    @property
+    def takes_graphs(self) -> bool:
+        """Not with a file."""
+        return self.keep_logits is None
+
+    def file_bytes(self, tokens: int, vocab_size: int) -> int:
+        """Of what is kept of the teacher."""
+        return 0 if self.keep_logits is None else tokens * self.keep_logits.bytes_per_token(vocab_size)
 
     def kept_states(self, blocks: int) -> int:
         """The teacher's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from caramba_core.errors import InputError
 from caramba_core.nn.frame import Taps
 from caramba_core.nn.language_model import LanguageModel
-from caramba_plugins_upcycle.strategies import Blockwise, Global, HiddenStates
+from caramba_plugins_upcycle.strategies import Blockwise, Global, HiddenStates, KeptLogits
+from caramba_plugins_upcycle.teacher_logits import Largest, TeacherLogits, kept_divergence, largest, sequence_keys
 
 __all__ = ["BlockwiseRunner", "GlobalRunner", "StateTaps", "divergence", "normalised_error", "state_errors"]
 
@@ -155,28 +157,36 @@ class GlobalRunner:
         if self.config.hidden is not None:
             self.teacher.tap(())  # by a run before
             self.student.tap(())
+        self.kept_divergence = torch.compile(kept_divergence) if self.context.run.compiles else kept_divergence
+        self.kept: TeacherLogits | None = None
 
     def step(self, batch: Batch) -> StepResult:
         """Means over the tokens that are to be predicted."""
         config, context = self.config, self.context
-        inputs, targets = batch.inputs, batch.targets.flatten()
+        targets = batch.targets.flatten()
         learned = None if batch.learned is None else batch.learned.flatten()
         parts: dict[str, list[Tensor]] = {}
-        if config.hidden is None:
-            with context.autocast():
-                with torch.no_grad():
-                    wanted = self.teacher.hidden(inputs, batch.frame(self.teacher)).flatten(0, 1)
-                hidden = self.student.hidden(inputs, batch.frame(self.student)).flatten(0, 1)
+        kept: Largest | None = None
+        if config.keep_logits is not None:
+            kept, hidden = self._kept(batch, config.keep_logits), self._hidden(self.student, batch)
+        elif config.hidden is None:
+            with torch.no_grad():
+                wanted = self._hidden(self.teacher, batch)
+            hidden = self._hidden(self.student, batch)
         else:
             wanted, hidden, error = self._with_states(batch, config.hidden)
             parts["hidden"] = [error]
 
         def loss(part: Tensor, where: slice) -> Tensor:
             with context.autocast():
-                with torch.no_grad():
-                    teacher_logits = self.teacher.logits(wanted[where])
                 logits = self.student.logits(part)
-            rows: Tensor = self.divergence(logits, teacher_logits, config.temperature)
+            rows: Tensor
+            if kept is not None:
+                rows = self.kept_divergence(logits, Largest(*(each[where] for each in kept)), config.temperature)
+            else:
+                with context.autocast(), torch.no_grad():
+                    teacher_logits = self.teacher.logits(wanted[where])
+                rows = self.divergence(logits, teacher_logits, config.temperature)
             kl = batch.mean((rows if learned is None else rows * learned[where]).sum())
             parts.setdefault("kl", []).append(kl.detach())
             if not config.cross_entropy:
@@ -189,6 +199,44 @@ class GlobalRunner:
         if config.hidden is not None:
             total = total + config.hidden.weight * parts["hidden"][0]
         return StepResult(loss=total, metrics={name: torch.stack(values).sum() for name, values in parts.items()})
+
+    def _hidden(self, model: LanguageModel, batch: Batch) -> Tensor:
+        """What a model's head reads of a batch: ``[N, D]``."""
+        with self.context.autocast():
+            return model.hidden(batch.inputs, batch.frame(model)).flatten(0, 1)
+
+    @torch.no_grad()
+    def _kept(self, batch: Batch, config: KeptLogits) -> Largest:
+        """The teacher's largest log-probabilities, as they stand in the file; what is not there is put there."""
+        context = self.context
+        if self.kept is None:
+            self.kept = self._opened(config, batch.inputs.shape[1])
+        keys = sequence_keys(batch.inputs, batch.begins)
+        found = self.kept.read(keys, batch.tokens.device)
+        if found is not None:
+            return found
+        wanted, rows = self._hidden(self.teacher, batch), self.config.logit_rows
+        parts = []
+        for first in range(0, len(wanted), rows):
+            with context.autocast():
+                logits = self.teacher.logits(wanted[first : first + rows])
+            parts.append(largest(logits, config.top, self.config.temperature))
+        found = Largest(*map(torch.cat, zip(*parts, strict=True)))
+        self.kept.write(keys, found)
+        return self.kept.read(keys, batch.tokens.device) or found
+
+    def _opened(self, config: KeptLogits, tokens: int) -> TeacherLogits:
+        """The file of this run, for sequences of so many tokens."""
+        context, vocabulary = self.context, self.teacher.graph.vocab_size
+        if config.top >= vocabulary:
+            raise InputError(f"train.strategy.keep_logits.top: {config.top} of {vocabulary} tokens leaves no rest")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError("train.strategy.keep_logits keeps one file for one process, and there are several")
+        hashes = context.shared.inputs(context.run)
+        identity: dict[str, Any] = {name: digest for name, digest in hashes.items() if name.startswith("teacher")}
+        identity |= {"temperature": self.config.temperature, "computation": context.run.computation[1]}
+        folder = context.directory.path / "teacher_logits"
+        return TeacherLogits(folder, config, tokens=tokens, vocabulary=vocabulary, identity=identity)
 
     def _with_states(self, batch: Batch, config: HiddenStates) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states behind the last block of teacher and student, ``[N, D]``, and how far those before are apart.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from caramba_core.nn.language_model import LanguageModel
     from caramba_core.run.context import GroupContext
+    from caramba_core.run.directory import RunDirectory
     from caramba_core.sites import Site
     from caramba_plugins_standard.training.batch import Batch
 
@@ -82,7 +83,7 @@ class TrainingContext(Protocol):
 
     ``student`` is the model that trains, ``teacher`` (frozen) what it learns from.  ``sites`` are the nodes that differ
     between the two, ``trained`` the names of the nodes that train.  ``run.compiles``: whether torch.compile is wanted.
-    ``shared.tokens("train")`` are the tokens.
+    ``shared.tokens("train")`` are the tokens; ``directory.path`` is the run's folder.
     """
 
     @property
@@ -97,6 +98,8 @@ class TrainingContext(Protocol):
     def run(self) -> Run: ...  # noqa: D102
     @property
     def shared(self) -> GroupContext: ...  # noqa: D102
+    @property
+    def directory(self) -> RunDirectory: ...  # noqa: D102
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters that train, by dotted name."""
         ...
@@ -145,6 +148,15 @@ class Strategy(Component):
         """
         held = min(rows, getattr(self, "logit_rows", rows))
         return held * vocab_size * (8 if self.needs_teacher else 4) if self.whole_model else 0
+
+    @property
+    def takes_graphs(self) -> bool:
+        """Whether a step can be recorded as a CUDA graph: it waits for nothing, and reads no file."""
+        return True
+
+    def file_bytes(self, tokens: int, vocab_size: int) -> int:
+        """Bytes that it keeps in files beside the run, at most, of ``tokens`` tokens that are trained on."""
+        return 0
 
     def kept_states(self, blocks: int) -> int:
         """Hidden states ``[B, T, D]`` behind ``blocks`` blocks that a step keeps for its loss: a teacher's, say."""
@@ -288,6 +300,8 @@ class Training:
                 "float16 has no room for small gradients, which become zero: nothing here scales the loss",
                 expected="bfloat16 or float32",
             )
+        if self.cuda_graph and not self.strategy.takes_graphs:
+            raise InvalidValue("cuda_graph", "this strategy reads and writes a file within a step", hint="leave it out")
         if self.float8 and self.dtype != "bfloat16":
             raise InvalidValue("float8", f"with dtype: {self.dtype} it does nothing", expected="dtype: bfloat16")
 

@@ -71,7 +71,7 @@ def with_recomputing(plan: RunPlan, run: Train, model: ModelPlan) -> RunPlan:
 
 
 def with_states(plan: RunPlan, run: Train, model: ModelPlan) -> RunPlan:
-    """The plan of a run whose strategy keeps hidden states behind blocks."""
+    """The plan of a run whose strategy keeps hidden states behind blocks, or files."""
     blocks = sum(
         scope.applications
         for node in model.graph.walk()
@@ -80,7 +80,8 @@ def with_states(plan: RunPlan, run: Train, model: ModelPlan) -> RunPlan:
     )
     states = run.train.strategy.kept_states(blocks) * plan.batch_size * plan.context * model.graph.d_model
     kept = plan.memory.activations + states * ITEM_BYTES[plan.dtype]
-    return attrs.evolve(plan, memory=attrs.evolve(plan.memory, activations=kept))
+    files = run.train.strategy.file_bytes(plan.tokens, model.graph.vocab_size)
+    return attrs.evolve(plan, files=files, memory=attrs.evolve(plan.memory, activations=kept))
 
 
 def what_trains(settings: Training) -> tuple[str, ...]:
