@@ -13,8 +13,8 @@ names; those with ``@hookimpl(tryfirst=True)`` run before, those with ``@hookimp
 the same order.  Hooks run between optimizer steps, never inside ``forward``, and their numbers are on the CPU already:
 no hook makes a device synchronize.
 
-caramba runs in one process: ``torchrun`` with more of them is refused.  Hooks are plain functions, no coroutines and no
-generators.  What :data:`QUIET` hooks print goes to stderr: stdout may hold data for a program.
+Of several processes that do a run together the first one calls the hooks.  Hooks are plain functions, no coroutines and
+no generators.  What :data:`QUIET` hooks print goes to stderr: stdout may hold data for a program.
 
 An exception in an :data:`OBSERVERS` hook (``SystemExit``, too) is reported once, that hook of the plugin is not called
 again, and the run continues: a tracker that lost its network must not end hours of training.  In every other hook it
@@ -25,7 +25,7 @@ counts).  Ctrl-C stays Ctrl-C.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from caramba_core.graph import Graph
+    from caramba_core.manifest.load import Loaded
     from caramba_core.nn.language_model import LanguageModel
     from caramba_core.plan import Plan
     from caramba_core.run.context import RunContext
@@ -152,6 +153,16 @@ def group_sections(summaries: Sequence[Mapping[str, Any]], folder: Path) -> Sequ
 
 
 # ------------------------------------------------------------------------------------------------ the life of a run
+
+
+@hookspec(firstresult=True)
+def follow(load: Callable[[], Loaded]) -> bool:
+    """One of several processes (``WORLD_SIZE``) is about to read, with ``load()``, the manifest that it was given.
+
+    Runs once in each of them; the first implementation answers.  The first process (``RANK`` 0) gets ``False``, and
+    does what one process does.  The others do their part of its runs in here, and get ``True`` once that one ends.
+    """
+    raise NotImplementedError
 
 
 @hookspec

@@ -8,6 +8,7 @@ of what is imported start a new interpreter instead.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import multiprocessing
@@ -113,7 +114,10 @@ def _become(
         del sys.modules[name]
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # which processes of multiprocessing leave out
 
 
 @functools.cache

@@ -39,9 +39,9 @@ def command(
 ) -> None:
     """Run a manifest: convert, train and measure, group by group."""
     from caramba_core.errors import InputError
-    from caramba_core.manifest.load import load_manifest
+    from caramba_core.manifest.load import Loaded, load_manifest
     from caramba_core.places import expanded
-    from caramba_core.run.experiment import Experiment
+    from caramba_core.run.experiment import Experiment, follows
 
     if minutes is not None and not minutes >= 0:
         raise InputError(f"--minutes is {minutes}", expected="a number from 0 on")
@@ -49,8 +49,13 @@ def command(
         raise InputError("--again starts anew, and --resume goes on", expected="one of them")
     if resume_from is not None and not resume:
         raise InputError("--resume-from chooses a checkpoint to go on from", hint="add --resume")
-    loaded = load_manifest(manifest, overrides=set_ or [], fetch=True)
-    experiment = Experiment(loaded, group=group, run=run, output=expanded(output))
+
+    def load() -> Loaded:
+        return load_manifest(manifest, overrides=set_ or [], fetch=True)
+
+    if follows(load):
+        return
+    experiment = Experiment(load(), group=group, run=run, output=expanded(output))
     experiment.complete(resume=resume, resume_from=resume_from, again=again, minutes=minutes, dry_run=dry_run)
     if not dry_run:
         experiment.report()

@@ -279,6 +279,12 @@ class RunContext:
         """
         return self._assembled(self.resume_from or self.kept.get("path") or self.parent)
 
+    def forget_models(self) -> None:
+        """Student and teacher were changed into something else: they are put together anew when they are asked for."""
+        self.shared._teacher = None
+        for name in ("student", "teacher"):
+            self.__dict__.pop(name, None)
+
     def start(self) -> LanguageModel:
         """The student as it was before the run's first step: a model of its own where the run goes on."""
         if self.resume_from is None and not self.kept:

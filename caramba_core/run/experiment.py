@@ -40,7 +40,7 @@ from caramba_core.teachers import reader
 if TYPE_CHECKING:
     from caramba_core.run.context import GroupContext, RunContext
 
-__all__ = ["Experiment"]
+__all__ = ["Experiment", "follows"]
 
 _Item = TypeVar("_Item")
 
@@ -233,11 +233,6 @@ class Experiment:
 
     def check(self, left: Sequence[tuple[Group, Run]]) -> None:
         """Check what can be checked without computing: models, patterns, teachers' headers, files of data, parents."""
-        processes = os.environ.get("WORLD_SIZE", "1")
-        if processes not in ("", "1"):
-            raise InputError(
-                f"caramba runs in one process, and {processes} were started (WORLD_SIZE)", hint="leave torchrun out"
-            )
         plans = self.plans
         faults = [fault for group, run in left for fault in self._missing(group, run)]
         if faults:
@@ -515,6 +510,15 @@ class Experiment:
             summary = self.directory(group, run).summary()
             if summary is not None and run.verify is not None:
                 run.verify.require(f"run {run.id}", summary)
+
+
+def follows(load: Callable[[], Loaded]) -> bool:
+    """Whether this process is one of several, and not the first: it has done its part of their runs then."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    followed: bool | None = None if processes in ("", "1") else registry().hooks.follow(load=load)
+    if followed is None and processes not in ("", "1"):
+        raise InputError(f"{processes} processes were started (WORLD_SIZE)", hint="no plugin runs in more than one")
+    return bool(followed)
 
 
 def _results(context: RunContext) -> dict[str, Any]:

@@ -129,12 +129,13 @@ class Experiment:
         """
         from caramba_terminal.reporter import Reporter
 
-        from caramba_core.run.experiment import Experiment
+        from caramba_core.run.experiment import Experiment, follows
 
         reporter = Reporter(notebook_console())
         experiment = Experiment(self._loaded, group=group, run=run, output=Path(output), reporter=reporter)
-        experiment.complete(resume=resume, minutes=minutes)
-        experiment.verify()
+        if not follows(lambda: self._loaded):
+            experiment.complete(resume=resume, minutes=minutes)
+            experiment.verify()
         folders = (experiment.directory(one, each).path for one, each in experiment.chosen)
         return Runs(map(run_info, filter(is_run, folders)))
 

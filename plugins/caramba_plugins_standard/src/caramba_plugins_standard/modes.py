@@ -13,6 +13,7 @@ from caramba_core.components import component, option
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.graph import trained_nodes
 from caramba_core.modes import Data, Device, DType, Evaluation, Need, Run, Teacher, Workload
+from caramba_plugins_standard.parallel import require_processes
 from caramba_plugins_standard.training import Training
 from caramba_plugins_standard.training.planning import (
     adapted_matrices,
@@ -55,7 +56,7 @@ class Train(Run):
     resumes: ClassVar[bool] = True
     without_effect: ClassVar[frozenset[str]] = Run.without_effect | {
         *("train.device", "train.checkpoint_every", "train.checkpoint_minutes", "train.evaluate_every"),
-        *("train.keep", "train.trackers", "train.profile", "train.activation_checkpointing"),
+        *("train.keep", "train.trackers", "train.profile", "train.activation_checkpointing", "train.parallel"),
     }
     may_change: ClassVar[frozenset[str]] = frozenset(
         {"steps", *(f"train.{key}" for key in ("lr", "clip", "schedule", "dtype", "on_nonfinite", "skip_spikes"))}
@@ -132,7 +133,9 @@ class Train(Run):
         self.train.strategy.check(sites, trained)
 
     def check_before(self, device: str, sites: Sequence[Site]) -> None:
-        """CUDA graphs need CUDA; the same bits need workspaces of fixed sizes."""
+        """Processes must be there; CUDA graphs need CUDA; the same bits need workspaces of fixed sizes."""
+        with blamed_on("train", "parallel", "data"):
+            require_processes(self.id, self.train.parallel.data)
         if self.train.cuda_graph and device != "cuda":
             raise InputError(
                 f"run {self.id}: train.cuda_graph needs a CUDA device, and this one is {device}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from caramba_core.components import component, option
 from caramba_core.errors import InvalidValue
@@ -58,6 +58,8 @@ class Muon(_Moments):
 
     Embedder and head, which hold a row a token, are of the rest, as in the papers.
     """
+
+    whole_weights: ClassVar[bool] = True
 
     tables: Literal["adamw", "muon"] = option(default="adamw", help="what moves the matrices of embedder and head")
     momentum: float = option(default=0.95, help="share of the previous step that goes on", minimum=0.0, below=1.0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from caramba_terminal.numbers import format_average, format_bytes, format_count, format_duration
 
 from caramba_core.hookspecs import Section, hookimpl
+from caramba_core.manifest.load import Loaded
+from caramba_plugins_standard.parallel import process_rank
 from caramba_plugins_standard.tracking import (
     checkpoint_saved,
     evaluated,
@@ -20,12 +23,27 @@ from caramba_plugins_standard.tracking import (
 __all__ = [
     "checkpoint_saved",
     "evaluated",
+    "follow",
     "group_sections",
     "run_failed",
     "run_finished",
     "run_started",
     "step_finished",
 ]
+
+
+@hookimpl
+def follow(load: Callable[[], Loaded]) -> bool:
+    """All processes but the first do their part of what that one calls them for."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it once: a lost connection is told by us
+    from caramba_plugins_standard.parallel.following import follow_first
+    from caramba_plugins_standard.parallel.team import meeting
+
+    meeting()
+    if process_rank() == 0:
+        return False
+    follow_first(load)
+    return True
 
 
 @hookimpl

@@ -20,13 +20,13 @@ from caramba_core.nn.language_model import LanguageModel
 from caramba_plugins_upcycle.strategies import Blockwise, Global, HiddenStates, KeptLogits
 from caramba_plugins_upcycle.teacher_logits import Largest, TeacherLogits, kept_divergence, largest, sequence_keys
 
-__all__ = ["BlockwiseRunner", "GlobalRunner", "StateTaps", "divergence", "normalised_error", "state_errors"]
+__all__ = ["BlockwiseRunner", "GlobalRunner", "StateTaps", "divergence", "squared_error", "state_errors"]
 
 
-def normalised_error(output: Tensor, target: Tensor) -> Tensor:
-    """Squared error over the target's energy, both summed over the batch: 1 is as bad as an output of zeros."""
+def squared_error(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared error and the target's energy, both summed over the batch; their ratio of 1 is that of zeros."""
     target = at_least_float32(target)
-    return (at_least_float32(output) - target).square().sum() / target.square().sum()
+    return (at_least_float32(output) - target).square().sum(), target.square().sum()
 
 
 class BlockwiseRunner:
@@ -53,9 +53,9 @@ class BlockwiseRunner:
         self.learners: list[nn.Module] = [
             self.student.get_submodule(name.removeprefix("model.")) for name in self.names
         ]
-        self.error = normalised_error
+        self.error = squared_error
         if context.run.compiles:  # the learners run outside of the student's blocks, which are compiled whole
-            self.error = torch.compile(normalised_error)
+            self.error = torch.compile(squared_error)
             for learner in self.learners:
                 learner.compile(fullgraph=True)
 
@@ -69,7 +69,8 @@ class BlockwiseRunner:
             if not any(parameter.requires_grad for parameter in learner.parameters()):
                 return
             with torch.enable_grad(), self.context.autocast():
-                error = self.error(learner(x.detach(), plain), target)
+                squared, energy = self.error(learner(x.detach(), plain), target)
+                error = squared / batch.of_team(energy)
             error.backward()
             errors.append(error.detach())
 
@@ -83,7 +84,7 @@ class BlockwiseRunner:
                 targets: list[Tensor] = []
                 pass_over(self.teacher, lambda _, x, y: targets.append(y))
                 pass_over(self.student, lambda i, x, y: learn(i, x, targets[i]))
-        stacked = torch.stack(errors)
+        stacked = batch.of_team(torch.stack(errors))
         return StepResult(loss=stacked.mean(), metrics={"worst_block": stacked.max()})
 
 

@@ -9,6 +9,7 @@ import attrs
 from caramba_core.components import Component, component, evolve, option
 from caramba_core.errors import InvalidValue
 from caramba_core.modes import Device, DType, Run
+from caramba_plugins_standard.parallel import Parallel
 from caramba_plugins_standard.trackers import Tracker
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Optimizer(Component):
 
     kind: ClassVar[str] = "optimizer"
     builds: ClassVar[str] = ""
+    whole_weights: ClassVar[bool] = False
+    """Whether a step needs a weight and its gradient in whole: then they cannot be divided among processes."""
 
     def create(self, parameters: Iterable[Mapping[str, Any]], lr: float) -> torch.optim.Optimizer:
         """The torch optimizer over parameter groups; those of embedder and head have the key ``tables``."""
@@ -240,13 +243,14 @@ class Training:
     lora: LoRA | None = option(default=None, help="train low-rank adapters of matrices that stay as they are")
     device: Device = option(default="auto", help="auto takes CUDA, then MPS, then the CPU")
     dtype: DType = option(default="float32", help="type of the computation; weights that train stay in float32")
-    batch_size: int = option(default=8, help="sequences per step", minimum=1)
+    batch_size: int = option(default=8, help="sequences per pass, of all processes together", minimum=1)
     accumulate: int = option(default=1, help="passes that make one step", minimum=1)
     context: int = option(default=1024, help="tokens per sequence", unit="tokens", minimum=2)
     lr: float = option(help="highest learning rate", above=0.0, maximum=1.0)
     optimizer: Optimizer | None = option(default=None, help="the default one of the installed plugins if not given")
     schedule: Schedule | None = option(default=None, help="the default one of the installed plugins if not given")
     clip: float | None = option(default=1.0, help="largest norm of the gradient; null for no clipping", above=0.0)
+    parallel: Parallel = option(factory=Parallel, help="several processes, one a device, that train together")
     compile: bool | Literal["auto"] = option(
         default="auto", help="compile each repeated block with torch.compile; auto does on CUDA"
     )
@@ -294,6 +298,25 @@ class Training:
             self._check_checkpointing()
         if self.lora is not None and not self.strategy.whole_model:
             raise InvalidValue("lora", "this strategy trains one node at a time, as a whole", hint="leave lora out")
+        if self.batch_size % self.parallel.data:
+            raise InvalidValue(
+                "batch_size",
+                f"{self.batch_size} sequences cannot be divided among {self.parallel.data} processes alike",
+                expected=f"a multiple of parallel.data ({self.parallel.data}): it counts those of all processes",
+            )
+        if self.parallel.data > 1 and self.cuda_graph:
+            raise InvalidValue("cuda_graph", "a step of several processes is not recorded", expected="false")
+        if self.parallel.shards > 1 and self.optimizer is not None and self.optimizer.whole_weights:
+            name = type(self.optimizer).__name__
+            raise InvalidValue(
+                "parallel",
+                f"{name} moves whole matrices, which shard divides",
+                expected="shard: false, or another optimizer",
+                within=("shard",),
+            )
+        if self.parallel.shards > 1 and self.lora is not None:
+            why = "adapters are small, and are not divided"
+            raise InvalidValue("parallel", why, expected="shard: false beside lora", within=("shard",))
         if self.dtype == "float16":
             raise InvalidValue(
                 "dtype",

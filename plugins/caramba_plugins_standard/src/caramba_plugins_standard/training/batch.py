@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from caramba_core.nn.frame import Frame, Taps
 from caramba_core.nn.language_model import LanguageModel
 from caramba_plugins_standard.marks import BEGINS, GIVEN, IDS
+from caramba_plugins_standard.parallel.team import Team
 from caramba_plugins_standard.training.documents import packed_frame
 
 __all__ = ["NO_TARGET", "Batch", "batches_of"]
@@ -23,7 +24,8 @@ class Batch:
 
     ``begins``, bool ``[B, T + 1]``, are tokens that begin a document; ``learned``, bool ``[B, T]``, says of which of
     the first ``T`` the next one is predicted.  Without them a sequence is one document, all of which is learned.
-    ``step_targets`` is how many tokens the ``passes`` of the step predict together; ``None`` for all of them.
+    ``step_targets`` is how many tokens the ``passes`` of the step predict together, in one of the ``team`` on average;
+    ``None`` for all of them.
     """
 
     tokens: Tensor
@@ -31,6 +33,7 @@ class Batch:
     learned: Tensor | None = None
     passes: int = 1
     step_targets: Tensor | None = None
+    team: Team = field(default_factory=Team)
 
     @property
     def inputs(self) -> Tensor:
@@ -57,18 +60,27 @@ class Batch:
             return total / self.inputs.numel()
         return (total if self.passes == 1 else total * self.passes) / self.step_targets
 
+    def of_team(self, x: Tensor) -> Tensor:
+        """The mean of ``x`` over the processes that share the batch, without a gradient; ``x`` itself in one process.
 
-def batches_of(words: Tensor, *, marked: bool) -> list[Batch]:
-    """The passes of a step: int64 ``[passes, B, T + 1]`` of ids, ``marked`` or plain.
+        What a step divides by, if it depends on the batch, has to be of the whole of it: then steps do not depend on
+        how many processes there are.
+        """
+        return self.team.mean(x)
+
+
+def batches_of(words: Tensor, *, marked: bool, team: Team | None = None) -> list[Batch]:
+    """The passes of a step: int64 ``[passes, B, T + 1]`` of ids, ``marked`` or plain; this process's of a ``team``.
 
     A step in which nothing is to be predicted has a loss of 0.
     """
+    team = team or Team()
     if not marked:
-        return [Batch(tokens=tokens, passes=len(words)) for tokens in words]
+        return [Batch(tokens=tokens, passes=len(words), team=team) for tokens in words]
     tokens, begins = words & IDS, (words & BEGINS) != 0
     learned = (words[..., 1:] & (BEGINS | GIVEN)) == 0
-    count = learned.sum().clamp(min=1)
+    count = team.sum(learned.sum()).clamp(min=1) / team.size
     return [
-        Batch(tokens=tokens[i], begins=begins[i], learned=learned[i], passes=len(words), step_targets=count)
+        Batch(tokens=tokens[i], begins=begins[i], learned=learned[i], passes=len(words), step_targets=count, team=team)
         for i in range(len(words))
     ]

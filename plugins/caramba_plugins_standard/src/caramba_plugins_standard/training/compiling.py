@@ -7,6 +7,7 @@ from typing import Final
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from caramba_core.nn.module import ComponentModule, TopologyModule
 from caramba_core.nn.sequence import LayerSequence
@@ -30,7 +31,10 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> tuple[str,
     # sizes that differ between two layers become symbols: a few graphs, by which sizes are zero, equal or padded
     config.force_parameter_static_shapes, config.allow_unspec_int_on_nn_module = not own, bool(own)
     for module in modules:
-        module.compile(fullgraph=True, backend=backend)
+        if isinstance(module, FSDPModule):  # whose hooks, which gather its weights, run around what is compiled
+            module.forward = torch.compile(module.forward, fullgraph=True, backend=backend)
+        else:
+            module.compile(fullgraph=True, backend=backend)
     return tuple(own)
 
 
@@ -38,6 +42,8 @@ def uncompile(model: nn.Module) -> None:
     """Let every module of a model run as it is written again."""
     for module in model.modules():
         module._compiled_call_impl = None
+        if isinstance(module, FSDPModule):
+            module.forward = getattr(module.forward, "_torchdynamo_orig_callable", module.forward)
 
 
 def plan_compilation(model: nn.Module) -> tuple[list[nn.Module], list[str]]:

@@ -15,12 +15,15 @@ from caramba_terminal.limit import Paused
 from caramba_terminal.numbers import format_count
 from caramba_terminal.reporter import Bar
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from caramba_core.errors import NumericalStop
 from caramba_core.modes import Results
 from caramba_core.run.context import RunContext
 from caramba_plugins_standard.measuring import measure_step, measured_in
 from caramba_plugins_standard.modes import Train
+from caramba_plugins_standard.parallel.division import divided
+from caramba_plugins_standard.parallel.team import Team, together
 from caramba_plugins_standard.training import StepResult, StrategyRunner
 from caramba_plugins_standard.training.batch import batches_of
 from caramba_plugins_standard.training.compiling import compile_blocks, uncompile
@@ -96,10 +99,12 @@ class TrainRunner:
     def run(self) -> Results:
         """Train to the last step, or to where something asked to stop."""
         context = self.context
-        with deterministic(self.id) if self.settings.deterministic else nullcontext():
+        exact = deterministic(self.id) if self.settings.deterministic else nullcontext()
+        with together(context) as self.team, exact:
             try:
                 self._prepare()
                 self._train()
+                self.division.end()
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -130,20 +135,30 @@ class TrainRunner:
         self.adapters = None if settings.lora is None else Adapters(context, settings.lora)
         self.runner: StrategyRunner = settings.strategy.start(context)
         self.runner.prepare()
+        self.division = divided(
+            context,
+            self.team,
+            settings.parallel,
+            uses_teacher=settings.strategy.needs_teacher,
+            whole_model=settings.strategy.whole_model,
+        )
         self.parameters: list[nn.Parameter] = [parameter for _, parameter in context.trainable()]
         self.trained = sum(parameter.numel() for parameter in self.parameters)
         self.total = sum(parameter.numel() for parameter in context.student.parameters())
         self.total -= 0 if self.adapters is None else self.adapters.count
         assert settings.optimizer is not None
-        self.optimizer = settings.optimizer.create(self._groups(), settings.lr)
+        groups = self._groups()
+        self.division.begin(self.parameters, [p for group in groups if "tables" in group for p in group["params"]])
+        self.optimizer = settings.optimizer.create(groups, settings.lr)
         context.hooks.model_built(context=context, model=context.student)
         torch.manual_seed(context.seed)
         state = context.restore(self.optimizer)
+        self.division.restored(self.optimizer)
         self.step = context.step
         self.seconds = float(state.get("seconds", 0.0))
         self.skipping = Skipping(settings, state)
         self.watch = Watch(context, self.tokens_a_step)
-        self.profiler = Profiler(settings.profile, context)
+        self.profiler = Profiler(settings.profile if self.team.is_first else None, context)
         compares = settings.keep.best is not None
         lines, measured = (context.directory.metrics(), measured_in(context)) if compares else ([], None)
         self.retention = Retention(settings.keep, lines, measured)
@@ -152,7 +167,8 @@ class TrainRunner:
             f"train {context.name}",
             f"{', '.join(what_trains(settings))}: {format_count(self.trained)} of {format_count(self.total)} parameters"
             f" train, {self.steps:,} steps of {self.tokens_a_step:,} tokens on {context.device.type}"
-            + (", compiled" if context.run.compiles else ""),
+            + (", compiled" if context.run.compiles else "")
+            + (f", in {self.team.size} processes" if self.team.size > 1 else ""),
         )
         if settings.float8:
             use_float8(context.student)
@@ -186,18 +202,33 @@ class TrainRunner:
             self.context.limit.signals.deferred(),
             self.context.reporter.bar(self.context.name, all_tokens, done=done) as bar,
         ):
-            if self._owes_evaluation():
+            if any(self.team.agree(self.team.is_first and self._owes_evaluation())):
                 self._evaluate()
-                stops = self.context.should_stop()
+                stops, _ = self._agreed()
             while self.step < self.steps and not stops:
                 self._one_step(bar)
                 if measured is not None and self.step % measured == 0:
                     self._evaluate()
-                stops = self.context.should_stop()
-                if self.step < self.steps and self._is_due():
+                stops, is_due = self._agreed()
+                if self.step < self.steps and is_due:
                     self._save()
             self._settle(bar)
             self._save()
+
+    def _agreed(self) -> tuple[bool, bool]:
+        """Whether to stop, and to save, behind this step: as the first process says, or a signal in any of them."""
+        context = self.context
+        stops = context.should_stop()
+        if self.team.size == 1:
+            return stops, self._is_due()
+        own = context.limit.signals
+        signal, stopping, is_due = self.team.agree(
+            own.pending or 0, self.team.is_first and stops, self.team.is_first and self._is_due()
+        )
+        if signal and own.pending is None:
+            own.pending = signal
+            stopping |= context.should_stop()
+        return bool(signal or stopping), bool(is_due)
 
     def _is_due(self) -> bool:
         """Whether to save between the first step and the last: to keep it, by steps, or by the time since the last."""
@@ -216,7 +247,7 @@ class TrainRunner:
         state = {"samples": tokens // self.settings.context, "tokens": tokens, "seconds": self.seconds}
         state |= self.skipping.state()
         tensors = {} if self.adapters is None else {"lora": self.adapters.tensors()}
-        self.context.save(self.step, optimizer=self.optimizer, state=state, tensors=tensors)
+        self.division.save(self.step, optimizer=self.optimizer, state=state, tensors=tensors)
         self._saved = self.context.reporter.clock()
 
     def _one_step(self, bar: Bar) -> None:
@@ -226,8 +257,7 @@ class TrainRunner:
         lr = settings.lr * settings.schedule.factor(self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        size = settings.accumulate * settings.batch_size
-        tokens = self.windows.words(self.step * size, size).view(settings.accumulate, settings.batch_size, -1)
+        tokens = self._words()
         if device.type == "cuda":
             tokens = tokens.pin_memory()
         tokens = tokens.to(device, non_blocking=True)
@@ -241,6 +271,7 @@ class TrainRunner:
             self.optimizer.zero_grad(set_to_none=True)
             result = self._gradients(tokens)
         norm = nn.utils.clip_grad_norm_(self.parameters, math.inf if settings.clip is None else settings.clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         numbers = _Numbers.of(self.step + 1, lr, result, norm)
         if self.skipping.judges:
             numbers = attrs.evolve(numbers, left_out=self.skipping.reason(numbers.read()))
@@ -271,20 +302,36 @@ class TrainRunner:
                     uncompile(model)
         self.optimizer.zero_grad(set_to_none=True)
 
+    def _words(self) -> Tensor:
+        """This process's sequences of the next step: int64 ``[accumulate, B, T + 1]``."""
+        passes, size = self.settings.accumulate, self.settings.batch_size
+        share = self.team.share(size)
+        first = self.step * passes * size + share.start
+        words = [self.windows.words(first + n * size, share.stop - share.start) for n in range(passes)]
+        return torch.stack(words)
+
     def _gradients(self, words: Tensor) -> StepResult:
-        """Forward and backward of int64 ``[accumulate, B, T + 1]``; gradients are means over all of them."""
+        """Forward and backward of int64 ``[accumulate, B, T + 1]``; gradients are means over all processes' words."""
+        results = []
         # documents make masks, which cuDNN's kernels may not take
         with nullcontext() if self.windows.marked else attention_kernels(words.device):
-            results = [self.runner.step(batch) for batch in batches_of(words, marked=self.windows.marked)]
+            for batch in batches_of(words, marked=self.windows.marked, team=self.team):
+                if len(results) == len(words) - 1:
+                    self.division.last_pass()
+                results.append(self.runner.step(batch))
+        self.division.finish_pass()
         if len(results) > 1:
             torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], float(len(results)))
-        return _mean(results)
+        return _mean(results, self.team)
 
     def _evaluate(self) -> None:
         """Measure the student on the held-out tokens in the middle of training."""
         self._settle(None)
         try:
-            results = {"perplexity": measure_step(self.context, self.step).perplexity}
+            with self.division.whole():
+                if not self.team.is_first:
+                    return
+                results = {"perplexity": measure_step(self.context, self.step).perplexity}
         except Paused as paused:
             self.context.pause_reason = str(paused)  # and the rest of it is measured when the run goes on
             return
@@ -330,10 +377,11 @@ class TrainRunner:
             )
 
 
-def _mean(results: list[StepResult]) -> StepResult:
-    if len(results) == 1:
+def _mean(results: list[StepResult], team: Team) -> StepResult:
+    """The means of passes, and of processes."""
+    if len(results) == team.size == 1:
         return results[0]
-    return StepResult(
-        loss=torch.stack([r.loss for r in results]).mean(),
-        metrics={name: torch.stack([r.metrics[name] for r in results]).mean() for name in results[0].metrics},
-    )
+    names = list(results[0].metrics)
+    values = [torch.stack([each.loss.float(), *(each.metrics[name].float() for name in names)]) for each in results]
+    loss, *metrics = team.mean(torch.stack(values).mean(0)).unbind()
+    return StepResult(loss=loss, metrics=dict(zip(names, metrics, strict=True)))

@@ -14,6 +14,7 @@ import torch
 from caramba_terminal.numbers import format_bytes
 
 from caramba_core.run.context import RunContext
+from caramba_plugins_standard.parallel import process_count
 from caramba_plugins_standard.training.planned import planned
 
 __all__ = ["Watch", "matmul_peak", "progress_notes"]
@@ -39,7 +40,7 @@ class Watch:
         self._ends = deque[float]([time.perf_counter()], maxlen=_STEPS + 1)
         plan = planned(context)
         self._per_token = plan.get("operations", 0) / max(1, plan.get("tokens", 0))
-        self._peak = matmul_peak(self._device, context.dtype_name)
+        self._peak = matmul_peak(self._device, context.dtype_name) * process_count()
 
     def step(self) -> dict[str, float]:
         """What is known behind a step: ``tokens_per_second``, ``mfu``, and ``memory_bytes``, the peak of the device.

@@ -1,0 +1,290 @@
+"""The processes of a run: what they agree on, and how each learns that another one has gone.
+
+They meet in torch's store, that of torchrun.  The first process does what one process does, and calls the others for
+the part that is done together; until then they wait in the store, where no time runs out.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from caramba_terminal.signals import Interrupted
+from torch import Tensor
+
+from caramba_core.errors import InputError
+from caramba_core.run.context import RunContext
+from caramba_core.run.limit import Paused
+from caramba_plugins_standard.parallel import process_count, process_rank
+
+__all__ = ["Meeting", "Team", "end_silently", "meeting", "together"]
+
+_PATIENCE: Final = timedelta(hours=2)
+"""For an exchange between processes: one waits for the others' evaluations and writes.  A death is seen at once."""
+
+_POLL: Final = 0.1
+_REASON: Final = 3.0
+"""Seconds in which a failure of all processes, or of another one, is told apart from one's own."""
+
+
+class Team:
+    """The processes that do a run together; one process alone is a team, and exchanges nothing."""
+
+    def __init__(self, size: int = 1, rank: int = 0) -> None:
+        self.size = size
+        self.rank = rank
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes, logs and decides for all."""
+        return self.rank == 0
+
+    def share(self, rows: int) -> slice:
+        """This process's part of ``rows`` rows, in the order of the processes; parts differ by one row at most."""
+        return slice(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of a tensor over the processes, without a gradient; the same bits in all of them."""
+        return x if self.size == 1 else self.sum(x) / self.size
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over the processes."""
+        if self.size == 1:
+            return x
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    def agree(self, *values: int) -> tuple[int, ...]:
+        """The largest of each of some numbers over the processes; waits for all of them, and for no device."""
+        if self.size == 1:
+            return values
+        known = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(known, op=dist.ReduceOp.MAX)
+        return tuple(known.tolist())
+
+    def spread(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite tensors with those of the first process."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.data, src=0)
+
+
+class Meeting:
+    """The store in which the processes meet, and a thread that looks whether those of this machine are alive."""
+
+    def __init__(self) -> None:
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing:
+            raise InputError(
+                f"{process_count()} processes were started (WORLD_SIZE), and {', '.join(missing)} is not set",
+                hint="start them with torchrun --nproc-per-node N -m caramba run MANIFEST",
+            )
+        self.size, self.rank = process_count(), process_rank()
+        store, _, _ = next(dist.rendezvous("env://", self.rank, self.size, timeout=_PATIENCE))
+        self._store = dist.PrefixStore("caramba", store)
+        self._given = 0
+        self._is_busy = False
+        self._is_leaving = False
+        self._peers: dict[int, int] = {}
+        self._store.set(f"process/{self.rank}", json.dumps([socket.gethostname(), os.getpid()]))
+        threading.Thread(target=self._watch, daemon=True).start()
+        atexit.register(self._leave)
+
+    # ------------------------------------------------------------------------------------------------ what is done
+
+    def call(self, task: dict[str, Any]) -> None:
+        """Tell the others what is to be done together."""
+        self._store.set(f"task/{self._given}", json.dumps(task))
+        self._given += 1
+
+    def called(self) -> dict[str, Any] | None:
+        """What the first process calls for next; ``None`` once it has ended."""
+        try:
+            while not self._has(f"task/{self._given}"):
+                if self._has("left/0"):
+                    return None
+                time.sleep(_POLL)
+        except dist.DistNetworkError:  # the first process, or torchrun, kept the store and has ended
+            return None
+        self._given += 1
+        task: dict[str, Any] = json.loads(self._store.get(f"task/{self._given - 1}"))
+        return task
+
+    @contextmanager
+    def team(self) -> Iterator[Team]:
+        """Work of all processes; a failure of one is told by that one, and ends the others without a word."""
+        if not dist.is_initialized():
+            on_cuda = torch.cuda.is_available()
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+                store=self._store,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=_PATIENCE,
+                device_id=torch.device("cuda", torch.cuda.current_device()) if on_cuda else None,
+            )
+        self._is_busy = True
+        try:
+            yield Team(self.size, self.rank)
+        except Paused:
+            self._is_busy = False  # in all of them
+            raise
+        except Interrupted:
+            if self._others_failed():  # torchrun ends the rest of them
+                end_silently()
+            raise
+        except Exception as error:
+            self._fail(error)
+            raise
+        self._is_busy = False
+
+    def _fail(self, error: Exception) -> None:
+        """End silently where the failure is another process's: the first speaks for what fails in all of them."""
+        if self.rank == 0 and not _is_of_exchange(error):
+            self._store.set("failed/0", "")
+            return
+        until = time.monotonic() + _REASON
+        try:
+            while time.monotonic() < until:  # where one was killed, the thread that watches says so and ends this
+                if self._others_failed():
+                    end_silently()
+                time.sleep(_POLL)
+            self._store.set(f"failed/{self.rank}", "")
+        except dist.DistNetworkError:
+            self._lose_store()
+
+    def _others_failed(self) -> bool:
+        return any(self._has(f"failed/{rank}") for rank in range(self.size) if rank != self.rank)
+
+    # ------------------------------------------------------------------------------------------------ who is there
+
+    def _has(self, key: str) -> bool:
+        return bool(self._store.check([key]))
+
+    def _watch(self) -> None:
+        """Look for the other processes of this machine, and end this one where one of them has gone without a word.
+
+        Torchrun ends the rest as well, but a process that waits for a device hears no signal.
+        """
+        try:
+            self._find_peers()
+            while not self._is_leaving:
+                for rank in [rank for rank, number in self._peers.items() if not _lives(number)]:
+                    if not self._has(f"left/{rank}"):
+                        self._mourn(rank)
+                    elif self._is_busy:
+                        time.sleep(_REASON)  # it has said why it ends, or did what was to be done, as this one will
+                        if self._is_busy:
+                            end_silently()
+                time.sleep(5 * _POLL)
+        except dist.DistNetworkError:  # whoever kept the store has gone: torchrun, or the first process without it
+            if self._is_busy:
+                time.sleep(_REASON)
+            if self._is_busy:
+                self._lose_store()
+
+    def _find_peers(self) -> None:
+        here = socket.gethostname()
+        for rank in range(self.size):
+            while not self._has(f"process/{rank}"):
+                time.sleep(_POLL)
+            host, number = json.loads(self._store.get(f"process/{rank}"))
+            if host == here and rank != self.rank:
+                self._peers[rank] = number
+
+    def _lose_store(self) -> None:
+        if self.rank == 1:
+            sys.stderr.write(_killed(0, self.size))
+        end_silently()
+
+    def _mourn(self, rank: int) -> None:
+        if self._store.add("mourned", 1) == 1:
+            sys.stderr.write(_killed(rank, self.size))
+        end_silently()
+
+    def _leave(self) -> None:
+        """At the process's end: tell the others, and close what is open where all of them do."""
+        self._is_leaving = True
+        try:
+            if self.rank == 0:
+                self._store.set("left/0", "")
+            if dist.is_initialized() and not self._is_busy:
+                dist.destroy_process_group()
+            self._store.set(f"left/{self.rank}", "")
+            if self._is_busy:
+                return
+            until = time.monotonic() + _REASON
+            while self.rank == 0 and time.monotonic() < until:  # it may keep the store, which the others still ask
+                if all(self._has(f"left/{rank}") for rank in range(self.size)):
+                    break
+                time.sleep(_POLL)
+        except RuntimeError:
+            pass
+
+
+def _is_of_exchange(error: Exception) -> bool:
+    """Whether an exchange failed, which another process's end makes it do."""
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in said for word in ("gloo", "nccl", "connection"))
+
+
+def _killed(rank: int, size: int) -> str:
+    said = f"error: process {rank} of {size} was killed, and the run ends with it"
+    return f"{said}\n  hint: the same command with --resume goes on from the last checkpoint\n"
+
+
+def end_silently() -> None:
+    """End this process at once: another one has told why."""
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _lives(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@cache
+def meeting() -> Meeting:
+    """The meeting of this process and those that were started with it; its device is the local rank's."""
+    if torch.cuda.is_available():
+        local, there = int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count()
+        if local >= there:
+            raise InputError(
+                f"process {local} of this machine has no device: CUDA has {there}",
+                hint=f"torchrun --nproc-per-node {there}",
+            )
+        torch.cuda.set_device(local)
+    return Meeting()
+
+
+@contextmanager
+def together(context: RunContext) -> Iterator[Team]:
+    """Do what is in the block with all processes that were started; the others come to the same block of the run."""
+    if process_count() == 1:
+        yield Team()
+        return
+    if process_rank() == 0:
+        task = {"group": context.group.name, "run": context.run.id, "folder": str(context.directory.path)}
+        paths = {"parent": context.parent, "resume_from": context.resume_from}
+        meeting().call(task | {name: None if path is None else str(path) for name, path in paths.items()})
+    with meeting().team() as team:
+        yield team
