@@ -7,6 +7,7 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,8 @@ def _take_part(shared: GroupContext, task: Mapping[str, Any], signals: Signals) 
     if task["resume_from"] is not None:
         context.resume_at(Path(task["resume_from"]))
     run.check_before(context.device.type, context.sites)
-    try:
+    with suppress(Paused):  # where the first process said so
         load_object(run.builds)(run, context).run()
-    except Paused:
-        pass  # where the first process said so
     signals.pending = None  # the run was saved; what comes of it is the first process's to say
 
 

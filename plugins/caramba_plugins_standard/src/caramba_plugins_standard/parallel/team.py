@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any, Final
@@ -159,9 +159,10 @@ class Meeting:
         until = time.monotonic() + _REASON
         try:
             while time.monotonic() < until:  # where one was killed, the thread that watches says so and ends this
-                if self._others_failed():
-                    end_silently()
-                time.sleep(_POLL)
+                with suppress(Interrupted):  # torchrun ends the others of one that died
+                    if self._others_failed():
+                        end_silently()
+                    time.sleep(_POLL)
             self._store.set(f"failed/{self.rank}", "")
         except dist.DistNetworkError:
             self._lose_store()
