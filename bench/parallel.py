@@ -238,9 +238,9 @@ def worker(arguments: list[str]) -> None:
     """``caramba run``; with ``--leaves`` until it would save."""
     import torch
     from caramba_plugins_standard.training.loop import TrainRunner
+    from caramba_terminal.limit import Paused
 
     from caramba_core.cli import main
-    from caramba_core.run.limit import Paused
 
     def leave(self: TrainRunner) -> None:
         peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from caramba_core.graph import Graph
-    from caramba_core.manifest.load import Loaded
     from caramba_core.nn.language_model import LanguageModel
     from caramba_core.plan import Plan
     from caramba_core.run.context import RunContext
@@ -156,13 +155,12 @@ def group_sections(summaries: Sequence[Mapping[str, Any]], folder: Path) -> Sequ
 
 
 @hookspec(firstresult=True)
-def follow(load: Callable[[], Loaded]) -> bool:
-    """One of several processes (``WORLD_SIZE``) is about to read, with ``load()``, the manifest that it was given.
+def follow(load: Callable[[], Any]) -> bool | None:
+    """One of several processes (``WORLD_SIZE``) was started with the manifest that ``load()`` reads.
 
-    Runs once in each of them; the first implementation answers.  The first process (``RANK`` 0) gets ``False``, and
-    does what one process does.  The others do their part of its runs in here, and get ``True`` once that one ends.
+    The first of them (``RANK`` 0) gets ``False``, and does what one process does.  The others do their part of its runs
+    in here, and get ``True`` once that one ends.
     """
-    raise NotImplementedError
 
 
 @hookspec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,7 @@ def command(
 ) -> None:
     """Run a manifest: convert, train and measure, group by group."""
     from caramba_core.errors import InputError
-    from caramba_core.manifest.load import Loaded, load_manifest
+    from caramba_core.manifest.load import load_manifest
     from caramba_core.places import expanded
     from caramba_core.run.experiment import Experiment, follows
 
@@ -49,10 +50,7 @@ def command(
         raise InputError("--again starts anew, and --resume goes on", expected="one of them")
     if resume_from is not None and not resume:
         raise InputError("--resume-from chooses a checkpoint to go on from", hint="add --resume")
-
-    def load() -> Loaded:
-        return load_manifest(manifest, overrides=set_ or [], fetch=True)
-
+    load = partial(load_manifest, manifest, overrides=set_ or [], fetch=True)
     if follows(load):
         return
     experiment = Experiment(load(), group=group, run=run, output=expanded(output))

@@ -282,8 +282,7 @@ class RunContext:
     def forget_models(self) -> None:
         """Student and teacher were changed into something else: they are put together anew when they are asked for."""
         self.shared._teacher = None
-        for name in ("student", "teacher"):
-            self.__dict__.pop(name, None)
+        self.__dict__ = {name: value for name, value in vars(self).items() if name not in ("student", "teacher")}
 
     def start(self) -> LanguageModel:
         """The student as it was before the run's first step: a model of its own where the run goes on."""

@@ -95,19 +95,23 @@ def test_every_hook_is_called_in_its_place(install: Install) -> None:
     expected += [("checkpoint_saved", None), ("evaluated", 6), ("report_sections", None)]
     expected += [("run_finished", None), ("group_sections", None), ("report_sections", None)]
     assert hooks_a.calls == expected
-    assert {name for name, _ in hooks_a.calls} == {*names} - {"run_failed", "show_plans"}
+    assert {name for name, _ in hooks_a.calls} == {*names} - {"run_failed", "show_plans", "follow"}
 
 
-def test_several_processes_are_refused(
+def test_processes_that_did_not_meet_are_refused(
     install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run's folder belongs to one process; nothing is written by the others."""
+    """As many must be there as the manifest says, and they must know of each other."""
     install("")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert caramba("run", "tiny.yml") == 2
-    assert "caramba runs in one process, and 2 were started" in capsys.readouterr().err
-    assert not Path("runs").exists()
+    assert "2 processes were started (WORLD_SIZE), and RANK, MASTER_ADDR" in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "1")
+    assert caramba("run", "tiny.yml", "--set", "groups.0.runs.0.train.parallel.data=2") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "train.parallel.data is 2, and one process was started" in said
+    assert "torchrun --nproc-per-node 2 -m caramba run" in said
+    assert not Path("runs").exists()
     assert caramba("run", "tiny.yml", "--dry-run") == 0
 
 

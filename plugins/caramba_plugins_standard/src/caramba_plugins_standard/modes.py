@@ -17,6 +17,7 @@ from caramba_plugins_standard.parallel import require_processes
 from caramba_plugins_standard.training import Training
 from caramba_plugins_standard.training.planning import (
     adapted_matrices,
+    divided_plan,
     with_adapters,
     with_recomputing,
     with_states,
@@ -177,11 +178,12 @@ class Train(Run):
             Windows(tokens, context=self.train.context, seed=self.seed)
 
     def planned(self, plan: RunPlan, model: ModelPlan, teacher: ModelPlan | None, own: frozenset[str]) -> RunPlan:
-        """Adapters train beside frozen matrices; activations that are computed again are not kept."""
+        """Adapters train beside frozen matrices; activations that are computed again are not kept; of one process."""
         load = self.workload(Evaluation(), model.graph.vocab_size)
         if self.train.lora is not None:
             plan = with_adapters(plan, self, load, model, teacher, own)
-        return with_states(with_recomputing(plan, self, model), self, model)
+        plan = with_states(with_recomputing(plan, self, model), self, model)
+        return divided_plan(plan, self.train.parallel)
 
     def changes(self, graph: Graph, converted: frozenset[str]) -> frozenset[str]:
         """The matrices that adapters are added to at the end."""
@@ -194,7 +196,7 @@ class Train(Run):
         train = self.train.complete()
         assert train.optimizer is not None
         return Workload(
-            batch_size=train.batch_size,
+            batch_size=train.batch_size // train.parallel.data,
             context=train.context,
             dtype=train.dtype,
             sequences=self.steps * train.accumulate * train.batch_size,
@@ -203,7 +205,9 @@ class Train(Run):
             whole_model=train.strategy.whole_model,
             state_values=train.optimizer.state_values(),
             state_scalars=train.optimizer.state_scalars(),
-            logit_values=train.strategy.logit_values(train.batch_size * train.context, vocab_size),
+            logit_values=train.strategy.logit_values(
+                train.batch_size // train.parallel.data * train.context, vocab_size
+            ),
         )
 
 

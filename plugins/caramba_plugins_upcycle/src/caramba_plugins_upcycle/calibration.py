@@ -20,16 +20,18 @@ from typing import Any
 
 import attrs
 import torch
+from caramba_plugins_standard.parallel.team import Team
 from torch import Tensor, nn
 
 from caramba_core.components import Attention, Layer
-from caramba_core.errors import NumericalStop
+from caramba_core.errors import NumericalStop, PluginError
 from caramba_core.graph import ROOT, local_name
 from caramba_core.nn.build import load_object
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.sites import Site
 from caramba_plugins_upcycle.modes import Start
+from caramba_plugins_upcycle.moments.collectors import MeanCollector
 from caramba_plugins_upcycle.refit import output_weights, refit_output
 from caramba_plugins_upcycle.stages import Stage, adds_to_stream, input_of, stages
 from caramba_plugins_upcycle.transplant import (
@@ -61,7 +63,8 @@ class _Batch:
 class Calibration:
     """The conversion of a whole student; :meth:`run` fills it and returns a report, one entry a site.
 
-    ``converted`` is called behind each stage with how many are done and the report on them; it may raise.
+    ``converted`` is called behind each stage with how many are done and the report on them; it may raise.  Each process
+    of a ``team`` has calibration windows of its own: sums over windows are pooled, and the student becomes the same.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Calibration:
         settings: Start,
         progress: Callable[[int], None] = lambda tokens: None,
         converted: Callable[[int, Mapping[str, Any]], None] = lambda stages, report: None,
+        team: Team | None = None,
     ) -> None:
         self.teacher = teacher
         self.student = student
@@ -80,6 +84,7 @@ class Calibration:
         self.settings = settings
         self.progress = progress
         self.converted = converted
+        self.team = team or Team()
         self.found = find_transplants(sites, settings.transplant)
         if settings.refit:
             for site in sites:
@@ -140,7 +145,7 @@ class Calibration:
                     probe = module.probe(input_of(module, stage, x, frame), frame)
                     for collector in collectors.values():
                         collector.update(probe)
-                moments[site.name] = {name: collector.result() for name, collector in collectors.items()}
+                moments[site.name] = results(collectors, self.team)
             states = [(frame, stage.run(x, frame)) for frame, x in states]
             self.progress(sum(tokens.numel() for tokens in batches))
         return transplant.surveyed(sites, [moments[site.name] for site in sites])
@@ -168,19 +173,24 @@ class Calibration:
             for collector in collectors.values():
                 collector.update(probe)
         weights = {name: tensor.detach().float() for name, tensor in teacher.state_dict().items()}
-        moments = {name: collector.result() for name, collector in collectors.items()}
+        moments = results(collectors, self.team)
         started = transplant.start(source, weights, target, width, moments)
         fill(site.name, student, started.weights)
+        self.team.spread(list(student.state_dict().values()))
         report: dict[str, Any] = {"start": dict(started.report)}
         if self.settings.refine:
             report["refine"] = dict(transplant.refine(source, weights, target, student, examples))
         if self.settings.refit:
             first = states[0]
-            adds = first.drifted and adds_to_stream(teacher, old, first.teacher, first.frame)
+            adds = self._adds(teacher, old, first) if first.drifted else False
             wanted = self._corrected((example.output for example in examples), states, adds)
             mixed = (student.mix(example.x, batch.frame) for example, batch in zip(examples, states, strict=True))
-            report["refit"] = refit_output(target, student, zip(mixed, wanted, strict=True), self.settings.ridge)
+            pairs = zip(mixed, wanted, strict=True)
+            report["refit"] = refit_output(target, student, pairs, self.settings.ridge, team=self.team)
         return report
+
+    def _adds(self, teacher: nn.Module, stage: Stage, batch: _Batch) -> bool:
+        return any(self.team.agree(adds_to_stream(teacher, stage, batch.teacher, batch.frame)))
 
     def _corrected(self, outputs: Iterable[Tensor], states: list[_Batch], adds: bool) -> Iterator[Tensor]:
         """The teacher's outputs, with a share of the states' error where outputs are added to the states."""
@@ -199,7 +209,7 @@ class Calibration:
             config = getattr(student, "config", None)
             if not isinstance(config, Layer) or output_weights(config, student) is None:
                 continue
-            adds = adds_to_stream(teacher, old, states[0].teacher, states[0].frame)
+            adds = self._adds(teacher, old, states[0])
             outputs = (
                 y - batch.teacher if adds else teacher(input_of(teacher, old, batch.teacher, batch.frame), batch.frame)
                 for batch, y in zip(states, after, strict=True)
@@ -209,7 +219,8 @@ class Calibration:
             wanted = self._corrected(outputs, states, adds)
             pairs = zip(mixed, wanted, strict=True)
             # wide layers, and a ridge far above the rounding of products in float32
-            refit = refit_output(config, student, pairs, self.settings.mlp_ridge, products=torch.float32)
+            ridge = self.settings.mlp_ridge
+            refit = refit_output(config, student, pairs, ridge, products=torch.float32, team=self.team)
             report[name] = {"refit": refit}
         return report
 
@@ -222,6 +233,18 @@ def collectors_of(transplant: Transplant, source: Attention, target: Attention, 
 def collected(moments: Mapping[str, Moment], source: Attention, width: int) -> dict[str, Collector]:
     """A collector for each of the moments."""
     return {name: load_object(moment.builds)(moment, source, width) for name, moment in moments.items()}
+
+
+def results(collectors: Mapping[str, Collector], team: Team) -> dict[str, Mapping[str, Tensor]]:
+    """What collectors give of the windows of all processes."""
+    for name, collector in collectors.items() if team.size > 1 else ():
+        if not isinstance(collector, MeanCollector):
+            raise PluginError(
+                f"the moment {name} ({type(collector).__name__}) cannot be collected by several processes",
+                hint="convert in one process; its collector would have to be a MeanCollector",
+            )
+        collector.pool(team)
+    return {name: collector.result() for name, collector in collectors.items()}
 
 
 def fill(name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> None:

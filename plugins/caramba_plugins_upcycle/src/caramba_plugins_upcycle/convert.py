@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
+import torch
+from caramba_plugins_standard.parallel.team import Team, together
 from caramba_plugins_standard.training.windows import Windows
 from torch import Tensor
 
@@ -23,7 +26,8 @@ __all__ = ["ConvertRunner", "calibration_batches", "calibration_windows"]
 class ConvertRunner:
     """Artifacts: a checkpoint of the student, ``calibration.json``.
 
-    A call that is to end does so behind a stage, and the next one goes on from there.
+    A call that is to end does so behind a stage, and the next one goes on from there.  Processes that were started
+    together divide the calibration windows, but where a transplant refines its starts on all of them.
     """
 
     def __init__(self, run: Convert, context: RunContext) -> None:
@@ -32,12 +36,18 @@ class ConvertRunner:
 
     def run(self) -> Results:
         """Convert every attention that differs from the teacher's."""
+        with nullcontext(Team()) if self.settings.refine else together(self.context) as self.team:
+            return self._run()
+
+    def _run(self) -> Results:
         context, settings = self.context, self.settings
-        batches = calibration_batches(context, settings)
-        tokens = sum(batch.numel() for batch in batches)
+        batches = calibration_batches(context, settings, team=self.team)
+        own = sum(batch.numel() for batch in batches)
+        tokens = int(self.team.sum(torch.tensor(own, device=context.device)))
         context.reporter.stage(
             f"convert {context.name}",
-            f"{len(context.sites)} attentions start from the teacher on {tokens:,} calibration tokens; nothing trains",
+            f"{len(context.sites)} attentions start from the teacher on {tokens:,} calibration tokens; nothing trains"
+            + (f", in {self.team.size} processes" if self.team.size > 1 else ""),
         )
         began = time.perf_counter()
         calibration = Calibration(
@@ -46,8 +56,9 @@ class ConvertRunner:
             sites=context.sites,
             settings=settings,
             converted=self._converted,
+            team=self.team,
         )
-        total = tokens * calibration.passes * sum(1 for _ in stages(context.student))
+        total = own * calibration.passes * sum(1 for _ in stages(context.student))
         with context.limit.signals.deferred(), context.reporter.bar(context.name, total) as bar:
             calibration.progress = bar.advance
             report = calibration.run(batches, context.kept.get("step", 0), context.kept.get("report", {}))
@@ -69,9 +80,10 @@ class ConvertRunner:
         context = self.context
         context.limit.worked()
         count = sum(1 for _ in stages(context.student))
-        if context.limit.reason is not None and done < count:
+        if any(self.team.agree(context.limit.reason is not None)) and done < count:
             context.keep(done, {"report": report})
-            context.pause_reason = f"{context.limit.reason}, {done} of {count} stages of the conversion done"
+            reason = context.limit.reason or "another process was asked to end"
+            context.pause_reason = f"{reason}, {done} of {count} stages of the conversion done"
             context.pause_if_due()
 
 
@@ -92,14 +104,23 @@ def calibration_windows(tokens: Tokens, settings: Start, seed: int, *, skip: int
     return windows, count
 
 
-def calibration_batches(context: RunContext, settings: Start, *, skip: int = 0) -> list[Tensor]:
+def calibration_batches(
+    context: RunContext, settings: Start, *, skip: int = 0, team: Team | None = None
+) -> list[Tensor]:
     """Calibration windows int64 ``[B, T]`` on the run's device, the same for a seed whatever the batch size.
 
-    ``skip`` leaves out so many windows at first: those that something else has seen.
+    ``skip`` leaves out so many windows at first: those that something else has seen.  A process of a ``team`` gets its
+    share.
     """
     windows, count = calibration_windows(context.shared.tokens("train"), settings, context.seed, skip=skip)
-    batches = []
-    for first in range(skip, skip + count, settings.batch_size):
-        size = min(settings.batch_size, skip + count - first)
+    team = team or Team()
+    if count < team.size:
+        raise InputError(
+            f"run {context.run.id}: {count} calibration windows are too few for {team.size} processes",
+            hint="set start.max_context lower or start.tokens higher, or convert in fewer processes",
+        )
+    share, batches = team.share(count), []
+    for first in range(skip + share.start, skip + share.stop, settings.batch_size):
+        size = min(settings.batch_size, skip + share.stop - first)
         batches.append(windows.batch(first, size)[:, :-1].to(context.device))
     return batches

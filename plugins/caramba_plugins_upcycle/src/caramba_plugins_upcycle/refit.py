@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from caramba_plugins_standard.parallel.team import Team
 from torch import Tensor, nn
 
 from caramba_core.components import Layer
@@ -45,6 +46,10 @@ class Refit:
         self._cross += y.T @ o
         self._energy += o.double().square().sum()
 
+    def pool(self, team: Team) -> None:
+        """Take in what the other processes took in."""
+        self._gram, self._cross, self._energy = map(team.sum, (self._gram, self._cross, self._energy))
+
     def solve(self, ridge: float) -> tuple[Tensor, Tensor | None, dict[str, float]]:
         """The refitted projection ``[D, n]`` and bias ``[D]``, if any, and what it bought.
 
@@ -77,8 +82,11 @@ def refit_output(
     ridge: float,
     *,
     products: torch.dtype = torch.float64,
+    team: Team | None = None,
 ) -> dict[str, float]:
     """Refit a layer's output projection to pairs of what it mixes ``[B, T, n]`` and should give ``[B, T, D]``.
+
+    Each process of a ``team`` has pairs of its own; the fit is to all of them, and the same in each process.
 
     The module gets new parameters; the old ones, which may be the teacher's, stay what they were.
     """
@@ -88,8 +96,13 @@ def refit_output(
     refit = Refit(*found, products=products)
     for mixed, wanted in examples:
         refit.update(mixed, wanted)
+    if team is not None:
+        refit.pool(team)
     *solved, report = refit.solve(ridge)
     for name, old, new in zip(config.output_weights, found, solved, strict=True):
         if old is not None and new is not None:
-            setattr(module, name, nn.Parameter(new.to(old), requires_grad=old.requires_grad))
+            made = nn.Parameter(new.to(old), requires_grad=old.requires_grad)
+            if team is not None:
+                team.spread([made])
+            setattr(module, name, made)
     return report

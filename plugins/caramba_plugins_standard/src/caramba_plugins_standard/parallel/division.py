@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,9 @@ from caramba_plugins_standard.parallel import Parallel
 from caramba_plugins_standard.parallel.team import Team
 
 __all__ = ["Division", "divided"]
+
+State: TypeAlias = Mapping[str, Any]
+Tensors: TypeAlias = Mapping[str, Mapping[str, Tensor]]
 
 
 class Division(Protocol):
@@ -54,7 +57,7 @@ class Division(Protocol):
         """The optimizer's state has just been read, in whole, from a checkpoint."""
         ...
 
-    def save(self, step: int, *, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    def save(self, step: int, *, optimizer: torch.optim.Optimizer, state: State, tensors: Tensors) -> None:
         """:meth:`RunContext.save`, called by all processes: the first one writes whole tensors."""
         ...
 
@@ -130,8 +133,8 @@ class _Copies:
 
     def restored(self, optimizer: torch.optim.Optimizer) -> None: ...
 
-    def save(self, step: int, *, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-        self._context.save(step, optimizer=optimizer, state=state)
+    def save(self, step: int, *, optimizer: torch.optim.Optimizer, state: State, tensors: Tensors) -> None:
+        self._context.save(step, optimizer=optimizer, state=state, tensors=tensors)
 
     def end(self) -> None: ...
 
@@ -190,7 +193,7 @@ class _Shards:
                     mesh, placements = parameter.device_mesh, parameter.placements
                     entries[name] = distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
 
-    def save(self, step: int, *, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    def save(self, step: int, *, optimizer: torch.optim.Optimizer, state: State, tensors: Tensors) -> None:
         cpu = torch.device("cpu")
         with self._whole_student(cpu) as student:
             names = {id(parameter): name for name, parameter in self._student.named_parameters()}
@@ -203,7 +206,7 @@ class _Shards:
                 for parameter, entries in optimizer.state.items()
             }
             whole: Any = SimpleNamespace(state=moments)
-            self._context.save(step, optimizer=whole, state=state)
+            self._context.save(step, optimizer=whole, state=state, tensors=tensors)
 
     @contextmanager
     def _whole_student(self, device: torch.device) -> Iterator[LanguageModel]:

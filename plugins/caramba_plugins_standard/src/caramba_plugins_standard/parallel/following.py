@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from caramba_terminal.limit import Limit, Paused
 from caramba_terminal.reporter import Reporter
 from caramba_terminal.signals import Interrupted, Signals, signals_held
 from rich.console import Console
@@ -21,7 +22,6 @@ from caramba_core.manifest.load import Loaded
 from caramba_core.nn.build import load_object
 from caramba_core.run.context import GroupContext, RunContext
 from caramba_core.run.directory import RunDirectory
-from caramba_core.run.limit import Limit, Paused
 from caramba_plugins_standard.parallel.team import meeting
 
 __all__ = ["follow_first"]
@@ -91,7 +91,12 @@ class _Follower(RunContext):
     """The run as such a process sees it."""
 
     def save(
-        self, step: int, *, optimizer: torch.optim.Optimizer | None = None, state: Mapping[str, Any] | None = None
+        self,
+        step: int,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        state: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     ) -> Path:
         self.step = step
         return self.directory.checkpoint(step)

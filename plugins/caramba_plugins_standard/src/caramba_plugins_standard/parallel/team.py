@@ -21,12 +21,13 @@ from typing import Any, Final
 
 import torch
 import torch.distributed as dist
+from caramba_terminal.limit import Paused
 from caramba_terminal.signals import Interrupted
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from caramba_core.errors import InputError
 from caramba_core.run.context import RunContext
-from caramba_core.run.limit import Paused
 from caramba_plugins_standard.parallel import process_count, process_rank
 
 __all__ = ["Meeting", "Team", "end_silently", "meeting", "together"]
@@ -93,8 +94,8 @@ class Meeting:
                 hint="start them with torchrun --nproc-per-node N -m caramba run MANIFEST",
             )
         self.size, self.rank = process_count(), process_rank()
-        store, _, _ = next(dist.rendezvous("env://", self.rank, self.size, timeout=_PATIENCE))
-        self._store = dist.PrefixStore("caramba", store)
+        store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=_PATIENCE))
+        self._store = dist.PrefixStore("caramba", store)  # type: ignore[attr-defined]
         self._given = 0
         self._is_busy = False
         self._is_leaving = False

@@ -24,7 +24,7 @@ class Batch:
 
     ``begins``, bool ``[B, T + 1]``, are tokens that begin a document; ``learned``, bool ``[B, T]``, says of which of
     the first ``T`` the next one is predicted.  Without them a sequence is one document, all of which is learned.
-    ``step_targets`` is how many tokens the ``passes`` of the step predict together, in one of the ``team`` on average;
+    ``step_targets`` is how many tokens the ``passes`` of the step predict together, in all processes of the ``team``;
     ``None`` for all of them.
     """
 
@@ -58,7 +58,8 @@ class Batch:
         """
         if self.step_targets is None:
             return total / self.inputs.numel()
-        return (total if self.passes == 1 else total * self.passes) / self.step_targets
+        parts = self.passes * self.team.size
+        return (total if parts == 1 else total * parts) / self.step_targets
 
     def of_team(self, x: Tensor) -> Tensor:
         """The mean of ``x`` over the processes that share the batch, without a gradient; ``x`` itself in one process.
@@ -79,7 +80,7 @@ def batches_of(words: Tensor, *, marked: bool, team: Team | None = None) -> list
         return [Batch(tokens=tokens, passes=len(words), team=team) for tokens in words]
     tokens, begins = words & IDS, (words & BEGINS) != 0
     learned = (words[..., 1:] & (BEGINS | GIVEN)) == 0
-    count = team.sum(learned.sum()).clamp(min=1) / team.size
+    count = team.sum(learned.sum()).clamp(min=1)
     return [
         Batch(tokens=tokens[i], begins=begins[i], learned=learned[i], passes=len(words), step_targets=count, team=team)
         for i in range(len(words))

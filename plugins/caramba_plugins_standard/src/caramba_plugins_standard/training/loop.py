@@ -312,7 +312,7 @@ class TrainRunner:
 
     def _gradients(self, words: Tensor) -> StepResult:
         """Forward and backward of int64 ``[accumulate, B, T + 1]``; gradients are means over all processes' words."""
-        results = []
+        results: list[StepResult] = []
         # documents make masks, which cuDNN's kernels may not take
         with nullcontext() if self.windows.marked else attention_kernels(words.device):
             for batch in batches_of(words, marked=self.windows.marked, team=self.team):

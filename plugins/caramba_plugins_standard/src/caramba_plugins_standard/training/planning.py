@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
@@ -18,9 +18,18 @@ if TYPE_CHECKING:
     from caramba_core.modes import Workload
     from caramba_core.plan import ModelPlan, NodePlan, RunPlan
     from caramba_plugins_standard.modes import Train
+    from caramba_plugins_standard.parallel import Parallel
     from caramba_plugins_standard.training import LoRA, Training
 
-__all__ = ["adapted_matrices", "recomputed_parts", "what_trains", "with_adapters", "with_recomputing", "with_states"]
+__all__ = [
+    "adapted_matrices",
+    "divided_plan",
+    "recomputed_parts",
+    "what_trains",
+    "with_adapters",
+    "with_recomputing",
+    "with_states",
+]
 
 
 def recomputed_parts(graph: Graph, which: Literal["none", "full"] | tuple[str, ...]) -> list[str]:
@@ -82,6 +91,19 @@ def with_states(plan: RunPlan, run: Train, model: ModelPlan) -> RunPlan:
     kept = plan.memory.activations + states * ITEM_BYTES[plan.dtype]
     files = run.train.strategy.file_bytes(plan.tokens, model.graph.vocab_size)
     return attrs.evolve(plan, files=files, memory=attrs.evolve(plan.memory, activations=kept))
+
+
+def divided_plan(plan: RunPlan, parallel: Parallel) -> RunPlan:
+    """The plan of one of the processes that divide weights, gradients and optimizer state.
+
+    What a process gathers of a block at a time comes on top, and a copy of the student where it is measured or saved.
+    """
+    divided = ("weights", "shared", "teacher", "gradients", "optimizer")
+    sizes = {name: getattr(plan.memory, name) for name in divided}
+    parts: dict[str, Any] = {
+        name: None if size is None else -(-size // parallel.shards) for name, size in sizes.items()
+    }
+    return attrs.evolve(plan, memory=attrs.evolve(plan.memory, **parts))
 
 
 def what_trains(settings: Training) -> tuple[str, ...]:

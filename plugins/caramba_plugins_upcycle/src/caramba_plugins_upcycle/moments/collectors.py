@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from caramba_plugins_standard.parallel.team import Team
 from caramba_plugins_standard.probing import Probe
 from torch import Tensor
 
@@ -56,6 +57,12 @@ class MeanCollector:
         rows = wide(rows)
         self.add("mean", rows.sum(-2), rows.shape[-2])
         self.add("second", rows.transpose(-1, -2) @ rows, rows.shape[-2])
+
+    def pool(self, team: Team) -> None:
+        """Take in what the other processes saw."""
+        for name, total in self._sums.items():
+            self._sums[name] = team.sum(total)
+            self._counts[name] = int(team.sum(torch.tensor(self._counts[name], device=total.device)))
 
     def result(self) -> Mapping[str, Tensor]:
         """The means, on the CPU."""
