@@ -156,10 +156,10 @@ def group_sections(summaries: Sequence[Mapping[str, Any]], folder: Path) -> Sequ
 
 @hookspec(firstresult=True)
 def follow(load: Callable[[], Any]) -> bool | None:
-    """One of several processes (``WORLD_SIZE``) was started with the manifest that ``load()`` reads.
+    """``caramba run`` begins, with the manifest that ``load()`` reads.
 
-    The first of them (``RANK`` 0) gets ``False``, and does what one process does.  The others do their part of its runs
-    in here, and get ``True`` once that one ends.
+    Of several processes (``WORLD_SIZE``) all but the first (``RANK`` 0) do their part of its runs in here, and get
+    ``True`` once that one ends; others get ``False``, or nothing.
     """
 
 

@@ -42,7 +42,8 @@ def command(
     from caramba_core.errors import InputError
     from caramba_core.manifest.load import load_manifest
     from caramba_core.places import expanded
-    from caramba_core.run.experiment import Experiment, follows
+    from caramba_core.plugins.registry import registry
+    from caramba_core.run.experiment import Experiment
 
     if minutes is not None and not minutes >= 0:
         raise InputError(f"--minutes is {minutes}", expected="a number from 0 on")
@@ -51,7 +52,7 @@ def command(
     if resume_from is not None and not resume:
         raise InputError("--resume-from chooses a checkpoint to go on from", hint="add --resume")
     load = partial(load_manifest, manifest, overrides=set_ or [], fetch=True)
-    if follows(load):
+    if registry().hooks.follow(load=load):
         return
     experiment = Experiment(load(), group=group, run=run, output=expanded(output))
     experiment.complete(resume=resume, resume_from=resume_from, again=again, minutes=minutes, dry_run=dry_run)

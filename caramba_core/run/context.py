@@ -192,6 +192,10 @@ class GroupContext:
             self._teacher = ((device, dtype), self.source.load(device, dtype))
         return self._teacher[1]
 
+    def forget_teacher(self) -> None:
+        """Load the teacher anew where it is asked for again: its modules were changed."""
+        self._teacher = None
+
 
 class RunContext:
     """One run.
@@ -278,11 +282,6 @@ class RunContext:
         into one.
         """
         return self._assembled(self.resume_from or self.kept.get("path") or self.parent)
-
-    def forget_models(self) -> None:
-        """Student and teacher were changed into something else: they are put together anew when they are asked for."""
-        self.shared._teacher = None
-        self.__dict__ = {name: value for name, value in vars(self).items() if name not in ("student", "teacher")}
 
     def start(self) -> LanguageModel:
         """The student as it was before the run's first step: a model of its own where the run goes on."""

@@ -6,7 +6,6 @@ Reading, choosing and :meth:`Experiment.check` import neither torch nor numpy.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -40,7 +39,7 @@ from caramba_core.teachers import reader
 if TYPE_CHECKING:
     from caramba_core.run.context import GroupContext, RunContext
 
-__all__ = ["Experiment", "follows"]
+__all__ = ["Experiment"]
 
 _Item = TypeVar("_Item")
 
@@ -510,11 +509,6 @@ class Experiment:
             summary = self.directory(group, run).summary()
             if summary is not None and run.verify is not None:
                 run.verify.require(f"run {run.id}", summary)
-
-
-def follows(load: Callable[[], Loaded]) -> bool:
-    """Whether this process is one of several, and not the first: it has done its part of their runs then."""
-    return os.environ.get("WORLD_SIZE", "1") not in ("", "1") and bool(registry().hooks.follow(load=load))
 
 
 def _results(context: RunContext) -> dict[str, Any]:

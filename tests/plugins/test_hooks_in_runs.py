@@ -88,14 +88,15 @@ def test_every_hook_is_called_in_its_place(install: Install) -> None:
     assert caramba("run", "tiny.yml") == 0
     import hooks_a  # type: ignore[import-not-found]
 
-    expected: list[tuple[str, int | None]] = [("graph_lowered", None), ("plan_sections", None), ("run_started", None)]
+    expected: list[tuple[str, int | None]] = [("follow", None), ("graph_lowered", None)]
+    expected += [("plan_sections", None), ("run_started", None)]
     expected += [("evaluated", 0), ("model_built", None)]
     expected += [("step_finished", step) for step in (1, 2, 3)] + [("evaluated", 3)]
     expected += [("step_finished", step) for step in (4, 5, 6)] + [("evaluated", 6)]
     expected += [("checkpoint_saved", None), ("evaluated", 6), ("report_sections", None)]
     expected += [("run_finished", None), ("group_sections", None), ("report_sections", None)]
     assert hooks_a.calls == expected
-    assert {name for name, _ in hooks_a.calls} == {*names} - {"run_failed", "show_plans", "follow"}
+    assert {name for name, _ in hooks_a.calls} == {*names} - {"run_failed", "show_plans"}
 
 
 def test_processes_that_did_not_meet_are_refused(

@@ -129,11 +129,12 @@ class Experiment:
         """
         from caramba_terminal.reporter import Reporter
 
-        from caramba_core.run.experiment import Experiment, follows
+        from caramba_core.plugins.registry import registry
+        from caramba_core.run.experiment import Experiment
 
         reporter = Reporter(notebook_console())
         experiment = Experiment(self._loaded, group=group, run=run, output=Path(output), reporter=reporter)
-        if not follows(lambda: self._loaded):
+        if not registry().hooks.follow(load=lambda: self._loaded):
             experiment.complete(resume=resume, minutes=minutes)
             experiment.verify()
         folders = (experiment.directory(one, each).path for one, each in experiment.chosen)

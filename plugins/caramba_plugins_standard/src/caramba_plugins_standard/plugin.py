@@ -10,7 +10,7 @@ from caramba_terminal.numbers import format_average, format_bytes, format_count,
 
 from caramba_core.hookspecs import Section, hookimpl
 from caramba_core.manifest.load import Loaded
-from caramba_plugins_standard.parallel import process_rank
+from caramba_plugins_standard.parallel import process_count, process_rank
 from caramba_plugins_standard.tracking import (
     checkpoint_saved,
     evaluated,
@@ -35,6 +35,8 @@ __all__ = [
 @hookimpl
 def follow(load: Callable[[], Loaded]) -> bool:
     """All processes but the first do their part of what that one calls them for."""
+    if process_count() == 1:
+        return False
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it once: a lost connection is told by us
     from caramba_plugins_standard.parallel.following import follow_first
     from caramba_plugins_standard.parallel.team import meeting

@@ -233,7 +233,9 @@ class _Shards:
 
     def end(self) -> None:
         self._context.resume_from = self._context.directory.checkpoint(self._context.step)
-        self._context.forget_models()
+        self._context.shared.forget_teacher()
+        for name in ("student", "teacher"):
+            self._context.__dict__.pop(name, None)
 
 
 def _mesh(device: torch.device, settings: Parallel) -> DeviceMesh:

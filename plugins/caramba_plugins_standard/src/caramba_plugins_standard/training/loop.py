@@ -92,6 +92,7 @@ class TrainRunner:
         self.windows = windows_of(context, self.settings.context)
         if self.windows.marked:
             require_documents(context.graph)
+        self.team = Team()
         self._pending: _Numbers | None = None
         self._captured: CapturedStep | None = None
         self._tries_compiling = self.settings.compile == "auto" and run.compiles
