@@ -33,19 +33,21 @@ def assemble(
     of attentions that differ from the teacher's: a conversion writes into them.
     """
     student = build(graph, device=device, dtype=dtype)
-    built = student.state_dict()
+    built = {name: tensor.shape for name, tensor in student.state_dict().items()}  # to free what is replaced at once
     mine = {local_name(name): tensor for name, tensor in (tensors or {}).items()}
     given = {} if teacher is None else teacher.state_dict(keep_vars=True)
-    theirs = {name: tensor for name, tensor in given.items() if name in built and tensor.shape == built[name].shape}
+    theirs = {name: tensor for name, tensor in given.items() if name in built and tensor.shape == built[name]}
     own = {*trained, *own_attentions(graph, None if teacher is None else teacher.graph)}
     if tensors is None:
         initialize(student, seed)
     else:
         require_fit("the run's checkpoint", graph, [(name, name, tuple(tensor.shape)) for name, tensor in mine.items()])
-    for name, parameter in list(student.named_parameters()):
+    for name in [name for name, _ in student.named_parameters()]:
         path, _, weight = name.rpartition(".")
         node = f"{ROOT}.{path}"
-        made = _parameter(parameter, mine.get(name), theirs.get(name), trains=node in trained, own=node in own)
+        made = _parameter(
+            student.get_parameter(name), mine.get(name), theirs.get(name), trains=node in trained, own=node in own
+        )
         student.get_submodule(path).register_parameter(weight, made)
     for name, buffer in student.named_buffers():
         value = mine.get(name, theirs.get(name))

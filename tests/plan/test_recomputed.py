@@ -108,7 +108,7 @@ def test_kept_activations(attention: dict[str, Any], trains: list[str], which: A
     found = kept_by_autograd(graph, trained, run.train.activation_checkpointing, dtype)
     assert planned.activations - BATCH * head == pytest.approx(found, rel=within)
     assert planned.activations < plan.memory.activations
-    assert planned.working > plan.memory.working  # of the one part that is computed again
+    assert planned.working >= plan.memory.working
     assert attrs.evolve(planned, activations=0, working=0) == attrs.evolve(plan.memory, activations=0, working=0)
 
 

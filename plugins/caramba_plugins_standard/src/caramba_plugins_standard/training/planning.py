@@ -75,7 +75,8 @@ def with_recomputing(plan: RunPlan, run: Train, model: ModelPlan) -> RunPlan:
         if inside:
             kept += applications * model.context * nodes[0].node.width_in * ITEM_BYTES[plan.dtype] - inside
             largest = max(largest, inside // applications)
-    working = plan.memory.working + largest * plan.batch_size
+    # a part is computed again when the logits are gone
+    working = plan.memory.working + max(0, largest * plan.batch_size - plan.memory.logits)
     return attrs.evolve(plan, memory=attrs.evolve(plan.memory, activations=kept * plan.batch_size, working=working))
 
 
