@@ -137,7 +137,7 @@ class Train(Run):
         """Processes must be there; CUDA graphs need CUDA; the same bits need workspaces of fixed sizes."""
         with blamed_on("train", "parallel", "data"):
             require_processes(self.id, self.train.parallel.data)
-        if self.train.cuda_graph and device != "cuda":
+        if self.train.cuda_graph is True and device != "cuda":
             raise InputError(
                 f"run {self.id}: train.cuda_graph needs a CUDA device, and this one is {device}",
                 hint="leave cuda_graph out, or run where CUDA is",

@@ -140,6 +140,9 @@ class Strategy(Component):
     takes_documents: ClassVar[bool] = False
     """Whether its runner heeds documents and what is not to be predicted: the frame and targets of its batches."""
 
+    captures: ClassVar[bool] = False
+    """Whether a step of its runner waits for nothing and has the same kernels each time, as a CUDA graph needs."""
+
     whole_model: ClassVar[bool] = True
     """Whether a step runs backward through the whole model from its logits, or through one trained node at a time."""
 
@@ -257,8 +260,10 @@ class Training:
     float8: bool = option(
         default=False, help="multiply in 8-bit floats inside of layers: faster where products are large, from Ada on"
     )
-    cuda_graph: bool = option(
-        default=False, help="record a step once and replay it: faster where kernels are short; CUDA only"
+    cuda_graph: bool | Literal["auto"] = option(
+        default="auto",
+        help="record a step once and replay it: faster where kernels are short; auto does where launching them "
+        "takes as long as running them",
     )
     activation_checkpointing: Literal["none", "full"] | tuple[str, ...] = option(
         default="none",
@@ -330,7 +335,7 @@ class Training:
 
     def _check_checkpointing(self) -> None:
         why = None
-        if self.cuda_graph:
+        if self.cuda_graph is True:
             why = "random states cannot be kept for it while cuda_graph records a step"
         elif not self.strategy.whole_model:
             why = "this strategy runs backward through one node at a time, so that there is little to keep"

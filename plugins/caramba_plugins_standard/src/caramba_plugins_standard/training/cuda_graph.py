@@ -6,6 +6,7 @@ What each kernel computes stays the same.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,10 +14,24 @@ from torch import Tensor, nn
 
 from caramba_plugins_standard.training import StepResult
 
-__all__ = ["CapturedStep"]
+__all__ = ["CapturedStep", "launches_dominate"]
 
 _WARM_UP = 3
 """Passes before recording: they compile, choose algorithms and allocate workspaces, none of which can be recorded."""
+
+
+_DOMINATES = 0.9
+"""Share of a step's time in which it is launched, from which on a graph is worth its memory."""
+
+
+def launches_dominate(step: Callable[[], object]) -> bool:
+    """Whether the device is through with ``step`` hardly later than its kernels are launched; takes one step."""
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    step()
+    launched = time.perf_counter()
+    torch.cuda.synchronize()
+    return launched - began > _DOMINATES * (time.perf_counter() - began)
 
 
 class CapturedStep:

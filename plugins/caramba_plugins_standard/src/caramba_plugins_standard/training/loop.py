@@ -27,7 +27,7 @@ from caramba_plugins_standard.parallel.team import Team, together
 from caramba_plugins_standard.training import StepResult, StrategyRunner
 from caramba_plugins_standard.training.batch import batches_of
 from caramba_plugins_standard.training.compiling import compile_blocks, uncompile
-from caramba_plugins_standard.training.cuda_graph import CapturedStep
+from caramba_plugins_standard.training.cuda_graph import CapturedStep, launches_dominate
 from caramba_plugins_standard.training.determinism import deterministic
 from caramba_plugins_standard.training.documents import require_documents
 from caramba_plugins_standard.training.float8 import use_float8
@@ -95,7 +95,7 @@ class TrainRunner:
         self.team = Team()
         self._pending: _Numbers | None = None
         self._captured: CapturedStep | None = None
-        self._tries_compiling = self.settings.compile == "auto" and run.compiles
+        self._tries, self._records = True, self.settings.cuda_graph is True
 
     def run(self) -> Results:
         """Train to the last step, or to where something asked to stop."""
@@ -262,9 +262,9 @@ class TrainRunner:
         if device.type == "cuda":
             tokens = tokens.pin_memory()
         tokens = tokens.to(device, non_blocking=True)
-        if self._tries_compiling:
-            self._compile(tokens)
-        if settings.cuda_graph and self._captured is None:
+        if self._tries and device.type == "cuda":
+            self._try(tokens)
+        if self._records and self._captured is None:
             self._captured = CapturedStep(self._gradients, tokens, self.parameters)
         if self._captured is not None:
             result = self._captured(tokens)
@@ -291,16 +291,28 @@ class TrainRunner:
         bar.advance(self.tokens_a_step)
         self.profiler.behind(self.step, ends=self.step == self.steps)
 
-    def _compile(self, tokens: Tensor) -> None:
-        """Compile by running a step that changes nothing; what cannot be compiled runs as it is, if that is allowed."""
-        self._tries_compiling, device = False, self.context.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            try:
+    def _try(self, tokens: Tensor) -> None:
+        """Settle what is ``auto``, by steps that change nothing.
+
+        What cannot be compiled runs as it is; a step that takes as long to launch as to run becomes a CUDA graph.
+        """
+        self._tries, context, settings = False, self.context, self.settings
+        may_record = (
+            settings.strategy.captures and settings.activation_checkpointing == "none" and not self.windows.marked
+        )
+        with torch.random.fork_rng([context.device]):
+            if settings.compile == "auto" and context.run.compiles:
+                try:
+                    self._gradients(tokens)
+                except torch._dynamo.exc.TorchDynamoException as error:
+                    context.reporter.line(f"not compiled: {str(error).strip().splitlines()[0]}")
+                    for model in self._models():
+                        uncompile(model)
+            if settings.cuda_graph == "auto" and may_record and not torch.distributed.is_initialized():
                 self._gradients(tokens)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                self.context.reporter.line(f"not compiled: {str(error).strip().splitlines()[0]}")
-                for model in self._models():
-                    uncompile(model)
+                self._records = launches_dominate(lambda: self._gradients(tokens))
+                if self._records:
+                    context.reporter.line("launching a step takes as long as running it: replayed as a CUDA graph")
         self.optimizer.zero_grad(set_to_none=True)
 
     def _words(self) -> Tensor:

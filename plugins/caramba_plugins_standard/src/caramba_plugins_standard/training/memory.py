@@ -53,7 +53,7 @@ def _way(purpose: str, settings: Training) -> str:
     rows = getattr(settings.strategy, "logit_rows", None)
     if purpose == "logits" and rows is not None:
         return f"lower train.strategy.logit_rows ({rows})"
-    if purpose == "activations" and settings.activation_checkpointing == "none" and not settings.cuda_graph:
+    if purpose == "activations" and settings.activation_checkpointing == "none" and settings.cuda_graph is not True:
         return "compute activations again instead of keeping them (train.activation_checkpointing: full)"
     if purpose in ("activations", "working", "logits"):
         return (
