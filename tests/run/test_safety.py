@@ -221,5 +221,5 @@ def test_without_memory_the_plan_is_told(
     plan = json.loads((folder / FOLDER / "plan.json").read_text())["runs"][0]["memory"]
     assert f"out of memory in step 1: {str(error).partition(chr(10))[0] or 'the allocation failed'}; " in said
     assert f"the plan had predicted {plan['total'] / 1024:.1f} KiB (logits " in said
-    assert "lower train.strategy.logit_rows (512)" in said
+    assert "lower train.strategy.logit_rows (2048)" in said
     assert "lower train.batch_size (2) and raise train.accumulate (1) as much" in said

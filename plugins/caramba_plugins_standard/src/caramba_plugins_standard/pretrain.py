@@ -18,7 +18,7 @@ class Pretrain(Strategy):
     takes_documents: ClassVar[bool] = True
     captures: ClassVar[bool] = True
 
-    logit_rows: int = option(default=512, help="tokens whose logits are held at once", unit="tokens", minimum=1)
+    logit_rows: int = option(default=2048, help="tokens whose logits are held at once", unit="tokens", minimum=1)
 
 
 @component
