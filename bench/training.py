@@ -557,23 +557,20 @@ def parts(bench: Bench) -> None:
             bench.say(part=name, failed=f"{type(error).__name__}: {error}"[:300])
 
     width, queries, keys, hidden = s["width"], s["heads"] * s["head"], s["groups"] * s["head"], s["hidden"]
-    heads = (("q", s["heads"]), ("k", s["groups"]), ("v", s["groups"]))
-    q, k, v = (
-        drawn(batch, bench.context, count, s["head"], grad=False).transpose(1, 2).requires_grad_() for _, count in heads
-    )
-    attention = 3.5 * 2 * batch * s["heads"] * s["head"] * bench.context**2
-    backends = ("FLASH_ATTENTION", "CUDNN_ATTENTION") if bench.cuda else ("MATH",)
-    for backend in backends:
-        for grouped in (True, False):
+    for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION") if bench.cuda else ("MATH",):
+        for key, value in ((s["head"], s["head"]), (120, 120), (128, 128), (120, 64), (128, 64)):
+            q, k, v = (
+                drawn(batch, bench.context, count, size, grad=False).transpose(1, 2).requires_grad_()
+                for count, size in ((s["heads"], key), (s["groups"], key), (s["groups"], value))
+            )
 
-            def attend(backend: str = backend, grouped: bool = grouped) -> Tensor:
-                keys_, values_ = (
-                    (k, v) if grouped else (each.repeat_interleave(s["heads"] // s["groups"], dim=1) for each in (k, v))
-                )
+            def attend(backend: str = backend, q: Tensor = q, k: Tensor = k, v: Tensor = v) -> Tensor:
                 with sdpa_kernel([getattr(SDPBackend, backend)]):
-                    return F.scaled_dot_product_attention(q, keys_, values_, is_causal=True, enable_gqa=grouped)
+                    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
-            timed(f"attention {backend} {'grouped' if grouped else 'expanded'}", attend, [q, k, v], attention)
+            attention = (2 * key + 1.5 * value) * 2 * batch * s["heads"] * bench.context**2
+            timed(f"attention {backend} {key}/{value}", attend, [q, k, v], attention)
+            del q, k, v
     x = drawn(rows, width)
     for name, outs in (
         ("qkv", [queries + 2 * keys]),

@@ -86,6 +86,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         momentum: float,
         betas: tuple[float, float],
         eps: float,
+        fused: bool = False,
     ) -> None:
         super().__init__([dict(group) for group in groups], {"lr": lr})
         self._parts: list[torch.optim.Optimizer] = []
@@ -102,7 +103,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             part: torch.optim.Optimizer = (
                 StackedMuon(chosen, lr, momentum=momentum)
                 if matrices
-                else torch.optim.AdamW(chosen, lr=lr, betas=betas, eps=eps)
+                else torch.optim.AdamW(chosen, lr=lr, betas=betas, eps=eps, fused=fused)
             )
             part.state = self.state
             self._parts.append(part)

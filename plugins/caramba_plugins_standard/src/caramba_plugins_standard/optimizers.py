@@ -40,8 +40,7 @@ class AdamW(_Moments):
         import torch
 
         groups = _decaying(parameters, self.weight_decay)
-        fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-        return torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=fused)
+        return torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=_fuses(groups))
 
     def state_values(self) -> int:
         """Two moments."""
@@ -71,7 +70,8 @@ class Muon(_Moments):
         groups = _decaying(parameters, self.weight_decay)
         for group in groups:
             group["matrices"] = self.tables == "muon" or not group.get("tables")
-        return MuonWithAdamW(groups, lr, momentum=self.momentum, betas=self.betas, eps=self.eps)
+        fused = _fuses(groups)
+        return MuonWithAdamW(groups, lr, momentum=self.momentum, betas=self.betas, eps=self.eps, fused=fused)
 
     def state_values(self) -> int:
         """One momentum a matrix; vectors, embedder and head, which have two moments, seldom train along."""
@@ -100,6 +100,11 @@ class SGD(Optimizer):
     def state_values(self) -> int:
         """One momentum, if any."""
         return 1 if self.momentum else 0
+
+
+def _fuses(groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether torch has one kernel of AdamW for all parameters of the groups."""
+    return all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
 
 
 def _decaying(parameters: Iterable[Mapping[str, Any]], decay: float) -> list[dict[str, Any]]:
