@@ -9,15 +9,15 @@ the share of the measured peak of bfloat16 products (of the operations that the 
 
 ``caramba`` runs a manifest through :class:`~caramba_core.run.experiment.Experiment`, with its data, loop and log; it is
 left behind its last step, where it would write a checkpoint.  ``transformers_bf16`` and ``transformers_float32`` are
-``LlamaForCausalLM`` under ``torch.compile``, with weights in bfloat16, and in float32 under autocast; ``by_hand`` is
-the model in this file, in float32 under autocast, compiled.  These three read windows of the same array by a plain
-loop that copies them from pinned memory.
+``LlamaForCausalLM`` under ``torch.compile``, with weights in bfloat16, and in float32 under autocast; it is told that
+no token is padding, so that it makes no mask.  ``by_hand`` is the model in this file, in float32 under autocast,
+compiled.  These three read windows of the same array by a plain loop that copies them from pinned memory.
 
 ``distil``: ``upcycle.global`` of the DBA student beside ``finetune`` of the same parameters; ``blockwise``:
 ``upcycle.blockwise`` of all blocks beside the teacher's trunk alone; ``sizes``: sizes by layer beside uniform ones of
 as many values, in SmolLM2-135M's shape, as CUDA graphs.  ``float8``: ``caramba`` in 8 bits, and the last losses of
 SmolLM2-135M's shape in both types, drawn anew and trained on ``--data``.  ``parts``: what a step is made of, each
-alone, in several ways.  The last line gathers the ratios.
+alone, in several ways; ``kernels``: which ones take a step's time.  The last line gathers the ratios.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ class Bench:
         self.theirs: list[int] = [int(batch) for batch in (arguments.their_batches or arguments.batches).split(",")]
         self.loss_steps: int = arguments.loss_steps if self.cuda else 20
         self.overrides: dict[str, Any] = json.loads(arguments.train)
+        self.traced = False
         self.folder = folder
         self.found: dict[str, dict[str, float]] = {}
         self.peak = self._peak()
@@ -141,7 +142,8 @@ class Bench:
         rate = batch * context / median
         gib = round(torch.cuda.max_memory_allocated() / 2**30, 2) if self.cuda else None
         share = round(rate * operations(shape, context) / self.peak, 3)
-        self.found.setdefault(case, {})[str(batch)] = rate
+        if not self.traced:
+            self.found.setdefault(case, {})[str(batch)] = rate
         self.say(
             case=case,
             batch=batch,
@@ -247,12 +249,15 @@ def caramba(
         with tempfile.TemporaryDirectory(dir=bench.folder) as output:
             reporter = Reporter(Console(file=sys.stderr))
             experiment = Experiment(load_manifest(str(file), fetch=True), output=Path(output), reporter=reporter)
-            saves, RunContext.save = RunContext.save, leave  # type: ignore[assignment,method-assign]
+            saves, stops = RunContext.save, RunContext.should_stop
+            RunContext.save = leave  # type: ignore[assignment,method-assign]
             try:
-                with suppress(Left):
-                    experiment.complete()
+                with traced(bench, case) as behind_step:
+                    RunContext.should_stop = lambda self: behind_step() or stops(self)  # type: ignore[func-returns-value,method-assign]
+                    with suppress(Left):
+                        experiment.complete()
             finally:
-                RunContext.save = saves  # type: ignore[method-assign]
+                RunContext.save, RunContext.should_stop = saves, stops  # type: ignore[method-assign]
             lines = (Path(output) / "training" / "group" / "run" / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         ends = [record["seconds"] for record in records]
@@ -261,6 +266,38 @@ def caramba(
         bench.record(case, batch, median, shape, context, first_step=ends[0], **losses, **more)
 
     bench.attempt(case, batch, run)
+
+
+def kernels(bench: Bench) -> None:
+    """What takes the time of a step of ``caramba``, ``by_hand`` and ``distil``: milliseconds a step by kernel."""
+    batch, steps = max(bench.batches), bench.steps
+    bench.steps, bench.traced = 9, True
+    for work in (pretraining, by_hand, distilling):
+        bench.batches = [batch]
+        work(bench)
+    bench.steps, bench.traced = steps, False
+
+
+@contextmanager
+def traced(bench: Bench, case: str) -> Iterator[Callable[[], None]]:
+    """What is called behind each step: the last four are traced."""
+    if not bench.traced:
+        yield lambda: None
+        return
+    profile = torch.profiler.profile(
+        activities=list(torch.profiler.supported_activities()),
+        schedule=torch.profiler.schedule(wait=bench.steps - 6, warmup=1, active=4),
+    )
+    with profile:
+        yield profile.step
+        if bench.cuda:
+            torch.cuda.synchronize()
+    where = torch.autograd.DeviceType.CUDA if bench.cuda else torch.autograd.DeviceType.CPU
+    events = [event for event in profile.key_averages() if event.device_type == where]
+    taken = {event: event.self_device_time_total if bench.cuda else event.self_cpu_time_total for event in events}
+    bench.say(kernels=case, ms=round(sum(taken.values()) / 4000, 2))
+    for event in sorted(events, key=lambda event: -taken[event])[:28]:
+        bench.say(kernel=event.key[:110], ms=round(taken[event] / 4000, 2), calls=event.count / 4)
 
 
 def mean_of_last(records: list[dict[str, Any]]) -> float:
@@ -383,16 +420,18 @@ def plain_loop(bench: Bench, case: str, batch: int, model: nn.Module, loss_of: C
     )
     ends, losses, pending = [], [], None
     began = time.perf_counter()
-    for tokens in windows(bench, batch):
-        optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(tokens)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if pending is not None:
-            losses.append(pending.item())
-            ends.append(time.perf_counter() - began)
-        pending = loss.detach()
+    with traced(bench, case) as behind_step:
+        for tokens in windows(bench, batch):
+            optimizer.zero_grad(set_to_none=True)
+            loss = loss_of(tokens)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if pending is not None:
+                losses.append(pending.item())
+                ends.append(time.perf_counter() - began)
+            pending = loss.detach()
+            behind_step()
     if bench.cuda:
         torch.cuda.synchronize()
     ends.append(time.perf_counter() - began)
@@ -425,6 +464,8 @@ def theirs(bench: Bench, dtype: torch.dtype) -> None:
     """transformers' model, compiled whole for static shapes."""
     import transformers
 
+    # as it does by itself under torch.compile from torch 2.14 on: without a mask the fast kernels serve
+    transformers.masking_utils._ignore_causal_mask_sdpa = lambda *_, **__: True
     case = "transformers_bf16" if dtype == torch.bfloat16 else "transformers_float32"
     narrow = dtype == torch.bfloat16
     for batch in bench.theirs:
@@ -651,14 +692,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.backends.cuda.enable_cudnn_sdp(not arguments.no_cudnn)
     chosen = arguments.cases.split(",")
-    if unknown := set(chosen) - set(CASES):
-        parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    if unknown := set(chosen) - {*CASES, "kernels"}:
+        parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}, kernels")
     torch.manual_seed(0)
     work: dict[str, Callable[[Bench], None]] = {
         "parts": parts,
         "caramba": pretraining,
         "by_hand": by_hand,
         "float8": float8,
+        "kernels": kernels,
         "distil": distilling,
         "blockwise": blockwise,
         "sizes": sizes_by_layer,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from caramba_plugins_upcycle.strategy_runners import divergence
+from caramba_plugins_upcycle.strategy_runners import divergence_with_gradient
 from safetensors.torch import load_file, save_file
 
 from caramba import open as open_model
@@ -189,12 +189,13 @@ def test_a_loss_that_is_no_number_stops_with_code_4_and_keeps_the_last_good_stat
 ) -> None:
     calls = 0
 
-    def breaks_at_the_fourth_step(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    def breaks_at_the_fourth_step(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal calls
         calls += 1
-        return divergence(student, teacher, temperature) * (float("nan") if calls == 4 else 1.0)
+        kl, gradient = divergence_with_gradient(*arguments)
+        return kl * (float("nan") if calls == 4 else 1.0), gradient
 
-    monkeypatch.setattr("caramba_plugins_upcycle.strategy_runners.divergence", breaks_at_the_fourth_step)
+    monkeypatch.setattr("caramba_plugins_upcycle.strategy_runners.divergence_with_gradient", breaks_at_the_fourth_step)
     assert run(manifest) == 4
     said = capsys.readouterr().err
     assert "step 4: loss" in said

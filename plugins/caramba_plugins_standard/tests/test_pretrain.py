@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from caramba_plugins_standard.gqa import GroupedQueryAttention
+from caramba_plugins_standard.layer_modules import LinearHeadModule
 from caramba_plugins_standard.layers import LinearHead, RMSNorm, TokenEmbedder
 from caramba_plugins_standard.pretrain import Pretrain
 from caramba_plugins_standard.pretrain_runner import PretrainRunner
@@ -43,10 +44,21 @@ def run(model: LanguageModel, tokens: torch.Tensor, rows: int) -> torch.Tensor:
     return runner.step(Batch(tokens=tokens)).loss
 
 
+class Halved(LinearHeadModule):
+    """A head of another distribution's."""
+
+    def forward(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x, weight) / 2
+
+
+@pytest.mark.parametrize("head", [LinearHeadModule, Halved])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("rows", [1, 4, 14, 1000])
-def test_loss_and_gradients_are_those_of_all_logits_at_once(tied: bool, rows: int) -> None:
+def test_loss_and_gradients_are_those_of_all_logits_at_once(
+    tied: bool, rows: int, head: type[LinearHeadModule]
+) -> None:
     model = model_of(tied)
+    model.head.__class__ = head
     tokens = torch.randint(31, (2, 8))
     whole = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
     wanted = torch.autograd.grad(whole, list(model.parameters()))

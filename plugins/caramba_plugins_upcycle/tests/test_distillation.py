@@ -14,7 +14,7 @@ from caramba_plugins_standard.training.compiling import compile_blocks
 from caramba_plugins_standard.training.recomputing import recompute_activations
 from caramba_plugins_testing.strategies import check_strategy
 from caramba_plugins_upcycle.strategies import Global, HiddenStates
-from caramba_plugins_upcycle.strategy_runners import GlobalRunner, divergence
+from caramba_plugins_upcycle.strategy_runners import GlobalRunner, divergence, divergence_with_gradient
 from torch import Tensor
 
 from caramba_core.errors import InputError, InvalidValue
@@ -121,3 +121,15 @@ def test_blocks_that_are_not_there() -> None:
         step(Global(hidden=HiddenStates()), model_of(1, topology="plain"), model_of(2, topology="plain"), batch)
     with pytest.raises(InvalidValue, match="are no blocks"):
         HiddenStates(blocks=(1, 1))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_of_the_divergence_is_autograd_s(temperature: float, masked: bool) -> None:
+    student, teacher = torch.randn(5, 11, requires_grad=True), torch.randn(5, 11)
+    learned = torch.tensor([True, False, True, True, False]) if masked else None
+    rows = divergence(student, teacher, temperature)
+    wanted = rows.sum() if learned is None else (rows * learned).sum()
+    found, gradient = divergence_with_gradient(student.detach(), teacher, temperature, learned)
+    torch.testing.assert_close(found, wanted.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(wanted, student)[0])

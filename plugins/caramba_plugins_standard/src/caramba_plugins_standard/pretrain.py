@@ -16,7 +16,6 @@ class Pretrain(Strategy):
 
     builds: ClassVar[str] = "caramba_plugins_standard.pretrain_runner:PretrainRunner"
     takes_documents: ClassVar[bool] = True
-    captures: ClassVar[bool] = True
 
     logit_rows: int = option(default=2048, help="tokens whose logits are held at once", unit="tokens", minimum=1)
 

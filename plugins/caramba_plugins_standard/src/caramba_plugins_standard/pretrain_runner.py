@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from caramba_plugins_standard.layer_modules import LinearHeadModule
 from caramba_plugins_standard.pretrain import Pretrain
 from caramba_plugins_standard.training import StepResult, TrainingContext
 from caramba_plugins_standard.training.batch import Batch
-from caramba_plugins_standard.training.chunked_head import backward_in_chunks, linear_cross_entropy
+from caramba_plugins_standard.training.chunked_head import backward_behind_head, cross_entropy_with_gradient
 
 __all__ = ["PretrainRunner"]
 
@@ -25,25 +22,18 @@ class PretrainRunner:
     def prepare(self) -> None:
         """The student stands ready; the context froze what does not train."""
         self.student = self.context.student.train()
-        self.compiles = self.context.run.compiles
+        self.cross_entropy = cross_entropy_with_gradient(compiles=self.context.run.compiles)
 
     def step(self, batch: Batch) -> StepResult:
         """Mean cross entropy in nats of the next token."""
-        with self.context.autocast():
+        autocast = self.context.autocast
+        with autocast():
             hidden = self.student.hidden(batch.inputs, batch.frame(self.student)).flatten(0, 1)
-        targets, weight = batch.targets.flatten(), self.student.head_weight
-        if type(self.student.head) is LinearHeadModule and type(weight) is nn.Parameter:  # no distributed tensor
-            with self.context.autocast():
-                rows = self.config.logit_rows
-                total = linear_cross_entropy(hidden, weight, targets, rows=rows, compiles=self.compiles)
-            loss = batch.mean(total)
-            loss.backward()
-            return StepResult(loss=loss.detach())
+        targets = batch.targets.flatten()
 
-        def part_of_loss(part: Tensor, where: slice) -> Tensor:
-            with self.context.autocast():
-                logits = self.student.logits(part)
-            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            return batch.mean(F.cross_entropy(wide, targets[where], reduction="sum"))
+        def loss(logits: Tensor, where: slice) -> tuple[Tensor, Tensor]:
+            return self.cross_entropy(logits, targets[where])
 
-        return StepResult(loss=backward_in_chunks(hidden, self.config.logit_rows, part_of_loss))
+        rows = self.config.logit_rows
+        mean = backward_behind_head(self.student, hidden, loss, rows=rows, mean=batch.mean, autocast=autocast)
+        return StepResult(loss=mean)

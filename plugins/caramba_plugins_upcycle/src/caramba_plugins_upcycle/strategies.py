@@ -20,7 +20,6 @@ class Blockwise(Strategy):
 
     builds: ClassVar[str] = "caramba_plugins_upcycle.strategy_runners:BlockwiseRunner"
     takes_documents: ClassVar[bool] = True
-    captures: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = True
     whole_model: ClassVar[bool] = False
 
@@ -78,7 +77,6 @@ class Global(Strategy):
 
     builds: ClassVar[str] = "caramba_plugins_upcycle.strategy_runners:GlobalRunner"
     takes_documents: ClassVar[bool] = True
-    captures: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = True
 
     temperature: float = option(default=1.0, help="divides both logits before the softmax", above=0.0)

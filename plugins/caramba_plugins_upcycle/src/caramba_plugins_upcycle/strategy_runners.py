@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from caramba_plugins_standard.training import StepResult, TrainingContext
 from caramba_plugins_standard.training.batch import Batch
-from caramba_plugins_standard.training.chunked_head import backward_in_chunks
+from caramba_plugins_standard.training.chunked_head import backward_behind_head, cross_entropy_with_gradient, log_total
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -98,6 +98,20 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1) * temperature**2
 
 
+def divergence_with_gradient(
+    student: Tensor, teacher: Tensor, temperature: float, learned: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """:func:`divergence` summed over the rows that are ``learned``, bool ``[N]``, and its gradient by the student's."""
+    log_p, log_q = (at_least_float32(each) / temperature for each in (teacher, student))
+    log_p, log_q = log_p - log_total(log_p), log_q - log_total(log_q)
+    p = log_p.exp()
+    rows = (p * (log_p - log_q)).sum(-1, keepdim=True) * temperature**2
+    gradient = (log_q.exp() - p) * temperature
+    if learned is not None:
+        rows, gradient = (each * learned.unsqueeze(-1) for each in (rows, gradient))
+    return rows.sum(), gradient.to(student.dtype)
+
+
 class StateTaps(Taps):
     """Hands the state behind each block to ``keep(number, state)``, as soon as it is there."""
 
@@ -153,12 +167,14 @@ class GlobalRunner:
         self.student = self.context.student.train()
         self.teacher = self.context.teacher
         # One fused pass over the vocabulary instead of ten: worth it where memory bandwidth is the limit.
-        self.divergence = torch.compile(divergence) if self.context.run.compiles else divergence
-        self.state_errors = torch.compile(state_errors) if self.context.run.compiles else state_errors
+        compiles = self.context.run.compiles
+        self.divergence = torch.compile(divergence_with_gradient) if compiles else divergence_with_gradient
+        self.cross_entropy = cross_entropy_with_gradient(compiles=compiles)
+        self.state_errors = torch.compile(state_errors) if compiles else state_errors
         if self.config.hidden is not None:
             self.teacher.tap(())  # by a run before
             self.student.tap(())
-        self.kept_divergence = torch.compile(kept_divergence) if self.context.run.compiles else kept_divergence
+        self.kept_divergence = torch.compile(kept_divergence) if compiles else kept_divergence
         self.kept: TeacherLogits | None = None
 
     def step(self, batch: Batch) -> StepResult:
@@ -166,7 +182,7 @@ class GlobalRunner:
         config, context = self.config, self.context
         targets = batch.targets.flatten()
         learned = None if batch.learned is None else batch.learned.flatten()
-        parts: dict[str, list[Tensor]] = {}
+        sums: dict[str, list[Tensor]] = {}
         kept: Largest | None = None
         if config.keep_logits is not None:
             kept, hidden = self._kept(batch, config.keep_logits), self._hidden(self.student, batch)
@@ -176,30 +192,38 @@ class GlobalRunner:
             hidden = self._hidden(self.student, batch)
         else:
             wanted, hidden, error = self._with_states(batch, config.hidden)
-            parts["hidden"] = [error]
 
-        def loss(part: Tensor, where: slice) -> Tensor:
-            with context.autocast():
-                logits = self.student.logits(part)
-            rows: Tensor
+        def loss(logits: Tensor, where: slice) -> tuple[Tensor, Tensor]:
+            counted = None if learned is None else learned[where]
             if kept is not None:
-                rows = self.kept_divergence(logits, Largest(*(each[where] for each in kept)), config.temperature)
+                there = Largest(*(each[where] for each in kept))
+                kl, gradient = self._of_kept(logits, there, counted)
             else:
                 with context.autocast(), torch.no_grad():
-                    teacher_logits = self.teacher.logits(wanted[where])
-                rows = self.divergence(logits, teacher_logits, config.temperature)
-            kl = batch.mean((rows if learned is None else rows * learned[where]).sum())
-            parts.setdefault("kl", []).append(kl.detach())
+                    theirs = self.teacher.logits(wanted[where])
+                kl, gradient = self.divergence(logits, theirs, config.temperature, counted)
+            sums.setdefault("kl", []).append(kl)
             if not config.cross_entropy:
-                return kl
-            ce = batch.mean(F.cross_entropy(at_least_float32(logits), targets[where], reduction="sum"))
-            parts.setdefault("cross_entropy", []).append(ce.detach())
-            return kl + config.cross_entropy * ce
+                return kl, gradient
+            ce, to_logits = self.cross_entropy(logits, targets[where])
+            sums.setdefault("cross_entropy", []).append(ce)
+            return kl + config.cross_entropy * ce, gradient.add_(to_logits, alpha=config.cross_entropy)
 
-        total = backward_in_chunks(hidden, config.logit_rows, loss)
+        rows, autocast = config.logit_rows, context.autocast
+        total = backward_behind_head(self.student, hidden, loss, rows=rows, mean=batch.mean, autocast=autocast)
+        metrics = {name: batch.mean(torch.stack(values).sum()) for name, values in sums.items()}
         if config.hidden is not None:
-            total = total + config.hidden.weight * parts["hidden"][0]
-        return StepResult(loss=total, metrics={name: torch.stack(values).sum() for name, values in parts.items()})
+            total, metrics["hidden"] = total + config.hidden.weight * error, error
+        return StepResult(loss=total, metrics=metrics)
+
+    def _of_kept(self, logits: Tensor, kept: Largest, learned: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The divergence from what is kept, summed, and its gradient."""
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            rows: Tensor = self.kept_divergence(leaf, kept, self.config.temperature)
+            kl = (rows if learned is None else rows * learned).sum()
+            (gradient,) = torch.autograd.grad(kl, leaf)
+        return kl.detach(), gradient
 
     def _hidden(self, model: LanguageModel, batch: Batch) -> Tensor:
         """What a model's head reads of a batch: ``[N, D]``."""

@@ -140,9 +140,6 @@ class Strategy(Component):
     takes_documents: ClassVar[bool] = False
     """Whether its runner heeds documents and what is not to be predicted: the frame and targets of its batches."""
 
-    captures: ClassVar[bool] = False
-    """Whether a step of its runner waits for nothing and has the same kernels each time, as a CUDA graph needs."""
-
     whole_model: ClassVar[bool] = True
     """Whether a step runs backward through the whole model from its logits, or through one trained node at a time."""
 
@@ -309,7 +306,7 @@ class Training:
                 f"{self.batch_size} sequences cannot be divided among {self.parallel.data} processes alike",
                 expected=f"a multiple of parallel.data ({self.parallel.data}): it counts those of all processes",
             )
-        if self.parallel.data > 1 and self.cuda_graph:
+        if self.parallel.data > 1 and self.cuda_graph is True:
             raise InvalidValue("cuda_graph", "a step of several processes is not recorded", expected="false")
         if self.parallel.shards > 1 and self.optimizer is not None and self.optimizer.whole_weights:
             name = type(self.optimizer).__name__
@@ -328,7 +325,7 @@ class Training:
                 "float16 has no room for small gradients, which become zero: nothing here scales the loss",
                 expected="bfloat16 or float32",
             )
-        if self.cuda_graph and not self.strategy.takes_graphs:
+        if self.cuda_graph is True and not self.strategy.takes_graphs:
             raise InvalidValue("cuda_graph", "this strategy reads and writes a file within a step", hint="leave it out")
         if self.float8 and self.dtype != "bfloat16":
             raise InvalidValue("float8", f"with dtype: {self.dtype} it does nothing", expected="dtype: bfloat16")

@@ -298,7 +298,7 @@ class TrainRunner:
         """
         self._tries, context, settings = False, self.context, self.settings
         may_record = (
-            settings.strategy.captures and settings.activation_checkpointing == "none" and not self.windows.marked
+            settings.strategy.takes_graphs and settings.activation_checkpointing == "none" and not self.windows.marked
         )
         with torch.random.fork_rng([context.device]):
             if settings.compile == "auto" and context.run.compiles:
