@@ -258,8 +258,8 @@ class Training:
         default=False, help="multiply in 8-bit floats inside of layers: faster where products are large, from Ada on"
     )
     cuda_graph: bool | Literal["auto"] = option(
-        default="auto",
-        help="record a step once and replay it: faster where kernels are short; auto does where launching them "
+        default=False,
+        help="record a step once and replay it: faster where kernels are short; auto does on CUDA where launching them "
         "takes as long as running them",
     )
     activation_checkpointing: Literal["none", "full"] | tuple[str, ...] = option(
