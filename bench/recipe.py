@@ -1,11 +1,13 @@
 """The upcycling recipe, measured: perplexity ratios of start and end on two held-out texts, as JSON lines.
 
     python bench/recipe.py MANIFEST DATA [--group G ...] [--run R] [--set path=value ...] [--minutes N] [--output DIR]
-                                         [--context N] [--windows N] [--cache full|int8|int4 ...]
+                                         [--context N] [--windows N] [--cache full|int8|int4 ...] [--kinds]
 
 MANIFEST is a manifest such as ``bench/recipe.yml``; DATA a folder with its weights, ``train.npy``, ``heldout.npy`` and
 ``heldout_moby.npy``.  ``--cache`` says how the students' keys and values are kept while they are measured, and the
-teacher's where it is measured as its own rival; ratios are always to the teacher with a full cache.  Runs that stopped
+teacher's where it is measured as its own rival; ratios are always to the teacher with a full cache.  ``--kinds`` adds
+the held-out text of every kind that ``bench/texts.py`` put into DATA, their geometric mean and the worst; train on them
+with ``--set vars.train=DATA/train_kinds.npy``.  ``bench/kinds.py`` says more of finished runs.  Runs that stopped
 (``--minutes``) go on when the command is given again.
 """
 
@@ -16,6 +18,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -45,9 +48,13 @@ def say(**record: Any) -> None:
     print(json.dumps(record), flush=True)
 
 
-def texts(folder: Path) -> dict[str, Tokens]:
-    """The held-out token arrays."""
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in TEXTS}
+def texts(folder: Path, *, kinds: bool = False) -> dict[str, Tokens]:
+    """The held-out token arrays; with ``kinds``, of every kind of text, too."""
+    names = list(TEXTS)
+    if kinds:
+        listed = json.loads((folder / "kinds.json").read_text(encoding="utf-8"))["kinds"]
+        names += [f"heldout_{kind}" for kind in listed]
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
     return {name: Tokens(ids=ids, tokenizer=None, origin=name) for name, ids in arrays.items()}
 
 
@@ -66,11 +73,13 @@ def evaluation(context: int = 1024, windows: int = 32, cache: str = "full") -> E
 def ratios(
     model: Any, teacher: dict[str, Measurement], data: dict[str, Tokens], settings: Evaluation
 ) -> dict[str, float]:
-    """Perplexity over the teacher's on each text, in float32."""
-    return {
-        name: round(measure(model, tokens, settings).perplexity / teacher[name].perplexity, 4)
-        for name, tokens in data.items()
+    """Perplexity over the teacher's on each text, in float32; of kinds of text the geometric mean and the worst."""
+    found = {
+        name: measure(model, tokens, settings).perplexity / teacher[name].perplexity for name, tokens in data.items()
     }
+    if len(found) > len(TEXTS):
+        found |= {"mean": geometric_mean(found.values()), "worst": max(found.values())}
+    return {name: round(ratio, 4) for name, ratio in found.items()}
 
 
 def main() -> None:
@@ -83,6 +92,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--cache", action="append", choices=STORAGES)
+    parser.add_argument("--kinds", action="store_true")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--output", type=Path, default=Path("runs"))
@@ -95,7 +105,7 @@ def main() -> None:
     say(event="start", device=device, torch=torch.__version__, overrides=arguments.overrides)
     kept: list[str] = arguments.cache or ["full"]
     settings = {cache: evaluation(arguments.context, arguments.windows, cache) for cache in ("full", *kept)}
-    data = texts(arguments.data)
+    data = texts(arguments.data, kinds=arguments.kinds)
     teacher: dict[str, Measurement] = {}
     for group in arguments.group or ["v192", "v336", "v96"]:
         minutes = None if arguments.minutes is None else arguments.minutes - (time.monotonic() - began) / 60
