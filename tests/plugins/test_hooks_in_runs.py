@@ -111,7 +111,7 @@ def test_processes_that_did_not_meet_are_refused(
     assert caramba("run", "tiny.yml", "--set", "groups.0.runs.0.train.parallel.data=2") == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "train.parallel.data is 2, and one process was started" in said
-    assert "torchrun --nproc-per-node 2 -m caramba run" in said
+    assert "torchrun --nproc-per-node 2 -m -- caramba run" in said
     assert not Path("runs").exists()
     assert caramba("run", "tiny.yml", "--dry-run") == 0
 

@@ -48,7 +48,7 @@ def require_processes(run: str, data: int) -> None:
     started = process_count()
     if started == data:
         return
-    command = f"torchrun --nproc-per-node {data} -m caramba run MANIFEST"
+    command = f"torchrun --nproc-per-node {data} -m -- caramba run MANIFEST"
     if started == 1:
         raise InputError(f"run {run}: train.parallel.data is {data}, and one process was started", hint=command)
     raise InputError(

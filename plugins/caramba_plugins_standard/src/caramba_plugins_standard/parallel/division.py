@@ -111,7 +111,8 @@ class _Copies:
 
     def _send(self, parameter: nn.Parameter) -> None:
         assert parameter.grad is not None
-        work = dist.all_reduce(parameter.grad, async_op=True)
+        op = dist.ReduceOp.AVG if parameter.grad.is_cuda else dist.ReduceOp.SUM  # gloo has no means
+        work = dist.all_reduce(parameter.grad, op, async_op=True)
         assert work is not None
         self._sent[id(parameter)] = parameter, work
 
@@ -124,7 +125,9 @@ class _Copies:
                 self._send(parameter)
         for _, work in self._sent.values():
             work.wait()
-        torch._foreach_div_([p.grad for p, _ in self._sent.values() if p.grad is not None], float(self._team.size))
+        sums = [p.grad for p, _ in self._sent.values() if p.grad is not None and not p.grad.is_cuda]
+        if sums:
+            torch._foreach_div_(sums, float(self._team.size))
         self._sent.clear()
 
     @contextmanager

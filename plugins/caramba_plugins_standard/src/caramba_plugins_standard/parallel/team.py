@@ -91,7 +91,7 @@ class Meeting:
         if missing:
             raise InputError(
                 f"{process_count()} processes were started (WORLD_SIZE), and {', '.join(missing)} is not set",
-                hint="start them with torchrun --nproc-per-node N -m caramba run MANIFEST",
+                hint="start them with torchrun --nproc-per-node N -m -- caramba run MANIFEST",
             )
         self.size, self.rank = process_count(), process_rank()
         store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=_PATIENCE))
@@ -128,14 +128,12 @@ class Meeting:
     def team(self) -> Iterator[Team]:
         """Work of all processes; a failure of one is told by that one, and ends the others without a word."""
         if not dist.is_initialized():
-            on_cuda = torch.cuda.is_available()
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
                 store=self._store,
                 rank=self.rank,
                 world_size=self.size,
                 timeout=_PATIENCE,
-                device_id=torch.device("cuda", torch.cuda.current_device()) if on_cuda else None,
             )
         self._is_busy = True
         try:
@@ -144,8 +142,7 @@ class Meeting:
             self._is_busy = False  # in all of them
             raise
         except Interrupted:
-            if self._others_failed():  # torchrun ends the rest of them
-                end_silently()
+            self._end_behind_others()  # torchrun ends the rest of them
             raise
         except Exception as error:
             self._fail(error)
@@ -161,15 +158,21 @@ class Meeting:
         try:
             while time.monotonic() < until:  # where one was killed, the thread that watches says so and ends this
                 with suppress(Interrupted):  # torchrun ends the others of one that died
-                    if self._others_failed():
-                        end_silently()
+                    self._end_behind_others()
                     time.sleep(_POLL)
             self._store.set(f"failed/{self.rank}", "")
         except dist.DistNetworkError:
             self._lose_store()
 
-    def _others_failed(self) -> bool:
-        return any(self._has(f"failed/{rank}") for rank in range(self.size) if rank != self.rank)
+    def _end_behind_others(self) -> None:
+        """End silently where another process has failed, once it has said why: torchrun ends all when one ends."""
+        failed = [rank for rank in range(self.size) if rank != self.rank and self._has(f"failed/{rank}")]
+        until = time.monotonic() + 3 * _REASON
+        while failed and time.monotonic() < until and not any(self._has(f"left/{rank}") for rank in failed):
+            with suppress(Interrupted):
+                time.sleep(_POLL)
+        if failed:
+            end_silently()
 
     # ------------------------------------------------------------------------------------------------ who is there
 

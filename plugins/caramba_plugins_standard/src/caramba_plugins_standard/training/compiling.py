@@ -25,6 +25,7 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> tuple[str,
     """
     modules, own = plan_compilation(model)
     modules += [model.get_submodule(name) for name in own]
+    modules = [module for module in modules if not _gathers_inside(module)]
     # torch counts the graphs of all kinds of blocks as recompilations of one function
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 2 * len(modules))
@@ -44,6 +45,11 @@ def uncompile(model: nn.Module) -> None:
         module._compiled_call_impl = None
         if isinstance(module, FSDPModule):
             module.forward = getattr(module.forward, "_torchdynamo_orig_callable", module.forward)
+
+
+def _gathers_inside(module: nn.Module) -> bool:
+    """Whether a part of a module gathers weights from other processes by itself, which breaks its graph."""
+    return any(isinstance(part, FSDPModule) for part in module.modules() if part is not module)
 
 
 def plan_compilation(model: nn.Module) -> tuple[list[nn.Module], list[str]]:
