@@ -269,10 +269,9 @@ class Experiment:
         """Open and check what the runs need: teachers, data, plugins, devices.  Nothing is computed or written."""
         told = set[str]()
         for group, run in left:
-            shared = self._open(group)
-            shared.check(run)
+            self._open(group).check(run)
             self._check_memory(group, run)
-            known = None if group.name in told else shared.tokenizer
+            known = None if group.name in told else self._open(group).tokenizer
             if known is not None and known.bos is not None and known.adds_bos:
                 token = known.decode([known.bos])
                 self.reporter.line(f"{group.name}: texts and prompts begin with {token}: the tokenizer adds BOS")

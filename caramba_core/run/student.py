@@ -45,9 +45,8 @@ def assemble(
     for name in [name for name, _ in student.named_parameters()]:
         path, _, weight = name.rpartition(".")
         node = f"{ROOT}.{path}"
-        made = _parameter(
-            student.get_parameter(name), mine.get(name), theirs.get(name), trains=node in trained, own=node in own
-        )
+        values = mine.get(name), theirs.get(name)
+        made = _parameter(student.get_parameter(name), *values, trains=node in trained, own=node in own)
         student.get_submodule(path).register_parameter(weight, made)
     for name, buffer in student.named_buffers():
         value = mine.get(name, theirs.get(name))
