@@ -262,7 +262,7 @@ class TrainRunner:
         if device.type == "cuda":
             tokens = tokens.pin_memory()
         tokens = tokens.to(device, non_blocking=True)
-        if self._tries and device.type == "cuda":
+        if self._tries:
             self._try(tokens)
         if self._records and self._captured is None:
             self._captured = CapturedStep(self._gradients, tokens, self.parameters)
@@ -297,10 +297,10 @@ class TrainRunner:
         What cannot be compiled runs as it is; a step that takes as long to launch as to run becomes a CUDA graph.
         """
         self._tries, context, settings = False, self.context, self.settings
-        may_record = (
-            settings.strategy.takes_graphs and settings.activation_checkpointing == "none" and not self.windows.marked
-        )
-        with torch.random.fork_rng([context.device]):
+        cuda = context.device.type == "cuda"
+        records = settings.cuda_graph == "auto" and cuda and settings.strategy.takes_graphs
+        records = records and settings.activation_checkpointing == "none" and not self.windows.marked
+        with torch.random.fork_rng([context.device] if cuda else []):
             if settings.compile == "auto" and context.run.compiles:
                 try:
                     self._gradients(tokens)
@@ -308,7 +308,7 @@ class TrainRunner:
                     context.reporter.line(f"not compiled: {str(error).strip().splitlines()[0]}")
                     for model in self._models():
                         uncompile(model)
-            if settings.cuda_graph == "auto" and may_record and not torch.distributed.is_initialized():
+            if records and settings.parallel.data == 1:
                 self._gradients(tokens)
                 self._records = launches_dominate(lambda: self._gradients(tokens))
                 if self._records:
