@@ -1,11 +1,14 @@
 """The start of DBA without training, with its parts switched on and off: perplexity ratios as JSON lines.
 
     python bench/dba_start.py DATA [--weights PATH] [--tokens N] [--only GLOB ...] [--minutes N] [--calibrate FILE.npy]
+                                   [--context N] [--windows N] [--cache full|int8|int4 ...]
 
 DATA is a folder with ``train.npy``, ``heldout.npy`` and ``heldout_moby.npy``; the weights are a GGUF file or a Hugging
 Face folder (the GGUF or ``smollm2-135m-fp32`` in DATA if not given).  Each line is one variant: the ratio of its
 perplexity to the teacher's on both held-out texts and on windows of the calibration text that calibration never saw,
-and the divergence from the teacher there.  Single process; a variant takes a few seconds on one accelerator.
+and the divergence from the teacher there.  With a rounded cache every key and value, a token's own too, is read back
+from it; the variant ``teacher`` is the teacher with such a cache.  Single process; a variant takes a few seconds on one
+accelerator.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_standard.loading import PretrainedModel, open_source
+from caramba_plugins_standard.quantized import Int4, Int8
 from caramba_plugins_upcycle.calibration import Calibration
 from caramba_plugins_upcycle.modes import Start
 from torch import Tensor
@@ -32,11 +36,14 @@ from caramba_core.components import Attention
 from caramba_core.graph import Graph, Node
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
+from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.student import assemble
 from caramba_core.sites import find_sites
+from caramba_core.storage import Storage
 
-CONTEXT, BATCH = 1024, 4
+BATCH = 4
+STORAGES: dict[str, Storage | None] = {"full": None, "int8": Int8(), "int4": Int4()}
 Sizes = tuple[int, int, int]
 """Cached values: semantic, rotary, values."""
 
@@ -173,20 +180,20 @@ def student_graph(teacher: Graph, variant: Variant) -> Graph:
 class Texts:
     """What is calibrated on and measured on."""
 
-    def __init__(self, folder: Path, calibrate: Path | None, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, folder: Path, calibrate: Path | None, device: torch.device, context: int = 1024) -> None:
+        self.device, self.context = device, context
         train = np.load(calibrate or folder / "train.npy", mmap_mode="r", allow_pickle=False)
-        self.order = np.random.default_rng(0).permutation(len(train) // CONTEXT)
+        self.order = np.random.default_rng(0).permutation(len(train) // context)
         self.train = train
         self.heldout = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("heldout", "heldout_moby")}
 
     def _rows(self, array: Any, indices: Any) -> Tensor:
-        rows = np.stack([array[i * CONTEXT : (i + 1) * CONTEXT] for i in indices])
+        rows = np.stack([array[i * self.context : (i + 1) * self.context] for i in indices])
         return torch.from_numpy(rows.astype(np.int64)).to(self.device)
 
     def calibration(self, tokens: int) -> list[Tensor]:
         """Batches of windows; the last quarter of the text's windows is kept for measuring."""
-        count = tokens // CONTEXT
+        count = tokens // self.context
         assert count <= 3 * len(self.order) // 4, "too little text to calibrate on"
         return list(torch.split(self._rows(self.train, self.order[:count]), BATCH))
 
@@ -208,11 +215,16 @@ class Measure:
             for batch in torch.split(rows, BATCH)
         ]
 
-    def __call__(self, student: LanguageModel) -> tuple[dict[str, float], dict[str, float]]:
-        """Perplexity ratio and mean KL a text."""
+    def __call__(
+        self, student: LanguageModel, storage: Storage | None = None
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Perplexity ratio and mean KL a text, with what is read back from a cache of ``storage``, if any."""
         sums: dict[str, list[float]] = {}
         for name, tokens, hidden in self.parts:
-            ours = student.hidden(tokens)[:, :-1].flatten(0, 1)
+            cache = None
+            if storage is not None:
+                cache = student.new_cache(len(tokens), capacity=tokens.shape[1], storage=storage)
+            ours = student.hidden(tokens, Frame.of(tokens, cache=cache))[:, :-1].flatten(0, 1)
             theirs, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
             for at in range(0, len(targets), 2048):
                 part = slice(at, at + 2048)
@@ -268,6 +280,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--only", action="append")
     parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--cache", action="append", choices=STORAGES)
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--calibrate", type=Path)
     arguments = parser.parse_args()
@@ -280,10 +294,19 @@ def main() -> None:
     teacher = PretrainedModel(
         checkpoint, lower(structure_model(checkpoint.model(), origin=str(weights))), str(weights)
     ).load(device, torch.float32)
-    texts = Texts(arguments.data, arguments.calibrate, device)
+    texts = Texts(arguments.data, arguments.calibrate, device, arguments.context)
     measure = Measure(teacher, texts, arguments.windows)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     print(json.dumps({"event": "start", "device": name, "torch": torch.__version__, "tokens": arguments.tokens}))
+
+    def measured(title: str, model: LanguageModel, **record: Any) -> None:
+        for cache in arguments.cache or ["full"]:
+            ratio, divergence = measure(model, STORAGES[cache])
+            line = {"variant": title, "cache": cache, "ratio": ratio, "kl": divergence, **record}
+            print(json.dumps(line), flush=True)
+
+    if "teacher" in (arguments.only or ()):
+        measured("teacher", teacher)
     for title, variant in variants().items():
         if arguments.only and not any(fnmatch.fnmatch(title, pattern) for pattern in arguments.only):
             continue
@@ -293,9 +316,7 @@ def main() -> None:
         start = time.monotonic()
         student, report = convert(teacher, variant, texts.calibration(variant.tokens or arguments.tokens))
         seconds = round(time.monotonic() - start, 1)
-        ratio, divergence = measure(student)
-        line = {"variant": title, "ratio": ratio, "kl": divergence, "seconds": seconds, **report}
-        print(json.dumps(line), flush=True)
+        measured(title, student, seconds=seconds, **report)
         del student
 
 

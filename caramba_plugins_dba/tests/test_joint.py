@@ -12,6 +12,7 @@ from caramba_plugins_dba.refine import ValueFit
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
+from caramba_plugins_upcycle.joint_latent import Joint, Signals, evenly, solve
 from caramba_plugins_upcycle.transplant import CacheBudget, Example
 from dba_conversion import convert, filled, frame, gather_moments, inputs
 from torch import Tensor
@@ -157,3 +158,29 @@ def test_proposed_sizes_fit_the_budget(rope: Rope | None, share: float) -> None:
     target: Attention = DecoupledBottleneckAttention(rope=rope, **HEADS, **{**fields, **budget.given})
     GQAToDBA().check(source, target, WIDTH)
     assert sum(entry.values for entry in target.cache_spec(WIDTH).values()) == int(share * 48)
+
+
+def test_the_latents_basis_is_the_one_that_rounding_costs_least_in() -> None:
+    """The same latent as before; size times price of its values is the bound, to which only that basis comes."""
+    generator = torch.Generator().manual_seed(4)
+
+    def moment(size: int) -> Tensor:
+        x = torch.randn(size, size, generator=generator, dtype=torch.float64)
+        return x.T @ (torch.logspace(0, -3, size, dtype=torch.float64)[:, None] * x)
+
+    keys = moment(60)
+    signal = Signals(gamma=moment(20), omega=moment(40), keys=keys, values=moment(60), mean=torch.zeros(60))
+    found = solve(signal.gamma, signal.omega, signal.keys, signal.values, 32)
+    even = evenly(found, signal, keys)
+    torch.testing.assert_close(even.up @ even.down, found.up @ found.down, rtol=0, atol=1e-9)
+
+    def costs(joint: Joint) -> tuple[Tensor, Tensor]:
+        weight = torch.block_diag(signal.gamma, signal.omega)
+        return joint.down @ keys @ joint.down.T, joint.up.T @ weight @ joint.up
+
+    second, price = costs(found)
+    least = float(torch.linalg.eigvals(second @ price).real.clamp_min(0).sqrt().sum() ** 2) / 32
+    second, price = costs(even)
+    assert float((second.diagonal() * price.diagonal()).sum()) == pytest.approx(least, rel=0.25)
+    second, price = costs(found)
+    assert float((second.diagonal() * price.diagonal()).sum()) > 1.5 * least

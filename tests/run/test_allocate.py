@@ -29,7 +29,13 @@ def manifest(tmp_path: Path) -> Path:
     return manifest
 
 
-def test_a_budget_is_divided_and_the_result_can_be_run(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("latent", ["separate", "joint"])
+def test_a_budget_is_divided_and_the_result_can_be_run(
+    manifest: Path, capsys: pytest.CaptureFixture[str], latent: str
+) -> None:
+    if latent == "joint":
+        text = manifest.read_text().replace('sem_dim: "${sem}"', "sem_dim: 0, latent: joint, geo_layout: shared")
+        manifest.write_text(text)
     assert caramba("run", manifest, "--run", "allocate", "--output", manifest.parent / "runs") == 0, capsys.readouterr()
     folder = manifest.parent / "runs" / "small" / "half" / "allocate"
     found = json.loads((folder / "allocation.json").read_text())

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from caramba_plugins_upcycle.joint_latent import Signals, signals, solve
+from caramba_plugins_upcycle.joint_latent import Signals, evenly, signals, solve
 from torch import Tensor
 
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
@@ -62,6 +62,7 @@ def of_joint_latent(
     """The latent, what reads it and the semantic queries; and what is left out of the mean values ``[G d]``."""
     signal, whole = joint_signals(target, teacher, moments, moved, key_price)
     solved = solve(signal.gamma, signal.omega, signal.keys, signal.values, target.v_dim)
+    solved = evenly(solved, signal, whole @ moments["key_value"]["token_second"] @ whole.T)
     report["semantic_lost"], report["values_lost"] = solved.keys_lost, solved.values_lost
     rest = len(signal.gamma)
     key_up, value_up = solved.up[:rest], solved.up[rest:]

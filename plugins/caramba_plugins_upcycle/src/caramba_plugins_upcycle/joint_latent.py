@@ -23,7 +23,7 @@ import attrs
 import torch
 from torch import Tensor
 
-__all__ = ["Joint", "Signals", "signals", "solve", "spectrum"]
+__all__ = ["Joint", "Signals", "evenly", "signals", "solve", "spectrum"]
 
 _RIDGE = 1e-6
 _SMALLEST_EIGENVALUE = 1e-7
@@ -122,6 +122,32 @@ def _ridged(matrix: Tensor) -> Tensor:
     """Symmetric, with a ridge of 1e-6 of the mean diagonal: directions that nothing reads stay invertible."""
     ridge = _RIDGE * matrix.diagonal().mean().clamp_min(torch.finfo(matrix.dtype).tiny)
     return (matrix + matrix.T) / 2 + ridge * torch.eye(len(matrix), dtype=matrix.dtype)
+
+
+def evenly(joint: Joint, signal: Signals, second: Tensor) -> Joint:
+    """The same latent in the basis where rounding each of its values to the same number of bits costs least.
+
+    With ``C = E[c c^T]`` and ``W`` the price of an error of the latent, rounding costs about ``sum_i C_ii W_ii``: a
+    value errs in proportion to its size.  The least over all bases is ``(sum_i sqrt(l_i))^2 / r``, ``l`` the
+    eigenvalues of ``C W``: where ``C`` and ``W`` both are ``diag(sqrt(l))``, turned by a random rotation, so that all
+    values have about equal shares.  ``second`` ``[n, n]`` is ``E[u u^T]`` over tokens.
+    """
+    half = len(signal.gamma)
+    up_key, up_value = joint.up[:half], joint.up[half:]
+    weight = _ridged(up_key.T @ signal.gamma @ up_key + up_value.T @ signal.omega @ up_value)
+    with _one_thread():
+        lower = torch.linalg.cholesky(weight)
+        size, vectors = torch.linalg.eigh(lower.T @ joint.down @ second @ joint.down.T @ lower)
+        fourth = size.clamp_min(_SMALLEST_EIGENVALUE * size[-1]) ** 0.25
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(len(size), len(size), generator=generator, dtype=torch.float64)
+        rotation, triangle = torch.linalg.qr(drawn)
+        rotation = rotation * triangle.diagonal().sign()
+        into = rotation @ (vectors / fourth).T @ lower.T
+        back = torch.linalg.solve_triangular(lower.T, vectors * fourth, upper=True) @ rotation.T
+    up = joint.up @ back
+    scale = (len(size) / up.square().sum()).sqrt()  # reads the latent on the scale of keys and values
+    return attrs.evolve(joint, down=into @ joint.down / scale, up=up * scale)
 
 
 def spectrum(signal: Signals) -> Tensor:
