@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -235,7 +234,7 @@ class GlobalRunner:
         """The teacher's largest log-probabilities, as they stand in the file; what is not there is put there."""
         context = self.context
         if self.kept is None:
-            self.kept = self._opened(config, batch.inputs.shape[1])
+            self.kept = self._opened(config, batch)
         keys = sequence_keys(batch.inputs, batch.begins)
         found = self.kept.read(keys, batch.tokens.device)
         if found is not None:
@@ -250,18 +249,18 @@ class GlobalRunner:
         self.kept.write(keys, found)
         return self.kept.read(keys, batch.tokens.device) or found
 
-    def _opened(self, config: KeptLogits, tokens: int) -> TeacherLogits:
-        """The file of this run, for sequences of so many tokens."""
+    def _opened(self, config: KeptLogits, batch: Batch) -> TeacherLogits:
+        """The file of this run, for sequences as long as a batch's."""
         context, vocabulary = self.context, self.teacher.graph.vocab_size
         if config.top >= vocabulary:
             raise InputError(f"train.strategy.keep_logits.top: {config.top} of {vocabulary} tokens leaves no rest")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if batch.team.size > 1:
             raise InputError("train.strategy.keep_logits keeps one file for one process, and there are several")
         hashes = context.shared.inputs(context.run)
         identity: dict[str, Any] = {name: digest for name, digest in hashes.items() if name.startswith("teacher")}
         identity |= {"temperature": self.config.temperature, "computation": context.run.computation[1]}
         folder = context.directory.path / "teacher_logits"
-        return TeacherLogits(folder, config, tokens=tokens, vocabulary=vocabulary, identity=identity)
+        return TeacherLogits(folder, config, tokens=batch.inputs.shape[1], vocabulary=vocabulary, identity=identity)
 
     def _with_states(self, batch: Batch, config: HiddenStates) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states behind the last block of teacher and student, ``[N, D]``, and how far those before are apart.
