@@ -1,11 +1,12 @@
-"""Sizes by layer within a budget: the next cached values go where they buy most."""
+"""Sizes by layer within a budget of cached values: those that lose least together."""
 
 from __future__ import annotations
 
-import heapq
+import math
 from collections.abc import Sequence
 
 import attrs
+import torch
 
 from caramba_plugins_upcycle.allocation.sensitivity import Sensitivity
 
@@ -13,30 +14,28 @@ __all__ = ["allocate", "part_of_the_way"]
 
 
 def allocate(curves: Sequence[Sensitivity], budget: int) -> tuple[list[int], float]:
-    """The size of each curve, and the predicted loss in nats.
+    """The size of each curve that loses least together, and that loss in nats; of equal losses the smaller sizes.
 
-    All start at their smallest size; then the step with the largest gain a cached value is taken, as long as it fits
-    (each curve is first made convex, so that a step that only pays with the next one is taken with it).  One unit of a
-    size is one cached value.  Raises :class:`ValueError` where the smallest sizes are too much already.
+    One unit of a size is one cached value.  Exact: a multiple-choice knapsack, solved curve by curve for every part of
+    the budget.  Raises :class:`ValueError` where the smallest sizes are too much already.
     """
-    hulls = [_lower_hull(curve) for curve in curves]
-    places = [0] * len(curves)
-    left = budget - sum(hull[0][0] for hull in hulls)
-    if left < 0:
-        raise ValueError(f"{budget - left} cached values are the least that these attentions take")
-    heap = [(-_gain(hull, 0), index) for index, hull in enumerate(hulls) if len(hull) > 1]
-    heapq.heapify(heap)
-    while heap:
-        _, index = heapq.heappop(heap)
-        hull, place = hulls[index], places[index]
-        step = hull[place + 1][0] - hull[place][0]
-        if step > left:
-            continue  # later, cheaper steps of other curves may still fit
-        left -= step
-        places[index] = place + 1
-        if place + 2 < len(hull):
-            heapq.heappush(heap, (-_gain(hull, place + 1), index))
-    chosen = [hull[place] for hull, place in zip(hulls, places, strict=True)]
+    least = sum(curve.sizes[0] for curve in curves)
+    if least > budget:
+        raise ValueError(f"{least} cached values are the least that these attentions take")
+    unit = math.gcd(*(size for curve in curves for size in curve.sizes))
+    best = torch.zeros(budget // unit + 1, dtype=torch.float64)  # of the curves so far within 0, 1, 2, ... units
+    choices = []
+    for curve in curves:
+        losses = torch.full((len(curve.sizes), len(best)), math.inf, dtype=torch.float64)
+        for row, size, loss in zip(losses, curve.sizes, curve.losses, strict=True):
+            row[size // unit :] = best[: max(len(best) - size // unit, 0)] + loss
+        choices.append(losses.argmin(0))
+        best = losses.amin(0)
+    places, left = [], len(best) - 1
+    for curve, choice in zip(reversed(curves), reversed(choices), strict=True):
+        places.append(int(choice[left]))
+        left -= curve.sizes[places[-1]] // unit
+    chosen = [(curve.sizes[at], curve.losses[at]) for curve, at in zip(curves, reversed(places), strict=True)]
     return [size for size, _ in chosen], sum(loss for _, loss in chosen)
 
 
@@ -59,23 +58,3 @@ def part_of_the_way(
         sizes, losses = zip(*chosen, strict=True)
         near.append(attrs.evolve(curve, sizes=sizes, losses=losses))
     return allocate(near, budget)
-
-
-def _lower_hull(curve: Sensitivity) -> list[tuple[int, float]]:
-    """The points of a curve below which none of its chords passes, by size."""
-    hull: list[tuple[int, float]] = []
-    for point in zip(curve.sizes, curve.losses, strict=True):
-        if hull and point[1] >= hull[-1][1]:
-            continue
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) > _slope(hull[-2], point):
-            hull.pop()
-        hull.append(point)
-    return hull
-
-
-def _slope(a: tuple[int, float], b: tuple[int, float]) -> float:
-    return (b[1] - a[1]) / (b[0] - a[0])
-
-
-def _gain(hull: list[tuple[int, float]], place: int) -> float:
-    return -_slope(hull[place], hull[place + 1])
