@@ -2,6 +2,7 @@
 
     python bench/large.py                                     # under three minutes on an H200
     python bench/large.py --shape tiny --device cpu --dtype float32 --cases kept,recomputed
+    python bench/large.py --without-values                    # on any machine, in half a minute
 
 Runs ``upcycle.global`` with ``lora: {rank: 16}`` through :class:`~caramba_core.run.experiment.Experiment`, from random
 weights that are drawn on the device, and leaves it behind its last step, where it would write a checkpoint.  Each case
@@ -9,7 +10,9 @@ prints a JSON line: what the plan predicted, what was measured, by how much they
 activations, ``recomputed`` has ``activation_checkpointing: full`` and batches that would not fit otherwise,
 ``compiled`` is the same with compiled blocks.
 
-On CUDA the process may use 80 GB, whatever the GPU has.
+On CUDA the process may use 80 GB, whatever the GPU has.  ``--without-values`` follows one step of each case tensor by
+tensor, without their values, and compares the most bytes that are alive with the plan: as kernels of a CPU keep them,
+but for attention, which counts as one fused kernel.
 """
 
 from __future__ import annotations
@@ -19,21 +22,33 @@ import gc
 import json
 import sys
 import tempfile
+import weakref
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from caramba_plugins_standard.modes import Train
+from caramba_plugins_standard.training.batch import Batch
+from caramba_plugins_standard.training.lora import adapt
+from caramba_plugins_standard.training.planning import adapted_matrices
+from caramba_plugins_standard.training.recomputing import recompute_activations
 from caramba_terminal.reporter import Reporter
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 import caramba_core.run.student
 from caramba_core.components import Constant
 from caramba_core.graph import Graph
+from caramba_core.lowered import lower_group
 from caramba_core.lowering import lower
 from caramba_core.manifest.load import load_manifest
 from caramba_core.manifest.structure import structure_model
@@ -133,15 +148,108 @@ class RandomTeacher:
         return teacher
 
 
-def run(case: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One run of ten steps."""
+class Followed(TorchDispatchMode):
+    """Bytes of the storages that are alive, and the most that there were."""
+
+    def __init__(self, there: list[Tensor]) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.now = self.peak = 0
+        for tensor in there:
+            self.follow(tensor)
+
+    def follow(self, tensor: Tensor) -> None:
+        """Count a tensor's storage, once, until it is freed."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self.alive:
+            self.alive[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.freed, key)
+
+    def freed(self, key: int) -> None:
+        """A storage is gone."""
+        self.now -= self.alive.pop(key)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What ``function`` gives, followed."""
+        made = function(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.follow, made)
+        return made
+
+
+class FusedAttention(torch.autograd.Function):
+    """What one fused kernel keeps: its inputs, its output, and a float32 number for each query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """``[B, H, T, d]``, without values."""
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        """Of each input."""
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+def follow(case: str, arguments: argparse.Namespace, folder: Path, theirs: Graph) -> dict[str, Any]:
+    """The most bytes of one step, without values, beside the plan."""
+    experiment, batch = prepared(case, arguments, folder)
+    group, plan = experiment.loaded.manifest.groups[0], experiment.plans["group"].runs[0]
+    (one,) = group.runs
+    assert isinstance(one, Train)
+    assert one.train.lora is not None
+    graph = lower_group(experiment.loaded, group)
+    dtype, shape = getattr(torch, arguments.dtype), SHAPES[arguments.shape]
+    F.scaled_dot_product_attention = lambda query, key, value, **_: FusedAttention.apply(query, key, value)
+    with FakeTensorMode():
+        teacher = build(theirs, dtype=dtype).requires_grad_(False)
+        student = caramba_core.run.student.assemble(
+            graph,
+            teacher=teacher,
+            tensors=None,
+            trained=frozenset(),
+            device=torch.device("cpu"),
+            dtype=dtype,
+            seed=0,
+        )
+        adapt(student, adapted_matrices(graph, one.train.lora, frozenset()), one.train.lora, seed=0)
+        recompute_activations(student, one.train.activation_checkpointing)
+        context: Any = SimpleNamespace(
+            student=student,
+            teacher=teacher,
+            autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+            run=SimpleNamespace(compiles=False),
+        )
+        runner = one.train.strategy.start(context)
+        runner.prepare()
+        followed = Followed([tensor for each in (teacher, student) for tensor in (*each.parameters(), *each.buffers())])
+        with followed:
+            runner.step(Batch(tokens=torch.zeros(batch, shape["context"] + 1, dtype=torch.int64)))
+    total = followed.peak + plan.memory.optimizer  # which a step without an optimizer has not
+    return {
+        "case": case,
+        "shape": arguments.shape,
+        "batch": batch,
+        "context": shape["context"],
+        "predicted_gb": round(plan.memory.total / 1e9, 3),
+        "followed_gb": round(total / 1e9, 3),
+        "predicted_over_followed": round(plan.memory.total / total, 3),
+    }
+
+
+def prepared(case: str, arguments: argparse.Namespace, folder: Path) -> tuple[Experiment, int]:
+    """The experiment of a case, and its batch size."""
     shape, cuda = SHAPES[arguments.shape], arguments.device == "cuda"
     batch, context = arguments.batch or shape["batches"][case], shape["context"]
     train = {
         "strategy": "upcycle.global",
         "lora": {"rank": 16},
         "device": arguments.device,
-        "dtype": "bfloat16" if cuda else "float32",
+        "dtype": "bfloat16" if cuda or arguments.without_values else "float32",
         "batch_size": batch,
         "context": context,
         "lr": 1e-4,
@@ -161,7 +269,14 @@ def run(case: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any
     document = {"version": 1, "name": "large", "model": model(shape, {"type": "dba", **shape["dba"], "o_bias": True})}
     file = folder / "manifest.json"
     file.write_text(json.dumps({**document, "groups": [group]}))
-    experiment = Experiment(load_manifest(str(file)), output=folder / case, reporter=Reporter(Console(file=sys.stderr)))
+    loaded = load_manifest(str(file))
+    return Experiment(loaded, output=folder / case, reporter=Reporter(Console(file=sys.stderr))), batch
+
+
+def run(case: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """One run of ten steps."""
+    experiment, batch = prepared(case, arguments, folder)
+    context, cuda = SHAPES[arguments.shape]["context"], arguments.device == "cuda"
     plan = experiment.plans["group"].runs[0]
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -203,10 +318,13 @@ def main() -> None:
     parser.add_argument("--cases", default="kept,recomputed,compiled")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch", type=int, help="instead of each case's own")
+    parser.add_argument("--without-values", action="store_true", help="follow one step, and compute nothing")
     arguments = parser.parse_args()
+    if arguments.without_values:
+        arguments.device, arguments.cases = "cpu", "kept,recomputed"
     graph = lower(structure_model(model(SHAPES[arguments.shape], {"type": "gqa"})))
-    found = type(reader("random"))
-    found.open = found.cached = lambda *_, **__: RandomTeacher(graph)  # type: ignore[method-assign]
+    readers = type(reader("random"))
+    readers.open = readers.cached = lambda *_, **__: RandomTeacher(graph)  # type: ignore[method-assign]
     caramba_core.run.student.initialize = draw
 
     def leave(self: RunContext, *_: object, **__: object) -> None:
@@ -218,7 +336,9 @@ def main() -> None:
         print(json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "limit_gb": 80}))
     for case in arguments.cases.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(run(case, arguments, Path(folder))), flush=True)
+            place = Path(folder)
+            found = follow(case, arguments, place, graph) if arguments.without_values else run(case, arguments, place)
+            print(json.dumps(found), flush=True)
         gc.collect()
         if arguments.device == "cuda":
             torch.cuda.empty_cache()
