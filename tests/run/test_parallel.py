@@ -30,8 +30,10 @@ def write(folder: Path, *kinds: str, runs: str = " ".join(RUNS), steps: int = 3,
     """A manifest with a group for each kind of division, which converts, and trains in several ways."""
     if not (folder / "manifest.yml").exists():
         make_workspace(folder)
+        (folder / "train.npy.json").write_text('{"end_of_text": 0}')
     model, _, group = (folder / "manifest.yml").read_text().partition("  - name: half\n")
-    text = model
+    documents = "{type: tokens, path: train.npy, documents: true}"  # processes have unequal numbers of labels
+    group, text = group.replace("train: train.npy", f"train: {documents}"), model
     for kind in kinds:
         text += f"  - name: {kind}\n" + group.partition("    runs:")[0] + "    runs:\n"
         text += "      - {id: convert, mode: convert, seed: 3, device: cpu, start: {tokens: 160, max_context: 32}}\n"
@@ -118,8 +120,12 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_all_processes_end_with_one(tmp_path: Path, number: signal.Signals, rank: int) -> None:
     """With one line about one that was killed; behind the step, and saved, where one is asked to end."""
-    write(tmp_path, "parts", runs="pretrain", steps=300)
-    started = caramba(tmp_path)
+    whole = rank == 0 and number is signal.SIGKILL  # to the end, beside a run that nothing stopped
+    steps = 40 if whole else 300
+    write(tmp_path, "copies", "parts", runs="pretrain", steps=steps)
+    if whole:
+        done(caramba(tmp_path, "--group", "copies"))
+    started = caramba(tmp_path, "--group", "parts")
     folder = tmp_path / "runs/small/parts/pretrain"
     while not (folder / "metrics.jsonl").exists() or (folder / "metrics.jsonl").read_text().count("\n") < 5:
         assert all(process.process.is_alive() for process in started)
@@ -129,9 +135,15 @@ def test_all_processes_end_with_one(tmp_path: Path, number: signal.Signals, rank
         assert [one.code for one in ran] == ([-9, 1] if rank == 0 else [1, -9])
         said = [line for line in ran[1 - rank].err.splitlines() if line.startswith(("error", "Traceback"))]
         assert said == [f"error: process {rank} of 2 was killed, and the run ends with it"]
+        if whole:
+            done(caramba(tmp_path, "--group", "parts", "--resume"))
+            for a, b in zip(
+                metrics(tmp_path, "copies", "pretrain"), metrics(tmp_path, "parts", "pretrain"), strict=True
+            ):
+                assert a == pytest.approx(b, rel=1e-3)
     else:
         assert [one.code for one in ran] == [143, 0]
         assert ran[1].err == ""
         state = json.loads((folder / "state.json").read_text())
         assert state["status"] == "interrupted"
-        assert state["step"] == len([line for line in metrics(tmp_path, "parts", "pretrain") if "loss" in line]) < 300
+        assert state["step"] == len([line for line in metrics(tmp_path, "parts", "pretrain") if "loss" in line]) < steps

@@ -95,7 +95,8 @@ class Meeting:
             )
         self.size, self.rank = process_count(), process_rank()
         store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=_PATIENCE))
-        self._store = dist.PrefixStore("caramba", store)  # type: ignore[attr-defined]
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun --max-restarts keeps the store
+        self._store = dist.PrefixStore(f"caramba/{attempt}", store)  # type: ignore[attr-defined]
         self._given = 0
         self._is_busy = False
         self._is_leaving = False
