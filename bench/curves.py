@@ -1,4 +1,4 @@
-"""The tables and pictures of ``docs/dba.md``, made of the records in ``docs/measurements/dba.jsonl``.
+"""The tables and pictures of ``docs/dba.md``, made of ``dba.jsonl`` and ``kinds.jsonl`` in ``docs/measurements``.
 
     python bench/curves.py            write both (pictures need matplotlib: pip install matplotlib)
     python bench/curves.py --check    say whether the tables are what the records give
@@ -6,8 +6,9 @@
 A record is one line of JSON.  ``kind: model`` is one measured model: ``attention``, ``cached_values`` a layer and
 token, ``cache`` (full, int8, int4), ``cache_bytes`` a token in bfloat16 over all layers, training ``tokens``,
 ``start``, and the ``ratio`` of its perplexity to the teacher's on each text (null where it was not measured).
-``kind: ablation`` is one variant of the start, ``kind: control`` one other start with what training makes of it.  All
-say date, commit, device and command.
+``kind: ablation`` is one variant of the start, ``kind: control`` one other start with what training makes of it,
+``kind: kinds`` one model or rival over kinds of text at one context, as ``bench/kinds.py`` prints it: where several
+have one name and context, they are seeds.  All say date, commit, device and command.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean, geometric_mean
 from typing import Any
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "dba.md"
 RECORDS = DOCS / "measurements" / "dba.jsonl"
+KINDS = DOCS / "measurements" / "kinds.jsonl"
 PICTURES = DOCS / "pictures"
 TEXTS = {"austen": "Austen", "moby": "Moby Dick"}
 NAMES = {
@@ -47,7 +50,8 @@ Record = dict[str, Any]
 
 def records(kind: str) -> list[Record]:
     """The records of one kind, in the order of the file."""
-    lines = (json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines())
+    file = KINDS if kind == "kinds" else RECORDS
+    lines = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
     return [record for record in lines if record["kind"] == kind]
 
 
@@ -169,7 +173,51 @@ def attentions() -> str:
     return table(["attention", "no training", "after 4M tokens", "in every second layer, no training"], rows)
 
 
-TABLES = {"ablation": ablation, "controls": controls, "sizes": sizes, "caches": caches, "attentions": attentions}
+def by_kinds() -> list[tuple[int, str, list[Record]]]:
+    """Context, name and seeds of what was measured over kinds of text, by context and then by bytes, largest first."""
+    seeds: dict[tuple[int, str], list[Record]] = {}
+    for record in records("kinds"):
+        seeds.setdefault((record["context"], record["name"]), []).append(record)
+    found = [(*key, of) for key, of in seeds.items()]
+    return sorted(found, key=lambda one: (one[0], -one[2][0]["cache_bytes"], one[1]))
+
+
+def over_kinds() -> str:
+    """Every way to a smaller cache over kinds of text: the mean, and the kind that loses most."""
+    rows = []
+    for context, name, seeds in by_kinds():
+        worst = [max(_texts_of(one), key=lambda text: one["ratio"][text]) for one in seeds]
+        means = [one["ratio"]["mean"] for one in seeds]
+        spread = f" ({min(means):.4f} to {max(means):.4f}, {len(seeds)} seeds)" if len(seeds) > 1 else ""
+        both = (geometric_mean(one["ratio"][text] for one in seeds) for text in TEXTS if text in seeds[0]["ratio"])
+        rows.append(
+            [
+                f"{context:,}",
+                name.replace("_", " "),
+                f"{seeds[0]['cache_bytes']:,.0f}",
+                f"{geometric_mean(means):.4f}{spread}",
+                f"{geometric_mean(one['ratio']['worst'] for one in seeds):.4f} ({', '.join(dict.fromkeys(worst))})",
+                " / ".join(f"{value:.4f}" for value in both),
+                f"{fmean(one['kl']['mean'] for one in seeds):.4f}",
+                f"{fmean(one['top1']['mean'] for one in seeds):.3f}",
+            ]
+        )
+    head = ["context", "cache", "bytes per token", "geometric mean", "worst kind", "Austen / Moby", "KL", "top-1"]
+    return table(head, rows)
+
+
+def _texts_of(record: Record) -> list[str]:
+    return [text for text in record["ratio"] if text not in ("mean", "worst")]
+
+
+TABLES = {
+    "ablation": ablation,
+    "controls": controls,
+    "sizes": sizes,
+    "caches": caches,
+    "attentions": attentions,
+    "kinds": over_kinds,
+}
 
 
 def refreshed(page: str) -> str:
@@ -193,7 +241,7 @@ def excess(record: Record) -> float | None:
 
 
 def draw() -> None:
-    """Both pictures, as SVG."""
+    """All pictures, as SVG."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -210,14 +258,22 @@ def draw() -> None:
     PICTURES.mkdir(exist_ok=True)
     _against_bytes(PICTURES / "ratio_against_bytes.svg")
     _against_tokens(PICTURES / "ratio_against_tokens.svg")
+    _over_kinds(PICTURES / "kinds_against_bytes.svg")
 
 
 def _axes(title: str) -> Any:
     from matplotlib import pyplot
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     figure, axes = pyplot.subplots(figsize=(9.6, 5.4), layout="constrained")
     axes.set_title(title, loc="left", color=INK, fontsize=13)
+    _percent(axes)
+    return figure, axes
+
+
+def _percent(axes: Any) -> None:
+    """Percent above the teacher, from a tenth to four hundred, as the vertical axis."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
     axes.set_ylabel("perplexity above the teacher's, %")
     axes.set_yscale("log")
     axes.set_ylim(0.08, 400)
@@ -226,7 +282,6 @@ def _axes(title: str) -> Any:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{'≤ ' if value == _FLOOR else ''}{value:g}"))
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _line(
@@ -326,6 +381,55 @@ def _against_tokens(path: Path) -> None:
     axes.set_xlim(-2, 112)
     axes.set_xlabel("training tokens, millions")
     figure.savefig(path, metadata={"Date": None})
+
+
+def _over_kinds(path: Path) -> None:
+    """One panel a context: the geometric mean over kinds, and a line up to the kind that loses most."""
+    from matplotlib import pyplot
+
+    found = by_kinds()
+    contexts = sorted({context for context, _, _ in found})
+    figure, panels = pyplot.subplots(
+        1, len(contexts), figsize=(max(9.6, 6.4 * len(contexts)), 5.4), layout="constrained", squeeze=False, sharey=True
+    )
+    for axes, context in zip(panels[0], contexts, strict=True):
+        axes.set_title(f"Over kinds of text, {context:,} tokens: mean, and up to the worst kind", loc="left", color=INK)
+        _percent(axes)
+        axes.set_xscale("log")
+        axes.set_xlabel("cached bytes a token, all layers, as stored")
+        for at, (_, name, seeds) in enumerate(one for one in found if one[0] == context):
+            color, size = _color(name), seeds[0]["cache_bytes"]
+            mean, worst = (
+                min(max(100 * (geometric_mean(one["ratio"][of] for one in seeds) - 1), _FLOOR), 400)
+                for of in ("mean", "worst")
+            )
+            axes.plot([size, size], [mean, worst], color=color, linewidth=1.2, alpha=0.6)
+            axes.plot([size], [mean], color=color, marker="D", markersize=5, linestyle="none")
+            left = at % 2 == 1  # of neighbours at one size the names stand on either side
+            axes.annotate(
+                name.replace("_", " "),
+                (size, mean),
+                xytext=(-6 if left else 6, 0),
+                textcoords="offset points",
+                color=color,
+                ha="right" if left else "left",
+                va="center",
+                fontsize=8,
+            )
+        axes.set_xticks(ticks := [1500, 3000, 6000, 12000, 24000], minor=False)
+        axes.set_xticklabels([f"{tick:,}" for tick in ticks])
+        axes.xaxis.set_minor_formatter("")
+        axes.set_xlim(1300, 30000)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _color(name: str) -> str:
+    """By what a cache saves: bits, tokens, or values."""
+    if name.startswith("dba"):
+        return BLUE
+    if name.startswith(("mla", "transmla", "linear")):
+        return ORANGE
+    return INK if name.startswith(("int", "kivi")) else GREEN
 
 
 def main() -> None:
