@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from caramba_core.manifest.load import load_manifest
+from caramba_core.plan import plan_manifest
 from tests.prepared import Ran, Started, start
 
 from .workspace import make_workspace
@@ -89,6 +91,20 @@ def assert_same(folder: Path, kind: str, run: str, steps: int) -> None:
             assert (tensor.shape, tensor.dtype) == (other[name].shape, other[name].dtype)
             apart = (tensor.double() - other[name].double()).norm()
             assert apart <= 1e-3 * tensor.double().norm(), (kind, run, file, name)
+
+
+def test_plans_are_of_one_process(tmp_path: Path) -> None:
+    """Copies divide what sequences take, parts also what weights do; operations are the whole run's."""
+    write(tmp_path, *KINDS, runs="pretrain")
+    plans = plan_manifest(load_manifest(str(tmp_path / "small.yml"), fetch=True))
+    one, copies, parts = (plan.runs[-1] for plan in plans)
+    assert one.operations == copies.operations == parts.operations
+    assert one.batch_size == 2 * copies.batch_size == 2 * parts.batch_size
+    for name in ("weights", "teacher", "gradients", "optimizer", "activations", "logits"):
+        whole, copied, divided = (getattr(run.memory, name) for run in (one, copies, parts))
+        by_rows = name in ("activations", "logits")
+        assert copied == (whole / 2 if by_rows else whole), name
+        assert divided == pytest.approx(whole / 2, abs=1), name
 
 
 @pytest.mark.slow
