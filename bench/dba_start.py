@@ -127,18 +127,18 @@ def variants() -> dict[str, Variant]:
         *((f"x4 shares={sizes}", sizes, servable) for sizes in ((8, 40, 48), (12, 36, 48), (16, 32, 48), (24, 24, 48))),
     ):
         made[f"servable {name}"] = FULL.but(sizes=sizes, options=options)
-    joint = FULL.but(sizes=(0, 64, 128), options={"latent": "joint", **shared})
+    joint = FULL.but(sizes=(0, 48, 144), options={"latent": "joint", **shared})
     made["joint everything"] = joint
     made["joint no refinement of values"] = joint.but(start={"refine": False})
-    made["joint pairs of single heads"] = joint.but(sizes=(0, 66, 126), options={"geo_layout": "per_head"})
+    made["joint pairs of single heads"] = joint.but(options={"geo_layout": "per_head"})
     made["separate a key for all heads"] = FULL.but(options=shared)
     for price in (0.5, 2.0, 4.0, 8.0):
         made[f"joint key_price={price}"] = joint.but(transplant={"key_price": price})
     for sizes in (
-        *((0, 48, 144), (0, 56, 136), (0, 72, 120), (0, 80, 112)),
-        *((0, 24, 72), (0, 32, 64), (0, 40, 56)),
-        *((0, 72, 264), (0, 96, 240), (0, 120, 216)),
-        *((0, 44, 124), (0, 56, 112), (0, 72, 232), (0, 96, 208)),
+        *((0, 32, 160), (0, 40, 152), (0, 56, 136), (0, 64, 128)),
+        *((0, 16, 80), (0, 24, 72), (0, 32, 64)),
+        *((0, 64, 272), (0, 80, 256), (0, 96, 240)),
+        *((0, 32, 136), (0, 40, 128), (0, 56, 112), (0, 48, 256), (0, 64, 240), (0, 96, 208)),
     ):
         made[f"joint {sum(sizes)} shares={sizes[1:]}"] = joint.but(sizes=sizes)
     made["full, split"] = plain.but(sizes=(90, 102, 192), options={"k_layout": "per_head", "v_layout": "per_head"})

@@ -2,7 +2,7 @@
 
 The shares are those of the presets, which are measured (``docs/dba.md``): of a free layout 3/8 of the cached values are
 rotary keys, 7/16 values and the rest semantic keys; of a servable one, whose values are as wide as its keys, 3/4 of the
-keys are rotary; a joint latent has a third of them beside it.
+keys are rotary; a quarter of the cached values stand beside a joint latent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["proposed"]
 
 _ROTARY_OF_KEYS: Final = 0.75
 _ROTARY: Final = 0.375
-_BESIDE_LATENT: Final = 1 / 3
+_BESIDE_LATENT: Final = 0.25
 _VALUES: Final = 0.4375
 _WIDEST: Final = 128
 """Width of a key up to which heads share one; kernels of engines are made for 64, 96 and 128."""
