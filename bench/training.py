@@ -9,8 +9,8 @@ the share of the measured peak of bfloat16 products (of the operations that the 
 
 ``caramba`` runs a manifest through :class:`~caramba_core.run.experiment.Experiment`, with its data, loop and log; it is
 left behind its last step, where it would write a checkpoint.  ``transformers_bf16`` and ``transformers_float32`` are
-``LlamaForCausalLM`` under ``torch.compile``, with weights in bfloat16, and in float32 under autocast; it is told that
-no token is padding, so that it makes no mask.  ``by_hand`` is the model in this file, in float32 under autocast,
+``LlamaForCausalLM`` under ``torch.compile``, with weights in bfloat16, and in float32 under autocast; it is kept
+from making a mask, which only causality would need.  ``by_hand`` is the model in this file, in float32 under autocast,
 compiled.  These three read windows of the same array by a plain loop that copies them from pinned memory.
 
 ``distil``: ``upcycle.global`` of the DBA student beside ``finetune`` of the same parameters; ``blockwise``:
@@ -463,9 +463,10 @@ def llama_config(shape: str) -> Any:
 def theirs(bench: Bench, dtype: torch.dtype) -> None:
     """transformers' model, compiled whole for static shapes."""
     import transformers
+    from transformers.models.llama import modeling_llama
 
-    # as it does by itself under torch.compile from torch 2.14 on: without a mask the fast kernels serve
-    transformers.masking_utils._ignore_causal_mask_sdpa = lambda *_, **__: True
+    # traced, it cannot see that no sequences are packed, and would make a mask: torch would leave the flash kernels
+    modeling_llama.create_causal_mask = lambda *_, **__: None
     case = "transformers_bf16" if dtype == torch.bfloat16 else "transformers_float32"
     narrow = dtype == torch.bfloat16
     for batch in bench.theirs:
