@@ -240,11 +240,10 @@ class Run(Component):
     def check(self, teacher: Teacher | None, data: Data) -> None:
         """Raise :class:`~caramba_core.errors.InvalidValue` for settings that do not go with the run's group."""
 
-    def check_model(self, sites: Sequence[Site], trained: frozenset[str]) -> None:
+    def check_model(self, graph: Graph, sites: Sequence[Site]) -> None:
         """Raise :class:`~caramba_core.errors.InvalidValue` for settings that do not go with the model.
 
-        ``sites`` are the nodes that differ from the teacher's, ``trained`` names those that train.  Plans ask it too,
-        where the teacher is on this machine.
+        ``sites`` are the nodes that differ from the teacher's.  Plans ask it too, where the teacher is on this machine.
         """
 
     def check_before(self, device: str, sites: Sequence[Site]) -> None:

@@ -42,7 +42,7 @@ def run_faults(loaded: Loaded, group: Group, run: Run, graph: Graph, sites: Sequ
     """What a run of a group asks of its model, which differs from the teacher's (if any) in ``sites``, and has not."""
     path = (*group_path(loaded, group), "runs", group.runs.index(run))
     try:
-        run.check_model(sites, trained_nodes(graph, run.trains))
+        run.check_model(graph, sites)
     except InvalidValue as error:
         yield Fault.of(error, *path)
     if "weights" not in run.needs or (group.teacher is not None and not sites):

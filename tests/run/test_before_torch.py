@@ -42,6 +42,26 @@ BAD = {
         ["manifest.yml", "--set", "groups.0.runs.1.train.lora={targets: [atention]}"],
         "train.lora.targets.0: 'atention' matches no node of the model, did you mean 'attention'?",
     ),
+    "a pattern of adapters of what trains as a whole": (
+        ["manifest.yml", "--set", "groups.0.runs.1.train.lora={targets: [mlp, attention]}"],
+        "train.lora.targets.1: 'attention' names no matrix that gets an adapter",
+    ),
+    "a pattern of adapters of nodes without matrices": (
+        ["manifest.yml", "--set", "groups.0.runs.1.train.lora={targets: [blocks.*.norm_2]}"],
+        "lora.targets.0: 'blocks.*.norm_2' names no matrix",
+    ),
+    "a pattern of nodes that keep nothing": (
+        ["manifest.yml", "--set", "groups.0.runs.1.train.activation_checkpointing=[mlp, head]"],
+        "activation_checkpointing.1: of 'head' nothing is kept that could be computed again",
+    ),
+    "hidden states of a block that is not there": (
+        ["manifest.yml", "--set", "groups.0.runs.1.train.strategy={type: upcycle.global, hidden: {blocks: [0, 3]}}"],
+        "train.strategy.hidden.blocks: the model has 3 blocks, counted from 0",
+    ),
+    "more of the teacher's probabilities than there are": (
+        ["manifest.yml", "--set", "groups.0.runs.1.train.strategy={type: upcycle.global, keep_logits: {top: 64}}"],
+        "keep_logits.top: 64 of 64 tokens leaves no rest",
+    ),
     "adapters of one node at a time": (
         [
             "manifest.yml",

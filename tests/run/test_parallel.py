@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from caramba_plugins_standard.parallel import process_count, process_rank
 from safetensors.torch import load_file
 
+from caramba_core.errors import InputError
 from caramba_core.manifest.load import load_manifest
 from caramba_core.plan import plan_manifest
 from tests.prepared import Ran, Started, start
@@ -163,3 +165,12 @@ def test_all_processes_end_with_one(tmp_path: Path, number: signal.Signals, rank
         state = json.loads((folder / "state.json").read_text())
         assert state["status"] == "interrupted"
         assert state["step"] == len([line for line in metrics(tmp_path, "parts", "pretrain") if "loss" in line]) < steps
+
+
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "two"), ("WORLD_SIZE", "0"), ("RANK", "-1")])
+def test_an_environment_that_counts_no_processes_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"{name} is '{value}'"):
+        process_count() if name == "WORLD_SIZE" else process_rank()

@@ -119,6 +119,9 @@ def test_blocks_that_are_not_there() -> None:
         step(Global(hidden=HiddenStates()), model_of(1, blocks=2), model_of(2), batch)
     with pytest.raises(InputError, match="of 0 blocks"):
         step(Global(hidden=HiddenStates()), model_of(1, topology="plain"), model_of(2, topology="plain"), batch)
+    for hidden, topology, there in ((HiddenStates(blocks=(1, 3)), "nested", 3), (HiddenStates(), "plain", 0)):
+        with pytest.raises(InvalidValue, match=f"the model has {there} blocks"):
+            Global(hidden=hidden).check(model_of(1, topology=topology).graph, [], frozenset())
     with pytest.raises(InvalidValue, match="are no blocks"):
         HiddenStates(blocks=(1, 1))
 

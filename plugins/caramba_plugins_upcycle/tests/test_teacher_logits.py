@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from caramba_plugins_standard.parallel import Parallel
+from caramba_plugins_standard.training import Training
 from caramba_plugins_standard.training.batch import Batch
 from caramba_plugins_upcycle.strategies import Global, HiddenStates, KeptLogits
 from caramba_plugins_upcycle.strategy_runners import GlobalRunner, divergence
 from caramba_plugins_upcycle.teacher_logits import Largest, TeacherLogits, kept_divergence, largest, sequence_keys
 from torch import Tensor
 
-from caramba_core.errors import InputError, InvalidValue
+from caramba_core.errors import InvalidValue
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
@@ -157,10 +159,7 @@ def test_later_epochs_need_no_teacher(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_does_not_go_together() -> None:
     with pytest.raises(InvalidValue, match="need the teacher in every epoch"):
         Global(keep_logits=KeptLogits(), hidden=HiddenStates())
-    context: Any = SimpleNamespace(
-        student=model_of(1), teacher=model_of(2), autocast=nullcontext, run=SimpleNamespace(compiles=False)
-    )
-    runner = GlobalRunner(Global(keep_logits=KeptLogits(top=30)), context)
-    runner.prepare()
-    with pytest.raises(InputError, match="30 of 30 tokens leaves no rest"):
-        runner.step(Batch(tokens=torch.zeros(1, 4, dtype=torch.int64)))
+    with pytest.raises(InvalidValue, match="30 of 30 tokens leaves no rest"):
+        Global(keep_logits=KeptLogits(top=30)).check(model_of(1).graph, [], frozenset())
+    with pytest.raises(InvalidValue, match="several processes"):
+        Training(strategy=Global(keep_logits=KeptLogits()), lr=1.0e-3, parallel=Parallel(data=2))

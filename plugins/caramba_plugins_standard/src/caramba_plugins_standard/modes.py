@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from caramba_core.components import component, option
+from caramba_core.components import component, evolve, option
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.graph import trained_nodes
 from caramba_core.modes import Data, Device, DType, Evaluation, Need, Run, Teacher, Workload
@@ -129,9 +129,27 @@ class Train(Run):
                 within=("keep", "best"),
             )
 
-    def check_model(self, sites: Sequence[Site], trained: frozenset[str]) -> None:
-        """A strategy may train some nodes only."""
-        self.train.strategy.check(sites, trained)
+    def check_model(self, graph: Graph, sites: Sequence[Site]) -> None:
+        """A strategy may train some nodes only; a pattern of adapters, or of what is computed again, does something."""
+        trained = trained_nodes(graph, self.trains)
+        self.train.strategy.check(graph, sites, trained)
+        lora, again = self.train.lora, self.train.activation_checkpointing
+        for place, pattern in enumerate(() if lora is None else lora.targets):
+            if lora is not None and not adapted_matrices(graph, evolve(lora, targets=(pattern,)), trained):
+                raise InvalidValue(
+                    "train",
+                    f"{pattern!r} names no matrix that gets an adapter: not embedder, head, and what trains as a whole",
+                    expected="patterns of nodes with projections, such as attention or mlp",
+                    within=("lora", "targets", place),
+                )
+        for place, pattern in enumerate(again if isinstance(again, tuple) else ()):
+            if trained_nodes(graph, (pattern,)) <= {graph.embedder.name, graph.head.name}:
+                raise InvalidValue(
+                    "train",
+                    f"of {pattern!r} nothing is kept that could be computed again",
+                    expected="patterns of nodes between embedder and head, such as mlp",
+                    within=("activation_checkpointing", place),
+                )
 
     def check_before(self, device: str, sites: Sequence[Site]) -> None:
         """Processes must be there; CUDA graphs need CUDA; the same bits need workspaces of fixed sizes."""
@@ -142,10 +160,10 @@ class Train(Run):
                 f"run {self.id}: train.cuda_graph needs a CUDA device, and this one is {device}",
                 hint="leave cuda_graph out, or run where CUDA is",
             )
-        if self.train.float8 and device == "cuda":
+        if self.train.float8 and device != "cpu":  # which computes the same, slowly
             import torch
 
-            if torch.cuda.get_device_capability() < (8, 9):
+            if device != "cuda" or torch.cuda.get_device_capability() < (8, 9):
                 raise InputError(
                     f"run {self.id}: train.float8 needs a GPU that multiplies 8-bit floats (Ada, Hopper or later)",
                     hint="leave float8 out",

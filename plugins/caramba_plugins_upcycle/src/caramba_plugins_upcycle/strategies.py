@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from caramba_plugins_standard.training import Strategy
+from caramba_plugins_standard.training import Strategy, block_count
 
 from caramba_core.components import component, option
 from caramba_core.errors import InvalidValue
 from caramba_core.sites import Site
+
+if TYPE_CHECKING:
+    from caramba_core.graph import Graph
 
 __all__ = ["Blockwise", "Global", "HiddenStates", "KeptLogits"]
 
@@ -27,7 +30,7 @@ class Blockwise(Strategy):
         default="teacher", help="whose hidden states the student's attentions read while they learn"
     )
 
-    def check(self, sites: Sequence[Site], trained: frozenset[str]) -> None:
+    def check(self, graph: Graph, sites: Sequence[Site], trained: frozenset[str]) -> None:
         """It trains converted attentions, and nothing else."""
         if not sites:
             said = "there is nothing to train: teacher and student have the same attentions"
@@ -96,6 +99,23 @@ class Global(Strategy):
     def takes_graphs(self) -> bool:
         """Not with a file."""
         return self.keep_logits is None
+
+    @property
+    def takes_processes(self) -> bool:
+        """Not with a file."""
+        return self.keep_logits is None
+
+    def check(self, graph: Graph, sites: Sequence[Site], trained: frozenset[str]) -> None:
+        """What it asks of the teacher must be there."""
+        kept = None if self.keep_logits is None else self.keep_logits.top
+        if kept is not None and kept >= graph.vocab_size:
+            said, most = f"{kept} of {graph.vocab_size} tokens leaves no rest", f"at most {graph.vocab_size - 1}"
+            raise InvalidValue("train", said, expected=most, within=("strategy", "keep_logits", "top"))
+        there = block_count(graph)
+        if self.hidden is not None and max(self.hidden.blocks or (0,)) >= there:
+            said = f"the model has {there} blocks, counted from 0: repetitions of a topology"
+            place = ("strategy", "hidden") if self.hidden.blocks is None else ("strategy", "hidden", "blocks")
+            raise InvalidValue("train", said, hint="name some of them, or leave hidden out", within=place)
 
     def file_bytes(self, tokens: int, vocab_size: int) -> int:
         """Of what is kept of the teacher."""

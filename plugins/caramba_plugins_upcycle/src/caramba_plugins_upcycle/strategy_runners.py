@@ -42,7 +42,7 @@ class BlockwiseRunner:
     def prepare(self) -> None:
         """Tap the sites."""
         context = self.context
-        self.config.check(context.sites, context.trained)  # which said so before; Python may start it otherwise
+        self.config.check(context.student.graph, context.sites, context.trained)  # Python may start it unchecked
         self.names = [site.name for site in context.sites]
         self.student = context.student.train()
         self.teacher = context.teacher
@@ -252,10 +252,6 @@ class GlobalRunner:
     def _opened(self, config: KeptLogits, batch: Batch) -> TeacherLogits:
         """The file of this run, for sequences as long as a batch's."""
         context, vocabulary = self.context, self.teacher.graph.vocab_size
-        if config.top >= vocabulary:
-            raise InputError(f"train.strategy.keep_logits.top: {config.top} of {vocabulary} tokens leaves no rest")
-        if batch.team.size > 1:
-            raise InputError("train.strategy.keep_logits keeps one file for one process, and there are several")
         hashes = context.shared.inputs(context.run)
         identity: dict[str, Any] = {name: digest for name, digest in hashes.items() if name.startswith("teacher")}
         identity |= {"temperature": self.config.temperature, "computation": context.run.computation[1]}

@@ -35,12 +35,22 @@ class Parallel:
 
 def process_count() -> int:
     """Processes that were started together (torchrun's ``WORLD_SIZE``)."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    return _number("WORLD_SIZE", 1)
 
 
 def process_rank() -> int:
     """Which of them this one is, from 0; the first reads, writes and speaks for all."""
-    return int(os.environ.get("RANK") or 0)
+    return _number("RANK", 0)
+
+
+def _number(name: str, least: int) -> int:
+    said = os.environ.get(name) or str(least)
+    if not said.isdecimal() or int(said) < least:
+        hint = "torchrun sets it; unset it where one process runs"
+        raise InputError(
+            f"the environment variable {name} is {said!r}", expected=f"a number from {least} on", hint=hint
+        )
+    return int(said)
 
 
 def require_processes(run: str, data: int) -> None:

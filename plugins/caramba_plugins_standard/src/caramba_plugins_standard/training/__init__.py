@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import attrs
 
-from caramba_core.components import Component, component, evolve, option
+from caramba_core.components import Component, Topology, component, evolve, option
 from caramba_core.errors import InvalidValue
 from caramba_core.modes import Device, DType, Run
 from caramba_plugins_standard.parallel import Parallel
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from caramba_core.graph import Graph
     from caramba_core.nn.language_model import LanguageModel
     from caramba_core.run.context import GroupContext
     from caramba_core.run.directory import RunDirectory
@@ -36,6 +37,7 @@ __all__ = [
     "StrategyRunner",
     "Training",
     "TrainingContext",
+    "block_count",
 ]
 
 
@@ -165,10 +167,15 @@ class Strategy(Component):
         """Hidden states ``[B, T, D]`` behind ``blocks`` blocks that a step keeps for its loss: a teacher's, say."""
         return 0
 
-    def check(self, sites: Sequence[Site], trained: frozenset[str]) -> None:
+    @property
+    def takes_processes(self) -> bool:
+        """Whether several processes can train together."""
+        return True
+
+    def check(self, graph: Graph, sites: Sequence[Site], trained: frozenset[str]) -> None:
         """Raise :class:`InvalidValue` of ``train`` where this strategy cannot train these nodes, before any step.
 
-        ``sites`` are the nodes that differ from the teacher's.
+        ``sites`` are the nodes of the graph that differ from the teacher's.
         """
 
     def start(self, context: TrainingContext) -> StrategyRunner:
@@ -177,6 +184,16 @@ class Strategy(Component):
 
         runner: StrategyRunner = load_object(self.builds)(self, context)
         return runner
+
+
+def block_count(graph: Graph) -> int:
+    """How many blocks one pass runs, behind which hidden states are: repetitions of a topology."""
+    return sum(
+        scope.applications
+        for node in graph.walk()
+        if isinstance(node.config, Topology) and node.config.inline is None and node.config.flow == "chain"
+        for scope in node.scopes
+    )
 
 
 @component
@@ -306,6 +323,9 @@ class Training:
                 f"{self.batch_size} sequences cannot be divided among {self.parallel.data} processes alike",
                 expected=f"a multiple of parallel.data ({self.parallel.data}): it counts those of all processes",
             )
+        if self.parallel.data > 1 and not self.strategy.takes_processes:
+            why = "this strategy keeps a file that several processes cannot write"
+            raise InvalidValue("parallel", why, expected="1 with this strategy", within=("data",))
         if self.parallel.data > 1 and self.cuda_graph is True:
             raise InvalidValue("cuda_graph", "a step of several processes is not recorded", expected="false")
         if self.parallel.shards > 1 and self.optimizer is not None and self.optimizer.whole_weights:

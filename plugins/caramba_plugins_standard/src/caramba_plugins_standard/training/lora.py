@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caramba_core.errors import InputError
 from caramba_core.graph import ROOT, local_name
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.checkpoint import load_tensors
@@ -101,11 +100,6 @@ class Adapters:
         if context.resume_from is not None:  # whose weights have the adapters in them
             context.student = _resumed(context)
         chosen = adapted_matrices(context.graph, settings, context.trained)
-        if not chosen:
-            raise InputError(
-                f"run {context.run.id}: no adapter has a place: the nodes of train.lora.targets hold no matrices",
-                expected="patterns of nodes with projections, such as attention or mlp, that do not train as a whole",
-            )
         self._student = context.student
         saved = {} if context.resume_from is None else load_tensors(context.resume_from, "lora")
         self._places = adapt(self._student, chosen, settings, context.seed)

@@ -11,6 +11,7 @@ from caramba_core.components import Topology
 from caramba_core.graph import Graph, trained_nodes
 from caramba_core.plan.runs import backward_operations, saved_bytes, training_memory
 from caramba_core.storage import ITEM_BYTES
+from caramba_plugins_standard.training import block_count
 
 if TYPE_CHECKING:
     from caramba_core.components import Weight
@@ -82,14 +83,9 @@ def with_recomputing(plan: RunPlan, run: Train, model: ModelPlan) -> RunPlan:
 
 def with_states(plan: RunPlan, run: Train, model: ModelPlan) -> RunPlan:
     """The plan of a run whose strategy keeps hidden states behind blocks, or files."""
-    blocks = sum(
-        scope.applications
-        for node in model.graph.walk()
-        if isinstance(node.config, Topology) and node.config.inline is None and node.config.flow == "chain"
-        for scope in node.scopes
-    )
-    states = run.train.strategy.kept_states(blocks) * plan.batch_size * plan.context * model.graph.d_model
-    kept = plan.memory.activations + states * ITEM_BYTES[plan.dtype]
+    states = run.train.strategy.kept_states(block_count(model.graph))
+    values = states * plan.batch_size * plan.context * model.graph.d_model
+    kept = plan.memory.activations + values * ITEM_BYTES[plan.dtype]
     files = run.train.strategy.file_bytes(plan.tokens, model.graph.vocab_size)
     return attrs.evolve(plan, files=files, memory=attrs.evolve(plan.memory, activations=kept))
 
