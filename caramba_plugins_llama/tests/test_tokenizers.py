@@ -12,6 +12,7 @@ from caramba_plugins_llama.gguf_tokenizer import RULES, rebuild
 from caramba_plugins_llama.hf_folder import HuggingFaceFolder
 from caramba_plugins_llama.tokenizer import HuggingFaceTokenizer, read_tokenizer
 from caramba_plugins_standard.datasets import TextFile, TokenArray
+from caramba_plugins_standard.texts import FileTexts
 from caramba_plugins_standard.tokenizing import prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -343,7 +344,7 @@ def test_ids_beyond_the_size_of_the_vocabulary(tmp_path: Path) -> None:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(safetensors_bytes({}))
-    prepare([tmp_path / "text"], tmp_path / "ids.npy", str(tmp_path))
+    prepare([FileTexts(tmp_path / "text")], tmp_path / "ids.npy", str(tmp_path))
     ids = TokenArray(path=str(tmp_path / "ids.npy")).open(tmp_path, None).ids
     assert (ids.dtype, ids.tolist()) == (np.dtype("uint32"), [0, 1, 65535, 65536, 70000])
     text = TextFile(path="text").open(tmp_path, HuggingFaceTokenizer(tokenizer, None))

@@ -82,10 +82,11 @@ def test_settings_carry_the_values_that_hold() -> None:
     assert list(settings(given, "")) == ["vars.", "groups."]
     assert list(settings(given, "groups.")) == ["groups.small.", "groups.wide."]
     train = "groups.wide.runs.once.train."
-    assert list(settings(given, f"{train}l")) == [f"{train}lr=0.001"]
+    assert list(settings(given, f"{train}lr")) == [f"{train}lr=0.001"]
+    assert f"{train}lora.rank=16" in settings(given, f"{train}l")  # of a section that is not there
     assert f"{train}batch_size=8" in settings(given, train)  # a default that could be changed
-    assert f"{train}compile=false" in settings(given, train)
-    assert f"{train}trains=" in settings(given, train)  # what a shell would have to quote
+    assert f"{train}compile=auto" in settings(given, train)
+    assert f"{train}lora.targets=" in settings(given, f"{train}lora.")  # what a shell would have to quote
     assert "groups.small.eval.context=1024" in settings(given, "groups.small.eval")
     assert len(list(settings({"manifest": "smollm2_135m_dba"}, "groups.x2.runs."))) < 30
 

@@ -38,7 +38,7 @@ def test_as_data(capsys: pytest.CaptureFixture[str]) -> None:
         "default": "",
         "unit": "values a token and layer",
         "range": ">= 0",
-        "meaning": "cached values of the semantic keys",
+        "meaning": "cached values of the semantic keys; 0 with latent: joint",
     }
     assert fields["rope.theta"]["range"] == "> 1"
     assert fields["k_layout"]["default"] == "shared"
@@ -57,8 +57,8 @@ def test_sections_of_a_manifest() -> None:
     fields = {field.name: field for field in fields_of(Training)}
     assert fields["lr"].required
     assert fields["lr"].range == "> 0, <= 1"
-    assert fields["trains"].type == "list of text"
-    assert fields["trains"].default == "[*]"
+    assert fields["trains"].type == "list of text | null"
+    assert fields["trains"].default == "null"
     assert "from" in {field.name for field in explain(registry(), "run")[0].fields}
     assert "optimizer.lr" not in fields
 

@@ -201,7 +201,8 @@ def test_written_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_fields_are_described() -> None:
     fields = SCHEMA["$defs"]["attention.caramba-plugins-dba:dba"]["properties"]
-    assert fields["sem_dim"]["description"] == "cached values of the semantic keys (values a token and layer)"
+    meaning = "cached values of the semantic keys; 0 with latent: joint (values a token and layer)"
+    assert fields["sem_dim"]["description"] == meaning
     assert fields["k_layout"]["default"] == "shared"
 
 
