@@ -152,7 +152,7 @@ def _type_words(type_: Any, choices: Sequence[Any] = ()) -> str:
         elif option in _SECTIONS.values():
             words.append(next(name for name, cls in _SECTIONS.items() if cls is option))
         else:
-            words.append(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", option.__name__).lower())
+            words.append(re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", option.__name__).lower())
     return " | ".join(words)
 
 
