@@ -42,7 +42,9 @@ def ordinary_folder(decoder: Decoder, origin: Mapping[str, Any], tensors: Mappin
             problems.setdefault("; ".join(filter(None, said)), []).append(part.node.name)
     if problems:
         shown = (f"{_places(names)}: {problem}" for problem, names in problems.items())
-        raise ExportError("\n    ".join(["the student is no ordinary Llama:", *shown]), hint=_HINT)
+        joint = any(getattr(block.attention.config, "latent", "") == "joint" for block in decoder.blocks)
+        why = "\n    ".join(["the student is no ordinary Llama:", *shown])
+        raise ExportError(why, hint=None if joint else _HINT)  # no setting of a joint latent is servable
     folder = standard_folder(attrs.evolve(decoder, blocks=tuple(blocks)), origin)
 
     def rewrite(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
