@@ -58,9 +58,9 @@ def test_other_sizes_and_passes_without_a_gradient_stay(shape: tuple[int, int, i
                 assert torch.equal(F.linear(*fitting), fitting[0].bfloat16() @ fitting[1].bfloat16().T)
 
 
-def model() -> LanguageModel:
+def model(hidden: int = 48) -> LanguageModel:
     attention = GroupedQueryAttention(n_heads=4, n_kv_heads=2, head_dim=8, rope=Rope())
-    block = (Residual(layers=(RMSNorm(), attention)), Residual(layers=(RMSNorm(), SwiGLU(d_ff=48))))
+    block = (Residual(layers=(RMSNorm(), attention)), Residual(layers=(RMSNorm(), SwiGLU(d_ff=hidden))))
     layers = (Nested(name="blocks", repeat=2, layers=block), RMSNorm())
     embedder = TokenEmbedder(vocab_size=64, d_model=32, init_std=1.0)
     return build(lower(Model(embedder=embedder, topology=Stacked(layers=layers), head=LinearHead())), seed=0)
@@ -86,6 +86,12 @@ def test_layers_of_a_model_compiled_and_with_activations_computed_again() -> Non
     for name, value in gradients(again).items():
         assert torch.equal(value, found[name])
     assert all(off(value, found[name]) < 0.15 for name, value in gradients(compiled).items())
+
+
+def test_matrices_whose_sizes_do_not_fit_are_named() -> None:
+    assert use_float8(model()) == []
+    left = use_float8(model(hidden=40))
+    assert [name.rpartition(".")[0] for name in left] == ["blocks.0.mlp"] * 3 + ["blocks.1.mlp"] * 3
 
 
 def test_without_autocast_it_is_refused() -> None:

@@ -57,8 +57,9 @@ def prepare_texts(
 ) -> None:
     """Encode texts; a note beside each array records the tokenizer, which runs compare with their teacher's.
 
-    Memory does not grow with the texts, and datasets of the hub are streamed. What was killed midway goes on from there
-    when it is called again.
+    Memory does not grow with the texts, and datasets of the hub are streamed.
+
+    What was killed midway goes on when it is called again.
     """
     from caramba_terminal.reporter import Reporter
     from rich.console import Console

@@ -23,14 +23,19 @@ _MULTIPLE: Final = 16
 """Of every size, which the kernels need; other products stay as they are."""
 
 
-def use_float8(model: LanguageModel) -> None:
+def use_float8(model: LanguageModel) -> list[str]:
     """Let a model's layers multiply in 8 bits where a gradient is wanted; embedder and head do not.
 
-    Under autocast alone: weights stay what they are, and the results of products are of autocast's type.
+    Under autocast alone: weights stay what they are, and the results of products are of autocast's type.  The names of
+    matrices whose sizes are no multiples of 16 are returned: their products stay as they are.
     """
-    for module in model.modules():
+    left = list[str]()
+    for name, module in model.named_modules():
         if isinstance(module, ComponentModule) and module not in (model.embedder, model.head):
             module.forward = _in_float8(module.forward)  # type: ignore[method-assign]
+            own = module.named_parameters(name, recurse=False)
+            left += [one for one, matrix in own if matrix.dim() == 2 and any(size % _MULTIPLE for size in matrix.shape)]
+    return left
 
 
 def _in_float8(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

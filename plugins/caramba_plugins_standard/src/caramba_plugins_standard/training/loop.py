@@ -171,8 +171,10 @@ class TrainRunner:
             + (", compiled" if context.run.compiles else "")
             + (f", in {self.team.size} processes" if self.team.size > 1 else ""),
         )
-        if settings.float8:
-            use_float8(context.student)
+        if settings.float8 and (left := use_float8(context.student)):
+            context.reporter.line(
+                f"not in 8 bits, as sizes are no multiples of 16: {len(left)} matrices, {left[0]} first"
+            )
         recompute_activations(context.student, settings.activation_checkpointing)
         if context.run.compiles:
             torch.compiler.reset()  # graphs of an earlier run of this process count against dynamo's limit
