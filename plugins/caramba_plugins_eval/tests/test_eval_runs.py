@@ -95,6 +95,9 @@ def test_several_texts_have_figures_of_their_own_a_mean_and_a_worst(caramba: Car
         assert code == 0, err
         alone[text] = values(json.loads(out)["metrics"])
     code, out, err = caramba("eval", RUN, *metrics, *few, "--data", "train.txt", "--data", "heldout.txt")
+    assert all(
+        f"{metric} of {text}: 100%" in err for metric in ("perplexity", "agreement") for text in ("train", "heldout")
+    )
     assert code == 0, err
     found = json.loads(out)
     assert found["data"] == "train.txt, heldout.txt"

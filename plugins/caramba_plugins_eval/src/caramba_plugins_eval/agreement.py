@@ -42,7 +42,7 @@ def agreement(metric: Agreement, subject: Subject) -> dict[str, Figure]:
     with (
         torch.inference_mode(),
         subject.computing(),
-        subject.reporter.bar(metric.called, windows.size) as bar,
+        subject.bar(metric.called, windows.size) as bar,
     ):
         for first in range(0, len(windows), settings.batch_size):
             tokens = torch.from_numpy(windows[first : first + settings.batch_size]).to(subject.device)

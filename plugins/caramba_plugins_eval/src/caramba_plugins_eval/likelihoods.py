@@ -90,7 +90,7 @@ def rolling_windows(
 
 
 def _measured(subject: Subject, tokens: Tokens, settings: Evaluation, called: str) -> Measurement:
-    with subject.computing(), subject.reporter.bar(called, settings.windows * settings.context) as bar:
+    with subject.computing(), subject.bar(called, settings.windows * settings.context) as bar:
         return measure(subject.model, tokens, settings, progress=bar.advance)
 
 

@@ -46,7 +46,7 @@ def measure_all(
     from caramba_core.nn.build import load_object
 
     require_names(metrics)
-    on = {name: subject.on(tokens) for name, tokens in subject.texts.items()}
+    on = {name: subject.on(name) for name in subject.texts}
     for metric in metrics:
         for one in on.values() if on and "data" in metric.needs else [subject]:
             one.require(metric)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from caramba_terminal.reporter import Reporter
+from caramba_terminal.reporter import Bar, Reporter
 
 from caramba_core.components import evolve
 from caramba_core.datasets import Tokens
@@ -35,6 +35,7 @@ class Subject:
         evaluation: tokens per window, how many windows, windows per pass, and how the model's cache stores.
         longest: tokens of context that the model is made for, where its configuration says so.
         texts: held-out tokens by name, where there are several; metrics that read tokens are measured on each.
+        text: the name of the one that is measured on now.
         computing: no gradients, and the number type of the computation, for as long as it is entered.
     """
 
@@ -50,6 +51,7 @@ class Subject:
     load_teacher: Callable[[], LanguageModel] | None
     open_tokens: Callable[[], Tokens] | None
     texts: Mapping[str, Tokens] = attrs.field(factory=dict)
+    text: str | None = None
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -68,10 +70,19 @@ class Subject:
         assert self.open_tokens is not None, "the metric needs data"
         return self.open_tokens()
 
-    def on(self, tokens: Tokens) -> Subject:
-        """The same models on other tokens."""
+    def on(self, text: str) -> Subject:
+        """The same models on one of several texts."""
         teacher = None if self.load_teacher is None else lambda: self.teacher
-        return attrs.evolve(self, load=lambda: self.model, load_teacher=teacher, open_tokens=lambda: tokens, texts={})
+        opening: dict[str, Any] = {
+            "load": lambda: self.model,
+            "load_teacher": teacher,
+            "open_tokens": lambda: self.texts[text],
+        }
+        return attrs.evolve(self, **opening, texts={}, text=text)
+
+    def bar(self, called: str, total: int) -> AbstractContextManager[Bar]:
+        """Progress of a metric, with the text that it is on."""
+        return self.reporter.bar(called if self.text is None else f"{called} of {self.text}", total)
 
     @property
     def storage(self) -> Storage | None:
