@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +16,8 @@ from caramba_plugins_standard.training.planning import adapted_matrices
 from caramba_plugins_standard.training.recomputing import recompute_activations
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
+from bench.large import Followed
 from caramba_core.graph import trained_nodes
 from caramba_core.lowered import lower_group
 from caramba_core.manifest.load import load_manifest
@@ -57,34 +54,6 @@ groups:
     runs:
       - {id: run, mode: train, steps: 3, train: {TRAIN, lr: 1e-3, batch_size: 4, context: 512, dtype: bfloat16}}
 """
-
-
-class Followed(TorchDispatchMode):
-    """Bytes of the storages that are alive, and the most that there were."""
-
-    def __init__(self, there: list[Tensor]) -> None:
-        super().__init__()
-        self.alive: dict[int, int] = {}
-        self.now = self.peak = 0
-        for tensor in there:
-            self.follow(tensor)
-
-    def follow(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self.alive:
-            self.alive[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.freed, key)
-
-    def freed(self, key: int) -> None:
-        self.now -= self.alive.pop(key)
-
-    def __torch_dispatch__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self.follow, made)
-        return made
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
