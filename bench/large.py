@@ -1,6 +1,7 @@
-"""A Llama-3.1-8B with DBA at half the cache, distilled by adapters on one GPU of 80 GB: memory as planned, and speed.
+"""A Llama-3.1-8B with DBA at half the cache: memory as planned, and speed.
 
     python bench/large.py                                     # under three minutes on an H200
+    python bench/large.py --cases sharded                     # on two GPUs
     python bench/large.py --shape tiny --device cpu --dtype float32 --cases kept,recomputed
     python bench/large.py --without-values                    # on any machine, in half a minute
 
@@ -8,11 +9,12 @@ Runs ``upcycle.global`` with ``lora: {rank: 16}`` through :class:`~caramba_core.
 weights that are drawn on the device, and leaves it behind its last step, where it would write a checkpoint.  Each case
 prints a JSON line: what the plan predicted, what was measured, by how much they differ, and tokens/s.  ``kept`` keeps
 activations, ``recomputed`` has ``activation_checkpointing: full`` and batches that would not fit otherwise,
-``compiled`` is the same with compiled blocks.
+``compiled`` is the same with compiled blocks.  ``sharded`` trains all weights, in float32, without adapters:
+``shard: true`` among two processes, activations computed again.
 
-On CUDA the process may use 80 GB, whatever the GPU has.  ``--without-values`` follows one step of each case tensor by
-tensor, without their values, and compares the most bytes that are alive with the plan: as kernels of a CPU keep them,
-but for attention, which counts as one fused kernel.
+On CUDA the other cases may use 80 GB, whatever the GPU has.  ``--without-values`` follows one step of each case tensor
+by tensor, without their values, and compares the most bytes that are alive with the plan: as kernels of a CPU keep
+them, but for attention, which counts as one fused kernel.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import weakref
@@ -34,9 +38,11 @@ import numpy as np
 import torch
 from caramba_plugins_standard.modes import Train
 from caramba_plugins_standard.training.batch import Batch
+from caramba_plugins_standard.training.loop import TrainRunner
 from caramba_plugins_standard.training.lora import adapt
 from caramba_plugins_standard.training.planning import adapted_matrices
 from caramba_plugins_standard.training.recomputing import recompute_activations
+from caramba_terminal.limit import Paused
 from caramba_terminal.reporter import Reporter
 from rich.console import Console
 from torch import Tensor, nn
@@ -46,6 +52,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import caramba_core.run.student
+from caramba_core.cli import main
 from caramba_core.components import Constant
 from caramba_core.graph import Graph
 from caramba_core.lowered import lower_group
@@ -55,11 +62,11 @@ from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.nn.module import ComponentModule
-from caramba_core.run.context import RunContext
 from caramba_core.run.experiment import Experiment
 from caramba_core.teachers import reader
 
 LIMIT = 80 * 10**9
+RANK = int(os.environ.get("RANK", "0"))
 SHAPES: dict[str, dict[str, Any]] = {
     "8b": {
         "vocabulary": 128256,
@@ -69,7 +76,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden": 14336,
         "dba": {"sem_dim": 192, "geo_dim": 384, "v_dim": 448},
         "context": 2048,
-        "batches": {"kept": 3, "recomputed": 16, "compiled": 16},
+        "batches": {"kept": 3, "recomputed": 16, "compiled": 16, "sharded": 4},
     },
     "tiny": {
         "vocabulary": 512,
@@ -79,7 +86,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden": 224,
         "dba": {"sem_dim": 8, "geo_dim": 16, "v_dim": 16},
         "context": 64,
-        "batches": {"kept": 2, "recomputed": 16, "compiled": 16},
+        "batches": {"kept": 2, "recomputed": 16, "compiled": 16, "sharded": 4},
     },
 }
 ROPE = {
@@ -90,10 +97,6 @@ ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-
-
-class LeftError(Exception):
-    """A run is left where it would write its checkpoint."""
 
 
 def model(shape: dict[str, Any], attention: dict[str, Any]) -> dict[str, Any]:
@@ -245,9 +248,8 @@ def prepared(case: str, arguments: argparse.Namespace, folder: Path) -> tuple[Ex
     """The experiment of a case, and its batch size."""
     shape, cuda = SHAPES[arguments.shape], arguments.device == "cuda"
     batch, context = arguments.batch or shape["batches"][case], shape["context"]
-    train = {
+    train: dict[str, Any] = {
         "strategy": "upcycle.global",
-        "lora": {"rank": 16},
         "device": arguments.device,
         "dtype": "bfloat16" if cuda or arguments.without_values else "float32",
         "batch_size": batch,
@@ -257,9 +259,14 @@ def prepared(case: str, arguments: argparse.Namespace, folder: Path) -> tuple[Ex
         "activation_checkpointing": "none" if case == "kept" else "full",
         "compile": case == "compiled",
     }
+    if case == "sharded":
+        train["parallel"] = {"data": arguments.processes, "shard": True}
+    else:
+        train["lora"] = {"rank": 16}
     generator = np.random.default_rng(0)
     count = (arguments.steps + 1) * batch * context + 1
-    np.save(folder / "train.npy", generator.integers(shape["vocabulary"], size=count, dtype=np.uint32))
+    if arguments.within is None:
+        np.save(folder / "train.npy", generator.integers(shape["vocabulary"], size=count, dtype=np.uint32))
     group = {
         "name": "group",
         "teacher": {"source": "random", "dtype": arguments.dtype},
@@ -268,7 +275,8 @@ def prepared(case: str, arguments: argparse.Namespace, folder: Path) -> tuple[Ex
     }
     document = {"version": 1, "name": "large", "model": model(shape, {"type": "dba", **shape["dba"], "o_bias": True})}
     file = folder / "manifest.json"
-    file.write_text(json.dumps({**document, "groups": [group]}))
+    if arguments.within is None:
+        file.write_text(json.dumps({**document, "groups": [group]}))
     loaded = load_manifest(str(file))
     return Experiment(loaded, output=folder / case, reporter=Reporter(Console(file=sys.stderr))), batch
 
@@ -280,8 +288,12 @@ def run(case: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any
     plan = experiment.plans["group"].runs[0]
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    with suppress(LeftError):
-        experiment.complete()
+    if arguments.within:  # the first process calls the others from the command
+        with suppress(SystemExit):
+            main(["run", str(folder / "manifest.json"), "--output", str(folder / case)])
+    else:
+        with suppress(Paused):
+            experiment.complete()
     lines = (folder / case / "large" / "group" / case / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     seconds = median([after["seconds"] - before["seconds"] for before, after in pairwise(records)][2:])
@@ -309,7 +321,16 @@ def run(case: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any
     return found
 
 
-def main() -> None:
+def run_sharded(arguments: argparse.Namespace) -> None:
+    """The case ``sharded``: this file again, in several processes with one folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepared("sharded", arguments, Path(folder))
+        several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.processes)]
+        command = [sys.executable, "-m", *several, *sys.argv, "--cases", "sharded", "--within", folder]
+        subprocess.run(command, check=True)
+
+
+def measure() -> None:
     """Run the cases."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="8b")
@@ -318,6 +339,8 @@ def main() -> None:
     parser.add_argument("--cases", default="kept,recomputed,compiled")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch", type=int, help="instead of each case's own")
+    parser.add_argument("--processes", type=int, default=2, help="of the case sharded")
+    parser.add_argument("--within", type=Path, help=argparse.SUPPRESS)  # the folder of a process of the case sharded
     parser.add_argument("--without-values", action="store_true", help="follow one step, and compute nothing")
     arguments = parser.parse_args()
     if arguments.without_values:
@@ -327,22 +350,29 @@ def main() -> None:
     readers.open = readers.cached = lambda *_, **__: RandomTeacher(graph)  # type: ignore[method-assign]
     caramba_core.run.student.initialize = draw
 
-    def leave(self: RunContext, *_: object, **__: object) -> None:
-        raise LeftError
+    def leave(self: TrainRunner) -> None:
+        raise Paused("left where it would write its checkpoint")
 
-    RunContext.save = leave  # type: ignore[assignment,method-assign]
+    TrainRunner._save = leave  # type: ignore[method-assign]
     if arguments.device == "cuda":
-        torch.cuda.set_per_process_memory_fraction(LIMIT / torch.cuda.get_device_properties(0).total_memory)
-        print(json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "limit_gb": 80}))
+        limit = None if arguments.within else LIMIT / 10**9
+        if limit:
+            torch.cuda.set_per_process_memory_fraction(LIMIT / torch.cuda.get_device_properties(0).total_memory)
+        if RANK == 0:
+            print(json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "limit_gb": limit}))
     for case in arguments.cases.split(","):
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder)
+        if case == "sharded" and arguments.within is None:
+            run_sharded(arguments)
+            continue
+        with tempfile.TemporaryDirectory() as own:
+            place = arguments.within or Path(own)
             found = follow(case, arguments, place, graph) if arguments.without_values else run(case, arguments, place)
-            print(json.dumps(found), flush=True)
+            if RANK == 0:
+                print(json.dumps(found), flush=True)
         gc.collect()
         if arguments.device == "cuda":
             torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
-    main()
+    measure()
