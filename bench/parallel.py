@@ -136,6 +136,8 @@ def speed(bench: Bench, strategy: str) -> None:
     """Tokens/s of one process, and of several in each kind."""
     options, alone = bench.options, 0.0
     for kind, shard in {"one": False, **KINDS}.items():
+        if kind not in options.kinds.split(","):
+            continue
         processes = 1 if kind == "one" else options.processes
         batch = bench.batch * processes
         name = f"speed_{strategy.replace('.', '_')}_{kind}"
@@ -258,6 +260,8 @@ def measure() -> None:
     """All parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="speed,losses,resume,kill")
+    parser.add_argument("--strategies", default="pretrain,upcycle.global", help="whose speed is taken")
+    parser.add_argument("--kinds", default="one,ddp,fsdp", help="whose speed is taken; shares are of the first one's")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--shape", default="1b", choices=SHAPES)
@@ -274,8 +278,8 @@ def measure() -> None:
         bench = Bench(options, Path(folder))
         parts = options.parts.split(",")
         if "speed" in parts:
-            bench.attempt("speed", lambda: speed(bench, "pretrain"))
-            bench.attempt("speed", lambda: speed(bench, "upcycle.global"))
+            for strategy in options.strategies.split(","):
+                bench.attempt("speed", lambda strategy=strategy: speed(bench, strategy))  # type: ignore[misc]
         for part, work in (("losses", losses), ("resume", resume), ("kill", kill)):
             if part in parts:
                 bench.attempt(part, lambda work=work: work(bench))  # type: ignore[misc]
