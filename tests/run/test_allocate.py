@@ -35,7 +35,8 @@ def test_a_budget_is_divided_and_the_result_can_be_run(
 ) -> None:
     if latent == "joint":
         text = manifest.read_text().replace('sem_dim: "${sem}"', "sem_dim: 0, latent: joint, geo_layout: shared")
-        manifest.write_text(text)
+        mixture = "{type: mixture, parts: [{weight: 2, data: train.npy}, {weight: 1, data: heldout.npy}]}"
+        manifest.write_text(text.replace("{train: train.npy,", f"{{train: {mixture},"))
     assert caramba("run", manifest, "--run", "allocate", "--output", manifest.parent / "runs") == 0, capsys.readouterr()
     folder = manifest.parent / "runs" / "small" / "half" / "allocate"
     found = json.loads((folder / "allocation.json").read_text())

@@ -129,6 +129,8 @@ def _find_from_anywhere(group: dict[str, Any], folder: Path) -> None:
     def absolute(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: absolute(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [absolute(item) for item in value]
         return str(folder.resolve() / value) if isinstance(value, str) and (folder / value).exists() else value
 
     group.update({key: absolute(group[key]) for key in ("teacher", "data") if key in group})
