@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -11,7 +9,6 @@ import torch
 from caramba_plugins_standard.muon_optimizer import orthogonalized
 from caramba_plugins_standard.optimizers import SGD, AdamW, Muon
 from caramba_plugins_standard.schedules import Constant, Cosine, Linear
-from caramba_plugins_standard.training.loop import TrainRunner
 from torch import nn
 
 from caramba_core.errors import InvalidValue
@@ -182,21 +179,3 @@ def test_muon_leaves_embedder_and_head_to_adamw(tables: Literal["adamw", "muon"]
     other.step()
     for weight, same in zip(weights, again, strict=True):
         assert torch.allclose(weight, same, atol=1e-7) == (tables == "adamw" or weight.ndim != 2)
-
-
-def test_the_loop_tells_embedder_and_head_apart(tmp_path: Path) -> None:
-    named = {
-        "model.embedder.weight": torch.nn.Parameter(torch.zeros(3, 2)),
-        "model.blocks.0.attention.q_proj": torch.nn.Parameter(torch.zeros(2, 2)),
-        "model.embedder_2.weight": torch.nn.Parameter(torch.zeros(2, 2)),
-        "model.head.weight": torch.nn.Parameter(torch.zeros(3, 2)),
-    }
-    runner = object.__new__(TrainRunner)
-    node = SimpleNamespace
-    runner.context = SimpleNamespace(  # type: ignore[assignment]
-        graph=SimpleNamespace(embedder=node(name="model.embedder"), head=node(name="model.head")),
-        trainable=lambda: list(named.items()),
-    )
-    hidden, tables = runner._groups()
-    assert hidden == {"params": [named["model.blocks.0.attention.q_proj"], named["model.embedder_2.weight"]]}
-    assert tables == {"params": [named["model.embedder.weight"], named["model.head.weight"]], "tables": True}

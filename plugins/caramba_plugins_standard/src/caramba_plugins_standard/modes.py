@@ -22,6 +22,7 @@ from caramba_plugins_standard.training.planning import (
     with_recomputing,
     with_states,
 )
+from caramba_plugins_standard.training.rates import node_factors
 
 if TYPE_CHECKING:
     from caramba_core.datasets import Tokens
@@ -60,7 +61,10 @@ class Train(Run):
         *("train.keep", "train.trackers", "train.profile", "train.activation_checkpointing", "train.parallel"),
     }
     may_change: ClassVar[frozenset[str]] = frozenset(
-        {"steps", *(f"train.{key}" for key in ("lr", "clip", "schedule", "dtype", "on_nonfinite", "skip_spikes"))}
+        {
+            *("steps", "train.lr", "train.lr_factors", "train.clip", "train.schedule", "train.dtype"),
+            *("train.on_nonfinite", "train.skip_spikes"),
+        }
     )
     trains_key: ClassVar[tuple[str, ...]] = ("train", "trains")
 
@@ -134,6 +138,8 @@ class Train(Run):
         trained = trained_nodes(graph, self.trains)
         self.train.strategy.check(graph, sites, trained)
         lora, again = self.train.lora, self.train.activation_checkpointing
+        adapted = {} if lora is None else adapted_matrices(graph, lora, trained)
+        node_factors(graph, self.train.lr_factors, trained | {name.rpartition(".")[0] for name in adapted})
         for place, pattern in enumerate(() if lora is None else lora.targets):
             if lora is not None and not adapted_matrices(graph, evolve(lora, targets=(pattern,)), trained):
                 raise InvalidValue(

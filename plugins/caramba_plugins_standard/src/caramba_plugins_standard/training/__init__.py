@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import attrs
@@ -13,7 +14,7 @@ from caramba_plugins_standard.parallel import Parallel
 from caramba_plugins_standard.trackers import Tracker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from contextlib import AbstractContextManager
 
     import torch
@@ -264,6 +265,9 @@ class Training:
     accumulate: int = option(default=1, help="passes that make one step", minimum=1)
     context: int = option(default=1024, help="tokens per sequence", unit="tokens", minimum=2)
     lr: float = option(help="highest learning rate", above=0.0, maximum=1.0)
+    lr_factors: Mapping[str, float] = option(
+        factory=dict, help="what the rate is multiplied by for some nodes: patterns to factors, such as {mlp: 0.3}"
+    )
     optimizer: Optimizer | None = option(default=None, help="the default one of the installed plugins if not given")
     schedule: Schedule | None = option(default=None, help="the default one of the installed plugins if not given")
     clip: float | None = option(default=1.0, help="largest norm of the gradient; null for no clipping", above=0.0)
@@ -313,6 +317,14 @@ class Training:
         if self.trains is not None and not (self.trains and all(self.trains)):
             what = "there is no pattern" if not self.trains else "an empty pattern matches nothing"
             raise InvalidValue("trains", what, expected="names of nodes, or patterns such as blocks.*.attention")
+        for pattern, factor in self.lr_factors.items():
+            if not 0.0 < self.lr * factor <= 1.0:
+                raise InvalidValue(
+                    "lr_factors",
+                    f"{factor:g} times lr is {self.lr * factor:g}",
+                    expected="a rate above 0 and up to 1; what is not to train is left out of trains",
+                    within=(pattern,),
+                )
         if self.activation_checkpointing != "none":
             self._check_checkpointing()
         if self.lora is not None and not self.strategy.whole_model:

@@ -36,6 +36,7 @@ from caramba_plugins_standard.training.lora import Adapters
 from caramba_plugins_standard.training.memory import is_out_of_memory, out_of_memory
 from caramba_plugins_standard.training.planning import what_trains
 from caramba_plugins_standard.training.profiling import Profiler
+from caramba_plugins_standard.training.rates import node_factors, parameter_groups
 from caramba_plugins_standard.training.recomputing import recompute_activations
 from caramba_plugins_standard.training.retention import Retention
 from caramba_plugins_standard.training.skipping import Skipping
@@ -148,7 +149,8 @@ class TrainRunner:
         self.total = sum(parameter.numel() for parameter in context.student.parameters())
         self.total -= 0 if self.adapters is None else self.adapters.count
         assert settings.optimizer is not None
-        groups = self._groups()
+        factors = node_factors(context.graph, settings.lr_factors, frozenset(context.graph.nodes()))
+        groups = parameter_groups(context.graph, context.trainable(), factors)
         self.division.begin(self.parameters, [p for group in groups if "tables" in group for p in group["params"]])
         self.optimizer = settings.optimizer.create(groups, settings.lr)
         context.hooks.model_built(context=context, model=context.student)
@@ -185,15 +187,6 @@ class TrainRunner:
     def _models(self) -> list[nn.Module]:
         """The models that a step runs."""
         return [self.context.student, *([self.context.teacher] if self.settings.strategy.needs_teacher else [])]
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """What trains, with embedder and head apart: they hold a row a token, and some optimizers treat them so."""
-        graph = self.context.graph
-        tables = {f"{node.name}." for node in (graph.embedder, graph.head)}
-        groups: dict[bool, dict[str, Any]] = {False: {"params": []}, True: {"params": [], "tables": True}}
-        for name, parameter in self.context.trainable():
-            groups[name.startswith(tuple(tables))]["params"].append(parameter)
-        return [group for group in groups.values() if group["params"]]
 
     def _train(self) -> None:
         """Train until the last step, or until something asks to stop; either way a checkpoint of the end exists."""
@@ -259,7 +252,7 @@ class TrainRunner:
         assert settings.schedule is not None
         lr = settings.lr * settings.schedule.factor(self.step, self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
         tokens = self._words()
         if device.type == "cuda":
             tokens = tokens.pin_memory()
