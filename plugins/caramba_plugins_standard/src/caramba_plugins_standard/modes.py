@@ -227,7 +227,7 @@ class Train(Run):
             batches=train.accumulate,
             uses_teacher=train.strategy.needs_teacher,
             whole_model=train.strategy.whole_model,
-            state_values=train.optimizer.state_values(),
+            state_values=train.optimizer.state_values() + (train.ema is not None),
             state_scalars=train.optimizer.state_scalars(),
             logit_values=train.strategy.logit_values(
                 train.batch_size // train.parallel.data * train.context, vocab_size

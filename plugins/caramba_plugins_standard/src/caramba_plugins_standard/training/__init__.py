@@ -271,6 +271,13 @@ class Training:
     optimizer: Optimizer | None = option(default=None, help="the default one of the installed plugins if not given")
     schedule: Schedule | None = option(default=None, help="the default one of the installed plugins if not given")
     clip: float | None = option(default=1.0, help="largest norm of the gradient; null for no clipping", above=0.0)
+    ema: float | None = option(
+        default=None,
+        help="decay of a running mean of the weights over steps, which is the result in their place: 0.99 is a mean of "
+        "about the last 100 steps",
+        above=0.0,
+        below=1.0,
+    )
     parallel: Parallel = option(factory=Parallel, help="several processes, one a device, that train together")
     compile: bool | Literal["auto"] = option(
         default="auto", help="compile each repeated block with torch.compile; auto does on CUDA"
@@ -348,9 +355,9 @@ class Training:
                 expected="shard: false, or another optimizer",
                 within=("shard",),
             )
-        if self.parallel.shards > 1 and self.lora is not None:
-            why = "adapters are small, and are not divided"
-            raise InvalidValue("parallel", why, expected="shard: false beside lora", within=("shard",))
+        for name, why in (("lora", "adapters are small, and are not divided"), ("ema", "a mean is not divided")):
+            if self.parallel.shards > 1 and getattr(self, name) is not None:
+                raise InvalidValue("parallel", why, expected=f"shard: false beside {name}", within=("shard",))
         if self.dtype == "float16":
             raise InvalidValue(
                 "dtype",

@@ -6,7 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import attrs
@@ -25,6 +25,7 @@ from caramba_plugins_standard.modes import Train
 from caramba_plugins_standard.parallel.division import divided
 from caramba_plugins_standard.parallel.team import Team, together
 from caramba_plugins_standard.training import StepResult, StrategyRunner
+from caramba_plugins_standard.training.averaging import WeightAverage
 from caramba_plugins_standard.training.batch import batches_of
 from caramba_plugins_standard.training.compiling import compile_blocks, uncompile
 from caramba_plugins_standard.training.cuda_graph import CapturedStep, launches_dominate
@@ -115,7 +116,9 @@ class TrainRunner:
                 gc.unfreeze()
         if (self.step < self.steps and context.stop_reason is None) or self._owes_evaluation():
             return Results(done=False)
-        if self.adapters is not None:  # so that what is measured is what was saved
+        if self.average is not None:  # so that what is measured is what was saved
+            self.average.exchange()
+        if self.adapters is not None:
             self.adapters.merge()
         entries: dict[str, Any] = {
             "tokens": self.step * self.tokens_a_step,
@@ -160,6 +163,9 @@ class TrainRunner:
         self.step = context.step
         self.seconds = float(state.get("seconds", 0.0))
         self.skipping = Skipping(settings, state)
+        self.average = None
+        if settings.ema is not None:
+            self.average = WeightAverage(context.trainable(), settings.ema, state, context.resume_from)
         self.watch = Watch(context, self.tokens_a_step)
         self.profiler = Profiler(settings.profile if self.team.is_first else None, context)
         compares = settings.keep.best is not None
@@ -241,9 +247,11 @@ class TrainRunner:
         self.seconds = time.perf_counter() - self._began
         tokens = self.step * self.tokens_a_step
         state = {"samples": tokens // self.settings.context, "tokens": tokens, "seconds": self.seconds}
-        state |= self.skipping.state()
-        tensors = {} if self.adapters is None else {"lora": self.adapters.tensors()}
-        self.division.save(self.step, optimizer=self.optimizer, state=state, tensors=tensors)
+        state |= self.skipping.state() | ({} if self.average is None else self.average.state())
+        with self._averaged():
+            tensors = {} if self.adapters is None else {"lora": self.adapters.tensors()}
+            tensors |= {} if self.average is None else self.average.tensors()
+            self.division.save(self.step, optimizer=self.optimizer, state=state, tensors=tensors)
         self._saved = self.context.reporter.clock()
 
     def _one_step(self, bar: Bar) -> None:
@@ -277,6 +285,8 @@ class TrainRunner:
             if device.type != "cuda" or self.skipping.judges:  # refuse the step before it spoils the weights
                 self._check(numbers.read(), numbers.step)
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update()
         self.step += 1
         self._settle(bar)
         if device.type == "cuda" and not gc.get_freeze_count():
@@ -336,7 +346,7 @@ class TrainRunner:
         """Measure the student on the held-out tokens in the middle of training."""
         self._settle(None)
         try:
-            with self.division.whole():
+            with self._averaged(), self.division.whole():
                 if not self.team.is_first:
                     return
                 results = {"perplexity": measure_step(self.context, self.step).perplexity}
@@ -347,6 +357,10 @@ class TrainRunner:
         self.context.directory.append_metrics({"step": self.step, **results, "measured": measured_on})
         self.retention.measured(self.step, results["perplexity"])
         self.context.hooks.evaluated(context=self.context, step=self.step, results=results)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The student has the weights of the run's result meanwhile: their mean, where ``ema`` asks for it."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def _owes_evaluation(self) -> bool:
         """Whether the run stopped while the step that it goes on from was measured."""
