@@ -1,6 +1,6 @@
 """Killed at any moment, a run that is resumed ends in the same weights, the same metrics, and nothing left behind.
 
-``CARAMBA_KILLS=200`` tries as many moments of each kind of run instead of a few.
+``CARAMBA_KILLS=200`` tries as many system calls of each kind of run instead of a few.
 """
 
 from __future__ import annotations
@@ -20,32 +20,11 @@ from .workspace import make_workspace
 
 POINTS = int(os.environ.get("CARAMBA_KILLS", "9"))
 EVALUATED = "      - {id: convert, mode: convert, seed: 3, start: {tokens: 512, max_context: 32}}\n"
-SAFE = "evaluate_every: 3, checkpoint_every: 2, accumulate: 2, keep: {last: 1, every: 8, best: perplexity}, "
-SAFE += "on_nonfinite: skip 2, skip_spikes: 1.05"
 
 
 def pretrain(folder: Path) -> Path:
     np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, 60, 5000).astype(np.uint16))
     (folder / "m.yml").write_text(MANIFEST)
-    return folder / "m.yml"
-
-
-def mixture(folder: Path) -> Path:
-    """Two parts with documents, one of two files, several epochs of both; checkpoints that stay, steps left out."""
-    for name, size in (("a", 150), ("b", 90), ("c", 90)):
-        np.save(folder / f"{name}.npy", np.random.default_rng(ord(name)).integers(0, 60, size).astype(np.uint16))
-        (folder / f"{name}.npy.json").write_text('{"end_of_text": 0}')
-    parts = (
-        "[{weight: 2, data: {type: tokens, path: a.npy, documents: true}},"
-        " {weight: 1, data: {type: tokens, path: '[bc].npy', documents: true}}]"
-    )
-    mixed = f"{{train: {{type: mixture, parts: {parts}}}, heldout: a.npy}}"
-    assert "{train: tokens.npy, heldout: tokens.npy}" in MANIFEST
-    (folder / "m.yml").write_text(
-        MANIFEST.replace("{train: tokens.npy, heldout: tokens.npy}", mixed)
-        .replace("steps: 6", "steps: 20")
-        .replace("evaluate_every: 3", SAFE)
-    )
     return folder / "m.yml"
 
 
@@ -59,7 +38,7 @@ def evaluated(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [pretrain, mixture, make_workspace, evaluated])
+@pytest.mark.parametrize("make", [pretrain, make_workspace, evaluated])
 def test_kills(tmp_path: Path, make: object) -> None:
     manifest = make(tmp_path)  # type: ignore[operator]
     points = start(
@@ -74,3 +53,15 @@ def test_kills(tmp_path: Path, make: object) -> None:
     found = json.loads(done.out)
     assert found["events"] > 20
     assert found["wrong"] == {}, done.err
+
+
+@pytest.mark.slow
+def test_random_moments() -> None:
+    """Of a run over a mixture with documents, by one process and by two, which hold copies of the model or parts."""
+    options = ("--moments", "10", "--pairs", "3", "--steps", "8")
+    bench = start("bench.kills", *options, cwd=ROOT, environment={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = bench.ended()
+    assert done.code == 0, done.said
+    *_, found = map(json.loads, done.out.splitlines())
+    assert (found["kills"], found["wrong"]) == (10, 0)
+    assert found["by_kind"]["copies"]["killed"] + found["by_kind"]["parts"]["killed"] == 3

@@ -53,14 +53,18 @@ def write(folder: Path, *kinds: str, runs: str = " ".join(RUNS), steps: int = 3,
     (folder / "small.yml").write_text(text)
 
 
-def caramba(folder: Path, *arguments: str, processes: int = 2) -> list[Started]:
-    """The command in so many processes, as torchrun would start them."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+    return port
+
+
+def caramba(folder: Path, *arguments: str, processes: int = 2, port: int | None = None) -> list[Started]:
+    """The command in so many processes, as torchrun would start them."""
     shared = {**os.environ, "OMP_NUM_THREADS": "1"}
     if processes > 1:
-        shared |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        shared |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
     ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
     return [start("caramba", "run", "small.yml", *arguments, cwd=folder, environment=each) for each in ranks]
 
@@ -165,6 +169,20 @@ def test_all_processes_end_with_one(tmp_path: Path, number: signal.Signals, rank
         state = json.loads((folder / "state.json").read_text())
         assert state["status"] == "interrupted"
         assert state["step"] == len([line for line in metrics(tmp_path, "parts", "pretrain") if "loss" in line]) < steps
+
+
+def test_a_process_that_waits_for_another_hears_signals(tmp_path: Path) -> None:
+    """One that died before it came, for example."""
+    write(tmp_path, "copies", runs="pretrain")
+    port = free_port()
+    first, other = caramba(tmp_path, port=port)
+    other.send_signal(signal.SIGKILL)
+    while first.process.is_alive():  # until it has opened the store
+        with socket.socket() as asks:
+            if asks.connect_ex(("127.0.0.1", port)) == 0:
+                break
+    first.send_signal(signal.SIGTERM)
+    assert [one.code for one in ended([first, other])] == [143, -9]
 
 
 @pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "two"), ("WORLD_SIZE", "0"), ("RANK", "-1")])

@@ -35,6 +35,9 @@ __all__ = ["Meeting", "Team", "end_silently", "meeting", "together"]
 _PATIENCE: Final = timedelta(hours=2)
 """For an exchange between processes: one waits for the others' evaluations and writes.  A death is seen at once."""
 
+_ATTEMPT: Final = timedelta(seconds=5)
+"""In which a process that asks for the store hears no signal."""
+
 _POLL: Final = 0.1
 _REASON: Final = 3.0
 """Seconds in which a failure of all processes, or of another one, is told apart from one's own."""
@@ -94,7 +97,7 @@ class Meeting:
                 hint="start them with torchrun --nproc-per-node N -m -- caramba run MANIFEST",
             )
         self.size, self.rank = process_count(), process_rank()
-        store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=_PATIENCE))
+        store = _open_store(self.rank)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun --max-restarts keeps the store
         self._store = dist.PrefixStore(f"caramba/{attempt}", store)  # type: ignore[attr-defined]
         self._given = 0
@@ -129,6 +132,7 @@ class Meeting:
     def team(self) -> Iterator[Team]:
         """Work of all processes; a failure of one is told by that one, and ends the others without a word."""
         if not dist.is_initialized():
+            self._wait_for_peers()
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
                 store=self._store,
@@ -203,13 +207,16 @@ class Meeting:
                 self._lose_store()
 
     def _find_peers(self) -> None:
+        self._wait_for_peers()
         here = socket.gethostname()
         for rank in range(self.size):
-            while not self._has(f"process/{rank}"):
-                time.sleep(_POLL)
             host, number = json.loads(self._store.get(f"process/{rank}"))
             if host == here and rank != self.rank:
                 self._peers[rank] = number
+
+    def _wait_for_peers(self) -> None:
+        while not all(self._has(f"process/{rank}") for rank in range(self.size)):
+            time.sleep(_POLL)
 
     def _lose_store(self) -> None:
         if self.rank == 1:
@@ -239,6 +246,23 @@ class Meeting:
                 time.sleep(_POLL)
         except RuntimeError:
             pass
+
+
+def _open_store(rank: int) -> dist.Store:  # type: ignore[name-defined]
+    """The store of this process and its peers, whoever of them is there yet.
+
+    Torch waits for them without hearing signals, for hours: so it is told of one process, and asked anew every while.
+    """
+    until = time.monotonic() + _PATIENCE.total_seconds()
+    while True:
+        try:
+            store, _, _ = next(rendezvous("env://", rank, 1, timeout=_ATTEMPT))
+        except dist.DistError:
+            if rank == 0 or time.monotonic() > until:
+                raise
+        else:
+            store.set_timeout(_PATIENCE)
+            return store
 
 
 def _is_of_exchange(error: Exception) -> bool:
