@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from caramba_plugins_standard.training.batch import Batch
+from caramba_plugins_standard.marks import GIVEN, IDS
+from caramba_plugins_standard.training.batch import Batch, batches_of
 from caramba_plugins_standard.training.compiling import compile_blocks
 from caramba_plugins_standard.training.recomputing import recompute_activations
 from caramba_plugins_testing.strategies import check_strategy
-from caramba_plugins_upcycle.strategies import Global, HiddenStates
+from caramba_plugins_upcycle.strategies import Global, HiddenStates, KeptLogits
 from caramba_plugins_upcycle.strategy_runners import GlobalRunner, divergence, divergence_with_gradient
 from torch import Tensor
 
@@ -69,9 +70,16 @@ def states_of(model: LanguageModel, tokens: Tensor) -> list[Tensor]:
     return found
 
 
-def step(config: Global, student: LanguageModel, teacher: LanguageModel, batch: Batch) -> Any:
+def step(
+    config: Global, student: LanguageModel, teacher: LanguageModel, batch: Batch, folder: Path | None = None
+) -> Any:
     context: Any = SimpleNamespace(
-        student=student, teacher=teacher, autocast=nullcontext, run=SimpleNamespace(compiles=False)
+        student=student,
+        teacher=teacher,
+        autocast=nullcontext,
+        run=SimpleNamespace(compiles=False, computation=("cpu", "float32")),
+        shared=SimpleNamespace(inputs=lambda run: {}),
+        directory=SimpleNamespace(path=folder),
     )
     runner = GlobalRunner(config, context)
     runner.prepare()
@@ -126,13 +134,67 @@ def test_blocks_that_are_not_there() -> None:
         HiddenStates(blocks=(1, 1))
 
 
+def both_ways(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """KL(teacher || student) and KL(student || teacher) of each row, times ``temperature**2``."""
+    q, p = ((logits / temperature).softmax(-1) for logits in (student, teacher))
+    forward, back = (p * (p / q).log()).sum(-1), (q * (q / p).log()).sum(-1)
+    return forward * temperature**2, back * temperature**2
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_gradient_of_the_divergence_is_autograd_s(temperature: float, masked: bool) -> None:
+@pytest.mark.parametrize("reverse", [0.0, 0.3, 1.0])
+def test_the_gradient_of_the_divergence_is_autograd_s(reverse: float, masked: bool, temperature: float) -> None:
     student, teacher = torch.randn(5, 11, requires_grad=True), torch.randn(5, 11)
     learned = torch.tensor([True, False, True, True, False]) if masked else None
-    rows = divergence(student, teacher, temperature)
-    wanted = rows.sum() if learned is None else (rows * learned).sum()
-    found, gradient = divergence_with_gradient(student.detach(), teacher, temperature, learned)
-    torch.testing.assert_close(found, wanted.detach())
+    sums = [
+        rows.sum() if learned is None else (rows * learned).sum() for rows in both_ways(student, teacher, temperature)
+    ]
+    wanted = (1 - reverse) * sums[0] + reverse * sums[1]
+    found, gradient = divergence_with_gradient(student.detach(), teacher, temperature, learned, reverse)
+    torch.testing.assert_close(found, torch.stack(sums).detach() if reverse else sums[0].detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(wanted, student)[0])
+    if not reverse:
+        torch.testing.assert_close(
+            divergence(student, teacher, temperature).detach(), both_ways(student, teacher, temperature)[0].detach()
+        )
+
+
+def test_reverse_divergence_where_the_teacher_is_certain() -> None:
+    student, teacher = torch.randn(3, 11), torch.randn(3, 11)
+    teacher[:, 4] += 200.0  # other probabilities are no float32 any more, their logarithms are
+    sums, gradient = divergence_with_gradient(student, teacher, 1.0, None, 0.5)
+    assert bool(sums.isfinite().all()) and bool(gradient.isfinite().all()) and float(sums[1]) > 100.0
+
+
+@pytest.mark.parametrize("top", [None, 29])
+@pytest.mark.parametrize("reverse", [0.4, 1.0])
+def test_a_step_of_both_divergences_learns_from_answers_alone(reverse: float, top: int | None, tmp_path: Path) -> None:
+    student, teacher, reference = model_of(1), model_of(2).requires_grad_(False), model_of(1)
+    words = torch.randint(1, 30, (1, 2, 8), generator=torch.Generator().manual_seed(3))
+    words[0, :, 3] |= GIVEN
+    words[0, 1, 4:] |= GIVEN
+    (batch,) = batches_of(words, marked=True)
+    config = Global(
+        reverse=reverse,
+        temperature=1.5,
+        cross_entropy=0.5,
+        logit_rows=5,
+        keep_logits=None if top is None else KeptLogits(top=top),
+    )
+    found = step(config, student, teacher, batch, tmp_path)
+
+    tokens, answers = words[0] & IDS, (words[0, :, 1:] & GIVEN) == 0
+    assert 0 < int(answers.sum()) < answers.numel()
+    ours, theirs = (model(tokens[:, :-1])[answers] for model in (reference, teacher))
+    forward, back = (rows.mean() for rows in both_ways(ours, theirs, 1.5))
+    cross_entropy = torch.nn.functional.cross_entropy(ours, tokens[:, 1:][answers])
+    wanted = (1 - reverse) * forward + reverse * back + 0.5 * cross_entropy
+    wanted.backward()
+    close: dict[str, float] = {} if top is None else {"rtol": 5e-3, "atol": 1e-3}  # which are kept in float16
+    metrics = {"kl": forward, "reverse_kl": back, "cross_entropy": cross_entropy}
+    torch.testing.assert_close(found.loss, wanted.detach(), **close)
+    for name, value in metrics.items():
+        torch.testing.assert_close(found.metrics[name], value.detach(), **close)
+    for one, other in zip(student.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, **close)

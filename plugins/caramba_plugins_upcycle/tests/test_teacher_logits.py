@@ -30,23 +30,26 @@ def classes(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
     return torch.cat([chosen, 1 - chosen.sum(-1, keepdim=True)], dim=-1)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("top", [1, 4, 19])
-def test_loss_and_gradient(top: int, temperature: float) -> None:
+def test_loss_and_gradient(top: int, temperature: float, reverse: bool) -> None:
     generator = torch.Generator().manual_seed(top)
     teacher = 2 * torch.randn(7, 20, generator=generator, dtype=torch.float64)
     student = torch.randn(7, 20, generator=generator, dtype=torch.float64, requires_grad=True)
     reference = student.detach().clone().requires_grad_()
-    found = kept_divergence(student, largest(teacher, top, temperature), temperature)
+    found = kept_divergence(student, largest(teacher, top, temperature), temperature, reverse=reverse)
     found.sum().backward()
 
     ids = teacher.topk(top).indices
     p, q = classes(teacher, ids, temperature), classes(reference, ids, temperature)
+    p, q = (q, p) if reverse else (p, q)
     wanted = (p * (p.log() - q.log())).sum(-1) * temperature**2
     wanted.sum().backward()
     torch.testing.assert_close(found, wanted, rtol=3e-3, atol=3e-3)  # log-probabilities are kept in float16
     torch.testing.assert_close(student.grad, reference.grad, rtol=3e-3, atol=3e-3)
-    whole = divergence(reference.detach(), teacher, temperature)
+    one, other = (teacher, reference.detach()) if reverse else (reference.detach(), teacher)
+    whole = divergence(one, other, temperature)
     assert bool((found <= whole + 3e-3).all())
     if top == 19:  # the rest is one token: nothing is put together
         torch.testing.assert_close(found, whole, rtol=3e-3, atol=3e-3)

@@ -76,13 +76,19 @@ class KeptLogits:
 
 @component
 class Global(Strategy):
-    """KL divergence from the teacher over the full vocabulary; cross entropy and hidden states beside it, if wanted."""
+    """KL divergence from the teacher over the full vocabulary; reverse KL, cross entropy, hidden states beside it."""
 
     builds: ClassVar[str] = "caramba_plugins_upcycle.strategy_runners:GlobalRunner"
     takes_documents: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = True
 
     temperature: float = option(default=1.0, help="divides both logits before the softmax", above=0.0)
+    reverse: float = option(
+        default=0.0,
+        help="weight of KL(student || teacher) in the divergence; KL(teacher || student) has what is left to 1",
+        minimum=0.0,
+        maximum=1.0,
+    )
     cross_entropy: float = option(default=0.0, help="weight of the cross entropy with the text itself", minimum=0.0)
     logit_rows: int = option(default=512, help="tokens whose logits are held at once", unit="tokens", minimum=1)
     hidden: HiddenStates | None = option(default=None, help="match the teacher's hidden states behind blocks as well")

@@ -98,17 +98,25 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def divergence_with_gradient(
-    student: Tensor, teacher: Tensor, temperature: float, learned: Tensor | None
+    student: Tensor, teacher: Tensor, temperature: float, learned: Tensor | None, reverse: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """:func:`divergence` summed over the rows that are ``learned``, bool ``[N]``, and its gradient by the student's."""
+    """:func:`divergence` summed over the rows that are ``learned``, bool ``[N]``, and its gradient by the student's.
+
+    With ``reverse``, the sums of KL(teacher || student) and KL(student || teacher), ``[2]``, and the gradient of the
+    sum of both, the latter with this weight and the former with what is left to 1.
+    """
     log_p, log_q = (at_least_float32(each) / temperature for each in (teacher, student))
     log_p, log_q = log_p - log_total(log_p), log_q - log_total(log_q)
-    p = log_p.exp()
-    rows = (p * (log_p - log_q)).sum(-1, keepdim=True) * temperature**2
-    gradient = (log_q.exp() - p) * temperature
+    p, q, ratio = log_p.exp(), log_q.exp(), log_p - log_q
+    rows = (p * ratio).sum(-1, keepdim=True) * temperature**2
+    gradient = (q - p) * temperature
+    if reverse:
+        back = -(q * ratio).sum(-1, keepdim=True)
+        gradient = (1 - reverse) * gradient - (reverse * temperature) * q * (ratio + back)
+        rows = torch.cat([rows, back * temperature**2], dim=-1)
     if learned is not None:
         rows, gradient = (each * learned.unsqueeze(-1) for each in (rows, gradient))
-    return rows.sum(), gradient.to(student.dtype)
+    return rows.sum(0) if reverse else rows.sum(), gradient.to(student.dtype)
 
 
 class StateTaps(Taps):
@@ -196,17 +204,23 @@ class GlobalRunner:
             counted = None if learned is None else learned[where]
             if kept is not None:
                 there = Largest(*(each[where] for each in kept))
-                kl, gradient = self._of_kept(logits, there, counted)
+                apart, gradient = self._of_kept(logits, there, counted)
             else:
                 with context.autocast(), torch.no_grad():
                     theirs = self.teacher.logits(wanted[where])
-                kl, gradient = self.divergence(logits, theirs, config.temperature, counted)
+                apart, gradient = self.divergence(logits, theirs, config.temperature, counted, config.reverse)
+            if config.reverse:
+                kl, reverse_kl = apart.unbind()
+                sums.setdefault("reverse_kl", []).append(reverse_kl)
+                total = (1 - config.reverse) * kl + config.reverse * reverse_kl
+            else:
+                total = kl = apart
             sums.setdefault("kl", []).append(kl)
             if not config.cross_entropy:
-                return kl, gradient
+                return total, gradient
             ce, to_logits = self.cross_entropy(logits, targets[where])
             sums.setdefault("cross_entropy", []).append(ce)
-            return kl + config.cross_entropy * ce, gradient.add_(to_logits, alpha=config.cross_entropy)
+            return total + config.cross_entropy * ce, gradient.add_(to_logits, alpha=config.cross_entropy)
 
         rows, autocast = config.logit_rows, context.autocast
         total = backward_behind_head(self.student, hidden, loss, rows=rows, mean=batch.mean, autocast=autocast)
@@ -216,13 +230,20 @@ class GlobalRunner:
         return StepResult(loss=total, metrics=metrics)
 
     def _of_kept(self, logits: Tensor, kept: Largest, learned: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The divergence from what is kept, summed, and its gradient."""
+        """The same as :func:`divergence_with_gradient` of what is kept."""
+        reverse, temperature = self.config.reverse, self.config.temperature
+
+        def total(rows: Tensor) -> Tensor:
+            return (rows if learned is None else rows * learned).sum()
+
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
-            rows: Tensor = self.kept_divergence(leaf, kept, self.config.temperature)
-            kl = (rows if learned is None else rows * learned).sum()
-            (gradient,) = torch.autograd.grad(kl, leaf)
-        return kl.detach(), gradient
+            sums = mixed = total(self.kept_divergence(leaf, kept, temperature))
+            if reverse:
+                back = total(self.kept_divergence(leaf, kept, temperature, reverse=True))
+                sums, mixed = torch.stack([sums, back]), (1 - reverse) * sums + reverse * back
+            (gradient,) = torch.autograd.grad(mixed, leaf)
+        return sums.detach(), gradient
 
     def _hidden(self, model: LanguageModel, batch: Batch) -> Tensor:
         """What a model's head reads of a batch: ``[N, D]``."""

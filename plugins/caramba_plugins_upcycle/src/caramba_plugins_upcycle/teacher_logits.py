@@ -52,18 +52,21 @@ def largest(logits: Tensor, top: int, temperature: float) -> Largest:
     return Largest(ids, (values - total).half().float(), rest.squeeze(-1).float())
 
 
-def kept_divergence(student: Tensor, kept: Largest, temperature: float) -> Tensor:
+def kept_divergence(student: Tensor, kept: Largest, temperature: float, *, reverse: bool = False) -> Tensor:
     """KL(teacher || student) of each row over the kept tokens and all others as one class: ``[N, V] -> [N]``.
 
     In nats times ``temperature**2``, as the divergence over the whole vocabulary, which it never exceeds but by the
-    rounding of what is kept.
+    rounding of what is kept.  ``reverse``: KL(student || teacher).
     """
     scaled = _scaled(student, temperature)
     total = scaled.logsumexp(-1, keepdim=True)
     values = scaled.gather(-1, kept.ids) - total
     rest = (scaled.scatter(-1, kept.ids, float("-inf")).logsumexp(-1, keepdim=True) - total).squeeze(-1)
-    inside = (kept.values.exp() * (kept.values - values)).sum(-1)
-    return (inside + kept.rest.exp() * (kept.rest - rest)) * temperature**2
+    log_p, log_q = (kept.values, kept.rest), (values, rest)
+    if reverse:
+        log_p, log_q = log_q, log_p
+    inside = (log_p[0].exp() * (log_p[0] - log_q[0])).sum(-1)
+    return (inside + log_p[1].exp() * (log_p[1] - log_q[1])) * temperature**2
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
