@@ -32,7 +32,7 @@ from caramba_plugins_upcycle.calibration import Calibration
 from caramba_plugins_upcycle.modes import Start
 from torch import Tensor
 
-from caramba_core.components import Attention
+from caramba_core.components import Attention, Storage
 from caramba_core.graph import Graph, Node
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
@@ -40,7 +40,6 @@ from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.student import assemble
 from caramba_core.sites import find_sites
-from caramba_core.storage import Storage
 
 BATCH = 4
 STORAGES: dict[str, Storage | None] = {"full": None, "int8": Int8(), "int4": Int4()}

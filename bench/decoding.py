@@ -34,12 +34,11 @@ from caramba_plugins_standard.quantized import Int4, Int8
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 
-from caramba_core.components import Attention, Constant, Given, Model
+from caramba_core.components import Attention, Constant, Given, Model, Storage
 from caramba_core.lowering import lower
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.nn.module import ComponentModule
-from caramba_core.storage import Storage
 
 SHAPES: dict[str, dict[str, int]] = {
     "1b": {"vocabulary": 128256, "layers": 16, "width": 2048, "heads": 32, "groups": 8, "head": 64, "hidden": 8192},

@@ -44,6 +44,7 @@ from caramba_plugins_standard.opening import cache_named, load_checkpoint, open_
 from caramba_terminal.reporter import Reporter
 from rich.console import Console
 
+from caramba_core.components import Storage
 from caramba_core.datasets import Tokens
 from caramba_core.modes import Evaluation
 from caramba_core.nn.cache import Cache
@@ -106,7 +107,7 @@ def measured(
         context=context,
         windows=len(shortest.ids) // context,
         batch_size=max(1, PASS // context),
-        cache=cache_named(cache),
+        cache=stored(cache),
     )
     subject = Subject(
         name="rival",
@@ -157,15 +158,19 @@ def contenders(
         opened = open_run(Path(folder), None)
         model = opened.model(arguments.device).eval()
         facts = {"run": opened.run.id, "seed": opened.run.seed, "tokens": (opened.summary or {}).get("tokens", 0)}
-        for cache in arguments.cache or ["full"]:
-            called = name if cache == "full" else f"{name}, {cache}"
+        for cache in arguments.cache or ["own"]:
+            called = name if cache == "own" else f"{name}, {cache}"
             yield {"name": called, **facts}, model, cache, partial(cached, model, cache)
+
+
+def stored(cache: str) -> Storage | None:
+    """The kind of cache with this name; ``own`` is what each attention says."""
+    return None if cache == "own" else cache_named(cache)
 
 
 def cached(model: LanguageModel, cache: str, context: int) -> float:
     """Bytes per token of an allocated cache that computes in bfloat16."""
-    storage = cache_named(cache)
-    return Cache(model.graph, batch=1, dtype=torch.bfloat16, capacity=context, storage=storage).bytes / context
+    return Cache(model.graph, batch=1, dtype=torch.bfloat16, capacity=context, storage=stored(cache)).bytes / context
 
 
 def commit() -> str:
@@ -187,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--kind", action="append", help="all if not given")
     parser.add_argument("--rival", action="append", help="all if not given; none with --rival ''")
     parser.add_argument("--run", action="append", default=[], metavar="NAME=FOLDER")
-    parser.add_argument("--cache", action="append", help="of runs: full, int8, int4")
+    parser.add_argument("--cache", action="append", help="of runs: own (what each attention says), full, int8, int4")
     parser.add_argument("--calibration", type=int, default=65536, help="tokens of train_kinds.npy for transmla")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

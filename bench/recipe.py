@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from caramba_plugins_standard.measurement import Measurement
 from caramba_plugins_standard.perplexity import measure
-from caramba_plugins_standard.quantized import Int4, Int8
+from caramba_plugins_standard.quantized import Full, Int4, Int8
 from ruamel.yaml import YAML
 
+from caramba_core.components import Attention, Storage
 from caramba_core.datasets import Tokens
 from caramba_core.manifest.load import load_manifest
 from caramba_core.modes import Evaluation
@@ -35,10 +36,9 @@ from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
 from caramba_core.run.experiment import Experiment
-from caramba_core.storage import Storage
 
-STORAGES = {"full": None, "int8": Int8(), "int4": Int4()}
-"""How a cache keeps keys and values."""
+STORAGES: dict[str, Storage | None] = {"own": None, "full": Full(), "int8": Int8(), "int4": Int4()}
+"""How a cache keeps keys and values; ``own`` is what each attention says."""
 
 TEXTS = ("heldout", "heldout_moby")
 
@@ -103,7 +103,7 @@ def main() -> None:
     began = time.monotonic()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     say(event="start", device=device, torch=torch.__version__, overrides=arguments.overrides)
-    kept: list[str] = arguments.cache or ["full"]
+    kept: list[str] = arguments.cache or ["own"]
     settings = {cache: evaluation(arguments.context, arguments.windows, cache) for cache in ("full", *kept)}
     data = texts(arguments.data, kinds=arguments.kinds)
     teacher: dict[str, Measurement] = {}
@@ -123,7 +123,7 @@ def main() -> None:
                 teacher = {name: measure(context.teacher, tokens, settings["full"]) for name, tokens in data.items()}
                 say(event="teacher", perplexity={name: round(m.perplexity, 4) for name, m in teacher.items()})
                 say(event="windows", nll={name: m.nll.mean(1).round(4).tolist() for name, m in teacher.items()})
-                for cache in set(kept) - {"full"}:
+                for cache in set(kept) - {"own", "full"}:
                     report(context.teacher, teacher, data, settings[cache], group="teacher")
             for cache in kept:
                 report(context.student, teacher, data, settings[cache], group=group, run=run.id, **facts(context))
@@ -139,11 +139,19 @@ def report(
     say(
         event="run",
         context=settings.context,
-        cache=next(name for name, storage in STORAGES.items() if storage == settings.cache),
+        cache=cache_of(model, settings.cache),
         ratio=ratios(model, teacher, data, settings),
         cache_bytes=bytes_a_token(model, settings.cache),
         **record,
     )
+
+
+def cache_of(model: LanguageModel, storage: Storage | None) -> str:
+    """The name of a kind of cache: of the attentions' own, if they have any."""
+    configs = (node.config for node in model.graph.attentions().values())
+    if storage is None and any(isinstance(config, Attention) and config.cache for config in configs):
+        return "own"
+    return next(name for name, one in STORAGES.items() if one == (storage or Full()))
 
 
 def bytes_a_token(model: LanguageModel, storage: Storage | None) -> float:

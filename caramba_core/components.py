@@ -18,13 +18,17 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal, TypedDict, TypeVar, Unpack, cast, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypedDict, TypeVar, Unpack, cast, dataclass_transform
 
 import attrs
 
 from caramba_core.errors import InvalidValue
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = [
+    "ITEM_BYTES",
     "Attention",
     "Body",
     "CacheEntry",
@@ -38,6 +42,7 @@ __all__ = [
     "Model",
     "Normal",
     "Shape",
+    "Storage",
     "Topology",
     "Weight",
     "component",
@@ -47,6 +52,14 @@ __all__ = [
 
 _C = TypeVar("_C", bound=type)
 _T = TypeVar("_T")
+
+ITEM_BYTES: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("float64", "int64"), 8),
+    **dict.fromkeys(("float32", "int32"), 4),
+    **dict.fromkeys(("bfloat16", "float16", "int16"), 2),
+    **dict.fromkeys(("float8_e4m3fn", "float8_e5m2", "int8", "uint8", "bool"), 1),
+}
+"""Bytes per value of each type, by torch's names."""
 
 
 # ------------------------------------------------------------------------------------------------ what is declared
@@ -251,6 +264,38 @@ class Component:
 
 
 @component
+class Storage(Component):
+    """How a cache stores its per-token entries, in tensors that each hold a part of every token.
+
+    ``builds`` is not used: the methods import torch themselves.  Every setting has a default, so that plans can say
+    what each installed storage takes.  States, and entries that pin a type, are stored as they are.
+    """
+
+    kind: ClassVar[str] = "storage"
+    builds: ClassVar[str] = ""
+
+    def planes(self, values: int) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """The tensors for an entry of ``values`` values, by suffix of its name: shape per token, torch's type."""
+        raise NotImplementedError(f"{type(self).__name__} does not define planes")
+
+    def encode(self, values: Tensor) -> tuple[Tensor, ...]:
+        """What each tensor holds of tokens ``[B, T, values]``: ``[B, T, *shape]`` in its type."""
+        raise NotImplementedError(f"{type(self).__name__} does not define encode")
+
+    def decode(self, planes: tuple[Tensor, ...], values: int) -> Tensor:
+        """What reading these tokens gives: ``[B, T, values]``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define decode")
+
+    def quantizes(self, entry: CacheEntry) -> bool:
+        """Whether this entry is stored this way."""
+        return entry.per_token and entry.dtype is None
+
+    def bytes(self, entry: CacheEntry) -> int:
+        """Bytes per token of an entry that is."""
+        return sum(math.prod(shape) * ITEM_BYTES[dtype] for shape, dtype in self.planes(entry.values).values())
+
+
+@component
 class Layer(Component):
     """A node of the graph: ``[B, T, width] -> [B, T, output_width(width)]``.
 
@@ -290,6 +335,10 @@ class Attention(Layer):
     kind: ClassVar[str] = "attention"
     role: ClassVar[str] = "attention"
     output_weights: ClassVar[tuple[str, str] | None] = ("o_proj", "o_bias")
+
+    cache: Storage | None = option(
+        default=None, help="how its keys and values are cached, unless eval.cache says; as computed if not given"
+    )
 
     def cache_spec(self, width: int) -> Mapping[str, CacheEntry]:
         """What decoding keeps a layer; allocation, plan, truncation and export all follow from it."""

@@ -43,7 +43,7 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("origin", "what a model is taken from, by its from: key", "caramba_core.manifest.origins:Origin"),
         Kind("dataset", "a source of tokens", "caramba_core.datasets:Dataset"),
         Kind("mode", "a config of what a run does, named by its mode: key", "caramba_core.modes:Run"),
-        Kind("storage", "how a cache stores keys and values in fewer bytes", "caramba_core.storage:Storage"),
+        Kind("storage", "how a cache stores keys and values in fewer bytes", "caramba_core.components:Storage"),
         Kind("reader", "what finds and reads pretrained models", "caramba_core.teachers:Reader"),
         Kind("evaluator", "what is measured before and after a run", "caramba_core.modes:Evaluator"),
         Kind("preset", "a manifest that a plugin carries"),

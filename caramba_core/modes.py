@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
 
 import attrs
 
-from caramba_core.components import Component, component, option
+from caramba_core.components import Component, Storage, component, option
 from caramba_core.datasets import Dataset
 from caramba_core.errors import VerificationFailed
-from caramba_core.storage import Storage
 
 if TYPE_CHECKING:
     from caramba_core.datasets import Tokens
@@ -88,8 +87,8 @@ class Evaluation:
     batch_size: int = option(default=1, help="windows per pass", minimum=1)
     cache: Storage | None = option(
         default=None,
-        help="how keys and values are stored, as they were computed if not given: the student is measured, and "
-        "generates, reading all of them back from such a cache",
+        help="how keys and values are stored, instead of what each attention's cache says: the student is measured, "
+        "and generates, reading all of them back from such a cache",
     )
 
 

@@ -60,7 +60,7 @@ def own_attentions(student: Graph, teacher: Graph | None) -> frozenset[str]:
 
 
 def same(a: Node, b: Node) -> bool:
-    """Whether two nodes differ in their configs' names at most."""
+    """Whether two nodes differ in their configs' names at most, and in how their caches are stored."""
     return not _differences(a, b)
 
 
@@ -74,8 +74,8 @@ def _differences(teacher: Node, student: Node) -> list[str]:
             else [f"bodies: the teacher has {len(teacher.scopes)}, the manifest {len(student.scopes)}"]
         )
     found = []
-    for name in (field.name for field in attrs.fields(cast(Any, type(teacher.config))) if field.name != "name"):
+    for name in attrs.fields_dict(cast(Any, type(teacher.config))):
         theirs, ours = getattr(teacher.config, name), getattr(student.config, name)
-        if theirs != ours:
+        if theirs != ours and name not in ("name", "cache"):
             found.append(f"{name}: the teacher has {theirs}, the manifest {ours}")
     return found

@@ -58,7 +58,7 @@ MEANS_MORE: Final = {
 
 WORDS: Final = frozenset(
     """
-    allocate compare constant convert cosine data distance eval explain export generate graph init key linear
+    allocate compare constant convert cosine data distance eval explain export full generate graph init key linear
     memory multiply nested parallel perplexity position pretrained query report residual schema sequences softmax
     stacked standard teacher text token tokens train
     """.split()  # noqa: SIM905 - these are words

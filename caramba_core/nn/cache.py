@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caramba_core.components import Attention, CacheEntry
+from caramba_core.components import Attention, CacheEntry, Storage
 from caramba_core.graph import Graph
-from caramba_core.storage import Storage
 
 __all__ = ["Cache", "EntryCache", "LayerCache"]
 
@@ -213,7 +212,7 @@ class Cache:
     """The caches of a whole model for ``batch`` sequences.
 
     ``capacity`` allocates room for that many tokens at once; without one the cache grows by doubling.  ``storage`` says
-    how per-token entries are quantized, if at all.
+    how per-token entries are stored, instead of what each attention says (:attr:`Attention.cache`).
     """
 
     def __init__(
@@ -233,7 +232,7 @@ class Cache:
             assert isinstance(node.config, Attention)
             spec = node.config.cache_spec(node.width_in)
             for application in range(node.applications):
-                layer = LayerCache(spec, batch, dtype, torch.device(device), storage)
+                layer = LayerCache(spec, batch, dtype, torch.device(device), storage or node.config.cache)
                 layer.reserve(capacity or 0)
                 self._layers[name, application] = layer
 

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from caramba_core.components import Attention
+from caramba_core.components import Attention, Storage
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph, local_name
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.sequence import LayerSequence, Wiring, names_of
-from caramba_core.storage import Storage
 
 __all__ = ["LanguageModel"]
 
@@ -65,7 +64,7 @@ class LanguageModel(LayerSequence):
         return weight
 
     def new_cache(self, batch: int, *, capacity: int | None = None, storage: Storage | None = None) -> Cache:
-        """An empty cache in the model's dtype, on its device, quantized as ``storage`` says; see :class:`Cache`."""
+        """An empty cache in the model's dtype, on its device, stored as ``storage`` says; see :class:`Cache`."""
         weight = self.head_weight
         return Cache(
             self.graph, batch=batch, dtype=weight.dtype, device=weight.device, capacity=capacity, storage=storage

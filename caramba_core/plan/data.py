@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from caramba_core.components import Storage
 from caramba_core.errors import PluginError
 from caramba_core.hookspecs import Section
 from caramba_core.plan.nodes import ModelPlan, NodePlan, per_token
 from caramba_core.plan.runs import RunPlan, backward_operations
 from caramba_core.plugins.registry import registry
-from caramba_core.storage import Storage
 
 if TYPE_CHECKING:
     from caramba_core.plan.planning import Plan
@@ -129,6 +129,8 @@ def _node(node: NodePlan, model: ModelPlan) -> dict[str, Any]:
         data["weights"] = {name: list(weight.shape) for name, weight in node.weights.items()}
     if node.cache:
         data["cache"] = {name: attrs.asdict(entry) for name, entry in node.cache.items()}
+    if node.storage is not None:
+        data["storage"] = registry().name_of(type(node.storage))
     if node.scopes:
         data["scopes"] = [
             {

@@ -7,10 +7,9 @@ from functools import cached_property
 
 import attrs
 
-from caramba_core.components import Attention, CacheEntry, Shape, Weight
+from caramba_core.components import ITEM_BYTES, Attention, CacheEntry, Shape, Storage, Weight
 from caramba_core.graph import Graph, Node
 from caramba_core.plugins.registry import registry
-from caramba_core.storage import ITEM_BYTES, Storage
 
 __all__ = ["Figures", "ModelPlan", "NodePlan", "ScopePlan", "cached_bytes", "per_token", "plan_model", "weight_bytes"]
 
@@ -56,6 +55,7 @@ class NodePlan:
     type: str
     weights: Mapping[str, Weight]
     cache: Mapping[str, CacheEntry]
+    storage: Storage | None
     own: Figures
     scopes: tuple[ScopePlan, ...] = ()
 
@@ -128,9 +128,10 @@ class ModelPlan:
         return self if context == self.context else plan_model(self.graph, context=context, dtype=self.dtype)
 
     def cached_bytes(self, tokens: int, storage: Storage | None = None) -> int:
-        """Bytes that the model caches of one sequence of ``tokens`` tokens, states included."""
+        """Bytes cached of one sequence of ``tokens`` tokens, states included; ``storage`` stands for the nodes' own."""
         return sum(
-            cached_bytes(node.cache, self.dtype, tokens, storage) * node.node.applications for node in self.walk()
+            cached_bytes(node.cache, self.dtype, tokens, storage or node.storage) * node.node.applications
+            for node in self.walk()
         )
 
 
@@ -166,10 +167,10 @@ class _Planner:
         """What a node's config declares for one application."""
         config, width = node.config, node.width_in
         weights = config.weights(width)
-        cache = config.cache_spec(width) if isinstance(config, Attention) else {}
+        cache, storage = (config.cache_spec(width), config.cache) if isinstance(config, Attention) else ({}, None)
         forward = config.cost(width, Shape(batch=1, tokens=self._context, context=self._context))
         decoding = config.cost(width, Shape(batch=1, tokens=1, context=self._context))
-        state, whole = (cached_bytes(cache, self._dtype, tokens) for tokens in (0, self._context))
+        state, whole = (cached_bytes(cache, self._dtype, tokens, storage) for tokens in (0, self._context))
         own = Figures(
             parameters=sum(weight.numel for weight in weights.values() if weight.trainable),
             buffers=sum(weight.numel for weight in weights.values() if not weight.trainable),
@@ -183,7 +184,8 @@ class _Planner:
             state_bytes=state,
             context_bytes=whole,
         )
-        return NodePlan(node=node, type=registry().name_of(type(config)), weights=weights, cache=cache, own=own)
+        type_ = registry().name_of(type(config))
+        return NodePlan(node=node, type=type_, weights=weights, cache=cache, storage=storage, own=own)
 
 
 def per_token(count: int, context: int) -> float:

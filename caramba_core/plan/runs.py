@@ -10,13 +10,12 @@ from collections.abc import Collection, Iterator
 
 import attrs
 
-from caramba_core.components import Weight
+from caramba_core.components import ITEM_BYTES, Weight
 from caramba_core.graph import trained_nodes
 from caramba_core.manifest.schema import Group
 from caramba_core.modes import Evaluation, Run, Workload
 from caramba_core.plan.nodes import ModelPlan, NodePlan, weight_bytes
 from caramba_core.sites import own_attentions
-from caramba_core.storage import ITEM_BYTES
 
 __all__ = ["Memory", "RunPlan", "TeacherPlan", "backward_operations", "plan_runs", "saved_bytes", "training_memory"]
 

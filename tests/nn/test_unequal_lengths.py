@@ -11,13 +11,13 @@ from caramba_plugins_standard.quantized import Int4, Int8
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caramba_core.components import Storage
 from caramba_core.errors import InputError
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.storage import Storage
 
 GQA: dict[str, Any] = {"type": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "rope": {"theta": 50.0}}
 DBA: dict[str, Any] = {**GQA, "type": "dba", "sem_dim": 5, "geo_dim": 8, "v_dim": 7}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from caramba_plugins_standard.quantized import Int4, Int8
 
+from caramba_core.components import Storage
 from caramba_core.graph import Graph
 from caramba_core.lowered import lower_all
 from caramba_core.manifest.load import load_manifest
@@ -13,7 +14,6 @@ from caramba_core.nn.build import build
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.frame import Frame
 from caramba_core.plan import plan_model
-from caramba_core.storage import Storage
 
 from .shapes import ATTENTIONS, chain, graph_of, preset_graphs, presets, residual
 

@@ -262,7 +262,7 @@ def difference(mine: Decoder, theirs: Decoder) -> str | None:
 def field_difference(one: Any, other: Any) -> str | None:
     """The first field in which a component would be another; ``None`` if in none."""
     for field in attrs.fields(type(other)):
-        if field.name not in ("name", "init_std"):
+        if field.name not in ("name", "init_std", "cache"):
             said, heard = getattr(one, field.name), getattr(other, field.name)
             if said != heard and not _alike(one, said, heard):
                 return f"{field.name} would be {heard}, not {said}"

@@ -40,8 +40,8 @@ _DBA: Final = (
 )
 _GQA: Final = ("n_heads", "n_kv_heads", "head_dim", "qkv_bias", "o_bias")
 _EXPRESSED: Final = {
-    "dba": {*_DBA, "rope", "scale", "name", "layout"},
-    "gqa": {*_GQA, "rope", "scale", "name", "init_std", "window", "qk_norm_eps"},
+    "dba": {*_DBA, "rope", "scale", "name", "layout", "cache"},
+    "gqa": {*_GQA, "rope", "scale", "name", "init_std", "window", "qk_norm_eps", "cache"},
 }
 """Fields that the modeling file knows; an attention that sets others is refused until the file has learned them."""
 

@@ -11,9 +11,9 @@ from caramba_plugins_standard.modes import Sampling
 from caramba_plugins_standard.sampling import Sampler
 from torch import Tensor
 
+from caramba_core.components import Storage
 from caramba_core.graph import Graph
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.storage import Storage
 from caramba_plugins_decode.source import TextModel
 
 __all__ = ["CachedText", "Session", "not_taken_back"]

@@ -12,7 +12,7 @@ import attrs
 from caramba_plugins_standard.loading import Checkpoint, lower_checkpoint, open_source
 from caramba_plugins_standard.opening import cache_named, is_run, load_checkpoint, open_checkpoint, open_run
 
-from caramba_core.components import Attention
+from caramba_core.components import Attention, Storage
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph
 from caramba_core.lowered import lower_group
@@ -21,7 +21,6 @@ from caramba_core.nn.language_model import LanguageModel
 from caramba_core.places import expanded
 from caramba_core.plugins.registry import registry
 from caramba_core.run.checkpoint import read_state
-from caramba_core.storage import Storage
 from caramba_core.teachers import Tokenizer, begin_of_text
 
 __all__ = ["Opening", "TextModel", "open_text_model"]
@@ -54,7 +53,7 @@ class TextModel:
         name: what the user called it.
         graph: the model's graph.
         tokenizer: its tokenizer.
-        storage: how its cache stores keys and values.
+        storage: how its cache stores keys and values, instead of what each attention says.
     """
 
     def __init__(
@@ -201,7 +200,7 @@ def _of_checkpoint(source: str, checkpoint: Checkpoint, how: Opening, dtype: str
         lower_checkpoint(checkpoint),
         carrier,
         _tokenizer(source, carrier),
-        cache_named(how.cache or "full"),
+        None if how.cache is None else cache_named(how.cache),
         how.context,
         lambda: load_checkpoint(checkpoint, how.device, dtype),
     )

@@ -203,7 +203,8 @@ def _cache_line(plan: Plan) -> str:
     words = f"{format_average(total.cache_bytes)} bytes per token at a context of {model.context:,} in {model.dtype}"
     if total.cache_bytes:
         sizes = {name: size["bytes_per_token"] for name, size in quantized_cache(model).items()}
-        words += f" ({', '.join(f'{format_average(size)} in {name}' for name, size in sizes.items())})"
+        others = (f"{format_average(size)} in {name}" for name, size in sizes.items() if size != total.cache_bytes)
+        words += f" ({', '.join(others)})"
     if total.state_bytes:
         words += f" and {format_bytes(total.state_bytes)} once per sequence"
     words += f", {format_bytes(total.context_bytes)} in all"

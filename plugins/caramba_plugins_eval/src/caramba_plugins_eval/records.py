@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import attrs
 
+from caramba_core.components import Attention
 from caramba_core.errors import InputError
 from caramba_core.hookspecs import Section
 from caramba_core.places import regular
@@ -41,7 +42,7 @@ def evaluated(metrics: Sequence[Metric], opened: Opened, thresholds: Thresholds)
             "context": own.context,
             "windows": own.windows,
             "batch_size": own.batch_size,
-            "cache": "full" if own.cache is None else registry().name_of(type(own.cache)),
+            "cache": _cache(subject),
         },
         "device": subject.device.type,
         "dtype": opened.dtype,
@@ -53,6 +54,14 @@ def evaluated(metrics: Sequence[Metric], opened: Opened, thresholds: Thresholds)
     }
     judged = [{"threshold": asked, "found": value, "met": met} for asked, value, met in thresholds.judged(found)]
     return {**found, "verify": judged}
+
+
+def _cache(subject: Subject) -> str:
+    """How keys and values were stored, in a word."""
+    own = (node.config for node in subject.model.graph.attentions().values())
+    stored = [subject.storage or config.cache for config in own if isinstance(config, Attention)]
+    names = {"full" if one is None else registry().name_of(type(one)) for one in stored}
+    return names.pop() if len(names) == 1 else "by layer" if names else "full"
 
 
 def keep(run: Path, found: Mapping[str, Any]) -> None:

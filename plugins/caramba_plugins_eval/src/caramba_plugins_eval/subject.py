@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from caramba_terminal.reporter import Bar, Reporter
 
-from caramba_core.components import evolve
+from caramba_core.components import Storage, evolve
 from caramba_core.datasets import Tokens
 from caramba_core.errors import InputError
 from caramba_core.modes import Evaluation
-from caramba_core.storage import Storage
 from caramba_core.teachers import Tokenizer
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class Subject:
 
     @property
     def storage(self) -> Storage | None:
-        """How the model's cache stores keys and values."""
+        """How the model's cache stores keys and values, instead of what each attention says."""
         return self.evaluation.cache
 
     def settings(self, context: int) -> Evaluation:

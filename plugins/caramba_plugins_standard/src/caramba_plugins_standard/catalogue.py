@@ -20,7 +20,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "dataset": ("chats", "mixture", "text", "tokens"),
         "mode": ("generate", "train"),
         "reader": ("pretrained",),
-        "storage": ("int4", "int8"),
+        "storage": ("full", "int4", "int8"),
         "evaluator": ("perplexity",),
         "strategy": ("finetune", "pretrain"),
         "optimizer": ("adamw", "muon", "sgd"),

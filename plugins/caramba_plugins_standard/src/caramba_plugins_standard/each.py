@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from types import NoneType
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import attrs
 
 from caramba_core.components import Layer, Topology
-from caramba_core.errors import InvalidValue
+from caramba_core.errors import Faults, InvalidValue
 from caramba_core.graph import Names
-from caramba_core.manifest.values import is_literal, members, settings_of, words
+from caramba_core.manifest.structure import Structurer
+from caramba_core.manifest.values import settings_of, words
+from caramba_core.plugins.registry import registry
 
 __all__ = ["spread"]
 
@@ -21,7 +21,8 @@ def spread(layers: Sequence[Layer], values: Mapping[str, Any]) -> tuple[Layer, .
     """The layers with the fields at ``NODE.FIELD`` set to ``values``.
 
     Nodes are named as in the graph: by their own name or their role, a second of one role by its number; a topology
-    that adds no name of its own leaves its layers where it stands.  Raises :class:`InvalidValue` of the field ``each``.
+    that adds no name of its own leaves its layers where it stands.  A field that a node does not have may be given
+    ``None``, which says nothing.  Raises :class:`InvalidValue` of the field ``each``.
     """
     changed = tuple(layers)
     for path, value in values.items():
@@ -74,6 +75,8 @@ def _set(config: Any, parts: Sequence[str], value: Any, path: str) -> Any:
     """``config`` with the field at ``parts`` set, its rules checked anew."""
     field = parts[0]
     known = [attribute.name for attribute in attrs.fields(type(config)) if attribute.name != "name"]
+    if field not in known and value is None:
+        return config
     if field not in known:
         raise InvalidValue("each", f"{path}: no field {field!r}", expected=", ".join(known))
     if len(parts) > 1:
@@ -83,23 +86,12 @@ def _set(config: Any, parts: Sequence[str], value: Any, path: str) -> Any:
         value = _set(inner, parts[1:], value, path)
     else:
         _, type_ = settings_of(cast(Any, type(config)))[field]
-        if not _fits(value, type_):
-            raise InvalidValue("each", f"{path}: {value!r} does not fit", expected=words(type_))
+        try:
+            value = Structurer(registry()).structure(value, type_)
+        except Faults as error:
+            hint = next((fault.message for fault in error.faults if isinstance(value, dict)), None)
+            raise InvalidValue("each", f"{path}: {value!r} does not fit", expected=words(type_), hint=hint) from None
     try:
         return attrs.evolve(config, **{field: value})
     except InvalidValue as error:
         raise InvalidValue("each", f"{path}: {error}", expected=error.expected, hint=error.hint) from error
-
-
-def _fits(value: Any, type_: Any) -> bool:
-    """Whether a plain value is of a type; an int is a float, nothing else converts."""
-    for option in members(type_):
-        if is_literal(option):
-            fits = any(type(value) is type(choice) and value == choice for choice in get_args(option))
-        elif option is float:
-            fits = type(value) in (int, float) and math.isfinite(value)
-        else:
-            fits = option in (int, bool, str, NoneType) and type(value) is option
-        if fits:
-            return True
-    return False

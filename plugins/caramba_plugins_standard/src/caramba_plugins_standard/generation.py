@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caramba_core.components import Storage
 from caramba_core.errors import InputError
 from caramba_core.modes import Results
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
-from caramba_core.storage import Storage
 from caramba_core.teachers import Tokenizer, begin_of_text, require_ids
 from caramba_plugins_standard.decoding import Decoder
 from caramba_plugins_standard.modes import Generate, Sampling

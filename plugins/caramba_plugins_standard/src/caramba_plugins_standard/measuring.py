@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from caramba_terminal.limit import Paused
 
-from caramba_core.components import evolve
+from caramba_core.components import Attention, Storage, evolve
 from caramba_core.datasets import Tokens
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph
@@ -22,7 +22,6 @@ from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plan import longest_context
 from caramba_core.run.atomic import write_text
 from caramba_core.run.context import RunContext
-from caramba_core.storage import Storage
 from caramba_plugins_standard.marks import is_marked
 from caramba_plugins_standard.measurement import Measurement, paired_difference
 from caramba_plugins_standard.mixtures import MixedTokens
@@ -224,8 +223,10 @@ def _settings(context: RunContext) -> str:
     ids = context.shared.tokens("heldout").read(0, settings.windows * settings.context)
     digest = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
     described: dict[str, Any] = {"tokens": digest, "windows": settings.windows, "context": settings.context}
-    if settings.cache is not None:
-        described["cache"] = repr(settings.cache)
+    attentions = ((name, node.config) for name, node in context.graph.attentions().items())
+    own = {name: repr(it.cache) for name, it in attentions if isinstance(it, Attention) and it.cache is not None}
+    if settings.cache is not None or own:
+        described["cache"] = own if settings.cache is None else repr(settings.cache)
     return json.dumps({**described, "dtype": context.dtype_name, "device": context.device.type})
 
 

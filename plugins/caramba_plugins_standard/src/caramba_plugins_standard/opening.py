@@ -12,13 +12,13 @@ import attrs
 from caramba_core.errors import InputError
 
 if TYPE_CHECKING:
+    from caramba_core.components import Storage
     from caramba_core.datasets import Tokens
     from caramba_core.graph import Graph
     from caramba_core.manifest.load import Loaded
     from caramba_core.manifest.schema import Group
     from caramba_core.modes import Evaluation, Run
     from caramba_core.nn.language_model import LanguageModel
-    from caramba_core.storage import Storage
     from caramba_core.teachers import Tokenizer
     from caramba_plugins_standard.loading import Checkpoint
 
@@ -34,7 +34,7 @@ def find_runs(folder: Path) -> list[Path]:
     return sorted(_runs_within(folder, _DEEPEST))
 
 
-def cache_named(name: str) -> Storage | None:
+def cache_named(name: str) -> Storage:
     """How the cache with this name stores keys and values; ``full`` keeps what was computed.
 
     Raises :class:`InputError` where no installed storage has the name.
@@ -42,9 +42,9 @@ def cache_named(name: str) -> Storage | None:
     from caramba_core.plugins.registry import registry
 
     known = {entry.name: entry for entry in registry().entries("storage")}
-    if name != "full" and name not in known:
-        raise InputError(f"there is no cache {name!r}", expected=", ".join(("full", *known)))
-    storage: Storage | None = None if name == "full" else registry().load(known[name])()
+    if name not in known:
+        raise InputError(f"there is no cache {name!r}", expected=", ".join(known))
+    storage: Storage = registry().load(known[name])()
     return storage
 
 

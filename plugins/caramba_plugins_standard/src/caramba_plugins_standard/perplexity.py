@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caramba_core.components import Storage
 from caramba_core.datasets import Tokens
 from caramba_core.errors import InputError, NumericalStop
 from caramba_core.modes import Evaluation
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.storage import Storage
 from caramba_plugins_standard.measurement import Measurement
 
 __all__ = ["hidden_states", "measure", "require_enough"]
@@ -37,8 +37,8 @@ def measure(
     ``known`` has the first windows, which are not measured again.  ``stops`` is asked behind every batch: where it says
     so, the measurement that is returned lacks the last windows.
 
-    With a rounded ``settings.cache`` every key and value, a token's own too, is read back from such a cache: the
-    likelihoods are those of decoding token by token through it, in one pass a window.
+    With a rounded cache (``settings.cache``, or an attention's own) every key and value, a token's own too, is read
+    back from it: the likelihoods are those of decoding token by token through it, in one pass a window.
 
     Raises :class:`InputError` where there are too few tokens, :class:`NumericalStop` where a likelihood is not finite.
     """
@@ -87,12 +87,13 @@ def _nll(model: LanguageModel, tokens: Tensor, storage: Storage | None) -> Tenso
 
 
 def hidden_states(model: LanguageModel, tokens: Tensor, storage: Storage | None) -> Tensor:
-    """What the head reads: ``[B, T] -> [B, T, D]``, every key and value read back from a cache of ``storage``, if any.
+    """What the head reads: ``[B, T] -> [B, T, D]``, every key and value read back from a cache that is rounded, if any.
 
-    With it, states are those of decoding token by token through such a cache, in one pass.
+    With ``storage``, or an attention's own, states are those of decoding token by token, in one pass.
     """
-    if storage is None:
+    cache = model.new_cache(tokens.shape[0], storage=storage)
+    if not any(layer.lossy for layer in cache.layers()):
         return model.hidden(tokens)
-    cache = model.new_cache(tokens.shape[0], capacity=tokens.shape[1], storage=storage)
+    cache.reserve(tokens.shape[1])
     with torch.compiler.set_stance("force_eager"):  # caches are found by name: each compiled block would compile anew
         return model.hidden(tokens, Frame.of(tokens, cache=cache))

@@ -1,17 +1,25 @@
-"""Caches in 8 or 4 bits, quantized block by block (configs; light)."""
+"""Caches as they were computed, and in 8 or 4 bits, quantized block by block (configs; light)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from caramba_core.components import component, option
-from caramba_core.storage import Storage
+from caramba_core.components import CacheEntry, Storage, component, option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Blocks", "Int4", "Int8"]
+__all__ = ["Blocks", "Full", "Int4", "Int8"]
+
+
+@component
+class Full(Storage):
+    """Keys and values as they were computed."""
+
+    def quantizes(self, entry: CacheEntry) -> bool:
+        """Nothing is."""
+        return False
 
 
 @component

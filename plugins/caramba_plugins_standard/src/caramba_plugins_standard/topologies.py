@@ -61,7 +61,8 @@ class Nested(Topology):
 
     ``each`` gives single fields other values a repetition: ``{attention.sem_dim: [8, 8, 16]}`` sets the field
     ``sem_dim`` of the node ``attention`` of every repetition in turn.  Where repetitions differ by more than fields,
-    ``variants`` holds other layers, and ``order: [0, 1, 0]`` gives the second repetition the first of them.
+    ``variants`` holds other layers, and ``order: [0, 1, 0]`` gives the second repetition the first of them; ``each``
+    has ``null`` where the layers of a repetition do not have a field.
     """
 
     role: ClassVar[str] = "blocks"

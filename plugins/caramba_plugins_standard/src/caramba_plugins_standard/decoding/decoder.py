@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caramba_core.components import Attention, Layer
+from caramba_core.components import Attention, Layer, Storage
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.nn.module import ComponentModule
-from caramba_core.storage import Storage
 from caramba_plugins_standard.quantized import Blocks
 
 __all__ = ["Decoder"]
@@ -54,7 +53,7 @@ class Decoder:
         self.model = model
         self.capacity = capacity
         self.cache = model.new_cache(batch, capacity=capacity, storage=storage)
-        self.unrecorded = _why_not(model, storage)
+        self.unrecorded = _why_not(model, self.cache)
         """Why steps are ordinary passes; empty where they are replayed."""
         if not model.head_weight.is_cuda:
             _join(model, Attention)  # many small products: copying the weights pays within tens of tokens
@@ -201,13 +200,15 @@ def _attentions(model: LanguageModel) -> dict[str, Attention]:
     return {name: config for name, config in configs.items() if isinstance(config, Attention)}
 
 
-def _why_not(model: LanguageModel, storage: Storage | None) -> str:
+def _why_not(model: LanguageModel, cache: Cache) -> str:
     device = model.head_weight.device.type
     if device != "cuda":
         return f"the model is on {device}"
     for name, config in _attentions(model).items():
         if not config.takes_steps:
             return f"{name} ({type(config).__name__}) takes no decode steps (takes_steps)"
-    if storage is not None and not isinstance(storage, Blocks):
-        return f"caches stored as {type(storage).__name__} have no kernel"
+    for layer in cache.layers():
+        for storage in (layer.entry(name).storage for name, entry in layer.spec.items() if entry.per_token):
+            if storage is not None and not isinstance(storage, Blocks):
+                return f"caches stored as {type(storage).__name__} have no kernel"
     return ""

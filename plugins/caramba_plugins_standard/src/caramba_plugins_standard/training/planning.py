@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from caramba_core.components import Topology
+from caramba_core.components import ITEM_BYTES, Topology
 from caramba_core.graph import Graph, trained_nodes
 from caramba_core.plan.runs import backward_operations, saved_bytes, training_memory
-from caramba_core.storage import ITEM_BYTES
 from caramba_plugins_standard.training import block_count
 
 if TYPE_CHECKING:
