@@ -64,7 +64,7 @@ def test_a_run_that_changes_nothing_hands_on_what_it_started_from(tmp_path: Path
             "model.blocks.0.attention",
         ),
         (
-            "{id: more, mode: allocate, start: {tokens: 3900, max_context: 32, cache_budget: 0.5x}}",
+            "{id: more, mode: allocate, cache_budget: 0.5x, start: {tokens: 3900, max_context: 32}}",
             "too few to calibrate on",
         ),
     ],
@@ -128,10 +128,7 @@ def test_strategies_and_evaluations_are_held_against_their_group(
     manifest = make_workspace(tmp_path)
     for change, words in (
         ("groups.0.runs.1.train.evaluate_every=2", "runs.1.train.evaluate_every: there is nothing to measure on"),
-        (
-            "groups.0.runs.0.start.cache_budget=0.5x",
-            "runs.0.start.cache_budget: the budget is divided by mode allocate",
-        ),
+        ("groups.0.runs.0.cache_budget=0.5x", "runs.0.cache_budget: unknown key 'cache_budget' of convert"),
     ):
         changes = ("--set", "groups.0.data={train: train.npy}", "--set", change)
         assert caramba("compile", manifest, *changes) == 2

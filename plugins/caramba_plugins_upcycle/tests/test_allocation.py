@@ -1,91 +1,207 @@
-"""Dividing a budget of cached values: the arithmetic against every possibility."""
+"""Dividing a budget of cached bytes: the arithmetic against every possibility, and what is written of it."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
-from attrs import evolve
-from caramba_plugins_upcycle.allocation.budget import allocate, part_of_the_way
-from caramba_plugins_upcycle.allocation.sensitivity import Sensitivity
+from caramba_plugins_standard.gqa import GroupedQueryAttention
+from caramba_plugins_standard.quantized import Full, Int4, Int8
+from caramba_plugins_standard.rope import Rope
+from caramba_plugins_upcycle.allocation.budget import Choice, Place, divide, held_bytes, part_of_the_way
+from caramba_plugins_upcycle.allocation.sensitivity import Measured, Sensitivity
+from caramba_plugins_upcycle.allocation.writing import set_attentions, written
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caramba_core.components import evolve
+from caramba_core.manifest.structure import structure_model
 
-def curve(field: str, sizes: list[int], losses: list[float], own: int = 1) -> Sensitivity:
-    return Sensitivity(site="model.attention", field=field, own=own, sizes=tuple(sizes), losses=tuple(losses))
-
-
-@st.composite
-def falling(draw: st.DrawFn) -> Sensitivity:
-    """Losses that fall in steps of any height, at sizes of any distance."""
-    sizes = sorted(draw(st.sets(st.integers(1, 9), min_size=1, max_size=5)))
-    losses = sorted(draw(st.lists(st.integers(0, 9), min_size=len(sizes), max_size=len(sizes))), reverse=True)
-    return curve("v_dim", sizes, [float(loss) for loss in losses])
+GQA = GroupedQueryAttention(n_heads=4, n_kv_heads=1, head_dim=1)
+"""Caches a key and a value of one head: 2 values per token and unit of ``head_dim``."""
 
 
-@given(st.lists(falling(), min_size=1, max_size=4), st.integers(0, 12))
-def test_a_budget_is_divided_as_well_as_can_be(curves: list[Sensitivity], more: int) -> None:
-    budget = sum(c.sizes[0] for c in curves) + more
-    sizes, loss = allocate(curves, budget)
-    assert sum(sizes) <= budget
-    assert loss == sum(c.losses[c.sizes.index(size)] for c, size in zip(curves, sizes, strict=True))
-    possible = itertools.product(*(range(len(c.sizes)) for c in curves))
-    best = min(
-        sum(c.losses[place] for c, place in zip(curves, places, strict=True))
-        for places in possible
-        if sum(c.sizes[place] for c, place in zip(curves, places, strict=True)) <= budget
-    )
-    assert loss == best
+def choice(count: int, loss: float) -> Choice:
+    return Choice(candidate=0, sizes={}, storage=None, bytes=count, loss=loss)
 
 
-@st.composite
-def convex(draw: st.DrawFn) -> Sensitivity:
-    """Losses that fall ever more slowly, at equal steps of size one."""
-    count = draw(st.integers(1, 5))
-    falls = sorted(draw(st.lists(st.integers(0, 9), min_size=count - 1, max_size=count - 1)), reverse=True)
-    losses = [float(sum(falls[place:])) for place in range(count)]
-    return curve("v_dim", list(range(1, count + 1)), losses)
+choices = st.lists(st.builds(choice, st.integers(1, 30), st.integers(0, 9).map(float)), min_size=1, max_size=5)
+
+
+@given(st.lists(choices, min_size=1, max_size=4), st.integers(0, 40))
+def test_a_budget_is_divided_as_well_as_can_be(places: list[list[Choice]], more: int) -> None:
+    budget = sum(min(one.bytes for one in own) for own in places) + more
+    found = divide(places, budget)
+    assert all(one in own for one, own in zip(found, places, strict=True))
+    assert sum(one.bytes for one in found) <= budget
+    fitting = (one for one in itertools.product(*places) if sum(each.bytes for each in one) <= budget)
+    assert sum(one.loss for one in found) == min(sum(each.loss for each in one) for one in fitting)
 
 
 def test_a_step_that_pays_only_with_the_next_is_taken_with_it() -> None:
-    late = curve("sem_dim", [1, 2, 3], [10.0, 10.0, 0.0])
-    steady = curve("v_dim", [1, 2, 3], [6.0, 4.0, 3.0])
-    assert allocate([late, steady], 4) == ([3, 1], 6.0)
+    late = [choice(1, 10.0), choice(2, 10.0), choice(3, 0.0)]
+    steady = [choice(1, 6.0), choice(2, 4.0), choice(3, 3.0)]
+    assert [one.bytes for one in divide([late, steady], 4)] == [3, 1]
 
 
-def test_sizes_that_cost_more_step_by_step_leave_room_for_smaller_steps() -> None:
-    pairs = curve("geo_dim", [6, 12], [9.0, 0.0])
-    values = curve("v_dim", [4, 8], [2.0, 1.0])
-    assert allocate([pairs, values], 14) == ([6, 8], 10.0)
+def test_bytes_without_a_common_divisor_stay_within_the_budget() -> None:
+    places = [[choice(10**9 + 1, 5.0), choice(10**9 + 70_001, 1.0)] for _ in range(3)]
+    found = divide(places, 3 * 10**9 + 150_000)
+    assert [one.loss for one in found].count(1.0) == 2
 
 
 def test_too_small_a_budget_names_the_least() -> None:
-    with pytest.raises(ValueError, match="7 cached values are the least"):
-        allocate([curve("a", [3, 4], [1.0, 0.0]), curve("b", [4], [0.0])], 6)
+    with pytest.raises(ValueError, match="7 bytes are the least"):
+        divide([[choice(3, 1.0), choice(4, 0.0)], [choice(4, 0.0)]], 6)
 
 
-@given(st.lists(convex(), min_size=1, max_size=4), st.data(), st.integers(0, 8), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+def falling(own: int, losses: Sequence[float], *, step: int = 4) -> Measured:
+    """A size, ``head_dim``, of ``step``, twice and three times as much, ...; caches add 0.0, 0.25 and 4.0."""
+    sizes = tuple(step * (at + 1) for at in range(len(losses)))
+    curve = Sensitivity(field="head_dim", own=own, sizes=sizes, losses=tuple(losses))
+    config = evolve(GQA, head_dim=own)
+    return Measured(config=config, divergence=losses[sizes.index(own)], curves=(curve,), rounded=(0.0, 0.25, 4.0))
+
+
+def place(*candidates: Measured) -> Place:
+    return Place(width=8, context=10, candidates=candidates, storages=(None, Int8(block=16), Int4(block=16)))
+
+
+def test_choices_are_worth_their_bytes() -> None:
+    whole = Measured(config=evolve(GQA, head_dim=16), rounded=(0.0, 0.25, 4.0))
+    found = place(falling(8, [9.0, 3.0, 1.0, 0.5]), whole).choices()
+    assert [one.bytes for one in found] == sorted(one.bytes for one in found)
+    assert [one.loss for one in found] == sorted((one.loss for one in found), reverse=True)
+    of = {(one.candidate, one.sizes.get("head_dim"), type(one.storage).__name__): one for one in found}
+    assert of[1, None, "NoneType"].bytes == 10 * 2 * 16 * 2
+    assert of[1, None, "Int8"].bytes == 10 * 2 * (16 + 4)
+    assert of[1, None, "Int8"].loss == 0.25
+    assert (0, 16, "Int8") not in of  # as many bytes as the teacher's own, and more lost
+    assert of[0, 8, "Int8"].bytes == held_bytes(evolve(GQA, head_dim=8), 8, Int8(block=16), 10)
+    assert of[0, 8, "Int8"].loss == 3.25
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=6), min_size=1, max_size=4),
+    st.data(),
+    st.integers(0, 9),
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+)
 def test_part_of_the_way_stays_between_and_within_the_budget(
-    curves: list[Sensitivity], data: st.DataObject, more: int, step: float
+    drawn: list[list[int]], data: st.DataObject, more: int, step: float
 ) -> None:
-    budget = len(curves) + more
-    own = [data.draw(st.sampled_from(c.sizes)) for c in curves]
-    curves = [evolve(c, own=at) for c, at in zip(curves, own, strict=True)]
-    best, _ = allocate(curves, budget)
+    places = []
+    for falls in drawn:
+        losses = [float(sum(falls[at:])) for at in range(len(falls))]
+        places.append(place(falling(data.draw(st.integers(1, len(falls) - 1)) * 4, losses)))
+    budget = sum(one.choices()[0].bytes for one in places) + 100 * more
+    best = divide([one.choices() for one in places], budget)
     try:
-        sizes, loss = part_of_the_way(curves, best, budget, step)
+        found = part_of_the_way(places, best, budget, step)
     except ValueError:  # equal shares of a small budget may be smaller than the smallest sizes
-        assert any(at * budget / sum(own) < c.sizes[0] for c, at in zip(curves, own, strict=True))
+        assert step < 1
         return
-    assert sum(sizes) <= budget
-    assert loss == sum(c.losses[c.sizes.index(size)] for c, size in zip(curves, sizes, strict=True))
-    for at, goal, size in zip(own, best, sizes, strict=True):
-        low, high = sorted((at * budget / sum(own), goal))
-        assert low - 1 < size < high + 1
+    assert sum(one.bytes for one in found) <= budget
+    if step == 1:
+        assert sum(one.loss for one in found) == sum(one.loss for one in best)
+    own = [at.bytes_of(at.candidates[0].config, goal.storage) for at, goal in zip(places, best, strict=True)]
+    scale = budget / sum(own)
+    for at, goal, one in zip(places, best, found, strict=True):
+        assert one.storage == goal.storage
+        low, high = sorted((at.candidates[0].curves[0].own * scale, goal.sizes["head_dim"]))
+        assert low - 8 <= one.sizes["head_dim"] < high + 4
 
 
-def test_all_the_way_is_the_optimum_and_none_of_it_the_manifest() -> None:
-    curves = [curve("sem_dim", [2, 4, 6], [9.0, 3.0, 0.0], own=4), curve("v_dim", [2, 4, 6], [3.0, 1.0, 0.5], own=4)]
-    assert part_of_the_way(curves, [6, 2], 8, step=1.0) == ([6, 2], 3.0)
-    assert part_of_the_way(curves, [6, 2], 8, step=0.0) == ([4, 4], 4.0)
+def test_what_has_no_sizes_stays_all_of_the_way() -> None:
+    kept = Measured(config=evolve(GQA, head_dim=4), rounded=(0.0, 9.0, 9.0))
+    places = [place(falling(8, [9.0, 3.0, 1.0, 0.5])), place(kept)]
+    best = divide([one.choices() for one in places], 10 * 2 * 2 * (8 + 4))
+    assert part_of_the_way(places, best, 10 * 2 * 2 * (8 + 4), 0.5)[1] == best[1]
+
+
+# ------------------------------------------------------------------------------------------------ what is written
+
+ROPE = {"theta": 100.0}
+OWN = {
+    "type": "dba",
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "head_dim": 6,
+    "sem_dim": 4,
+    "geo_dim": 8,
+    "v_dim": 8,
+    "rope": ROPE,
+}
+KEPT = {"type": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "rope": ROPE}
+WINDOW = {**KEPT, "type": "sliding_window", "window": 64, "sinks": 4}
+BLOCKS = [f"model.blocks.{index}.attention" for index in range(3)]
+
+
+def model_of(**blocks: object) -> dict[str, object]:
+    layers = [{"type": "residual", "layers": ["rms_norm", OWN]}, {"type": "swiglu", "d_ff": 32}]
+    nested = {"type": "nested", "repeat": 3, "layers": layers, **blocks}
+    topology = {"type": "stacked", "layers": [nested]}
+    return {"type": "transformer", "embedder": {"type": "token", "vocab_size": 40, "d_model": 24}, "topology": topology}
+
+
+def attentions_of(model: dict[str, object]) -> list[object]:
+    nested = structure_model(model).topology.layers[0]  # type: ignore[attr-defined]
+    return [body.layers[0].layers[1] for body in nested.bodies()]
+
+
+def made(*described: dict[str, object]) -> dict[str, object]:
+    """Attentions of three blocks, by name."""
+    found = []
+    for one in described:
+        model = model_of(layers=[{"type": "residual", "layers": ["rms_norm", one]}, {"type": "swiglu", "d_ff": 32}])
+        found.append(attentions_of(model)[0])
+    return dict(zip(BLOCKS, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("described", "each"),
+    [
+        ([{**OWN, "v_dim": size} for size in (4, 8, 10)], {"attention.v_dim": [4, 8, 10]}),
+        (
+            [{**OWN, "cache": "int8"}, {**OWN, "cache": {"type": "int4", "block": 8}}, {**OWN, "cache": "full"}],
+            {"attention.cache": ["int8", {"type": "int4", "block": 8}, "full"]},
+        ),
+        ([{**OWN, "cache": "int8"}, {**KEPT, "cache": "int4"}, {**OWN, "cache": "int8"}], None),
+        ([{**OWN, "v_dim": 4}, {**KEPT, "cache": "int4"}, OWN], {"attention.v_dim": [4, None, 8]}),
+        ([KEPT, {**WINDOW, "window": 32}, WINDOW], {"attention.window": [None, 32, 64]}),
+        ([WINDOW, KEPT, {**OWN, "geo_dim": 4}], None),
+        ([OWN, OWN, OWN], None),
+    ],
+    ids=["sizes", "caches", "kept", "kept and sizes", "none of its own", "three", "as it was"],
+)
+def test_what_is_written_gives_each_layer_its_attention(
+    described: list[dict[str, object]], each: dict[str, object] | None
+) -> None:
+    chosen = made(*described)
+    document = {"model": model_of(), "groups": [{"runs": [{"id": "allocate"}, {"id": "convert"}]}]}
+    (own,) = set(attentions_of(model_of()))
+    set_attentions(document, "allocate", chosen, own)  # type: ignore[arg-type]
+    assert document["groups"] == [{"runs": [{"id": "convert"}]}]
+    found = attentions_of(document["model"])  # type: ignore[arg-type]
+    assert found == list(chosen.values())
+    blocks = document["model"]["topology"]["layers"][0]  # type: ignore[index, call-overload]
+    assert blocks.get("each") == each
+    types = {str(one["type"]) for one in described}
+    assert len(blocks.get("variants", [])) == len(types) - 1
+
+
+def test_sizes_that_the_manifest_has_by_layer_are_written_anew() -> None:
+    document = {"model": model_of(each={"attention.v_dim": [4, 8, 10]}), "groups": [{"runs": []}]}
+    own = attentions_of(document["model"])[0]  # type: ignore[arg-type]
+    chosen = made({**OWN, "v_dim": 8}, KEPT, {**OWN, "v_dim": 8})
+    set_attentions(document, "allocate", chosen, own)  # type: ignore[arg-type]
+    assert attentions_of(document["model"]) == list(chosen.values())  # type: ignore[arg-type]
+
+
+def test_configs_in_the_words_of_a_manifest() -> None:
+    assert written(Int8()) == "int8"
+    assert written(Int4(block=8)) == {"type": "int4", "block": 8}
+    assert written(Full()) == "full"
+    gqa = GroupedQueryAttention(n_heads=4, n_kv_heads=2, head_dim=6, rope=Rope(theta=100.0), cache=Int8())
+    assert written(gqa) == {**KEPT, "cache": "int8"}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import attrs
 from caramba_plugins_standard.modes import blamed_on
 
-from caramba_core.components import Attention, Layer, component, option
-from caramba_core.errors import InputError, InvalidValue
+from caramba_core.components import Attention, Layer, Storage, component, option
+from caramba_core.errors import InputError
 from caramba_core.graph import Graph
-from caramba_core.modes import Data, Evaluation, Need, Run, Teacher, Workload
+from caramba_core.modes import Evaluation, Need, Run, Workload
 from caramba_core.sites import Site
 from caramba_plugins_upcycle.transplant import Transplant, find_transplants, require_refittable
 
@@ -52,19 +53,6 @@ class Start:
         minimum=0.0,
         maximum=1.0,
     )
-    cache_budget: str | None = option(
-        default=None,
-        help="cached values per token, as a share of the teacher's, to be divided among layers (mode allocate)",
-        pattern=r"(0?\.\d+|1(\.0+)?)x",
-        form="a share of the teacher's, such as 0.5x",
-    )
-    allocation_step: float = option(
-        default=0.5,
-        help="how far sizes by layer go from equal shares (0) to the optimum that is predicted (1); predictions hold "
-        "best near equal shares",
-        minimum=0.0,
-        maximum=1.0,
-    )
     ridge: float = option(
         default=1e-3, help="ridge of the attentions' refit, relative to the mean of the Gram diagonal", minimum=0.0
     )
@@ -92,7 +80,10 @@ class _Upcycle(Run):
                 f"run {self.id} (mode {self.mode}) has nothing to do: the manifest's attentions are the teacher's own",
                 hint="change the attention in model.topology, or drop this run",
             )
-        for transplant, own in find_transplants(sites, self.start.transplant):
+        self._check_starts(sites, self.start.transplant)
+
+    def _check_starts(self, sites: Sequence[Site], wanted: Transplant | None) -> None:
+        for transplant, own in find_transplants(sites, wanted):
             for site in own if self.start.refit else ():
                 config = site.student.config
                 assert isinstance(config, Attention)
@@ -118,16 +109,6 @@ class Convert(_Upcycle):
     changes_weights: ClassVar[bool] = True
     starts_from_teacher: ClassVar[bool] = True
 
-    def check(self, teacher: Teacher | None, data: Data) -> None:
-        """A budget of the cache is another mode's business."""
-        if self.start.cache_budget is not None:
-            raise InvalidValue(
-                "start",
-                "the budget is divided by mode allocate, and this run converts",
-                hint="run mode allocate first, then convert the manifest that it writes",
-                within=("cache_budget",),
-            )
-
     def changes(self, graph: Graph, converted: frozenset[str]) -> frozenset[str]:
         """With ``refit_mlp``, the output weights of the layers behind the first attention that converts."""
         changed: set[str] = set()
@@ -143,15 +124,49 @@ class Convert(_Upcycle):
 
 @component
 class Allocate(_Upcycle):
-    """Divide a budget of cached values among the layers, and write the manifest that says so."""
+    """Divide a budget of cached bytes among the layers, and write the manifest that says so.
+
+    Each layer gets one of several attentions, the sizes of it, and a storage of its cache.
+    """
 
     builds: ClassVar[str] = "caramba_plugins_upcycle.allocation.mode:AllocateRunner"
     measures: ClassVar[bool] = False
 
-    def check(self, teacher: Teacher | None, data: Data) -> None:
-        """There must be a budget."""
-        if self.start.cache_budget is None:
-            raise InvalidValue("start", "mode allocate needs a budget: cache_budget", expected="such as 0.5x")
+    cache_budget: str = option(
+        help="cached bytes per token at a context of start.max_context: a share of the teacher's, or their number; "
+        "what is stored as it was computed counts two bytes a value",
+        pattern=r"(0?\.\d+|1(\.0+)?)x|[1-9]\d* ?B",
+        form="a share of the teacher's, such as 0.5x, or bytes, such as 11520 B",
+    )
+    caches: tuple[Storage, ...] = option(
+        default=(), help="how a layer's cache may be stored; as the attention says if not given"
+    )
+    keep: bool = option(default=False, help="let layers keep the teacher's attention")
+    choices: tuple[Attention, ...] = option(
+        default=(), help="attentions that layers may have instead of the manifest's, written in full"
+    )
+    allocation_step: float = option(
+        default=0.5,
+        help="how far sizes by layer go from equal shares (0) to the optimum that is predicted (1); predictions hold "
+        "best near equal shares",
+        minimum=0.0,
+        maximum=1.0,
+    )
+
+    def candidates(self, site: Site) -> list[Attention]:
+        """The attentions that one layer may have: the manifest's, others, the teacher's."""
+        own, teacher = site.student.config, site.teacher.config
+        assert isinstance(own, Attention)
+        assert isinstance(teacher, Attention)
+        return [own, *self.choices, *([teacher] if self.keep else [])]
+
+    def check_before(self, device: str, sites: Sequence[Site]) -> None:
+        """Every candidate must be one that a transplant starts."""
+        super().check_before(device, sites)
+        for choice in self.choices:
+            others = [attrs.evolve(site, student=attrs.evolve(site.student, config=choice)) for site in sites]
+            wanted = self.start.transplant
+            self._check_starts(others, wanted if wanted and isinstance(choice, wanted.target) else None)
 
     def check_inputs(self, tokens: Tokens | None, tokenizer: Tokenizer | None) -> None:
         """There must be windows to calibrate on, and others to measure on."""

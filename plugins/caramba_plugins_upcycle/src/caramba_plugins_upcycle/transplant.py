@@ -250,21 +250,18 @@ class Carrying(Transplant):
 
 
 def find_transplant(site: Site, wanted: Transplant | None) -> Transplant:
-    """The transplant for a site: the one wanted, or the one registered for its two attention types.
+    """The transplant for a site: the one wanted, where it starts that attention, or that of its two types.
 
     Raises :class:`InputError` with the reason where there is none, or where it refuses this pair.
     """
     plugins = registry()
     assert isinstance(site.teacher.config, Attention)
     assert isinstance(site.student.config, Attention)
-    transplant = wanted
+    transplant = wanted if wanted is not None and isinstance(site.student.config, wanted.target) else None
     if transplant is None:
         source, target = (plugins.name_of(type(node.config)) for node in (site.teacher, site.student))
         transplant = plugins.load(plugins.find(["transplant"], f"{source}_to_{target}"))()
     assert isinstance(transplant, Transplant)
-    if not isinstance(site.student.config, transplant.target):
-        made, given = transplant.target.__name__, type(site.student.config).__name__
-        raise InputError(f"{site.name}: {type(transplant).__name__} starts {made}, and this is {given}")
     try:
         transplant.check(site.teacher.config, site.student.config, site.student.width_in)
     except InvalidValue as error:
@@ -273,8 +270,14 @@ def find_transplant(site: Site, wanted: Transplant | None) -> Transplant:
 
 
 def find_transplants(sites: Sequence[Site], wanted: Transplant | None) -> list[tuple[Transplant, list[Site]]]:
-    """Every transplant with its sites; :class:`InputError` as of :func:`find_transplant`, or where sites do not fit."""
+    """Every transplant with its sites; :class:`InputError` as of :func:`find_transplant`, or where sites do not fit.
+
+    A transplant that is wanted must be one of them.
+    """
     found: list[tuple[Transplant, list[Site]]] = []
+    if wanted is not None and not any(isinstance(site.student.config, wanted.target) for site in sites):
+        made, given = wanted.target.__name__, type(sites[0].student.config).__name__
+        raise InputError(f"{sites[0].name}: {type(wanted).__name__} starts {made}, and this is {given}")
     for site in sites:
         transplant = find_transplant(site, wanted)
         own = next((others for other, others in found if other == transplant), None)

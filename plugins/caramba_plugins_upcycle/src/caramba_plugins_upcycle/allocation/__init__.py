@@ -1,1 +1,1 @@
-"""Dividing a budget of cached values among layers by what each layer's sizes cost in likelihood."""
+"""Dividing a budget of cached bytes among layers by what each way to cache a layer costs in likelihood."""
