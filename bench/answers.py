@@ -33,18 +33,17 @@ import torch
 from caramba_plugins_decode.source import Opening, TextModel, open_text_model
 from caramba_plugins_standard.chat_template import ChatTemplate, chat_template_of
 from caramba_plugins_standard.generation import generate_each
-from caramba_plugins_standard.opening import cache_named
 from caramba_plugins_standard.perplexity import hidden_states
 from torch import Tensor
 
+from caramba_core.components import Storage
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.storage import Storage
 
 try:
-    from kinds import cached, commit
+    from kinds import cached, commit, stored
     from prompts import Prompt, judged_prompts, open_prompts
 except ImportError:  # as part of the package that tests import
-    from bench.kinds import cached, commit
+    from bench.kinds import cached, commit, stored
     from bench.prompts import Prompt, judged_prompts, open_prompts
 
 NORMAL = 1.96
@@ -194,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("teacher")
     parser.add_argument("text", type=Path, nargs="*")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=SOURCE")
-    parser.add_argument("--cache", action="append", help="full, int8, int4")
+    parser.add_argument("--cache", action="append", help="full, int8, int4, own (what each attention says)")
     parser.add_argument("--prompts", type=int, default=300, help="that a rule judges")
     parser.add_argument("--open", type=int, default=32, help="about topics, and about each text")
     parser.add_argument("--tokens", type=int, default=128, help="of an answer to an open prompt")
@@ -223,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
     said: list[list[int]] = []
     right_of_teacher = np.zeros(len(rules), dtype=bool)
     for name, source, model, cache in contenders(asked, teacher):
-        storage = cache_named(cache)
+        storage = stored(cache)
 
         def answered(most: int, what: Sequence[Sequence[int]]) -> list[list[int]]:
             return answers(model, what, most, stops, storage, asked.batch_size)  # noqa: B023 - called here alone
