@@ -25,8 +25,8 @@ def cos_sin(frequencies: Tensor, positions: Tensor, *, scaling: float = 1.0) -> 
     assert frequencies.dtype in (torch.float32, torch.float64), "positions in half precision lose the order of tokens"
     angles = positions[..., None, :, None].to(frequencies.dtype) * frequencies[..., None, :]
     cos, sin = angles.cos(), angles.sin()
-    if frequencies.dim() == 2 and torch.compiler.is_compiling() and not torch.is_grad_enabled():
-        # views by strides are of memory: the compiler stores both, where each element of a key would compute its own
+    if torch.compiler.is_compiling() and (frequencies.dim() == 2 or positions.shape[-1] > 1):
+        # views by strides are of memory: the compiler stores both, where each element of a head would compute its own
         cos, sin = (each.as_strided(each.size(), each.stride()) for each in (cos, sin))
     return (cos, sin) if scaling == 1.0 else (cos * scaling, sin * scaling)
 
