@@ -11,6 +11,7 @@ import torch
 from caramba_plugins_standard.decoding import merge_attention
 from caramba_plugins_standard.gqa_module import GroupedAttentionModule
 from caramba_plugins_standard.rotary import rotate
+from caramba_plugins_standard.training.documents import PackedFrame
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,7 +44,8 @@ class SlidingWindowModule(GroupedAttentionModule):
         if layer is not None:
             seen = layer.extend(key=key.transpose(1, 2), value=value.transpose(1, 2))
             key, value = seen["key"].transpose(1, 2), seen["value"].transpose(1, 2)
-        if layer is None and (hidden := frame.hidden_keys(0, tokens)) is not None:
+        alone = layer is None or isinstance(frame, PackedFrame)
+        if alone and (hidden := frame.hidden_keys(0, tokens)) is not None:
             return self._in_documents(query, to_sinks, key, value, hidden, frame.positions).transpose(1, 2).flatten(2)
         mask = None if tokens == 1 else self._visible(before, tokens, key.shape[2], x.device)
         if to_sinks is None:

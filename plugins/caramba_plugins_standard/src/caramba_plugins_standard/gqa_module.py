@@ -126,9 +126,6 @@ class GroupedQueryAttentionModule(GroupedAttentionModule):
         """What the output projection reads: ``[B, T, D] -> [B, T, H d]``."""
         query, key, value = self.project(x)
         query, key = self._turn(query, key, frame)
-        if isinstance(frame, PackedFrame):
-            mixed = frame.attend(query, key, value, scale=self.multiplier, window=self.window)
-            return mixed.transpose(1, 2).flatten(2)
         before = 0
         if frame.cache is not None:
             layer = frame.cache.layer(self.site, frame.application)
@@ -137,6 +134,9 @@ class GroupedQueryAttentionModule(GroupedAttentionModule):
             before = layer.length
             seen = layer.extend(key=key.transpose(1, 2), value=value.transpose(1, 2))
             key, value = seen["key"].transpose(1, 2), seen["value"].transpose(1, 2)
+        if isinstance(frame, PackedFrame):
+            mixed = frame.attend(query, key, value, scale=self.multiplier, window=self.window)
+            return mixed.transpose(1, 2).flatten(2)
         tokens, context = query.shape[2], key.shape[2]
         mask: Tensor | None = None
         causal = False

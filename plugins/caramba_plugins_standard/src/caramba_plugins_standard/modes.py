@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from caramba_core.components import component, evolve, option
+from caramba_core.components import Attention, component, evolve, option
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.graph import trained_nodes
 from caramba_core.modes import Data, Device, DType, Evaluation, Need, Run, Teacher, Workload
@@ -137,6 +137,8 @@ class Train(Run):
         """A strategy may train some nodes only; a pattern of adapters, or of what is computed again, does something."""
         trained = trained_nodes(graph, self.trains)
         self.train.strategy.check(graph, sites, trained)
+        if self.train.cache is not None:
+            _require_tokens_alone(graph)
         lora, again = self.train.lora, self.train.activation_checkpointing
         adapted = {} if lora is None else adapted_matrices(graph, lora, trained)
         node_factors(graph, self.train.lr_factors, trained | {name.rpartition(".")[0] for name in adapted})
@@ -297,3 +299,17 @@ class Generate(Run):
     def workload(self, evaluation: Evaluation, vocab_size: int) -> Workload:
         """One sequence, through a cache of its new tokens; the prompt's come on top."""
         return Workload(batch_size=1, context=self.max_new_tokens, dtype=self.dtype, caches=True)
+
+
+def _require_tokens_alone(graph: Graph) -> None:
+    """Raise :class:`InvalidValue` for an attention that caches a state, which no pass over whole sequences rounds."""
+    for name, node in graph.attentions().items():
+        assert isinstance(node.config, Attention)
+        states = [key for key, entry in node.config.cache_spec(node.width_in).items() if not entry.per_token]
+        if states:
+            raise InvalidValue(
+                "train",
+                f"{name} ({type(node.config).__name__}) caches no keys and values of tokens, but {', '.join(states)}",
+                hint="leave cache out, or take another attention",
+                within=("cache",),
+            )

@@ -16,13 +16,14 @@ from caramba_core.graph import Graph
 from caramba_core.nn.frame import Frame, Taps
 from caramba_core.nn.language_model import LanguageModel
 from caramba_plugins_standard.training.document_blocks import attend_blocks, document_blocks, has_blocks
+from caramba_plugins_standard.training.rounding import RoundingCache
 
 __all__ = ["PackedFrame", "packed_frame", "require_documents"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedFrame(Frame):
-    """The frame of sequences that hold several documents each, without a cache.
+    """The frame of sequences that hold several documents each, without a cache but one that rounds.
 
     ``documents``, int64 ``[B, T]``, says at which token the document of a token begins: no token sees another one's.
     ``blocks``, by window, are what :meth:`attend` leaves nothing out of; where there are none, it takes a mask.
@@ -61,16 +62,17 @@ def packed_frame(
     tokens: Tensor,
     begins: Tensor | None,
     *,
+    cache: RoundingCache | None = None,
     taps: Taps | None = None,
     in_blocks: bool | None = None,
 ) -> Frame:
     """The frame of tokens ``[B, T]``; an ordinary one without ``begins``, bool ``[B, T]``: where documents begin.
 
     Attention is computed ``in_blocks`` where that is fast (on CUDA), if nothing is said.  Raises :class:`InputError`
-    where the model has an attention that cannot keep to its document.
+    where the model has an attention that cannot keep to its document.  ``cache`` rounds keys and values.
     """
     if begins is None:
-        return Frame.of(tokens, taps=taps)
+        return Frame.of(tokens, cache=cache, taps=taps)
     require_documents(model.graph)
     place = torch.arange(tokens.shape[1], device=tokens.device)
     begin = (begins * place).cummax(1).values
@@ -79,7 +81,7 @@ def packed_frame(
         blocks = {window: document_blocks(begin, window) for window in windows}
     else:
         blocks = {}
-    return PackedFrame(positions=place - begin, documents=begin, taps=taps, blocks=blocks)
+    return PackedFrame(positions=place - begin, cache=cache, documents=begin, taps=taps, blocks=blocks)
 
 
 def require_documents(graph: Graph) -> None:

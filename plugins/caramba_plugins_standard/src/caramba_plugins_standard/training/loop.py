@@ -40,6 +40,7 @@ from caramba_plugins_standard.training.profiling import Profiler
 from caramba_plugins_standard.training.rates import node_factors, parameter_groups
 from caramba_plugins_standard.training.recomputing import recompute_activations
 from caramba_plugins_standard.training.retention import Retention
+from caramba_plugins_standard.training.rounding import RoundingCache
 from caramba_plugins_standard.training.skipping import Skipping
 from caramba_plugins_standard.training.watching import Watch, progress_notes
 from caramba_plugins_standard.training.windows import windows_of
@@ -94,6 +95,8 @@ class TrainRunner:
         self.windows = windows_of(context, self.settings.context)
         if self.windows.marked:
             require_documents(context.graph)
+        cache = self.settings.cache
+        self.rounding = None if cache is None else RoundingCache(context.graph, cache)
         self.team = Team()
         self._pending: _Numbers | None = None
         self._captured: CapturedStep | None = None
@@ -333,7 +336,7 @@ class TrainRunner:
         results: list[StepResult] = []
         # documents make masks, which cuDNN's kernels may not take
         with nullcontext() if self.windows.marked else attention_kernels(words.device):
-            for batch in batches_of(words, marked=self.windows.marked, team=self.team):
+            for batch in batches_of(words, marked=self.windows.marked, team=self.team, rounding=self.rounding):
                 if len(results) == len(words) - 1:
                     self.division.last_pass()
                 results.append(self.runner.step(batch))
