@@ -17,15 +17,14 @@ from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 from caramba_plugins_standard.training.batch import Batch, batches_of
 from caramba_plugins_standard.training.compiling import compile_blocks, uncompile
-from caramba_plugins_standard.training.rounding import RoundingCache
+from caramba_plugins_standard.training.rounding import RoundingCache, rounding_cache
 from torch.nn import functional as F
 
-from caramba_core.components import Attention, Model
+from caramba_core.components import Attention, Model, Storage, evolve
 from caramba_core.lowering import lower
 from caramba_core.nn.build import build
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.storage import Storage
 
 HEADS: dict[str, Any] = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rope": Rope(theta=100.0)}
 DBA: dict[str, Any] = {**HEADS, "sem_dim": 8, "geo_dim": 16, "v_dim": 12}
@@ -132,3 +131,17 @@ def test_equal_blocks_share_one_compiled_graph() -> None:
     torch.testing.assert_close(model(batch.inputs, batch.frame(model)), wanted, rtol=0, atol=1e-5)
     uncompile(model)
     assert len(graphs) == 1
+
+
+def test_an_attention_says_its_own_storage() -> None:
+    kept, rounded = ATTENTIONS["gqa"], evolve(ATTENTIONS["gqa"], cache=Int4())
+    layers = (Residual(layers=(RMSNorm(), kept)), Residual(layers=(RMSNorm(), rounded)))
+    embedder = TokenEmbedder(vocab_size=16, d_model=32)
+    model = build(lower(Model(embedder=embedder, topology=Stacked(layers=layers), head=LinearHead())), seed=1)
+    cache = rounding_cache(model.graph, None)
+    assert cache is not None
+    first, second = (cache.layer(name) for name in model.graph.attentions())
+    x = torch.randn(1, 3, 2, 8)
+    assert first.extend(key=x, value=x)["key"] is x
+    assert second.extend(key=x, value=x)["key"].sub(x).abs().max() > 0.01
+    assert rounding_cache(model_of(kept).graph, None) is None

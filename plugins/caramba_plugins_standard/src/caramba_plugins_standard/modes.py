@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from caramba_core.components import Attention, component, evolve, option
+from caramba_core.components import Attention, Storage, component, evolve, option
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.graph import trained_nodes
 from caramba_core.modes import Data, Device, DType, Evaluation, Need, Run, Teacher, Workload
@@ -137,8 +137,7 @@ class Train(Run):
         """A strategy may train some nodes only; a pattern of adapters, or of what is computed again, does something."""
         trained = trained_nodes(graph, self.trains)
         self.train.strategy.check(graph, sites, trained)
-        if self.train.cache is not None:
-            _require_tokens_alone(graph)
+        _check_rounding(graph, self.train.cache)
         lora, again = self.train.lora, self.train.activation_checkpointing
         adapted = {} if lora is None else adapted_matrices(graph, lora, trained)
         node_factors(graph, self.train.lr_factors, trained | {name.rpartition(".")[0] for name in adapted})
@@ -301,15 +300,21 @@ class Generate(Run):
         return Workload(batch_size=1, context=self.max_new_tokens, dtype=self.dtype, caches=True)
 
 
-def _require_tokens_alone(graph: Graph) -> None:
-    """Raise :class:`InvalidValue` for an attention that caches a state, which no pass over whole sequences rounds."""
-    for name, node in graph.attentions().items():
-        assert isinstance(node.config, Attention)
-        states = [key for key, entry in node.config.cache_spec(node.width_in).items() if not entry.per_token]
+def _check_rounding(graph: Graph, cache: Storage | None) -> None:
+    """Raise :class:`InvalidValue` where caches are rounded beside an attention that caches a state.
+
+    A pass over whole sequences takes no steps from state to state.
+    """
+    configs = {name: node.config for name, node in graph.attentions().items() if isinstance(node.config, Attention)}
+    if cache is None and not any(config.cache for config in configs.values()):
+        return
+    for name, config in configs.items():
+        spec = config.cache_spec(graph.nodes()[name].width_in)
+        states = [key for key, entry in spec.items() if not entry.per_token]
         if states:
             raise InvalidValue(
                 "train",
-                f"{name} ({type(node.config).__name__}) caches no keys and values of tokens, but {', '.join(states)}",
+                f"{name} ({type(config).__name__}) caches no keys and values of tokens, but {', '.join(states)}",
                 hint="leave cache out, or take another attention",
-                within=("cache",),
+                within=() if cache is None else ("cache",),
             )

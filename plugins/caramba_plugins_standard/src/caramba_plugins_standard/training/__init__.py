@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import attrs
 
-from caramba_core.components import Component, Topology, component, evolve, option
+from caramba_core.components import Component, Storage, Topology, component, evolve, option
 from caramba_core.errors import InvalidValue
 from caramba_core.modes import Device, DType, Run
-from caramba_core.storage import Storage
 from caramba_plugins_standard.parallel import Parallel
 from caramba_plugins_standard.trackers import Tracker
 
@@ -274,7 +273,7 @@ class Training:
     cache: Storage | None = option(
         default=None,
         help="attention reads keys and values rounded as a cache of this kind stores them, and what trains learns with "
-        "that; gradients pass as if nothing was rounded",
+        "that; each attention's own cache if not given",
     )
     clip: float | None = option(default=1.0, help="largest norm of the gradient; null for no clipping", above=0.0)
     ema: float | None = option(

@@ -40,7 +40,7 @@ from caramba_plugins_standard.training.profiling import Profiler
 from caramba_plugins_standard.training.rates import node_factors, parameter_groups
 from caramba_plugins_standard.training.recomputing import recompute_activations
 from caramba_plugins_standard.training.retention import Retention
-from caramba_plugins_standard.training.rounding import RoundingCache
+from caramba_plugins_standard.training.rounding import rounding_cache
 from caramba_plugins_standard.training.skipping import Skipping
 from caramba_plugins_standard.training.watching import Watch, progress_notes
 from caramba_plugins_standard.training.windows import windows_of
@@ -95,8 +95,7 @@ class TrainRunner:
         self.windows = windows_of(context, self.settings.context)
         if self.windows.marked:
             require_documents(context.graph)
-        cache = self.settings.cache
-        self.rounding = None if cache is None else RoundingCache(context.graph, cache)
+        self.rounding = rounding_cache(context.graph, self.settings.cache)
         self.team = Team()
         self._pending: _Numbers | None = None
         self._captured: CapturedStep | None = None

@@ -8,12 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from caramba_core.components import Attention
+from caramba_core.components import Attention, Storage
 from caramba_core.graph import Graph
 from caramba_core.nn.cache import Cache, LayerCache
-from caramba_core.storage import Storage
 
-__all__ = ["RoundingCache"]
+__all__ = ["RoundingCache", "rounding_cache"]
 
 
 class RoundingLayer(LayerCache):
@@ -27,25 +26,30 @@ class RoundingLayer(LayerCache):
         return {name: self._rounded(name, values) for name, values in new.items()}
 
     def _rounded(self, name: str, values: Tensor) -> Tensor:
+        if self.entry(name).storage is None:
+            return values
         with torch.no_grad():
             rounded = self.round_trip(name, values).to(values.dtype)
         return rounded + (values - values.detach())
 
 
 class RoundingCache(Cache):
-    """A :class:`Cache` that rounds and keeps nothing, for passes over whole sequences that are trained on."""
+    """A :class:`Cache` that rounds and keeps nothing, for passes over whole sequences that are trained on.
 
-    def __init__(self, graph: Graph, storage: Storage) -> None:
+    Attentions without a storage, neither this one for all nor their own, read what they computed.
+    """
+
+    def __init__(self, graph: Graph, storage: Storage | None = None) -> None:
         super().__init__(graph, batch=1, dtype=torch.float32, storage=storage)
         self.graph = graph
-        self._rounding = {
-            name: RoundingLayer(node.config.cache_spec(node.width_in), 1, torch.float32, torch.device("cpu"), storage)
-            for name, node in graph.attentions().items()
-            if isinstance(node.config, Attention)
-        }
-        layers = list(self._rounding.values())
-        equal = all(layer.spec == layers[0].spec for layer in layers)
-        self._of_all = layers[0] if equal else None
+        self._rounding: dict[str, RoundingLayer] = {}
+        kinds = []
+        for name, node in graph.attentions().items():
+            assert isinstance(node.config, Attention)
+            spec, own = node.config.cache_spec(node.width_in), storage or node.config.cache
+            self._rounding[name] = RoundingLayer(spec, 1, torch.float32, torch.device("cpu"), own)
+            kinds.append((spec, own))
+        self._of_all = self._rounding[name] if all(kind == kinds[0] for kind in kinds) else None
 
     def layer(self, site: str, application: int = 0) -> LayerCache:
         """The same for every attention where all cache alike, so that equal blocks share one compiled graph."""
@@ -53,3 +57,9 @@ class RoundingCache(Cache):
 
     def advance(self, tokens: int) -> None:
         """Nothing was kept."""
+
+
+def rounding_cache(graph: Graph, storage: Storage | None) -> RoundingCache | None:
+    """What rounds in a run that trains ``graph``; ``None`` where neither the run nor an attention has a storage."""
+    own = (node.config.cache for node in graph.attentions().values() if isinstance(node.config, Attention))
+    return None if storage is None and not any(own) else RoundingCache(graph, storage)
