@@ -6,17 +6,24 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
+import torch
 from caramba_plugins_standard.gqa import GroupedQueryAttention
+from caramba_plugins_standard.perplexity import hidden_states
 from caramba_plugins_standard.quantized import Full, Int4, Int8
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_upcycle.allocation.budget import Choice, Place, divide, held_bytes, part_of_the_way
-from caramba_plugins_upcycle.allocation.sensitivity import Measured, Sensitivity
+from caramba_plugins_upcycle.allocation.sensitivity import Measured, Sensitivity, measure_sensitivities
 from caramba_plugins_upcycle.allocation.writing import set_attentions, written
+from caramba_plugins_upcycle.modes import Start
 from hypothesis import given
 from hypothesis import strategies as st
 
 from caramba_core.components import evolve
+from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
+from caramba_core.nn.build import build
+from caramba_core.nn.language_model import LanguageModel
+from caramba_core.sites import find_sites
 
 GQA = GroupedQueryAttention(n_heads=4, n_kv_heads=1, head_dim=1)
 """Caches a key and a value of one head: 2 values per token and unit of ``head_dim``."""
@@ -120,7 +127,51 @@ def test_what_has_no_sizes_stays_all_of_the_way() -> None:
     assert part_of_the_way(places, best, 10 * 2 * 2 * (8 + 4), 0.5)[1] == best[1]
 
 
+# ------------------------------------------------------------------------------------------------ what is measured
+
+
+def test_rounding_is_measured_as_decoding_reads() -> None:
+    """Against models in which one layer's cache is rounded, on a text and on one that says its first half again."""
+    kept = [{"type": "residual", "layers": ["rms_norm", KEPT]}, {"type": "swiglu", "d_ff": 32}]
+    teacher = built(model_of(layers=kept))
+    sites = find_sites(teacher.graph, lower(structure_model(model_of())))
+    assert [site.name for site in sites] == BLOCKS
+    text = torch.randint(40, (2, 12), generator=torch.Generator().manual_seed(2))
+    found = measure_sensitivities(
+        teacher=teacher,
+        sites=sites,
+        candidates={site.name: [site.teacher.config] for site in sites},  # type: ignore[list-item]
+        storages=(None, Int4(block=4)),
+        settings=Start(),
+        calibration=[],
+        measured=[text],
+    )
+    again = torch.cat([text[:, :6], text[:, :6]], dim=1)
+    for place, name in enumerate(BLOCKS):
+        rounded = built(
+            model_of(layers=kept, each={"attention.cache": [CACHE if at == place else None for at in range(3)]})
+        )
+        kl = []
+        for tokens, first in ((text, 0), (again, 6)):
+            ours, wanted = (one.logits(hidden_states(one, tokens, None))[:, first:] for one in (rounded, teacher))
+            kl.append((wanted.softmax(-1) * (wanted.log_softmax(-1) - ours.log_softmax(-1))).sum(-1).flatten())
+        (measured,) = found[name]
+        assert measured.rounded == (0.0, pytest.approx(float(torch.cat(kl).mean()), rel=1e-4))
+        assert measured.rounded[1] > 1e-4
+
+
+def built(model: dict[str, object]) -> LanguageModel:
+    """With weights large enough for attention to matter."""
+    made = build(lower(structure_model(model)), seed=1, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(8.0)
+    return made.requires_grad_(False)
+
+
 # ------------------------------------------------------------------------------------------------ what is written
+
+CACHE = {"type": "int4", "block": 4}
 
 ROPE = {"theta": 100.0}
 OWN = {
