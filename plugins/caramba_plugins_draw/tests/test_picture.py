@@ -46,6 +46,7 @@ MODELS: dict[str, list[dict[str, Any]]] = {
     "hybrid": [nested(6, NORM, GQA, variants=[[NORM, WINDOW, MLP]], order=[0, 0, 0, 1, 1, 0])],
     "alternating": [nested(20, NORM, GQA, variants=[[NORM, MLP]], order=[0, 1] * 10)],
     "windows": [nested(4, NORM, GQA, variants=[[NORM, WINDOW]], order=[0, 1, 1, 0])],
+    "caches": [nested(3, NORM, GQA, each={"attention.cache": ["int8", "int8", None]})],
     "named": [stacked(residual(NORM, GQA), name="first"), residual(MLP, name="second")],
     "fan": [{"type": "parallel", "combine": "concatenate", "layers": [residual(NORM, GQA), LINEAR, NORM, MLP]}],
     "fan in fan": [
@@ -125,6 +126,12 @@ def test_a_window_is_no_size() -> None:
     written = [element.text or "" for element in texts(svg(sketch_of("windows")))]
     assert [text for text in written if text.startswith("blocks.")] == ["blocks.0", "blocks.1\u20132", "blocks.3"]
     assert sum("of the last 16 tokens" in text for text in written) == 1
+
+
+def test_caches_are_named_as_they_are_stored() -> None:
+    written = [element.text or "" for element in texts(svg(sketch_of("caches")))]
+    assert [text for text in written if text.startswith("blocks.")] == ["blocks.0\u20131", "blocks.2"]
+    assert " ".join(written).count("in int8") == 2  # keys and values
 
 
 def boxes_of(box: Box) -> list[Box]:

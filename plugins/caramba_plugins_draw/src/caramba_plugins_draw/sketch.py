@@ -324,11 +324,14 @@ def _topology_settings(config: Topology) -> Iterator[str]:
 
 
 def _cache(nodes: Sequence[NodePlan]) -> Iterator[str]:
-    """``k_sem 96``, ``v 224 of the last 64 tokens``."""
+    """``k_sem 96 in int8``, ``v 224 of the last 64 tokens``."""
+    storage = nodes[0].storage  # bodies with other ones are not drawn as one
     for name, entry in nodes[0].cache.items():
         text = f"{name} {_shape([node.cache[name].shape for node in nodes])}"
         if entry.window is not None:
             text += f" of the last {entry.window:,} tokens"
+        if storage is not None and storage.quantizes(entry):
+            text += f" in {registry().name_of(type(storage))}"
         yield text if entry.per_token else f"{text} once"
 
 

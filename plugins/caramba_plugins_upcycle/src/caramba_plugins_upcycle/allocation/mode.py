@@ -75,7 +75,10 @@ class AllocateRunner:
             choices = part_of_the_way(places, best, budget, self.run_settings.allocation_step)
         except ValueError as error:
             asked = self.run_settings.cache_budget
-            raise InputError(f"cache_budget: {asked} is too small: {error} at {length:,} tokens") from error
+            raise InputError(
+                f"cache_budget: {asked} is too small: {error} at {length:,} tokens",
+                hint="give more, caches of fewer bits, or allocation_step: 1, which may leave equal shares altogether",
+            ) from error
         chosen = {
             site.name: evolve(_config(place, choice), name=site.student.config.name)
             for site, place, choice in zip(context.sites, places, choices, strict=True)
