@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,13 @@ def test_layers_choose_among_attentions_and_caches(manifest: Path, capsys: pytes
     assert [layer["attention"] for layer in found["layers"].values()] == chosen
     again = manifest.parent / "again"
     assert caramba("run", folder / "allocated.yml", "--run", "convert", "--output", again) == 0, capsys.readouterr()
+
+
+def test_there_must_be_something_to_choose_from(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = manifest.read_text().replace("{type: dba,", "{type: mla, rank: 12, rope_dim: 4,")
+    manifest.write_text(re.sub(r'sem_dim: .*?v_dim: "\$\{values\}",', "", text, flags=re.S))
+    assert caramba("run", manifest, "--run", "allocate", "--output", manifest.parent / "runs") == 2
+    assert "MultiHeadLatentAttention does not say what its sizes lose" in " ".join(capsys.readouterr().err.split())
 
 
 def test_too_small_a_budget_says_what_is_the_least(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,16 +93,19 @@ def measure_sensitivities(
             if stage.holds(site.name):
                 probing = _Site(teacher, site, candidates[site.name], settings, walked[index:], states, looked, final)
                 found[site.name] = [probing.measured(place, storages) for place in range(len(candidates[site.name]))]
+                _require_choice(site, found[site.name], storages)
         states = [(frame, stage.run(x, frame)) for frame, x in states]
         looked = [(frame, stage.run(x, frame), first) for frame, x, first in looked]
         progress(sum(tokens.numel() for tokens in calibration))
-    for name, choices in found.items():
-        if len(choices) * len(storages) == 1 and not choices[0].curves:
-            raise InputError(
-                f"{name}: the transplant to {type(choices[0].config).__name__} does not say what its sizes lose",
-                hint="give sizes in the manifest, or let mode allocate choose among caches or other attentions, too",
-            )
     return found
+
+
+def _require_choice(site: Site, measured: Sequence[Measured], storages: Sequence[Storage | None]) -> None:
+    if len(measured) * len(storages) == 1 and not measured[0].curves:
+        raise InputError(
+            f"{site.name}: the transplant to {type(measured[0].config).__name__} does not say what its sizes lose",
+            hint="give sizes in the manifest, or let mode allocate choose among caches or other attentions, too",
+        )
 
 
 def with_student(site: Site, config: Attention) -> Site:
