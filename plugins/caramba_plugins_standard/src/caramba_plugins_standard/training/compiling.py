@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from caramba_core.nn.module import ComponentModule, TopologyModule
 from caramba_core.nn.sequence import LayerSequence
 
-__all__ = ["compile_blocks", "plan_compilation", "uncompile"]
+__all__ = ["compile_blocks", "join_frozen", "plan_compilation", "uncompile"]
 
 _MOST_KINDS: Final = 8
 """Kinds of blocks that are compiled whole.  Each takes seconds, and sizes by layer make every block a kind."""
@@ -37,6 +37,19 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> tuple[str,
         else:
             module.compile(fullgraph=True, backend=backend)
     return tuple(own)
+
+
+def join_frozen(teacher: nn.Module, student: nn.Module) -> None:
+    """Lay the teacher's weights that one input is multiplied by side by side, for one larger product.
+
+    Weights that the student shares stay where they are: they would be held twice.
+    """
+    shared = {parameter.data_ptr() for parameter in student.parameters()}
+    for module in teacher.modules():
+        if isinstance(module, ComponentModule):
+            names = module.joint_weights()
+            if shared.isdisjoint(getattr(module, name).data_ptr() for name in names):
+                module.join(*names)
 
 
 def uncompile(model: nn.Module) -> None:

@@ -27,7 +27,7 @@ from caramba_plugins_standard.parallel.team import Team, together
 from caramba_plugins_standard.training import StepResult, StrategyRunner
 from caramba_plugins_standard.training.averaging import WeightAverage
 from caramba_plugins_standard.training.batch import batches_of
-from caramba_plugins_standard.training.compiling import compile_blocks, uncompile
+from caramba_plugins_standard.training.compiling import compile_blocks, join_frozen, uncompile
 from caramba_plugins_standard.training.cuda_graph import CapturedStep, launches_dominate
 from caramba_plugins_standard.training.determinism import deterministic
 from caramba_plugins_standard.training.documents import require_documents
@@ -188,6 +188,8 @@ class TrainRunner:
         recompute_activations(context.student, settings.activation_checkpointing)
         if context.run.compiles:
             torch.compiler.reset()  # graphs of an earlier run of this process count against dynamo's limit
+            if settings.strategy.needs_teacher and not settings.parallel.shard:
+                join_frozen(context.teacher, context.student)
             own = [name for model in self._models() for name in compile_blocks(model)]
             if own:
                 context.reporter.line(f"compiled with symbols for sizes: {len(own)} layers, {own[0]} first")
