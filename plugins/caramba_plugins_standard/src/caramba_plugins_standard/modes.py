@@ -124,14 +124,15 @@ class Train(Run):
             raise InvalidValue(
                 "train", "there is nothing to measure on: the group has no data.heldout", within=("evaluate_every",)
             )
-
-        if self.train.keep.best is not None and self.train.evaluate_every is None:
-            raise InvalidValue(
-                "train",
-                "nothing is measured on the way, so that no checkpoint is the best",
-                expected="evaluate_every: STEPS beside keep",
-                within=("keep", "best"),
-            )
+        for within in (("keep", "best"), ("patience",)):
+            wanted = self.train.keep.best if within[0] == "keep" else self.train.patience
+            if wanted is not None and self.train.evaluate_every is None:
+                raise InvalidValue(
+                    "train",
+                    "nothing is measured on the way, so that no checkpoint is the best",
+                    expected=f"evaluate_every: STEPS beside {within[0]}",
+                    within=within,
+                )
 
     def check_model(self, graph: Graph, sites: Sequence[Site]) -> None:
         """A strategy may train some nodes only; a pattern of adapters, or of what is computed again, does something."""

@@ -310,6 +310,12 @@ class Training:
         above=0.0,
     )
     evaluate_every: int | None = option(default=None, help="steps between evaluations", unit="steps", minimum=1)
+    patience: int | None = option(
+        default=None,
+        help="evaluations in a row without a better one that end the run, whose result is its best checkpoint, however "
+        "it ends; needs evaluate_every",
+        minimum=1,
+    )
     keep: Keep = option(factory=Keep, help="which checkpoints stay")
     on_nonfinite: str = option(
         default="stop",

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from caramba_core.errors import NumericalStop
 from caramba_core.modes import Results
 from caramba_core.run.context import RunContext
+from caramba_core.run.directory import step_of
 from caramba_plugins_standard.measuring import measure_step, measured_in
 from caramba_plugins_standard.modes import Train
 from caramba_plugins_standard.parallel.division import divided
@@ -118,10 +119,7 @@ class TrainRunner:
                 gc.unfreeze()
         if (self.step < self.steps and context.stop_reason is None) or self._owes_evaluation():
             return Results(done=False)
-        if self.average is not None:  # so that what is measured is what was saved
-            self.average.exchange()
-        if self.adapters is not None:
-            self.adapters.merge()
+        self._take_result()
         entries: dict[str, Any] = {
             "tokens": self.step * self.tokens_a_step,
             "steps": self.step,
@@ -134,7 +132,25 @@ class TrainRunner:
         if self.step < self.steps:
             context.reporter.line(f"{self.id} ended at step {self.step} of {self.steps}: {context.stop_reason}")
             entries["stop_reason"] = context.stop_reason
+        if context.step < self.step:
+            context.reporter.line(f"the result of {self.id} is its best checkpoint, of step {context.step:,}")
+            entries["result_step"] = context.step
         return Results(entries=entries)
+
+    def _take_result(self) -> None:
+        """Make the student what was saved as the run's result: the best checkpoint, where it is not the last one."""
+        context = self.context
+        checkpoints = context.directory.checkpoints()
+        best = self.retention.result(checkpoints) if self.team.is_first else None
+        if best is not None:
+            context.directory.drop_checkpoints(checkpoints[checkpoints.index(best) + 1 :])
+            context.step, context.resume_from = step_of(best) or 0, best
+            context.__dict__.pop("student", None)  # is made of that checkpoint when it is asked for
+            return
+        if self.average is not None:
+            self.average.exchange()
+        if self.adapters is not None:
+            self.adapters.merge()
 
     def _prepare(self) -> None:
         """Build strategy and optimizer; on resuming, put everything back to where it was."""
@@ -170,9 +186,9 @@ class TrainRunner:
             self.average = WeightAverage(context.trainable(), settings.ema, state, context.resume_from)
         self.watch = Watch(context, self.tokens_a_step)
         self.profiler = Profiler(settings.profile if self.team.is_first else None, context)
-        compares = settings.keep.best is not None
+        compares = settings.keep.best is not None or settings.patience is not None
         lines, measured = (context.directory.metrics(), measured_in(context)) if compares else ([], None)
-        self.retention = Retention(settings.keep, lines, measured)
+        self.retention = Retention(settings.keep, lines, measured, settings.patience)
         context.keeps = self.retention.kept
         context.reporter.stage(
             f"train {context.name}",
@@ -200,7 +216,6 @@ class TrainRunner:
 
     def _train(self) -> None:
         """Train until the last step, or until something asks to stop; either way a checkpoint of the end exists."""
-        measured = self.settings.evaluate_every
         self._began, self._saved = time.perf_counter() - self.seconds, self.context.reporter.clock()
         stops = self.context.stop_reason is not None
         done, all_tokens = self.step * self.tokens_a_step, self.steps * self.tokens_a_step
@@ -213,7 +228,7 @@ class TrainRunner:
                 stops, _ = self._agreed()
             while self.step < self.steps and not stops:
                 self._one_step(bar)
-                if measured is not None and self.step % measured == 0:
+                if self._measures():
                     self._evaluate()
                 stops, is_due = self._agreed()
                 if self.step < self.steps and is_due:
@@ -361,6 +376,15 @@ class TrainRunner:
         self.context.directory.append_metrics({"step": self.step, **results, "measured": measured_on})
         self.retention.measured(self.step, results["perplexity"])
         self.context.hooks.evaluated(context=self.context, step=self.step, results=results)
+        if self.retention.stop_reason is not None:
+            self.context.request_stop(self.retention.stop_reason)
+
+    def _measures(self) -> bool:
+        """Whether the student is measured behind this step; behind the last one where the best is to be known."""
+        every = self.settings.evaluate_every
+        if every is None or self.step == 0:
+            return False
+        return self.step % every == 0 or (self.settings.patience is not None and self.step == self.steps)
 
     def _averaged(self) -> AbstractContextManager[None]:
         """The student has the weights of the run's result meanwhile: their mean, where ``ema`` asks for it."""
@@ -368,10 +392,8 @@ class TrainRunner:
 
     def _owes_evaluation(self) -> bool:
         """Whether the run stopped while the step that it goes on from was measured."""
-        every = self.settings.evaluate_every
-        if every is None or self.step == 0 or self.step % every:
-            return False
-        return not any(line["step"] == self.step and "perplexity" in line for line in self.context.directory.metrics())
+        lines = self.context.directory.metrics() if self._measures() else []
+        return self._measures() and not any(line["step"] == self.step and "perplexity" in line for line in lines)
 
     def _settle(self, bar: Bar | None) -> None:
         """Read, check and record the numbers of the previous step."""
