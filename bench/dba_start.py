@@ -1,12 +1,14 @@
 """The start of DBA without training, with its parts switched on and off: perplexity ratios as JSON lines.
 
-    python bench/dba_start.py DATA [--weights PATH] [--tokens N] [--only GLOB ...] [--minutes N] [--calibrate FILE.npy]
-                                   [--context N] [--windows N] [--cache full|int8|int4 ...]
+    python bench/dba_start.py DATA [--weights PATH] [--tokens N] [--only GLOB ...] [--minutes N] [--kinds]
+                                   [--calibrate FILE.npy ...] [--context N] [--windows N] [--cache full|int8|int4 ...]
 
 DATA is a folder with ``train.npy``, ``heldout.npy`` and ``heldout_moby.npy``; the weights are a GGUF file or a Hugging
 Face folder (the GGUF or ``smollm2-135m-fp32`` in DATA if not given).  Each line is one variant: the ratio of its
 perplexity to the teacher's on both held-out texts and on windows of the calibration text that calibration never saw,
-and the divergence from the teacher there.  With a rounded cache every key and value, a token's own too, is read back
+and the divergence from the teacher there.  Several files of ``--calibrate`` give windows in turn; ``--kinds`` adds the
+held-out text of every kind that ``bench/texts.py`` put into DATA, and of all held-out texts the geometric mean and the
+worst.  With a rounded cache every key and value, a token's own too, is read back
 from it; the variant ``teacher`` is the teacher with such a cache.  Single process; a variant takes a few seconds on one
 accelerator.
 """
@@ -17,8 +19,9 @@ import argparse
 import fnmatch
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import attrs
@@ -179,26 +182,42 @@ def student_graph(teacher: Graph, variant: Variant) -> Graph:
 class Texts:
     """What is calibrated on and measured on."""
 
-    def __init__(self, folder: Path, calibrate: Path | None, device: torch.device, context: int = 1024) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        calibrate: Sequence[Path],
+        device: torch.device,
+        context: int = 1024,
+        *,
+        kinds: bool = False,
+    ) -> None:
         self.device, self.context = device, context
-        train = np.load(calibrate or folder / "train.npy", mmap_mode="r", allow_pickle=False)
-        self.order = np.random.default_rng(0).permutation(len(train) // context)
-        self.train = train
-        self.heldout = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("heldout", "heldout_moby")}
+        names = ["heldout", "heldout_moby"]
+        if kinds:
+            listed = json.loads((folder / "kinds.json").read_text(encoding="utf-8"))["kinds"]
+            names += [f"heldout_{kind}" for kind in listed]
+        arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in calibrate or [folder / "train.npy"]]
+        self.sources = [(ids, np.random.default_rng(0).permutation(len(ids) // context)) for ids in arrays]
+        self.heldout = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
 
     def _rows(self, array: Any, indices: Any) -> Tensor:
         rows = np.stack([array[i * self.context : (i + 1) * self.context] for i in indices])
         return torch.from_numpy(rows.astype(np.int64)).to(self.device)
 
     def calibration(self, tokens: int) -> list[Tensor]:
-        """Batches of windows; the last quarter of the text's windows is kept for measuring."""
-        count = tokens // self.context
-        assert count <= 3 * len(self.order) // 4, "too little text to calibrate on"
-        return list(torch.split(self._rows(self.train, self.order[:count]), BATCH))
+        """Batches of windows, of each text in turn; the last quarter of a text's windows is kept for measuring."""
+        count, texts = tokens // self.context, len(self.sources)
+        rows = []
+        for place in range(count):
+            ids, order = self.sources[place % texts]
+            assert place // texts < 3 * len(order) // 4, "too little text to calibrate on"
+            rows.append(self._rows(ids, order[place // texts : place // texts + 1]))
+        return list(torch.split(torch.cat(rows), BATCH))
 
     def measured(self, windows: int) -> Iterator[tuple[str, Tensor]]:
-        """Windows of each text."""
-        yield "own", self._rows(self.train, self.order[-min(windows, len(self.order) // 4) :])
+        """Windows of each text; those of the first calibration text are its ``own``."""
+        ids, order = self.sources[0]
+        yield "own", self._rows(ids, order[-min(windows, len(order) // 4) :])
         for name, array in self.heldout.items():
             yield name, self._rows(array, range(windows))
 
@@ -282,7 +301,8 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--cache", action="append", choices=STORAGES)
     parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--calibrate", type=Path)
+    parser.add_argument("--calibrate", type=Path, action="append", default=[])
+    parser.add_argument("--kinds", action="store_true")
     arguments = parser.parse_args()
     began = time.monotonic()
     torch.set_grad_enabled(False)
@@ -293,7 +313,7 @@ def main() -> None:
     teacher = PretrainedModel(
         checkpoint, lower(structure_model(checkpoint.model(), origin=str(weights))), str(weights)
     ).load(device, torch.float32)
-    texts = Texts(arguments.data, arguments.calibrate, device, arguments.context)
+    texts = Texts(arguments.data, arguments.calibrate, device, arguments.context, kinds=arguments.kinds)
     measure = Measure(teacher, texts, arguments.windows)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     print(json.dumps({"event": "start", "device": name, "torch": torch.__version__, "tokens": arguments.tokens}))
@@ -301,6 +321,9 @@ def main() -> None:
     def measured(title: str, model: LanguageModel, **record: Any) -> None:
         for cache in arguments.cache or ["full"]:
             ratio, divergence = measure(model, STORAGES[cache])
+            if arguments.kinds:
+                of = {name: value for name, value in ratio.items() if name != "own"}
+                ratio |= {"mean": round(geometric_mean(of.values()), 4), "worst": max(of.values())}
             line = {"variant": title, "cache": cache, "ratio": ratio, "kl": divergence, **record}
             print(json.dumps(line), flush=True)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_upcycle.modes import Start
 
-from bench.dba_start import FULL, Variant, variants
+from bench.dba_start import FULL, Texts, Variant, variants
 
 SOURCE = GroupedQueryAttention(n_heads=9, n_kv_heads=3, head_dim=64, rope=Rope(theta=100000.0))
 
@@ -54,3 +57,12 @@ def test_an_ablation_of_the_transplant_changes_one_setting(name: str, changed: d
     assert ours[0] == whole[0]
     assert {key: value for key, value in ours[1].items() if value != whole[1][key]} == changed
     assert ours[2] == whole[2]
+
+
+def test_several_texts_give_calibration_windows_in_turn(tmp_path: Path) -> None:
+    for name in ("a", "b", "heldout", "heldout_moby"):
+        np.save(tmp_path / f"{name}.npy", np.full(400, ord(name[0]), np.uint16))
+    texts = Texts(tmp_path, [tmp_path / "a.npy", tmp_path / "b.npy"], torch.device("cpu"), 4)
+    drawn = torch.cat(texts.calibration(40))[:, 0].tolist()
+    assert drawn == [ord("a"), ord("b")] * 5
+    assert [name for name, _ in texts.measured(1)] == ["own", "heldout", "heldout_moby"]
