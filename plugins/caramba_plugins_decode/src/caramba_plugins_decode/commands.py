@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from caramba_plugins_decode.generating import Wanted
     from caramba_plugins_decode.source import Opening, TextModel
 
-__all__ = ["chat", "generate"]
+__all__ = ["chat", "chats", "generate"]
 
 Source = Annotated[
     str,
@@ -173,6 +173,62 @@ def chat(
         template.render([{"role": "system", "content": system}, {"role": "user", "content": "?"}])
     length = float("inf") if model.context is None else model.context
     converse(Chat(model, new_session(model, drafting, draft_tokens, length), template, wanted, system))
+
+
+def chats(
+    source: Source,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE.jsonl", help="where the chats go, once all are there")
+    ],
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help='what is answered, one a line: {"prompt": "TEXT"} or {"messages": [...]}; the model makes its own '
+            "prompts without",
+        ),
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="chats; all of --file if not given", min=1)] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="what the system is told")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="most tokens of an answer", min=1)] = 256,
+    max_prompt_tokens: Annotated[int, typer.Option(help="most tokens of a prompt that the model makes", min=1)] = 128,
+    temperature: Annotated[float, typer.Option(help="divides the logits that are sampled from; 0 is greedy")] = 1.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    seed: Annotated[int, typer.Option(help="seed of the draws", min=0)] = 0,
+    batch_size: Annotated[int, typer.Option(help="chats at a time", min=1)] = 64,
+    group: Group = None,
+    step: Step = None,
+    tokenizer: TokenizerOf = None,
+    device: Device = "auto",
+    dtype: DType = None,
+    cache: CacheName = None,
+    context: Context = None,
+) -> None:
+    """Write chats to train on: a model answers prompts, or such as it makes itself.
+
+    Its chat template makes the prompts' text; what it makes itself is what it says in the user's place. The file is
+    JSON lines with messages, as the dataset chats reads them.
+    """
+    from caramba_plugins_standard.chat_template import chat_template_of
+
+    from caramba_core.errors import InputError
+    from caramba_plugins_decode.chat_writing import ChatWriter, prompts_of, write_chats
+
+    settings = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
+    wanted = _wanted({"temperature": temperature, **settings}, seed=seed, max_new_tokens=max_new_tokens, stops=())
+    if file is None and count is None:
+        raise InputError("there are no prompts", expected="--file FILE.jsonl, or --count N for prompts of its own")
+    if file is None and wanted.sampling.greedy:
+        raise InputError(
+            "greedy prompts would all be the same", hint="give --temperature above 0, or --file FILE.jsonl"
+        )
+    given = None if file is None else prompts_of(file, system)
+    model, _ = _models(source, _opening(group, step, tokenizer, device, dtype, cache, context), None, None)
+    writer = ChatWriter(model, chat_template_of(model.name, model.companions), wanted, batch_size)
+    write_chats(writer, output, given, count, system, max_prompt_tokens)
 
 
 def _wanted(sampling: dict[str, Any], **others: Any) -> Wanted:

@@ -21,8 +21,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from caramba_core.errors import InputError
+from caramba_plugins_standard.texts import require_unicode
 
-__all__ = ["ChatTemplate", "Message", "chat_template_of", "special_tokens"]
+__all__ = ["ChatTemplate", "Message", "chat_template_of", "messages_of", "special_tokens"]
 
 Message = Mapping[str, str]
 """``role`` (system, user or assistant) and ``content``."""
@@ -196,6 +197,22 @@ class ChatTemplate:
                     )
                 found.append((len(before), len(behind)))
         return found
+
+
+def messages_of(found: Any, what: str) -> list[dict[str, Any]]:
+    """The messages of a chat that JSON gave; raises :class:`InputError`, which names ``what``, for anything else."""
+    expected = 'a list of {"role": "user" or the like, "content": "..."}'
+    if not isinstance(found, list) or not found:
+        raise InputError(f"{what} is {'empty' if found == [] else type(found).__name__}", expected=expected)
+    for number, message in enumerate(found, 1):
+        if not isinstance(message, Mapping):
+            raise InputError(f"{what}: message {number} is {type(message).__name__}", expected=expected)
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                found = "missing" if key not in message else f"{type(message[key]).__name__}, not text"
+                raise InputError(f"{what}: {key} of message {number} is {found}", expected=expected)
+            require_unicode(message[key], f"{what}: {key} of message {number}")
+    return found
 
 
 def chat_template_of(

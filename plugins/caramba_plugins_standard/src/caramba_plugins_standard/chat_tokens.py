@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,9 +14,9 @@ import numpy as np
 from caramba_core.datasets import Ids
 from caramba_core.errors import InputError
 from caramba_core.teachers import Tokenizer
-from caramba_plugins_standard.chat_template import ChatTemplate
+from caramba_plugins_standard.chat_template import ChatTemplate, messages_of
 from caramba_plugins_standard.marks import BEGINS, GIVEN, Marked, MarkedTokens
-from caramba_plugins_standard.texts import json_objects, require_unicode
+from caramba_plugins_standard.texts import json_objects
 
 if TYPE_CHECKING:
     Words = np.ndarray[tuple[int], np.dtype[np.uint32]]
@@ -98,22 +98,7 @@ def chats_of(paths: Iterable[Path], column: str) -> Iterator[tuple[str, list[dic
                 raise InputError(
                     f"{place}: there is no {column!r}; its keys: {keys}", hint="column names the key of the messages"
                 )
-            yield place, _messages(found[column], f"{place}: {column}")
-
-
-def _messages(found: Any, what: str) -> list[dict[str, Any]]:
-    expected = 'a list of {"role": "user" or the like, "content": "..."}'
-    if not isinstance(found, list) or not found:
-        raise InputError(f"{what} is {'empty' if found == [] else type(found).__name__}", expected=expected)
-    for number, message in enumerate(found, 1):
-        if not isinstance(message, Mapping):
-            raise InputError(f"{what}: message {number} is {type(message).__name__}", expected=expected)
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                found = "missing" if key not in message else f"{type(message[key]).__name__}, not text"
-                raise InputError(f"{what}: {key} of message {number} is {found}", expected=expected)
-            require_unicode(message[key], f"{what}: {key} of message {number}")
-    return found
+            yield place, messages_of(found[column], f"{place}: {column}")
 
 
 def chat_words(

@@ -58,20 +58,21 @@ def generate(
     storage: Storage | None = None,
     stops: Collection[int] = (),
     sampling: Sampling | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> Tensor:
     """Continuation of token ids, int64 ``[B, T]``, by at most ``count`` tokens: ``[B, T + N]``.
 
     A row that has come to one of the ids ``stops`` repeats it until every row has.  Prompts of unequal lengths are
     padded on the left; ``starts``, int64 ``[B]``, says where each begins.  ``sampling`` is greedy if not given; row
-    ``b`` draws from the seed ``seed + b``.
+    ``b`` draws from the seed ``seed + b``, or ``seed[b]``.
     """
     require_ids(stops, model.graph.vocab_size)
     if count == 0:
         return tokens
     batch, device = tokens.shape[0], tokens.device
     decoder = Decoder(model, batch=batch, capacity=tokens.shape[1] + count, storage=storage)
-    sampler = Sampler(sampling or Sampling(), range(seed, seed + batch), tokens, model.graph.vocab_size, starts)
+    seeds = range(seed, seed + batch) if isinstance(seed, int) else seed
+    sampler = Sampler(sampling or Sampling(), seeds, tokens, model.graph.vocab_size, starts)
     logits = decoder.prefill(tokens, starts=starts)
     ends = torch.tensor(sorted(stops), dtype=torch.int64, device=device)
     done = torch.zeros(batch, dtype=torch.bool, device=device)
@@ -93,7 +94,7 @@ def generate_each(
     storage: Storage | None = None,
     stops: Collection[int] = (),
     sampling: Sampling | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> list[list[int]]:
     """Continuations of prompts of any lengths in one batch: each prompt with at most ``count`` new tokens.
 
