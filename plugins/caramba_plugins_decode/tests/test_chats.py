@@ -153,3 +153,17 @@ def test_what_makes_no_prompts(caramba: Caramba, talker: Path, tmp_path: Path) -
     twice = "{% for message in messages %}{{ message.content ~ message.content }}{% endfor %}"
     source = write_checkpoint(tmp_path / "twice", template=twice)
     assert "does not write what a user says once" in refused("--count", 3, source=source)
+
+
+def test_a_context_that_is_full(caramba: Caramba, checkpoint: Path, opened: TextModel, tmp_path: Path) -> None:
+    """Each answer has the room that its own prompt leaves, whichever others are in its batch."""
+    file, sizes = written(tmp_path / "p.jsonl", LINES), []
+    for line in LINES:
+        messages = line.get("messages") or [{"role": "user", "content": line["prompt"]}]
+        said = text_of(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
+        sizes.append(len(opened.tokenizer.encode(said, special_tokens=True)))
+    words = ("--file", file, "-o", tmp_path / "c.jsonl", "--context", max(sizes) + 3, "--temperature", 0, *FIXED)
+    code, _, err = caramba("chats", checkpoint, *words)
+    assert code == 0 and "5 answers cut" in err
+    assert {chat["finish"] for chat in chats_in(tmp_path / "c.jsonl")} == {"context"}
+    assert f"answers of {sum(max(sizes) + 3 - size for size in sizes)} tokens" in err

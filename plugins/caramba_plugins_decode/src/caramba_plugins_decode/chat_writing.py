@@ -92,16 +92,14 @@ class ChatWriter:
         return self.model.checked(self.model.tokenizer.encode(self.template.render(messages), special_tokens=True))
 
     def answers(self, chats: Sequence[tuple[Sequence[Message], list[int]]], first: int) -> Iterator[Written]:
-        """The answers to chats with their tokens, which are the chats number ``first`` and following."""
-        for at in range(0, len(chats), self.batch_size):
-            batch = chats[at : at + self.batch_size]
-            new = self._continued([ids for _, ids in batch], self.wanted.max_new_tokens, _ANSWERS + first + at)
-            for (messages, ids), said in zip(batch, new, strict=True):
-                room = self.model.room(len(ids), self.wanted.max_new_tokens)
-                text, ended = self._text(said[:room])
-                finish = "end" if ended else "length" if room == self.wanted.max_new_tokens else "context"
-                answer: Message = {"role": "assistant", "content": text}
-                yield Written(messages=[*messages, answer], finish=finish, tokens=min(len(said), room))
+        """The answers to a batch of chats with their tokens, which are the chats number ``first`` and following."""
+        new = self._continued([ids for _, ids in chats], self.wanted.max_new_tokens, _ANSWERS + first)
+        for (messages, ids), said in zip(chats, new, strict=True):
+            room = self.model.room(len(ids), self.wanted.max_new_tokens)
+            text, ended = self._text(said[:room])
+            finish = "end" if ended else "length" if room == self.wanted.max_new_tokens else "context"
+            answer: Message = {"role": "assistant", "content": text}
+            yield Written(messages=[*messages, answer], finish=finish, tokens=min(len(said), room))
 
     def prompts(self, system: str | None, most: int) -> Iterator[list[tuple[list[Message], list[int]]]]:
         """Batches of chats that the model makes itself: what it says in the user's place, in at most so many tokens.
@@ -208,11 +206,14 @@ def write_chats(
 def _answered(
     writer: ChatWriter, batches: Iterable[list[tuple[list[Message], list[int]]]], total: int
 ) -> Iterator[Written]:
-    done = 0
+    """The first ``total`` answered chats, in full batches but the last, however few prompts a batch of them gave."""
+    done, held = 0, list[tuple[list[Message], list[int]]]()
     for batch in batches:
-        yield from writer.answers(batch[: total - done], done)
-        done += len(batch)
-        if done >= total:
+        held += batch
+        while done < total and len(held) >= (size := min(writer.batch_size, total - done)):
+            yield from writer.answers(held[:size], done)
+            done, held = done + size, held[size:]
+        if done == total:
             return
 
 
