@@ -202,7 +202,7 @@ def evaluated(context: RunContext, step: int, results: Mapping[str, float]) -> N
 
 @hookspec
 def checkpoint_saved(context: RunContext, path: Path) -> None:
-    """A checkpoint folder is complete; it must not be changed.  A plugin may copy it elsewhere, for instance."""
+    """A checkpoint folder is complete, of some steps ago perhaps; it may be copied elsewhere, and not be changed."""
 
 
 @hookspec

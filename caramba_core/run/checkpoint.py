@@ -14,9 +14,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -28,9 +28,10 @@ from caramba_core.graph import ROOT
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.places import regular
 from caramba_core.run.atomic import publish_folder
-from caramba_core.run.directory import step_of
+from caramba_core.run.directory import hash_of, step_of
 
 __all__ = [
+    "Files",
     "load_random",
     "load_tensors",
     "model_tensors",
@@ -39,6 +40,9 @@ __all__ = [
     "save_checkpoint",
     "save_tensors",
 ]
+
+Files: TypeAlias = Mapping[str, Mapping[str, Tensor]]
+Publish: TypeAlias = Callable[[Files, Callable[[Files], None]], None]
 
 
 def model_tensors(model: LanguageModel) -> dict[str, Tensor]:
@@ -52,24 +56,30 @@ def save_checkpoint(
     model: LanguageModel,
     optimizer: torch.optim.Optimizer | None,
     state: dict[str, Any],
-    tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
+    tensors: Files | None = None,
+    publish: Publish | None = None,
 ) -> None:
     """Publish a checkpoint folder, which is named after its step, at once, in place of one that is there.
 
-    ``tensors`` are further files of it: ``<name>.safetensors`` holds those under each name.
+    ``tensors`` are further files of it: ``<name>.safetensors`` holds those under each name.  ``publish`` gets the
+    tensors of all files, and what writes them or copies of them, now or later.
     """
-    with publish_folder(path, replace=True) as folder:
-        save_tensors({name: t.contiguous() for name, t in model_tensors(model).items()}, folder / "model.safetensors")
-        if optimizer is not None:
-            moments, scalars = _optimizer_state(model, optimizer)
-            save_tensors(moments, folder / "optimizer.safetensors")
-            state = {**state, "optimizer": scalars}
-        for name, more in (tensors or {}).items():
-            save_tensors(dict(more), folder / f"{name}.safetensors")
-        save_tensors({name: get() for name, (get, _) in _generators().items()}, folder / "random.safetensors")
-        state = {"step": step_of(path), **state, "files": {file.name: _hash(file) for file in sorted(folder.iterdir())}}
-        state["sha256"] = _own_hash(state)
-        (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    files = {"model": model_tensors(model), **(tensors or {})}
+    if optimizer is not None:
+        files["optimizer"], scalars = _optimizer_state(model, optimizer)
+        state = {**state, "optimizer": scalars}
+    files["random"] = {name: device.get_rng_state() for name, device in _generators().items()}
+
+    def write(files: Files) -> None:
+        with publish_folder(path, replace=True) as folder:
+            for name, held in files.items():
+                save_tensors({key: t.contiguous() for key, t in held.items()}, folder / f"{name}.safetensors")
+            hashes = {file.name: _hash(file) for file in sorted(folder.iterdir())}
+            known = {"step": step_of(path), **state, "files": hashes}
+            known["sha256"] = hash_of(known)
+            (folder / "state.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+    write(files) if publish is None else publish(files, write)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -90,15 +100,23 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 def load_tensors(path: Path, name: str = "model") -> dict[str, Tensor]:
-    """The model's tensors of a checkpoint folder, or those of another name, on the CPU."""
-    return _read(path, f"{name}.safetensors")
+    """The model's tensors of a checkpoint folder, or those of another name, on the CPU, as they were written."""
+    file, files = path / f"{name}.safetensors", read_state(path)["files"]
+    try:
+        same = files.get(file.name) == _hash(file)
+        tensors: dict[str, Tensor] = load_file(file) if same else {}
+    except (OSError, SafetensorError, InputError) as error:
+        raise _damaged(path, f"{file.name} cannot be read: {getattr(error, 'message', error)}") from error
+    if not same:
+        raise _damaged(path, f"{file.name} is not as it was written")
+    return tensors
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """The scalars of a checkpoint folder, once they are known to be what was written, and there."""
     try:
         state: dict[str, Any] = json.loads(regular(path / "state.json").read_text(encoding="utf-8"))
-        intact = isinstance(state, dict) and state.get("sha256") == _own_hash(state)
+        intact = isinstance(state, dict) and state.pop("sha256", None) == hash_of(state)
     except (OSError, ValueError, RecursionError, InputError) as error:
         raise _damaged(path, f"state.json cannot be read: {getattr(error, 'message', error)}") from error
     if not intact:
@@ -106,12 +124,6 @@ def read_state(path: Path) -> dict[str, Any]:
     if path.name != f"step_{state['step']:06d}":
         raise _damaged(path, f"it was made at step {state['step']}, and copied or renamed")
     return state
-
-
-def _own_hash(state: Mapping[str, Any]) -> str:
-    """SHA-256 of everything in a state but that hash itself."""
-    rest = {key: value for key, value in state.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _hash(file: Path) -> str:
@@ -132,7 +144,7 @@ def _damaged(path: Path, problem: str) -> InputError:
 def restore_optimizer(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
     """Put the optimizer's state of a checkpoint back."""
     saved: dict[str, dict[str, Any]] = read_state(path)["optimizer"]
-    for key, tensor in _read(path, "optimizer.safetensors").items():
+    for key, tensor in load_tensors(path, "optimizer").items():
         name, _, entry = key.rpartition("/")
         saved.setdefault(name, {})[entry] = tensor
     names = _parameter_names(model)
@@ -155,7 +167,7 @@ def _optimizer_state(
         name = names[id(parameter)]
         for key, value in state.items():
             if isinstance(value, Tensor):
-                tensors[f"{name}/{key}"] = value.detach().contiguous()
+                tensors[f"{name}/{key}"] = value.detach()
             elif value is not None:
                 scalars.setdefault(name, {})[key] = value
     return tensors, scalars
@@ -167,30 +179,13 @@ def _parameter_names(model: LanguageModel) -> dict[int, str]:
 
 def load_random(path: Path) -> None:
     """Put the states of the random generators of a checkpoint back, those of devices that are here."""
-    states = _read(path, "random.safetensors")
-    for name, (_, restore) in _generators().items():
+    states = load_tensors(path, "random")
+    for name, device in _generators().items():
         if name in states:
-            restore(states[name])
+            device.set_rng_state(states[name])
 
 
-def _generators() -> dict[str, tuple[Any, Any]]:
+def _generators() -> dict[str, Any]:
     """What gets and sets the state of each device's random generator."""
-    found: dict[str, tuple[Any, Any]] = {"cpu": (torch.get_rng_state, torch.set_rng_state)}
-    if torch.cuda.is_available():
-        found["cuda"] = (torch.cuda.get_rng_state, torch.cuda.set_rng_state)
-    if torch.backends.mps.is_available():
-        found["mps"] = (torch.mps.get_rng_state, torch.mps.set_rng_state)
-    return found
-
-
-def _read(path: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of one file of a checkpoint, which must be as it was written."""
-    files = read_state(path)["files"]
-    try:
-        same = files.get(name) == _hash(path / name)
-        tensors: dict[str, Tensor] = load_file(path / name) if same else {}
-    except (OSError, SafetensorError, InputError) as error:
-        raise _damaged(path, f"{name} cannot be read: {getattr(error, 'message', error)}") from error
-    if not same:
-        raise _damaged(path, f"{name} is not as it was written")
-    return tensors
+    devices = {"cpu": torch, "cuda": torch.cuda, "mps": torch.mps}
+    return {name: device for name, device in devices.items() if name == "cpu" or device.is_available()}

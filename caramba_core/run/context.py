@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,7 +203,9 @@ class RunContext:
     ``group`` has the run's own variables resolved, ``graph`` is the student's, ``evaluation`` is how the run measures.
     ``student`` and ``teacher`` are built when first asked for.  ``parent`` is the checkpoint that the run continues
     from (``lost_parent`` says that it is gone), ``resume_from`` its own last one where it goes on from there; ``step``
-    counts the steps of the last one saved.  ``keeps`` says which of its checkpoints stay: the newest two.
+    counts the steps of the last one saved.  ``keeps`` says which of its checkpoints stay: the newest two.  ``publish``,
+    where a mode sets it, writes them: it is called with what is to be done behind that in the calling thread, with the
+    tensors of all files, and with what writes those or copies of them.
     """
 
     def __init__(
@@ -237,6 +239,7 @@ class RunContext:
         self.pause_reason: str | None = None
         self.limit = limit or Limit()
         self.keeps: Callable[[list[Path]], list[Path]] = lambda checkpoints: checkpoints[-2:]
+        self.publish: Callable[..., None] | None = None
         self._began = time.perf_counter()
         self._superseded: list[Path] | None = None
 
@@ -342,7 +345,8 @@ class RunContext:
             self._drop_others()  # where a process died before it did
             return path
         own = self.directory.begun()
-        broken = [name for name, parameter in self.trainable() if not bool(parameter.detach().isfinite().all())]
+        ends = ((name, torch.stack(parameter.detach().aminmax())) for name, parameter in self.trainable())
+        broken = [name for name, both in ends if not bool(both.isfinite().all())]
         if broken:
             newest = self.directory.checkpoints()
             raise NumericalStop(
@@ -351,14 +355,21 @@ class RunContext:
             )
         kept = {"step": step, "run": own.identity, "tokenizer": self.shared.identity, "stop_reason": self.stop_reason}
         kept |= state or {}
-        save_checkpoint(path, model=self.student, optimizer=optimizer, state=kept, tensors=tensors)
-        self.directory.drop_checkpoints(other for other in self._superseded if other != path)
-        self._superseded = []
-        self._drop_others()
-        self.directory.update(step=step, seconds=self.seconds)
-        shutil.rmtree(self._midway, ignore_errors=True)
-        self.limit.worked()
-        self.hooks.checkpoint_saved(context=self, path=path)
+        superseded, seconds = [other for other in self._superseded if other != path], self.seconds
+
+        def saved() -> None:
+            self.directory.drop_checkpoints(superseded)
+            self._superseded = []
+            self._drop_others()
+            self.directory.update(step=step, seconds=seconds)
+            shutil.rmtree(self._midway, ignore_errors=True)
+            self.limit.worked()
+            self.hooks.checkpoint_saved(context=self, path=path)
+
+        publish = None if self.publish is None else partial(self.publish, saved)
+        save_checkpoint(path, model=self.student, optimizer=optimizer, state=kept, tensors=tensors, publish=publish)
+        if publish is None:
+            saved()
         return path
 
     def _drop_others(self) -> None:

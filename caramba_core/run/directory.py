@@ -27,7 +27,7 @@ from caramba_core.errors import InputError
 from caramba_core.places import regular
 from caramba_core.run.atomic import write_json, write_text
 
-__all__ = ["RunDirectory", "State", "step_of"]
+__all__ = ["RunDirectory", "State", "hash_of", "step_of"]
 
 
 _FILES = ("lock", "manifest.yml", "metrics.jsonl", "plan.json", "report.json", "state.json", "summary.json")
@@ -97,7 +97,7 @@ class RunDirectory:
         path = self.path / "state.json"
         try:
             known = json.loads(regular(path).read_text(encoding="utf-8"))
-            if known.pop("sha256", None) != _hash(known):
+            if known.pop("sha256", None) != hash_of(known):
                 raise ValueError("it is not as it was written")
             return State(**known)
         except FileNotFoundError:
@@ -108,7 +108,7 @@ class RunDirectory:
     def set_state(self, state: State) -> None:
         """Record where the run stands."""
         known = attrs.asdict(state)
-        write_json(self.path / "state.json", {**known, "sha256": _hash(known)})
+        write_json(self.path / "state.json", {**known, "sha256": hash_of(known)})
 
     def update(self, **changes: Any) -> None:
         """Record changes of where the run stands."""
@@ -200,7 +200,7 @@ class RunDirectory:
             shutil.rmtree(hidden)
 
 
-def _hash(known: dict[str, Any]) -> str:
+def hash_of(known: dict[str, Any]) -> str:
     """SHA-256 of a state."""
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 

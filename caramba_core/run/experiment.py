@@ -159,14 +159,10 @@ class Experiment:
         done, measures = state.status == "done", all(self._is_evaluation(each, group, run) for each in changes)
         wrong = [each for each in changes if not self._may_change(each, group, run, state)]
         if wrong:
+            fewer = any(each.path.endswith(".steps") for each in wrong)
             raise InputError(
-                f"{directory.path} holds a run of another version of this manifest:\n    "
-                + listed(wrong)
-                + (
-                    f"\n    (it has taken {state.step:,} steps)"
-                    if any(each.path.endswith(".steps") for each in wrong)
-                    else ""
-                ),
+                f"{directory.path} holds a run of another version of this manifest:\n    {listed(wrong)}"
+                + (f"\n    (it has taken {state.step:,} steps)" if fewer else ""),
                 hint="do it anew with --again, give the manifest another name, or choose another folder with --output",
             )
         begins = state.results is None and not (run.resumes and directory.checkpoints())
@@ -388,10 +384,8 @@ class Experiment:
             return checkpoints[-1]
         steps = {step_of(path): path for path in checkpoints}
         if wanted not in steps:
-            raise InputError(
-                f"there is no checkpoint of step {wanted} in {checkpoints[-1].parent}",
-                expected=", ".join(map(str, steps)),
-            )
+            problem = f"there is no checkpoint of step {wanted} in {checkpoints[-1].parent}"
+            raise InputError(problem, expected=", ".join(map(str, steps)))
         return steps[wanted]
 
     def _compute(self, context: RunContext) -> bool:

@@ -89,7 +89,7 @@ def test_random_numbers_go_on(tmp_path: Path) -> None:
 
 def test_random_numbers_of_apple_gpus_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     states = [torch.tensor([7], dtype=torch.uint8)]
-    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    monkeypatch.setattr("torch.mps.is_available", lambda: True)
     monkeypatch.setattr("torch.mps.get_rng_state", lambda: states[-1])
     monkeypatch.setattr("torch.mps.set_rng_state", states.append)
     save_checkpoint(tmp_path / "step_000001", model=tiny_model(seed=0), optimizer=None, state={"step": 1})

@@ -64,6 +64,7 @@ def test_no_room(tmp_path: Path, size: int) -> None:
     """Whatever file is the first that has no room: one sentence, code 5, and the run goes on once there is some."""
     manifest = make_workspace(tmp_path)
     text = manifest.read_text().replace("windows: 4", "windows: 8")
+    text = text.replace("checkpoint_every: 2", "checkpoint_every: 2, checkpoint_async: true")
     manifest.write_text(text)
     limited = command(manifest, file_size=size).ended()
     assert limited.code in (0, 5), limited.err

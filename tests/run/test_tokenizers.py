@@ -15,7 +15,7 @@ from caramba_plugins_standard.loading import find_loader
 from caramba_plugins_standard.texts import FileTexts
 
 from caramba_core.cli import main
-from caramba_core.run.checkpoint import _own_hash
+from caramba_core.run.directory import hash_of
 
 from .workspace import make_workspace
 
@@ -348,7 +348,8 @@ def test_checkpoints_of_another_tokenizer_are_refused(
     assert run(manifest, "--run", "convert") == 0
     path, found = state(manifest, "convert")
     found["tokenizer"] = "0" * 64
-    path.write_text(json.dumps({**found, "sha256": _own_hash(found)}))
+    del found["sha256"]
+    path.write_text(json.dumps({**found, "sha256": hash_of(found)}))
     assert run(manifest) == 2
     said = capsys.readouterr().err
     assert "step_000000 was made with another tokenizer (identity 000000000000)" in said

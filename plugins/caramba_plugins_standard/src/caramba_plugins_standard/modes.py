@@ -57,8 +57,15 @@ class Train(Run):
     changes_weights: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
     without_effect: ClassVar[frozenset[str]] = Run.without_effect | {
-        *("train.device", "train.checkpoint_every", "train.checkpoint_minutes", "train.evaluate_every"),
-        *("train.keep", "train.trackers", "train.profile", "train.activation_checkpointing", "train.parallel"),
+        *("train.device", "train.checkpoint_every", "train.checkpoint_minutes", "train.checkpoint_async"),
+        *(
+            "train.evaluate_every",
+            "train.keep",
+            "train.trackers",
+            "train.profile",
+            "train.activation_checkpointing",
+            "train.parallel",
+        ),
     }
     may_change: ClassVar[frozenset[str]] = frozenset(
         {

@@ -35,7 +35,12 @@ Tensors: TypeAlias = Mapping[str, Mapping[str, Tensor]]
 
 
 class Division(Protocol):
-    """How the processes hold the models, and how the gradients of a step become the same in all of them."""
+    """How the processes hold the models, and how the gradients of a step become the same in all of them.
+
+    ``saves_copies``: whether what :meth:`save` hands on are copies, which training does not change.
+    """
+
+    saves_copies: bool
 
     def begin(self, parameters: Sequence[nn.Parameter], tables: Sequence[nn.Parameter]) -> None:
         """Once what trains is known; ``tables`` of it are the weights of embedder and head."""
@@ -82,6 +87,8 @@ class _Copies:
     ``DistributedDataParallel`` itself takes models that are called once a step; here the head runs in chunks, each with
     a backward pass of its own, and blocks of a distillation do.
     """
+
+    saves_copies = False
 
     def __init__(self, context: RunContext, team: Team, *, overlaps: bool) -> None:
         self._context = context
@@ -148,6 +155,8 @@ class _Shards:
     A block's weights are gathered when it runs, in the run's number type; those outside of blocks stay gathered from
     the forward pass to the end of the backward pass, because the head reads them chunk by chunk.
     """
+
+    saves_copies = True
 
     def __init__(
         self, context: RunContext, team: Team, settings: Parallel, *, uses_teacher: bool, whole_model: bool
@@ -230,9 +239,10 @@ class _Shards:
             self._context.student = self._student
 
     def _gathered(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """A whole tensor in the first process."""
+        """A whole tensor in the first process; on the CPU it is a copy, as a checkpoint may be written of it later."""
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        return whole.detach().to(device) if self._team.is_first else tensor
+        copy = device.type == "cpu" and whole is tensor
+        return whole.detach().to(device, copy=copy) if self._team.is_first else tensor
 
     def end(self) -> None:
         self._context.resume_from = self._context.directory.checkpoint(self._context.step)

@@ -309,6 +309,10 @@ class Training:
         unit="minutes",
         above=0.0,
     )
+    checkpoint_async: bool | Literal["auto"] = option(
+        default="auto",
+        help="write checkpoints while training goes on, from a copy in main memory; auto does on CUDA",
+    )
     evaluate_every: int | None = option(default=None, help="steps between evaluations", unit="steps", minimum=1)
     patience: int | None = option(
         default=None,

@@ -27,6 +27,7 @@ from caramba_plugins_standard.parallel.division import divided
 from caramba_plugins_standard.parallel.team import Team, together
 from caramba_plugins_standard.training import StepResult, StrategyRunner
 from caramba_plugins_standard.training.averaging import WeightAverage
+from caramba_plugins_standard.training.background import BackgroundCheckpoints
 from caramba_plugins_standard.training.batch import batches_of
 from caramba_plugins_standard.training.compiling import compile_blocks, join_frozen, uncompile
 from caramba_plugins_standard.training.cuda_graph import CapturedStep, launches_dominate
@@ -190,6 +191,11 @@ class TrainRunner:
         lines, measured = (context.directory.metrics(), measured_in(context)) if compares else ([], None)
         self.retention = Retention(settings.keep, lines, measured, settings.patience)
         context.keeps = self.retention.kept
+        wanted = settings.checkpoint_async
+        self.saves_in_background = context.device.type == "cuda" if wanted == "auto" else wanted
+        self.background = BackgroundCheckpoints(
+            context.student, context.reporter.line, copies=not self.division.saves_copies
+        )
         context.reporter.stage(
             f"train {context.name}",
             f"{', '.join(what_trains(settings))}: {format_count(self.trained)} of {format_count(self.total)} parameters"
@@ -221,6 +227,7 @@ class TrainRunner:
         done, all_tokens = self.step * self.tokens_a_step, self.steps * self.tokens_a_step
         with (
             self.context.limit.signals.deferred(),
+            self.background,
             self.context.reporter.bar(self.context.name, all_tokens, done=done) as bar,
         ):
             if any(self.team.agree(self.team.is_first and self._owes_evaluation())):
@@ -231,10 +238,11 @@ class TrainRunner:
                 if self._measures():
                     self._evaluate()
                 stops, is_due = self._agreed()
-                if self.step < self.steps and is_due:
-                    self._save()
+                self.background.settle()
+                if self.step < self.steps and not stops and is_due:
+                    self._save(in_background=self.saves_in_background)
             self._settle(bar)
-            self._save()
+            self._save(in_background=False)
 
     def _agreed(self) -> tuple[bool, bool]:
         """Whether to stop, and to save, behind this step: as the first process says, or a signal in any of them."""
@@ -260,9 +268,11 @@ class TrainRunner:
             return self.step % every == 0
         return minutes is not None and self.context.reporter.clock() - self._saved >= 60 * minutes
 
-    def _save(self) -> None:
+    def _save(self, *, in_background: bool) -> None:
         """Publish a checkpoint of the current step."""
         self._settle(None)
+        self.background.finish()
+        self.context.publish = self.background.publish if in_background else None
         self.seconds = time.perf_counter() - self._began
         tokens = self.step * self.tokens_a_step
         state = {"samples": tokens // self.settings.context, "tokens": tokens, "seconds": self.seconds}
@@ -417,6 +427,7 @@ class TrainRunner:
     def _check(self, values: Mapping[str, float], step: int) -> None:
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
+            self.background.finish()
             newest = self.context.directory.checkpoints()
             kept = f"the last good state is {newest[-1]}" if newest else "no checkpoint had been written yet"
             raise NumericalStop(
