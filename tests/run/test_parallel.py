@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from caramba_plugins_standard.parallel import process_count, process_rank
 from safetensors.torch import load_file
 
@@ -183,6 +184,25 @@ def test_a_process_that_waits_for_another_hears_signals(tmp_path: Path) -> None:
                 break
     first.send_signal(signal.SIGTERM)
     assert [one.code for one in ended([first, other])] == [143, -9]
+
+
+def test_a_process_that_dies_before_the_first_exchange_is_missed(tmp_path: Path) -> None:
+    """The other one waits for its address by then."""
+    write(tmp_path, "copies", runs="pretrain")
+    port = free_port()
+    first, other = caramba(tmp_path, port=port)
+    other.send_signal(signal.SIGSTOP)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    here = json.dumps([socket.gethostname(), other.process.pid])
+    dist.PrefixStore("caramba/0", store).set("process/1", here)
+    known = store.num_keys()
+    while store.num_keys() == known:  # until the first has left its address there
+        assert first.process.is_alive()
+    other.send_signal(signal.SIGKILL)
+    assert other.ended().code == -9
+    ran = first.ended()
+    assert ran.code == 1
+    assert "error: process 1 of 2 was killed, and the run ends with it" in ran.err
 
 
 @pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "two"), ("WORLD_SIZE", "0"), ("RANK", "-1")])

@@ -135,7 +135,7 @@ class Meeting:
             self._wait_for_peers()
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=self._store,
+                store=self._store.clone(),  # type: ignore[attr-defined]  # torch waits in it, while the watch asks
                 rank=self.rank,
                 world_size=self.size,
                 timeout=_PATIENCE,
