@@ -253,6 +253,9 @@ class Run(Component):
         ``device`` is ``cpu``, ``cuda`` or ``mps``; ``sites`` are the nodes that differ from the teacher's.
         """
 
+    def check_launch(self) -> None:
+        """Raise :class:`~caramba_core.errors.CarambaError` where this process cannot do the run: not in a dry run."""
+
     def check_inputs(self, tokens: Tokens | None, tokenizer: Tokenizer | None) -> None:
         """Raise :class:`~caramba_core.errors.InvalidValue` where what the run reads does not do; nothing is built yet.
 

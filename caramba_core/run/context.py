@@ -142,7 +142,7 @@ class GroupContext:
             found[f"teacher in {self._teacher[0][1]}".replace("torch.", "")] = digest.hexdigest()
         return found
 
-    def check(self, run: Run) -> None:
+    def check(self, run: Run, *, starts: bool = True) -> None:
         """Raise for anything that would stop this run later: data, device, patterns, differences from the teacher."""
         device = pick_device(run.computation[0])
         if self.source is not None:
@@ -174,6 +174,8 @@ class GroupContext:
         tokens = self.tokens("train") if "data.train" in run.needs else None
         with self._located(*self._path(run)):
             run.check_before(device.type, self.sites)
+            if starts:
+                run.check_launch()
             run.check_inputs(tokens, self.tokenizer if "tokenizer" in run.needs else None)
 
     def _path(self, run: Run) -> tuple[str | int, ...]:

@@ -76,10 +76,8 @@ class RunDirectory:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            raise InputError(
-                f"{self.path} is in use by another caramba process",
-                hint="wait for it to end, or give this run another name",
-            ) from None
+            hint = "wait for it to end, or give this run another name"
+            raise InputError(f"{self.path} is in use by another caramba process", hint=hint) from None
         self._lock = lock
         for place in places:
             for leftover in place.glob(".*"):  # of a process that died while publishing

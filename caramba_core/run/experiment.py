@@ -65,10 +65,9 @@ class Experiment:
     ) -> None:
         manifest = loaded.manifest
         if not manifest.groups:
-            raise InputError(
-                f"the manifest {manifest.name} has no groups: it describes a model, and no run of it",
-                hint="add groups: with runs:, or look at the model with caramba compile --print-plan",
-            )
+            hint = "add groups: with runs:, or look at the model with caramba compile --print-plan"
+            problem = f"the manifest {manifest.name} has no groups: it describes a model, and no run of it"
+            raise InputError(problem, hint=hint)
         self.loaded = loaded
         self.manifest = manifest
         self.reporter = reporter or Reporter()
@@ -98,7 +97,7 @@ class Experiment:
             self.reporter.line("done already: every run has its result")
             return
         self.check(left)
-        self.open(left)
+        self.open(left, starts=not dry_run)
         if dry_run:
             names = ", ".join(f"{group.name}/{run.id}" for group, run in left)
             self.reporter.line(f"everything that can be checked before computing is in order: {names}")
@@ -156,6 +155,8 @@ class Experiment:
                 raise InputError(problem, hint="put state.json back, or start anew with --again")
             return
         changes = self._changes(group, run, state)
+        if state.results is None and not (run.resumes and directory.checkpoints()):
+            return  # it has nothing to go on from, and begins anew
         done, measures = state.status == "done", all(self._is_evaluation(each, group, run) for each in changes)
         wrong = [each for each in changes if not self._may_change(each, group, run, state)]
         if wrong:
@@ -165,16 +166,13 @@ class Experiment:
                 + (f"\n    (it has taken {state.step:,} steps)" if fewer else ""),
                 hint="do it anew with --again, give the manifest another name, or choose another folder with --output",
             )
-        begins = state.results is None and not (run.resumes and directory.checkpoints())
-        if begins or resume or (not changes and (done or not run.resumes)):
+        if resume or (not changes and (done or not run.resumes)):
             return
         stopped = f"{directory.path} holds a run that {'ended' if done else 'stopped'} at step {state.step}"
         stopped += f": {state.error}" if state.error else ""
-        raise InputError(
-            stopped + (f"\n    {listed(changes)}" if changes else ""),
-            hint=f"add --resume to {'measure it again' if done and measures else 'go on from its last checkpoint'}, "
-            "or --again to start anew",
-        )
+        stopped += f"\n    {listed(changes)}" if changes else ""
+        way_on = "measure it again" if done and measures else "go on from its last checkpoint"
+        raise InputError(stopped, hint=f"add --resume to {way_on}, or --again to start anew")
 
     def _changes(self, group: Group, run: Run, state: State) -> list[Change]:
         """What differs in the manifest from when a run began."""
@@ -241,10 +239,8 @@ class Experiment:
             parent = self.manifest.parent_of(group, run)
             if parent is not None and parent not in left and not self._has_weights(*parent):
                 named = parent[1].id if parent[0] is group else f"{parent[0].name}/{parent[1].id}"
-                raise InputError(
-                    f"run {group.name}/{run.id} continues from {named}, which has no result yet",
-                    hint=f"run it first: --group {parent[0].name} --run {parent[1].id}",
-                )
+                problem = f"run {group.name}/{run.id} continues from {named}, which has no result yet"
+                raise InputError(problem, hint=f"run it first: --group {parent[0].name} --run {parent[1].id}")
             if parent is not None and parent not in left and not self.directory(group, run).checkpoints():
                 self._parent(group, run)  # says whose checkpoints are gone
 
@@ -261,11 +257,14 @@ class Experiment:
                         hint="names are relative to the manifest's folder, those in a preset to the current one",
                     )
 
-    def open(self, left: Sequence[tuple[Group, Run]]) -> None:
-        """Open and check what the runs need: teachers, data, plugins, devices.  Nothing is computed or written."""
+    def open(self, left: Sequence[tuple[Group, Run]], *, starts: bool = True) -> None:
+        """Open and check what the runs need: teachers, data, plugins, devices.  Nothing is computed or written.
+
+        ``starts``: whether they are to be done by this call, so that how it was started matters as well.
+        """
         told = set[str]()
         for group, run in left:
-            self._open(group).check(run)
+            self._open(group).check(run, starts=starts)
             self._check_memory(group, run)
             known = None if group.name in told else self._open(group).tokenizer
             if known is not None and known.bos is not None and known.adds_bos:
@@ -353,7 +352,9 @@ class Experiment:
                 state = attrs.evolve(state, status="running", document=document, inputs=inputs, error=None)
                 state = attrs.evolve(state, changes=[*state.changes, *map(str, changes)], results=results)
             else:
-                keeps = state is not None and state.inputs == inputs
+                keeps = state is not None and state.inputs == inputs and not changes
+                if changes:
+                    self.reporter.line(f"{run.id}: it had no checkpoint and begins anew, changed: {listed(changes)}")
                 directory.begin(keeps_measured=keeps)
                 seconds = state.seconds if state is not None and keeps else 0.0
                 state = State(status="running", document=document, inputs=inputs, seconds=seconds)
@@ -460,10 +461,8 @@ class Experiment:
         directory = self.directory(*parent)
         checkpoints = directory.checkpoints()
         if not checkpoints and parent[1].changes_weights:
-            raise InputError(
-                f"{group.name}/{run.id} continues from {parent[1].id}, whose checkpoints are gone: {directory.path}",
-                hint=f"do that one anew: --group {parent[0].name} --run {parent[1].id} --again",
-            )
+            what = f"{group.name}/{run.id} continues from {parent[1].id}, whose checkpoints are gone: {directory.path}"
+            raise InputError(what, hint=f"do that one anew: --group {parent[0].name} --run {parent[1].id} --again")
         return checkpoints[-1] if checkpoints else self._parent(*parent)
 
     def _open(self, group: Group) -> GroupContext:
@@ -547,10 +546,8 @@ def _require_same_inputs(before: Mapping[str, str], now: Mapping[str, str], whos
     if other:
         words = {"train": "data.train", "heldout": "data.heldout", "parent": "the result that it continues from"}
         named = " and ".join(words.get(name, name) for name in other)
-        raise InputError(
-            f"{named}: not what {whose} has read: the content has changed",
-            hint="put the file back, or start anew with --again",
-        )
+        problem = f"{named}: not what {whose} has read: the content has changed"
+        raise InputError(problem, hint="put the file back, or start anew with --again")
 
 
 def _named(

@@ -162,3 +162,18 @@ def test_a_teacher_that_compile_cannot_see_is_left_to_the_run(tmp_path: Path) ->
     shutil.rmtree(tmp_path / "teacher")
     manifest.write_text(manifest.read_text().replace("source: teacher", "source: hf://org/elsewhere"))
     assert caramba("compile", manifest) == 0
+
+
+def test_a_plan_of_several_processes_needs_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only what is done needs torchrun, and says so before a run's folder is there."""
+    train = TRAIN.replace("batch_size: 1", "batch_size: 2, device: cpu, parallel: {data: 2}")
+    manifest = manifest_of(tmp_path, f"{{id: t, mode: train, steps: 1, train: {train}}}", converts=False)
+    assert caramba("run", manifest, "--dry-run", "--output", tmp_path / "runs") == 0
+    assert caramba("compile", manifest) == 0
+    capsys.readouterr()
+    assert caramba("run", manifest, "--output", tmp_path / "runs") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "train.parallel.data is 2, and one process was started" in said
+    assert "torchrun --nproc-per-node 2" in said
+    assert "manifest.yml:28" in said
+    assert not (tmp_path / "runs").exists()

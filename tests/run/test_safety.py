@@ -105,6 +105,21 @@ def test_a_step_that_is_left_out_moves_nothing(
     assert all(torch.equal(tensor, found[name]) for name, tensor in weights(folder).items())
 
 
+def test_without_a_checkpoint_a_changed_run_begins_anew(
+    folder: Path, broken: set[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing of what was refused at its start has to be removed first."""
+    broken.add(1)
+    assert run(folder, "evaluate_every: 3, clip: 0.25") == 4
+    capsys.readouterr()
+    assert run(folder, "evaluate_every: 3, clip: 0.5") == 0
+    assert "first: it had no checkpoint and begins anew, changed: groups.main.runs.first.train.clip" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert len([line for line in lines(folder) if "loss" in line]) == 6
+    assert run(folder, "evaluate_every: 3, clip: 0.75") == 2  # now there is something to lose
+
+
 def test_too_many_in_a_row_end_the_run_across_a_resume(
     folder: Path, broken: set[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -167,9 +167,7 @@ class Train(Run):
                 )
 
     def check_before(self, device: str, sites: Sequence[Site]) -> None:
-        """Processes must be there; CUDA graphs need CUDA; the same bits need workspaces of fixed sizes."""
-        with blamed_on("train", "parallel", "data"):
-            require_processes(self.id, self.train.parallel.data)
+        """CUDA graphs need CUDA; the same bits need workspaces of fixed sizes."""
         if self.train.cuda_graph is True and device != "cuda":
             raise InputError(
                 f"run {self.id}: train.cuda_graph needs a CUDA device, and this one is {device}",
@@ -196,6 +194,11 @@ class Train(Run):
             )
         if self.train.deterministic:  # cuBLAS reads this once, before its first product of a process
             os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
+
+    def check_launch(self) -> None:
+        """Processes must be there."""
+        with blamed_on("train", "parallel", "data"):
+            require_processes(self.id, self.train.parallel.data)
 
     def check_inputs(self, tokens: Tokens | None, tokenizer: Tokenizer | None) -> None:
         """There must be a window to train on."""
