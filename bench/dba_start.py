@@ -143,6 +143,9 @@ def variants() -> dict[str, Variant]:
         *((0, 32, 136), (0, 40, 128), (0, 56, 112), (0, 48, 256), (0, 64, 240), (0, 96, 208)),
     ):
         made[f"joint {sum(sizes)} shares={sizes[1:]}"] = joint.but(sizes=sizes)
+    for field, shares in {"ridge": (0.01, 0.03), "mlp_ridge": (0.03, 0.3)}.items():
+        for share in shares:
+            made[f"joint 168 {field}={share}"] = joint.but(sizes=(0, 40, 128), start={field: share})
     made["full, split"] = plain.but(sizes=(90, 102, 192), options={"k_layout": "per_head", "v_layout": "per_head"})
     return made
 
