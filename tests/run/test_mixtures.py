@@ -105,7 +105,7 @@ def test_the_order_of_many_windows_is_not_drawn_ahead(tmp_path: Path) -> None:
     class Watched(ArrayTokens):
         def read(self, first: int, last: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
             reads.append(first)
-            return super().read(first, last)
+            return np.zeros(last - first, dtype=np.int64)  # holes of a file are slow to read
 
     windows = Windows(Watched.of([Shard.of(tmp_path / "a.npy")], tokenizer=None, origin="a"), context=1024, seed=0)
     for index in range(0, windows.count, windows.count // 1000):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
@@ -31,14 +32,19 @@ SETTINGS = st.builds(
 )
 
 
-def transformers_processors(sampling: Sampling, starts: Tensor) -> Any:
-    """What transformers' ``generate`` applies, by its own choice and order."""
+@functools.cache
+def transformers_model() -> Any:
     transformers = importlib.import_module("transformers")
     config = transformers.LlamaConfig(
         vocab_size=V, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
     )
-    model = transformers.LlamaForCausalLM(config)
-    generation = transformers.GenerationConfig(
+    return transformers.LlamaForCausalLM(config)
+
+
+def transformers_processors(sampling: Sampling, starts: Tensor) -> Any:
+    """What transformers' ``generate`` applies, by its own choice and order."""
+    model = transformers_model()
+    generation = importlib.import_module("transformers").GenerationConfig(
         do_sample=not sampling.greedy,
         temperature=1.0 if sampling.temperature is None else sampling.temperature,
         top_k=0 if sampling.top_k is None else sampling.top_k,
@@ -101,21 +107,21 @@ def chi_square(counts: Tensor, probabilities: Tensor) -> float:
 )
 def test_frequencies_are_those_of_transformers(sampling: Sampling) -> None:
     """Draws against the probabilities that transformers draws from, and against transformers' own draws."""
-    rows = 40_000
+    rows, steps = 400, 100
     logits = drawn_logits(7, ties=False, scale=1.5)[:1]
     tokens = torch.tensor([[1, 2, 3, 1, 5, 8]])
     theirs = transformers_processors(sampling, torch.tensor([0]))(tokens, logits.clone()).softmax(dim=-1)[0]
-    sampler = Sampler(sampling, range(4), tokens.expand(4, -1), V)
+    sampler = Sampler(sampling, range(rows), tokens.expand(rows, -1), V)
     seen = sampler.seen
     counts = torch.zeros(V, dtype=torch.int64)
-    for _ in range(rows // 4):
+    for _ in range(steps):
         sampler.seen = seen
-        counts += torch.bincount(sampler(logits.expand(4, -1)), minlength=V)
+        counts += torch.bincount(sampler(logits.expand(rows, -1)), minlength=V)
     assert not counts[theirs == 0].any()
     assert chi_square(counts, theirs) > 1e-3
-    drawn = torch.multinomial(theirs, rows, replacement=True, generator=torch.Generator().manual_seed(1))
+    drawn = torch.multinomial(theirs, rows * steps, replacement=True, generator=torch.Generator().manual_seed(1))
     other = torch.bincount(drawn, minlength=V)
-    both = (counts + other).double() / (2 * rows)  # of two samples: both against their mean, at twice the freedom
+    both = (counts + other).double() / (2 * rows * steps)  # two samples against their mean, at twice the freedom
     assert chi_square(counts, both) > 1e-3 and chi_square(other, both) > 1e-3
     assert chi_square(counts.roll(1), theirs) < 1e-6, "the test would not notice"
 
