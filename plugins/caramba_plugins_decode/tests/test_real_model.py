@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import os
 from collections.abc import Callable
@@ -14,6 +16,8 @@ import torch
 from caramba_plugins_decode.source import Opening, open_text_model
 from caramba_plugins_standard.chat_template import chat_template_of
 from tokenizers import Tokenizer
+
+from caramba_core.cli import main
 
 from .conftest import Ran
 
@@ -44,24 +48,38 @@ def their_tokenizer(weights: Path) -> Any:
     return importlib.import_module("transformers").AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
 
 
-def test_200_greedy_tokens(caramba: Callable[..., Ran], weights: Path, theirs: Any, their_tokenizer: Any) -> None:
-    ids = their_tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    settings = {"max_new_tokens": 200, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, ids.shape[1] :].tolist()
-    assert len(expected) == 200
-    arguments = (weights, PROMPT, "--max-new-tokens", 200, "--ignore-eos", "--device", "cpu", "--json")
-    code, out, _ = caramba("generate", *arguments)
-    said = json.loads(out)
-    assert (code, said["new_tokens"]) == (0, 200)
+def greedy(weights: Path, count: int) -> tuple[object, ...]:
+    return ("generate", weights, PROMPT, "--max-new-tokens", count, "--ignore-eos", "--device", "cpu", "--json")
+
+
+@pytest.fixture(scope="module")
+def said(weights: Path) -> dict[str, Any]:
+    """200 greedy tokens of ``caramba generate``."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in greedy(weights, 200)])
+    assert not ended.value.code
+    found: dict[str, Any] = json.loads(out.getvalue())
+    return found
+
+
+def test_200_greedy_tokens(said: dict[str, Any], theirs: Any, their_tokenizer: Any) -> None:
+    """After each prefix of our continuation transformers chooses our next token, so its own continuation is ours."""
+    assert said["new_tokens"] == 200
     tokenizer: Tokenizer = their_tokenizer.backend_tokenizer
-    assert said["text"] == tokenizer.decode(expected, skip_special_tokens=False)
+    prompt, ours = (tokenizer.encode(text, add_special_tokens=False).ids for text in (PROMPT, said["text"]))
+    with torch.no_grad():
+        chosen = theirs(torch.tensor([prompt + ours[:-1]])).logits[0, len(prompt) - 1 :].argmax(dim=-1)
+    assert said["text"] == tokenizer.decode(chosen.tolist(), skip_special_tokens=False)
+    assert chosen.tolist() == ours
+    assert len(ours) == 200
 
 
-def test_a_draft_that_is_the_model_changes_nothing(caramba: Callable[..., Ran], weights: Path) -> None:
-    arguments = (weights, PROMPT, "--max-new-tokens", 60, "--device", "cpu", "--json")
-    alone = json.loads(caramba("generate", *arguments)[1])
-    drafted = json.loads(caramba("generate", *arguments, "--draft", weights)[1])
-    assert drafted["text"] == alone["text"]
+def test_a_draft_that_is_the_model_changes_nothing(
+    caramba: Callable[..., Ran], weights: Path, said: dict[str, Any]
+) -> None:
+    drafted = json.loads(caramba(*greedy(weights, 60), "--draft", weights)[1])
+    assert drafted["new_tokens"] == 60
+    assert said["text"].startswith(drafted["text"])
     assert drafted["accepted_tokens"] / drafted["drafted_tokens"] > 0.9
 
 
