@@ -150,6 +150,7 @@ def test_all_processes_end_with_one(tmp_path: Path, number: signal.Signals, rank
         done(caramba(tmp_path, "--group", "copies"))
     started = caramba(tmp_path, "--group", "parts")
     folder = tmp_path / "runs/small/parts/pretrain"
+    assert next((line for line in started[0].stdout if "step " in line), None)  # waits without taking a core
     while not (folder / "metrics.jsonl").exists() or (folder / "metrics.jsonl").read_text().count("\n") < 5:
         assert all(process.process.is_alive() for process in started)
     started[rank].send_signal(number)
