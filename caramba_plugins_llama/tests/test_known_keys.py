@@ -75,7 +75,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in LATENT])
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(change=st.dictionaries(KEYS, VALUES, min_size=1, max_size=2))
 @example(change={"is_causal": False})
 @example(change={"layer_types": ["full_attention", "sliding_attention", "full_attention"]})
