@@ -12,7 +12,7 @@ from caramba_plugins_sliding_window.attention import SlidingWindowAttention
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.layers import LinearHead, RMSNorm, TokenEmbedder
 from caramba_plugins_standard.marks import BEGINS
-from caramba_plugins_standard.quantized import Int4, Int8
+from caramba_plugins_standard.quantized import Full, Int4, Int8
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 from caramba_plugins_standard.training.batch import Batch, batches_of
@@ -145,3 +145,5 @@ def test_an_attention_says_its_own_storage() -> None:
     assert first.extend(key=x, value=x)["key"] is x
     assert second.extend(key=x, value=x)["key"].sub(x).abs().max() > 0.01
     assert rounding_cache(model_of(kept).graph, None) is None
+    assert rounding_cache(model_of(evolve(kept, cache=Full())).graph, None) is None
+    assert rounding_cache(model.graph, Full()) is None

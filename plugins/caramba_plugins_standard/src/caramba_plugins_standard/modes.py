@@ -316,13 +316,16 @@ def _check_rounding(graph: Graph, cache: Storage | None) -> None:
 
     A pass over whole sequences takes no steps from state to state.
     """
-    configs = {name: node.config for name, node in graph.attentions().items() if isinstance(node.config, Attention)}
-    if cache is None and not any(config.cache for config in configs.values()):
-        return
-    for name, config in configs.items():
-        spec = config.cache_spec(graph.nodes()[name].width_in)
+    specs = {
+        name: (node.config, node.config.cache_spec(node.width_in))
+        for name, node in graph.attentions().items()
+        if isinstance(node.config, Attention)
+    }
+    kept = [(cache or config.cache, spec) for config, spec in specs.values()]
+    rounds = any(storage is not None and any(map(storage.quantizes, spec.values())) for storage, spec in kept)
+    for name, (config, spec) in specs.items():
         states = [key for key, entry in spec.items() if not entry.per_token]
-        if states:
+        if rounds and states:
             raise InvalidValue(
                 "train",
                 f"{name} ({type(config).__name__}) caches no keys and values of tokens, but {', '.join(states)}",

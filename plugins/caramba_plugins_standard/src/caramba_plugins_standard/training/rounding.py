@@ -49,6 +49,7 @@ class RoundingCache(Cache):
             spec, own = node.config.cache_spec(node.width_in), storage or node.config.cache
             self._rounding[name] = RoundingLayer(spec, 1, torch.float32, torch.device("cpu"), own)
             kinds.append((spec, own))
+        self.rounds = any(layer.lossy for layer in self._rounding.values())
         self._of_all = self._rounding[name] if all(kind == kinds[0] for kind in kinds) else None
 
     def layer(self, site: str, application: int = 0) -> LayerCache:
@@ -60,6 +61,9 @@ class RoundingCache(Cache):
 
 
 def rounding_cache(graph: Graph, storage: Storage | None) -> RoundingCache | None:
-    """What rounds in a run that trains ``graph``; ``None`` where neither the run nor an attention has a storage."""
-    own = (node.config.cache for node in graph.attentions().values() if isinstance(node.config, Attention))
-    return None if storage is None and not any(own) else RoundingCache(graph, storage)
+    """What rounds in a run that trains ``graph``; ``None`` where all is cached as it is computed.
+
+    ``storage`` is that of all attentions; each one's own if not given.
+    """
+    cache = RoundingCache(graph, storage)
+    return cache if cache.rounds else None
