@@ -55,14 +55,15 @@ def check_cache(graph: Graph, plan: ModelPlan) -> None:
 
 
 def layer_values(graph: Graph) -> list[int]:
-    """Values per token of every tensor that a cache holds per token, one application after the other."""
+    """Values per token of each entry that a cache holds per token, as they are read, application by application."""
     cache = Cache(graph, batch=1, dtype=torch.float32, device="meta", capacity=1)
     layers = [
         cache.layer(name, application)
         for name, node in graph.attentions().items()
         for application in range(node.applications)
     ]
-    return [layer.tensors[name].numel() for layer in layers for name, entry in layer.spec.items() if entry.per_token]
+    entries = [layer.entry(name) for layer in layers for name, entry in layer.spec.items() if entry.per_token]
+    return [entry.decode(*entry.planes.values()).numel() for entry in entries]
 
 
 def counted(graph: Graph, tokens: int) -> tuple[int, int]:
