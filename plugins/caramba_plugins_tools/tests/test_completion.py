@@ -82,7 +82,7 @@ def test_settings_carry_the_values_that_hold() -> None:
     assert list(settings(given, "")) == ["vars.", "groups."]
     assert list(settings(given, "groups.")) == ["groups.small.", "groups.wide."]
     train = "groups.wide.runs.once.train."
-    assert list(settings(given, f"{train}lr")) == [f"{train}lr=0.001"]
+    assert list(settings(given, f"{train}lr")) == [f"{train}lr=0.001", f"{train}lr_factors="]
     assert f"{train}lora.rank=16" in settings(given, f"{train}l")  # of a section that is not there
     assert f"{train}batch_size=8" in settings(given, train)  # a default that could be changed
     assert f"{train}compile=auto" in settings(given, train)
