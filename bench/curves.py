@@ -1,4 +1,4 @@
-"""The tables and pictures of ``docs/dba.md``, made of ``dba.jsonl`` and ``kinds.jsonl`` in ``docs/measurements``.
+"""Tables and pictures of ``docs/dba-record.md``, made of ``dba.jsonl`` and ``kinds.jsonl`` in ``docs/measurements``.
 
     python bench/curves.py            write both (pictures need matplotlib: pip install matplotlib)
     python bench/curves.py --check    say whether the tables are what the records give
@@ -22,7 +22,7 @@ from statistics import fmean, geometric_mean
 from typing import Any
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGE = DOCS / "dba.md"
+PAGE = DOCS / "dba-record.md"
 RECORDS = DOCS / "measurements" / "dba.jsonl"
 KINDS = DOCS / "measurements" / "kinds.jsonl"
 PICTURES = DOCS / "pictures"

@@ -17,6 +17,7 @@ GROUPS = {"plugins", "presets", "data", "runs"}
 NOT_RUN = {
     "caramba init --from .demo": "tests/test_init.py does so for a checkpoint of each family; so with the next two",
     "caramba run manifest.yml": "it runs what caramba init writes",
+    "caramba run smollm2_135m": "it needs weights and texts of a reader; tests/manifest/test_presets.py loads it",
     "caramba report runs/smollm2": "the run is a reader's own; caramba-plugins-report tests it",
     "caramba plugins new": "tests/plugins/test_scaffold.py writes every scaffold and runs its tests",
     "caramba plugins list": "tests/plugins/test_docs.py runs it with the tutorial's plugin installed",

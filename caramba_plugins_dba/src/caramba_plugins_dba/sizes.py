@@ -1,8 +1,8 @@
 """Sizes of DBA for a cache of a given size; light.
 
-The shares are those of the presets, which are measured (``docs/dba.md``): of a free layout 3/8 of the cached values are
-rotary keys, 7/16 values and the rest semantic keys; of a servable one, whose values are as wide as its keys, 3/4 of the
-keys are rotary; a quarter of the cached values stand beside a joint latent.
+The shares are those of the presets, which are measured (``docs/dba-record.md``): of a free layout 3/8 of the cached
+values are rotary keys, 7/16 values and the rest semantic keys; of a servable one, whose values are as wide as its keys,
+3/4 of the keys are rotary; a quarter of the cached values stand beside a joint latent.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Starting DBA from any rotary multi-head or grouped-query attention, without a gradient step.
 
-The mathematics stands in ``docs/dba.md`` and, a function a step, in :mod:`caramba_plugins_dba.start`.
+The mathematics stands in ``docs/dba-record.md`` and, a function a step, in :mod:`caramba_plugins_dba.start`.
 """
 
 from __future__ import annotations
