@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -42,7 +41,7 @@ def follow_first(load: Callable[[], Loaded]) -> None:
                     groups[group.name] = GroupContext.open(loaded, group)
                 _take_part(groups[group.name], task, signals)
         except Interrupted as ended:
-            os._exit(128 + ended.number)  # the first process got it as well, or ends with this one
+            meeting().end(128 + ended.number)  # the first process got it as well, or ends with this one
         except CarambaError:
             raise
         except Exception:

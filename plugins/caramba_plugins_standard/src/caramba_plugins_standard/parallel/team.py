@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -29,8 +30,9 @@ from torch.distributed.rendezvous import rendezvous
 from caramba_core.errors import InputError
 from caramba_core.run.context import RunContext
 from caramba_plugins_standard.parallel import process_count, process_rank
+from caramba_plugins_standard.parallel.watchdog import Entry, killed, start_watchdog
 
-__all__ = ["Meeting", "Team", "end_silently", "meeting", "together"]
+__all__ = ["Meeting", "Team", "meeting", "together"]
 
 _PATIENCE: Final = timedelta(hours=2)
 """For an exchange between processes: one waits for the others' evaluations and writes.  A death is seen at once."""
@@ -105,8 +107,20 @@ class Meeting:
         self._is_leaving = False
         self._peers: dict[int, int] = {}
         self._store.set(f"process/{self.rank}", json.dumps([socket.gethostname(), os.getpid()]))
+        self._entry = self._in_watchdog()
         threading.Thread(target=self._watch, daemon=True).start()
         atexit.register(self._leave)
+
+    def _in_watchdog(self) -> Entry:
+        """This process's entry in the watchdog of its machine, which the first one there starts."""
+        watchdog = f"watchdog/{socket.gethostname()}"
+        if self._store.add(f"{watchdog}/wanted", 1) == 1:
+            folder, entry = start_watchdog(self.rank, self.size)
+            self._store.set(watchdog, str(folder))
+            return entry
+        while not self._has(watchdog):
+            time.sleep(_POLL)
+        return Entry(Path(self._store.get(watchdog).decode()), self.rank)
 
     # ------------------------------------------------------------------------------------------------ what is done
 
@@ -177,7 +191,7 @@ class Meeting:
             with suppress(Interrupted):
                 time.sleep(_POLL)
         if failed:
-            end_silently()
+            self.end()
 
     # ------------------------------------------------------------------------------------------------ who is there
 
@@ -187,7 +201,8 @@ class Meeting:
     def _watch(self) -> None:
         """Look for the other processes of this machine, and end this one where one of them has gone without a word.
 
-        Torchrun ends the rest as well, but a process that waits for a device hears no signal.
+        Torchrun ends the rest as well, but a process that waits for a device hears no signal.  Where not even this
+        thread runs, the watchdog ends it.
         """
         try:
             self._find_peers()
@@ -198,7 +213,7 @@ class Meeting:
                     elif self._is_busy:
                         time.sleep(_REASON)  # it has said why it ends, or did what was to be done, as this one will
                         if self._is_busy:
-                            end_silently()
+                            self.end()
                 time.sleep(5 * _POLL)
         except dist.DistNetworkError:  # whoever kept the store has gone: torchrun, or the first process without it
             if self._is_busy:
@@ -220,17 +235,26 @@ class Meeting:
 
     def _lose_store(self) -> None:
         if self.rank == 1:
-            sys.stderr.write(_killed(0, self.size))
-        end_silently()
+            self._entry.said()
+            sys.stderr.write(killed(0, self.size))
+        self.end()
 
     def _mourn(self, rank: int) -> None:
         if self._store.add("mourned", 1) == 1:
-            sys.stderr.write(_killed(rank, self.size))
-        end_silently()
+            self._entry.said()
+            sys.stderr.write(killed(rank, self.size))
+        self.end()
+
+    def end(self, code: int = 1) -> NoReturn:
+        """End this process at once: another one tells why."""
+        sys.stderr.flush()
+        self._entry.leave()
+        os._exit(code)
 
     def _leave(self) -> None:
         """At the process's end: tell the others, and close what is open where all of them do."""
         self._is_leaving = True
+        self._entry.leave()
         try:
             if self.rank == 0:
                 self._store.set("left/0", "")
@@ -269,17 +293,6 @@ def _is_of_exchange(error: Exception) -> bool:
     """Whether an exchange failed, which another process's end makes it do."""
     said = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in said for word in ("gloo", "nccl", "connection"))
-
-
-def _killed(rank: int, size: int) -> str:
-    said = f"error: process {rank} of {size} was killed, and the run ends with it"
-    return f"{said}\n  hint: the same command with --resume goes on from the last checkpoint\n"
-
-
-def end_silently() -> None:
-    """End this process at once: another one has told why."""
-    sys.stderr.flush()
-    os._exit(1)
 
 
 def _lives(number: int) -> bool:
