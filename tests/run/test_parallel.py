@@ -15,7 +15,9 @@ from caramba_plugins_standard.parallel import process_count, process_rank
 from safetensors.torch import load_file
 
 from caramba_core.errors import InputError
+from caramba_core.lowered import lower_group
 from caramba_core.manifest.load import load_manifest
+from caramba_core.nn.build import build
 from caramba_core.plan import plan_manifest
 from tests.prepared import Ran, Started, start
 
@@ -107,11 +109,32 @@ def test_plans_are_of_one_process(tmp_path: Path) -> None:
     one, copies, parts = (plan.runs[-1] for plan in plans)
     assert one.operations == copies.operations == parts.operations
     assert one.batch_size == 2 * copies.batch_size == 2 * parts.batch_size
-    for name in ("weights", "teacher", "gradients", "optimizer", "activations", "logits"):
+    for name in ("weights", "teacher", "optimizer", "activations", "logits"):
         whole, copied, divided = (getattr(run.memory, name) for run in (one, copies, parts))
         by_rows = name in ("activations", "logits")
         assert copied == (whole / 2 if by_rows else whole), name
         assert divided == pytest.approx(whole / 2, abs=1), name
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_divided_plan_counts_what_is_gathered(tmp_path: Path, accumulate: int) -> None:
+    """Blocks in turn, the next one with it, and all the time what stands outside of them, with its gradients."""
+    write(tmp_path, "one", "parts", runs="pretrain")
+    file = tmp_path / "small.yml"
+    file.write_text(file.read_text().replace("accumulate: 2", f"accumulate: {accumulate}"))
+    manifest = load_manifest(str(file), fetch=True)
+    one, parts = (plan.runs[-1].memory for plan in plan_manifest(manifest))
+    model = build(lower_group(manifest, manifest.manifest.groups[0]))
+    count = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_modules()}
+    block = count["blocks.0"]
+    outside = count[""] - 3 * block
+    assert parts.cast == 4 * (2 * block + 2 * outside)
+    held = -(-one.gradients // 2)
+    if accumulate == 1:  # gradients come as activations go
+        begin = parts.activations + parts.logits + parts.working
+        assert begin + parts.gradients == max(begin, held + 8 * block)
+    else:
+        assert parts.gradients == held
 
 
 @pytest.mark.slow

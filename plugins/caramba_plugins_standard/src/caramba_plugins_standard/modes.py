@@ -219,7 +219,7 @@ class Train(Run):
         if self.train.lora is not None:
             plan = with_adapters(plan, self, load, model, teacher, own)
         plan = with_states(with_recomputing(plan, self, model), self, model)
-        return divided_plan(plan, self.train.parallel)
+        return divided_plan(plan, self, model, teacher)
 
     def changes(self, graph: Graph, converted: frozenset[str]) -> frozenset[str]:
         """The matrices that adapters are added to at the end."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from caramba_core.modes import Workload
     from caramba_core.plan import ModelPlan, NodePlan, RunPlan
     from caramba_plugins_standard.modes import Train
-    from caramba_plugins_standard.parallel import Parallel
     from caramba_plugins_standard.training import LoRA, Training
 
 __all__ = [
@@ -89,17 +88,50 @@ def with_states(plan: RunPlan, run: Train, model: ModelPlan) -> RunPlan:
     return attrs.evolve(plan, files=files, memory=attrs.evolve(plan.memory, activations=kept))
 
 
-def divided_plan(plan: RunPlan, parallel: Parallel) -> RunPlan:
+def divided_plan(plan: RunPlan, run: Train, model: ModelPlan, teacher: ModelPlan | None) -> RunPlan:
     """The plan of one of the processes that divide weights, gradients and optimizer state.
 
-    What a process gathers of a block at a time comes on top, and a copy of the student where it is measured or saved.
+    Beside its parts each process gathers the blocks in turn, in the type of the computation, the next one while one
+    runs; what stands outside of blocks stays gathered as it is held, and so does the teacher's.  With the whole
+    gradients of that this is ``cast``.  Without accumulation gradients come as activations go: ``gradients`` are what
+    the end of a backward pass takes beyond its beginning.  A copy of the student where it is measured or saved is not
+    counted.
     """
+    shards = run.train.parallel.shards
     divided = ("weights", "shared", "teacher", "gradients", "optimizer")
     sizes = {name: getattr(plan.memory, name) for name in divided}
-    parts: dict[str, Any] = {
-        name: None if size is None else -(-size // parallel.shards) for name, size in sizes.items()
-    }
+    parts: dict[str, Any] = {name: None if size is None else -(-size // shards) for name, size in sizes.items()}
+    if shards > 1 and run.train.strategy.whole_model:
+        item, held = ITEM_BYTES[plan.dtype], ITEM_BYTES["float64" if model.dtype == "float64" else "float32"]
+        trained = trained_nodes(model.graph, run.trains)
+        block, outside = _largest_block(model), _outside_blocks(model)
+        gathered = 2 * block * item + sum(outside.values()) * held
+        gathered += sum(size for name, size in outside.items() if name in trained) * held
+        if teacher is not None and run.train.strategy.needs_teacher:
+            gathered += (sum(_outside_blocks(teacher).values()) + _largest_block(teacher)) * ITEM_BYTES[teacher.dtype]
+        parts["cast"] = gathered
+        if run.train.accumulate == 1:
+            passing = plan.memory.activations + plan.memory.logits + plan.memory.working
+            reduced = block * (item + held)  # the gradient of a block, and the buffer in which it is summed
+            parts["gradients"] = max(0, parts["gradients"] + reduced - passing)
     return attrs.evolve(plan, memory=attrs.evolve(plan.memory, **parts))
+
+
+def _largest_block(model: ModelPlan) -> int:
+    """Weights of the largest block, each of which processes gather as a whole."""
+    regions = _regions(model, frozenset(_blocks(model.graph.topology)))
+    return max((sum(_weights(node) for node in nodes) for nodes, _ in regions), default=0)
+
+
+def _outside_blocks(model: ModelPlan) -> dict[str, int]:
+    """Weights of the nodes that are in no block, by name."""
+    regions = _regions(model, frozenset(_blocks(model.graph.topology)))
+    inside = {node.node.name for nodes, _ in regions for node in nodes}
+    return {node.node.name: _weights(node) for node in model.walk() if node.node.name not in inside}
+
+
+def _weights(node: NodePlan) -> int:
+    return sum(weight.numel for weight in node.weights.values() if weight.trainable)
 
 
 def what_trains(settings: Training) -> tuple[str, ...]:
