@@ -350,7 +350,7 @@ def measure() -> None:
     readers.open = readers.cached = lambda *_, **__: RandomTeacher(graph)  # type: ignore[method-assign]
     caramba_core.run.student.initialize = draw
 
-    def leave(self: TrainRunner) -> None:
+    def leave(self: TrainRunner, **_: bool) -> None:
         raise Paused("left where it would write its checkpoint")
 
     TrainRunner._save = leave  # type: ignore[method-assign]

@@ -6,9 +6,9 @@
 ``speed``: ``pretrain`` and ``upcycle.global`` (of a DBA student from a teacher of random weights) with as many tokens a
 process, by one process, by several that hold a copy each (``ddp``), and that hold parts (``fsdp``): tokens/s behind the
 warm-up, and the share of what as many single processes would do.  ``losses``: those of pretraining with one global
-batch, and how far they differ at most.  In the shape ``--small``: ``resume`` begins with several processes and goes on
-with one, and the reverse, beside a run of one; ``kill`` ends one process with SIGKILL, counts the seconds until all
-have ended and the lines that say so, and resumes.
+batch, by one process in one pass and in as many as there are processes, and how far they differ.  In the shape
+``--small``: ``resume`` begins with several processes and goes on with one, and the reverse, beside a run of one;
+``kill`` ends one process with SIGKILL, counts the seconds until all have ended and the lines that say so, and resumes.
 
 Every run is ``caramba run`` (under torchrun where it has several processes).  Those of ``speed`` and ``losses`` are
 left behind their last step, where they would write a checkpoint.
@@ -164,16 +164,34 @@ def speed(bench: Bench, strategy: str) -> None:
 
 
 def losses(bench: Bench) -> None:
-    """Losses of the same steps by one process and by several."""
+    """Losses of the same steps by one process and by several.
+
+    ``accumulated`` is one process that takes the passes of the several one after the other: what is left between it
+    and them comes of sums in another order alone.
+    """
     options, found = bench.options, dict[str, list[float]]()
-    for kind, shard in {"one": False, **KINDS}.items():
-        processes = 1 if kind == "one" else options.processes
-        batch = max(bench.batch, options.processes)
-        settings: dict[str, Any] = {"batch": batch, "steps": options.compared, "shape": options.shape}
+    several = options.processes
+    for kind, shard in {"one": False, "accumulated": False, **KINDS}.items():
+        processes = several if kind in KINDS else 1
+        batch, more = max(bench.batch, several), dict[str, Any]()
+        if kind == "accumulated":
+            batch, more = batch // several, {"accumulate": several}
+        settings: dict[str, Any] = {"batch": batch, "steps": options.compared, "shape": options.shape, **more}
         path = bench.write(f"losses_{kind}", "pretrain", processes, shard=shard, **settings)
         found[kind] = [line["loss"] for line in bench.run(path, processes, leaves=True)]
-        apart = [abs(a - b) for a, b in zip(found["one"], found[kind], strict=True)]
-        say(part="losses", kind=kind, processes=processes, losses=found[kind], largest_difference=max(apart))
+        apart = {
+            other: [abs(a - b) for a, b in zip(found[other], found[kind], strict=True)]
+            for other in found
+            if other in ("one", "accumulated") and other != kind
+        }
+        say(
+            part="losses",
+            kind=kind,
+            processes=processes,
+            losses=found[kind],
+            largest_difference={other: max(values) for other, values in apart.items()},
+            mean_of_last_ten={other: statistics.fmean(values[-10:]) for other, values in apart.items()},
+        )
 
 
 def resume(bench: Bench) -> None:
@@ -244,7 +262,7 @@ def worker(arguments: list[str]) -> None:
 
     from caramba_core.cli import main
 
-    def leave(self: TrainRunner) -> None:
+    def leave(self: TrainRunner, **_: bool) -> None:
         peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
         file = Path(f"{Path(arguments[0]).stem}.peak_{os.environ.get('RANK', '0')}")
         file.write_text(json.dumps(round(peak, 2)))
