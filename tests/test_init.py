@@ -13,10 +13,12 @@ import torch
 from caramba_plugins_llama.families import FAMILIES
 from caramba_plugins_standard.datasets import TextFile
 from caramba_plugins_standard.loading import find_loader, lower_checkpoint
+from caramba_plugins_standard.quantized import Int4
 from caramba_plugins_upcycle.init.sizing import Device, open_texts
 from caramba_plugins_upcycle.transplant import CacheBudget, find_transplants
 
 from caramba_core.cli import main
+from caramba_core.components import Attention
 from caramba_core.lowered import lower_group
 from caramba_core.manifest.load import load_manifest
 from caramba_core.sites import find_sites
@@ -286,3 +288,14 @@ def test_an_attention_that_says_no_sizes(init: Callable[..., str], monkeypatch: 
     monkeypatch.setattr(GQAToMLA, "propose", lambda self, source, width, budget: None)
     said = init("--from", "llama", "--attention", "mla", "-o", "none.yml", code=2)
     assert "caramba-plugins-mla does not say which sizes mla has for a share of a cache" in said
+
+
+@pytest.mark.parametrize("cache", ["int4", "{type: int4, block: 8}"])
+def test_a_storage_among_the_fields(cache: str, init: Callable[..., str], tmp_path: Path) -> None:
+    place = tmp_path / "m.yml"
+    init("--from", "llama", "--text", "ids.npy", "-o", str(place), "--with", "layout=free", "--with", f"cache={cache}")
+    assert f"cache: {cache}" in place.read_text()
+    loaded = load_manifest(str(place), fetch=True)
+    graph = lower_group(loaded, loaded.manifest.groups[0])
+    configs = [node.config for node in graph.attentions().values()]
+    assert all(isinstance(config, Attention) and isinstance(config.cache, Int4) for config in configs)

@@ -18,6 +18,7 @@ from caramba_core.graph import Graph, Node, local_name
 from caramba_core.manifest.structure import Structurer
 from caramba_core.manifest.values import settings_of
 from caramba_core.plugins.registry import registry
+from caramba_plugins_upcycle.allocation.writing import written
 from caramba_plugins_upcycle.transplant import CacheBudget, Transplant
 
 __all__ = ["Conversion", "convertible", "fields_given", "offered", "propose"]
@@ -161,7 +162,8 @@ def _fields(node: Node, transplant: Transplant, name: str, budget: CacheBudget) 
     inherited = {field: getattr(source, field) for field in source.inherited if field in known}
     made: Attention = target(**{**inherited, **fields})
     transplant.check(source, made, node.width_in)
-    return {"type": name, **fields}, made
+    plainly = {field: written(value) if attrs.has(type(value)) else value for field, value in fields.items()}
+    return {"type": name, **plainly}, made
 
 
 # ------------------------------------------------------------------------------------------------ patterns of names
