@@ -30,7 +30,7 @@ from torch.distributed.rendezvous import rendezvous
 from caramba_core.errors import InputError
 from caramba_core.run.context import RunContext
 from caramba_plugins_standard.parallel import process_count, process_rank
-from caramba_plugins_standard.parallel.watchdog import Entry, killed, start_watchdog
+from caramba_plugins_standard.parallel.watchdog import Entry, killed, lives, start_watchdog
 
 __all__ = ["Meeting", "Team", "meeting", "together"]
 
@@ -207,7 +207,7 @@ class Meeting:
         try:
             self._find_peers()
             while not self._is_leaving:
-                for rank in [rank for rank, number in self._peers.items() if not _lives(number)]:
+                for rank in [rank for rank, number in self._peers.items() if not lives(number)]:
                     if not self._has(f"left/{rank}"):
                         self._mourn(rank)
                     elif self._is_busy:
@@ -293,16 +293,6 @@ def _is_of_exchange(error: Exception) -> bool:
     """Whether an exchange failed, which another process's end makes it do."""
     said = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in said for word in ("gloo", "nccl", "connection"))
-
-
-def _lives(number: int) -> bool:
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 @cache

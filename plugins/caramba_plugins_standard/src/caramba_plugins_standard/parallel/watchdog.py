@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Entry", "killed", "start_watchdog", "watch"]
+__all__ = ["Entry", "killed", "lives", "start_watchdog", "watch"]
 
 _POLL: Final = 0.25
 _GRACE: Final = 6.0
@@ -94,14 +94,15 @@ def _processes(folder: Path) -> tuple[list[int], list[int]]:
     living, gone = list[int](), list[int]()
     for entry in sorted(folder.glob("*.*")):
         rank, _, number = entry.name.partition(".")
-        if _lives(int(number)):
+        if lives(int(number)):
             living.append(int(number))
         elif entry.exists():  # it has not left in the meantime
             gone.append(int(rank))
     return living, gone
 
 
-def _lives(number: int) -> bool:
+def lives(number: int) -> bool:
+    """Whether there is a process of this number."""
     with suppress(OSError):  # where there is such a file; a process that nobody has waited for yet is a zombie
         if Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z":
             return False
