@@ -10,11 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from caramba_core.cli import main
 from caramba_core.manifest.load import load_manifest
 from caramba_core.run.experiment import Experiment
 
-from .workspace import make_workspace
+from .workspace import folder_of, make_workspace, run
 
 DECAY = 0.6
 EVAL = "      - {id: measure, mode: eval, from: finetune}\n"
@@ -26,16 +25,6 @@ def workspace(folder: Path, settings: str, more: str = "") -> Path:
     text = manifest.read_text().replace("device: cpu,", f"device: cpu, {settings},").replace("windows: 4", "windows: 1")
     manifest.write_text(text + more)
     return manifest
-
-
-def run(manifest: Path, *arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["run", str(manifest), "--output", str(manifest.parent / "runs"), *arguments])
-    return int(ended.value.code or 0)
-
-
-def folder_of(manifest: Path, name: str = "finetune") -> Path:
-    return manifest.parent / "runs" / "small" / "half" / name
 
 
 def saved(manifest: Path, step: int, file: str = "model") -> dict[str, Tensor]:

@@ -12,13 +12,7 @@ from safetensors.torch import load_file
 
 from caramba_core.cli import main
 
-from .workspace import make_workspace
-
-
-def run(manifest: Path, *arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["run", str(manifest), "--output", str(manifest.parent / "runs"), *arguments])
-    return int(ended.value.code or 0)
+from .workspace import make_workspace, run
 
 
 def workspace(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from caramba_core.cli import main
 from caramba_core.manifest.load import load_manifest
 from caramba_core.run.experiment import Experiment
 
-from .workspace import make_workspace
+from .workspace import folder_of, make_workspace, run
 
 TRAINED = 'trains: "${trains}", '
 
@@ -32,16 +32,6 @@ def workspace(folder: Path, settings: str, *, dtype: str = "float32", more: str 
     text = text.replace(", trains: [attention, norm]", "")  # the variable, which is not used any more
     manifest.write_text(text.replace("{source: teacher}", f"{{source: teacher, dtype: {dtype}}}") + more)
     return manifest
-
-
-def run(manifest: Path, *arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["run", str(manifest), "--output", str(manifest.parent / "runs"), *arguments])
-    return int(ended.value.code or 0)
-
-
-def folder_of(manifest: Path, name: str = "finetune") -> Path:
-    return manifest.parent / "runs" / "small" / "half" / name
 
 
 def saved(manifest: Path, step: int, name: str = "finetune", file: str = "model") -> dict[str, Tensor]:

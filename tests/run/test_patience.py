@@ -10,9 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from caramba_core.cli import main
-
-from .workspace import make_workspace
+from .workspace import folder_of, make_workspace, run
 
 WORSENS = "evaluate_every: 1, checkpoint_every: 1, schedule: {type: linear, warmup: 6}, clip: null"
 """With a rate that is far too high in the end."""
@@ -24,16 +22,6 @@ def workspace(folder: Path, settings: str, more: str = "") -> Path:
     text = manifest.read_text().replace("checkpoint_every: 2", settings).replace("windows: 4", "windows: 1")
     manifest.write_text(text + more)
     return manifest
-
-
-def run(manifest: Path, *arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["run", str(manifest), "--output", str(manifest.parent / "runs"), *arguments])
-    return int(ended.value.code or 0)
-
-
-def folder_of(manifest: Path, name: str = "finetune") -> Path:
-    return manifest.parent / "runs" / "small" / "half" / name
 
 
 def summary(manifest: Path, name: str = "finetune") -> dict[str, Any]:

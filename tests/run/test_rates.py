@@ -11,10 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import caramba
-from caramba_core.cli import main
 from caramba_core.errors import InvalidValue
 
-from .workspace import make_workspace
+from .workspace import make_workspace, run
 
 
 def workspace(folder: Path, settings: str) -> Path:
@@ -23,12 +22,6 @@ def workspace(folder: Path, settings: str) -> Path:
     text = manifest.read_text().replace("trains: [attention, norm]", "trains: [attention, norm, mlp]")
     manifest.write_text(text.replace("device: cpu,", f"device: cpu, {settings},").replace("windows: 4", "windows: 1"))
     return manifest
-
-
-def run(manifest: Path, *arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["run", str(manifest), "--output", str(manifest.parent / "runs"), *arguments])
-    return int(ended.value.code or 0)
 
 
 def saved(manifest: Path, step: int, name: str = "finetune", file: str = "model") -> dict[str, Tensor]:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from caramba_core.cli import main
-
-from .workspace import make_workspace
+from .workspace import make_workspace, run
 
 
 def workspace(folder: Path, settings: str) -> Path:
@@ -18,12 +16,6 @@ def workspace(folder: Path, settings: str) -> Path:
     manifest = make_workspace(folder)
     manifest.write_text(manifest.read_text().replace("device: cpu,", f"device: cpu, {settings}"))
     return manifest
-
-
-def run(manifest: Path, *arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["run", str(manifest), "--output", str(manifest.parent / "runs"), *arguments])
-    return int(ended.value.code or 0)
 
 
 def losses(manifest: Path) -> list[float]:

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
+
+from caramba_core.cli import main
 
 VOCABULARY, WIDTH, LAYERS, HEADS, GROUPS, HIDDEN = 64, 32, 3, 4, 2, 48
 
@@ -101,3 +104,15 @@ def make_workspace(folder: Path, *, seed: int = 0) -> Path:
         np.save(folder / f"{name}.npy", (np.cumsum(steps) % VOCABULARY).astype(np.uint16))
     (folder / "manifest.yml").write_text(MANIFEST)
     return folder / "manifest.yml"
+
+
+def run(manifest: Path, *arguments: str) -> int:
+    """``caramba run`` with its runs beside the manifest; the exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(manifest), "--output", str(manifest.parent / "runs"), *arguments])
+    return int(ended.value.code or 0)
+
+
+def folder_of(manifest: Path, name: str = "finetune") -> Path:
+    """The folder of one of its runs."""
+    return manifest.parent / "runs" / "small" / "half" / name
