@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from caramba_plugins_eval.passkey import Prompts
+from caramba_plugins_eval.retrieval import Haystacks
 from recipe import naming_data
 from torch import Tensor
 
@@ -49,9 +49,9 @@ def say(**record: Any) -> None:
     print(json.dumps(record), flush=True)
 
 
-def batch_of(prompts: Prompts, length: int, first: int, count: int) -> tuple[Tensor, int]:
+def batch_of(prompts: Haystacks, length: int, first: int, count: int) -> tuple[Tensor, int]:
     """Prompts with their answers, int64 ``[count, length]``, and the tokens of the answer at the end of each row."""
-    made = [prompts.prompt(length, index) for index in range(first, first + count)]
+    made = [prompts.prompt("passkey", length, index) for index in range(first, first + count)]
     answers = {len(answer) for _, answer in made}
     assert len(answers) == 1, "keys must have one length in tokens"
     return torch.tensor([[*prompt, *answer] for prompt, answer in made]), answers.pop()
@@ -64,7 +64,7 @@ def found(model: LanguageModel, tokens: Tensor, answer: int) -> Tensor:
 
 
 def passkey(
-    models: dict[str, LanguageModel], prompts: Prompts, length: int, count: int, tokens_a_pass: int
+    models: dict[str, LanguageModel], prompts: Haystacks, length: int, count: int, tokens_a_pass: int
 ) -> dict[str, Any]:
     """Share of numbers found by each model; the difference with its paired standard error."""
     device = models["teacher"].head_weight.device
@@ -140,7 +140,9 @@ def main() -> None:
             say(event="chat", group=arguments.group, run=run.id, **chat_divergence(*models.values(), tokenizer))
             for length in map(int, arguments.lengths.split(",")):
                 began = time.monotonic()
-                result = passkey(models, Prompts(tokenizer, seed=0), length, arguments.prompts, arguments.tokens_a_pass)
+                result = passkey(
+                    models, Haystacks(tokenizer, seed=0), length, arguments.prompts, arguments.tokens_a_pass
+                )
                 seconds = round(time.monotonic() - began, 1)
                 say(event="passkey", group=arguments.group, run=run.id, length=length, **result, seconds=seconds)
 

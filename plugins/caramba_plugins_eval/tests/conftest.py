@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from caramba_plugins_eval.passkey import FILLER, INTRODUCTION, QUESTION
+from caramba_plugins_eval.retrieval import FILLER, INTRODUCTION, PASSKEY_QUESTION
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -59,7 +59,7 @@ def write_teacher(folder: Path) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=400, initial_alphabet=alphabet, show_progress=False, special_tokens=["<|end|>"]
     )
-    known = f"{INTRODUCTION}{FILLER}{QUESTION} The pass key is. Remember it. is the pass key. {TEXT}"
+    known = f"{INTRODUCTION}{FILLER}{PASSKEY_QUESTION} The pass key is. Remember it. is the pass key. {TEXT}"
     tokenizer.train_from_iterator([known] * 3, trainer)
     vocabulary = tokenizer.get_vocab_size()
     generator = torch.Generator().manual_seed(0)

@@ -169,7 +169,7 @@ def test_a_call_that_ends_midway_goes_on_behind_the_last_metric(
     original = build.load_object
 
     def noting(path: str) -> Any:
-        measured.extend({path.rpartition(":")[2]} & {"agreement", "perplexity", "passkey"})
+        measured.extend({path.rpartition(":")[2]} & {"agreement", "perplexity", "retrieval"})
         return original(path)
 
     monkeypatch.setattr(build, "load_object", noting)
@@ -180,9 +180,9 @@ def test_a_call_that_ends_midway_goes_on_behind_the_last_metric(
         if json.loads((tmp_path / "runs/small/half/measure/state.json").read_text())["results"] is not None:
             break
         options = ("--minutes", "0", "--resume")
-    assert measured == ["agreement", "perplexity", "passkey"]
+    assert measured == ["agreement", "perplexity", "retrieval"]
     assert again(options=("--resume",))[0] == 0
-    assert measured == ["agreement", "perplexity", "passkey"]
+    assert measured == ["agreement", "perplexity", "retrieval"]
     expected = values(summary_of(MEASURED)["metrics"])
     assert values(summary_of(str(tmp_path / "runs/small/half/measure"))["metrics"]) == pytest.approx(expected)
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from caramba_plugins_eval.likelihoods import rolling_windows
-from caramba_plugins_eval.passkey import Prompts
 from caramba_plugins_eval.retrieval import Haystacks
 from caramba_plugins_standard.generation import generate
 from caramba_plugins_standard.opening import load_checkpoint, open_checkpoint, open_run
@@ -138,28 +137,28 @@ def test_an_interval_holds_the_figure(caramba: Caramba) -> None:
 
 def test_passkey_prompts_follow_from_the_seed_and_hold_their_answer(made: Path) -> None:
     _, _, tokenizer, _ = reference(made)
-    prompts = Prompts(tokenizer, seed=3)
+    prompts = Haystacks(tokenizer, seed=3)
     for index in range(4):
-        prompt, answer = prompts.prompt(200, index)
+        prompt, answer = prompts.prompt("passkey", 200, index)
         assert len(prompt) + len(answer) == 200
-        assert (prompt, answer) == Prompts(tokenizer, seed=3).prompt(200, index)
+        assert (prompt, answer) == Haystacks(tokenizer, seed=3).prompt("passkey", 200, index)
         key = tokenizer.decode(answer)
         assert tokenizer.decode(prompt).count(key) == 2
         assert len(key) == 5
-    assert prompts.prompt(200, 0) != Prompts(tokenizer, seed=4).prompt(200, 0)
+    assert prompts.prompt("passkey", 200, 0) != Haystacks(tokenizer, seed=4).prompt("passkey", 200, 0)
 
 
 def test_passkey_is_what_the_cache_continues(made: Path, caramba: Caramba, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer is made what the model says to every other prompt."""
     student = reference(made)[0]
-    original = Prompts.prompt
+    original = Haystacks.prompt
 
-    def told(prompts: Prompts, length: int, index: int) -> tuple[list[int], list[int]]:
-        prompt, answer = original(prompts, length, index)
+    def told(haystacks: Haystacks, task: str, length: int, index: int) -> tuple[list[int], list[int]]:
+        prompt, answer = original(haystacks, task, length, index)
         said = generate(student, torch.tensor([prompt]), len(answer))[0, len(prompt) :].tolist()
         return prompt, said if index % 2 else answer
 
-    monkeypatch.setattr(Prompts, "prompt", told)
+    monkeypatch.setattr(Haystacks, "prompt", told)
     found = figures(caramba, "--metric", "passkey", "--set", "passkey.contexts=[200]", "--set", "passkey.prompts=4")
     assert found == {"passkey.200": 0.5}
 

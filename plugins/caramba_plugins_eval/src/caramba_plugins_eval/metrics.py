@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise, product
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -155,34 +156,56 @@ class Agreement(_ByPosition):
 
 
 @component
-class Passkey(_AtContexts):
+class _Asking(_AtContexts):
+    """A metric that asks about filler text: the answer is right if it is the greedy continuation, through the cache."""
+
+    builds: ClassVar[str] = "caramba_plugins_eval.retrieval:retrieval"
+    needs: ClassVar[frozenset[Needed]] = frozenset({"tokenizer"})
+
+    prompts: int = option(default=20, help="prompts at each context, of each task", minimum=1)
+
+    @property
+    def asked(self) -> Mapping[str, str]:
+        """The tasks, by what stands before the context in the names of their figures."""
+        raise NotImplementedError(f"{type(self).__name__} does not define asked")
+
+    def figures(self) -> tuple[str, ...] | None:
+        """One for each task and context, where they are given."""
+        return (
+            None if self.contexts is None else tuple(f"{name}{at}" for name, at in product(self.asked, self.contexts))
+        )
+
+    def check(self, subject: Subject) -> None:
+        """Introduction, what is hidden, and question must fit in every context."""
+        super().check(subject)
+        from caramba_plugins_eval.retrieval import Haystacks
+
+        haystacks = Haystacks(subject.required_tokenizer(self.called), subject.seed)
+        for (name, task), context in product(self.asked.items(), self.at(subject)):
+            room = min(haystacks.room(task, context, index) for index in range(self.prompts))
+            if room < 0:
+                raise InputError(
+                    f"{self.called}: prompts{name and f' of {task}'} do not fit in {context} tokens",
+                    expected=f"{context - room} or more",
+                )
+
+
+@component
+class Passkey(_Asking):
     """Share of numbers that are found in filler text of each context: prompts follow from the seed by a rule.
 
     A number of five digits stands at a random place; the model has it right if its greedy continuation of the question
     for it, through its cache, is the number.
     """
 
-    builds: ClassVar[str] = "caramba_plugins_eval.passkey:passkey"
-    needs: ClassVar[frozenset[Needed]] = frozenset({"tokenizer"})
-
-    prompts: int = option(default=20, help="prompts at each context", minimum=1)
-
-    def check(self, subject: Subject) -> None:
-        """Introduction, number and question must fit in every context."""
-        super().check(subject)
-        from caramba_plugins_eval.passkey import Prompts
-
-        prompts = Prompts(subject.required_tokenizer(self.called), subject.seed)
-        for context in self.at(subject):
-            room = min(prompts.room(context, index) for index in range(self.prompts))
-            if room < 0:
-                raise InputError(
-                    f"{self.called}: prompts do not fit in {context} tokens", expected=f"{context - room} or more"
-                )
+    @property
+    def asked(self) -> Mapping[str, str]:
+        """For the number."""
+        return {"": "passkey"}
 
 
 @component
-class Retrieval(_AtContexts):
+class Retrieval(_Asking):
     """Share of questions about filler text that are answered, in the manner of RULER; prompts follow from the seed.
 
     ``single`` hides one sentence with a number of five digits, ``many`` eight of them, one of which is asked for;
@@ -191,38 +214,19 @@ class Retrieval(_AtContexts):
     model's cache.
     """
 
-    builds: ClassVar[str] = "caramba_plugins_eval.retrieval:retrieval"
-    needs: ClassVar[frozenset[Needed]] = frozenset({"tokenizer"})
-
     tasks: tuple[Task, ...] = option(
         default=("single", "many", "variables", "counting"), help="what is asked: single, many, variables, counting"
     )
-    prompts: int = option(default=20, help="prompts of each task at each context", minimum=1)
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise InvalidValue("tasks", f"{list(self.tasks)} are no tasks", expected="different ones, at least one")
 
-    def figures(self) -> tuple[str, ...] | None:
-        """One for each task and context, where they are given."""
-        if self.contexts is None:
-            return None
-        return tuple(f"{task}.{context}" for task in self.tasks for context in self.contexts)
-
-    def check(self, subject: Subject) -> None:
-        """Introduction, what is hidden, and question must fit in every context."""
-        super().check(subject)
-        from caramba_plugins_eval.retrieval import Haystacks
-
-        haystacks = Haystacks(subject.required_tokenizer(self.called), subject.seed)
-        for task, context in product(self.tasks, self.at(subject)):
-            room = min(haystacks.room(task, context, index) for index in range(self.prompts))
-            if room < 0:
-                raise InputError(
-                    f"{self.called}: prompts of {task} do not fit in {context} tokens",
-                    expected=f"{context - room} or more",
-                )
+    @property
+    def asked(self) -> Mapping[str, str]:
+        """For what ``tasks`` say."""
+        return {f"{task}.": task for task in self.tasks}
 
 
 @component

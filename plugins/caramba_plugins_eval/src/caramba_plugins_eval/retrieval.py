@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Final
 
 import attrs
 import numpy as np
+from caramba_plugins_standard.generation import generate_each
 
 from caramba_core.teachers import Tokenizer, begin_of_text
+from caramba_plugins_eval.likelihoods import NORMAL
 from caramba_plugins_eval.metric import Figure
-from caramba_plugins_eval.metrics import Retrieval
-from caramba_plugins_eval.passkey import FILLER, INTRODUCTION, found_by, share
+from caramba_plugins_eval.metrics import Passkey, Retrieval
 from caramba_plugins_eval.subject import Subject
 
 __all__ = ["Haystacks", "retrieval"]
+
+INTRODUCTION: Final = (
+    "There is an important piece of information hidden inside a lot of irrelevant text. Find it and memorize it. "
+    "I will quiz you about it.\n\n"
+)
+FILLER: Final = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
+PASSKEY_QUESTION: Final = "\n\nWhat is the pass key? The pass key is "
 
 NAMES: Final = (
     "apple anchor basket bottle bridge butter candle carpet castle circle coffee copper corner cotton desert dragon "
@@ -63,7 +73,7 @@ class Haystacks:
         return length - len(self.introduction) - sum(len(self.tokenizer.encode(part)) for part in parts)
 
     def _asked(self, task: str, length: int, index: int) -> tuple[_Asked, np.random.Generator]:
-        random = np.random.default_rng([self.seed, length, index, *task.encode()])
+        random = np.random.default_rng([self.seed, length, index, *(b"" if task == "passkey" else task.encode())])
         return _TASKS[task](random), random
 
     def _fill(self, count: int) -> list[int]:
@@ -77,6 +87,12 @@ def _number(random: np.random.Generator) -> str:
 def _named(random: np.random.Generator, count: int) -> list[str]:
     names = NAMES.split()
     return [names[at] for at in random.permutation(len(names))[:count]]
+
+
+def _passkey(random: np.random.Generator) -> _Asked:
+    key = _number(random)
+    hidden = [f"The pass key is {key}. Remember it. {key} is the pass key. "]
+    return _Asked(hidden=hidden, question=PASSKEY_QUESTION, answer=key)
 
 
 def _needles(random: np.random.Generator, count: int) -> _Asked:
@@ -123,6 +139,7 @@ def _counting(random: np.random.Generator) -> _Asked:
 
 
 _TASKS: Final = {
+    "passkey": _passkey,
     "single": lambda random: _needles(random, 1),
     "many": lambda random: _needles(random, 8),
     "variables": _variables,
@@ -130,18 +147,41 @@ _TASKS: Final = {
 }
 
 
-def retrieval(metric: Retrieval, subject: Subject) -> dict[str, Figure]:
+def retrieval(metric: Passkey | Retrieval, subject: Subject) -> dict[str, Figure]:
     """The share of prompts that are answered, of each task at each context."""
     haystacks = Haystacks(subject.required_tokenizer(metric.called), subject.seed)
-    return {
-        f"{task}.{context}": share(
-            found_by(
-                subject,
-                f"{metric.called}.{task} {context}",
-                [haystacks.prompt(task, context, index) for index in range(metric.prompts)],
-                context,
-            )
-        )
-        for task in metric.tasks
-        for context in metric.at(subject)
-    }
+    found = {}
+    for name, task in metric.asked.items():
+        for context in metric.at(subject):
+            prompts = [haystacks.prompt(task, context, index) for index in range(metric.prompts)]
+            found[f"{name}{context}"] = _share(_found(subject, f"{metric.called} {name}{context}", prompts, context))
+    return found
+
+
+def _found(subject: Subject, called: str, prompts: Sequence[tuple[list[int], list[int]]], context: int) -> list[bool]:
+    """Whether each prompt's answer is its greedy continuation; prompts of one length go together, by length."""
+    by_length: dict[int, list[tuple[list[int], list[int]]]] = {}
+    for prompt, answer in prompts:
+        by_length.setdefault(len(prompt), []).append((prompt, answer))
+    found, size = list[bool](), subject.settings(context).batch_size
+    with subject.computing(), subject.reporter.bar(called, len(prompts) * context) as bar:
+        for alike in by_length.values():
+            for first in range(0, len(alike), size):
+                batch = alike[first : first + size]
+                count = max(len(answer) for _, answer in batch)
+                rows = generate_each(subject.model, [prompt for prompt, _ in batch], count, storage=subject.storage)
+                found += [
+                    row[len(prompt) : len(prompt) + len(answer)] == answer
+                    for row, (prompt, answer) in zip(rows, batch, strict=True)
+                ]
+                bar.advance(len(batch) * context)
+    return found
+
+
+def _share(found: list[bool]) -> Figure:
+    """The share, with Wilson's interval."""
+    count, share = len(found), sum(found) / len(found)
+    squared = NORMAL**2 / count
+    middle = (share + squared / 2) / (1 + squared)
+    half = NORMAL * math.sqrt(share * (1 - share) / count + squared / (4 * count)) / (1 + squared)
+    return Figure(value=share, interval=(max(0.0, middle - half), min(1.0, middle + half)), worse="smaller")
