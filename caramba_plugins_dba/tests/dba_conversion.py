@@ -8,7 +8,7 @@ import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
-from caramba_plugins_upcycle.transplant import Started
+from caramba_plugins_upcycle.transplant import Calibrated, Started
 from torch import Tensor
 
 from caramba_core.components import Attention
@@ -60,15 +60,19 @@ def gather_moments(source: ComponentModule, config: Attention, target: Attention
     return results
 
 
+def calibrated(source: ComponentModule, config: Attention, target: Attention, x: Tensor) -> Calibrated:
+    """The source as the calibration inputs ``x`` show it."""
+    moments, weights = gather_moments(source, config, target, x), dict(source.named_parameters())
+    return Calibrated(config=config, weights=weights, width=x.shape[-1], moments=moments)
+
+
 def convert(
     source: ComponentModule, config: GroupedQueryAttention, target: DecoupledBottleneckAttention, x: Tensor
 ) -> tuple[ComponentModule, Started]:
     """The target's module, started from the source on the calibration inputs ``x``."""
     transplant = GQAToDBA()
     transplant.check(config, target, x.shape[-1])
-    weights = dict(source.named_parameters())
-    moments = gather_moments(source, config, target, x)
-    started = transplant.start(config, weights, target, x.shape[-1], moments)
+    started = transplant.start(calibrated(source, config, target, x), target)
     module: ComponentModule = load_object(target.builds)(target, x.shape[-1]).to(x.dtype)
     with torch.no_grad():
         for name, weight in started.weights.items():

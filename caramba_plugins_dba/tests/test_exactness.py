@@ -16,6 +16,7 @@ from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_llama.head_rows import head_order, rows_in_order
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
+from caramba_plugins_upcycle.transplant import Calibrated
 from dba_conversion import convert, filled, frame, inputs
 from torch import Tensor
 
@@ -95,7 +96,7 @@ def teacher_scores(query: Tensor, key: Tensor, positions: Tensor, rope: Rope, *,
 def part_scores(source: GroupedQueryAttention, weights: dict[str, Tensor], pairs: Tensor, x: Tensor) -> Tensor:
     """Scores ``[B, H, T, T]`` of these pairs ``[G, n]`` alone, by the student's own gathering and rotation."""
     config = student(source, pairs.shape[1], sem_dim=0)
-    made = geometric(config, weights, pairs)
+    made = geometric(Calibrated(config=source, weights=weights, width=WIDTH), config, pairs)
     module = load_object(config.builds)(config, WIDTH).double()
     with torch.no_grad():
         for name, weight in made.items():

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
-from caramba_plugins_dba.start import start
+from caramba_plugins_dba.start import StartCase, start
 from caramba_plugins_dba.start.selection import folded, importance, stand_in
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.rotary import mean_rotation
+from caramba_plugins_upcycle.transplant import Calibrated
 from dba_conversion import filled, gather_moments, inputs
 from torch import Tensor
 
@@ -76,6 +77,13 @@ def moments(x: Tensor) -> dict[str, Any]:
     return {**gather_moments(module, SOURCE, target, x), "distance": {"attention": DISTANCES}}
 
 
+def case(weights: Any, target: DecoupledBottleneckAttention, measured: Any, fold: str = "none") -> StartCase:
+    """The source with these weights and moments, to be started as the target."""
+    return StartCase(
+        source=Calibrated(config=SOURCE, weights=weights, width=WIDTH, moments=measured), target=target, fold=fold
+    )
+
+
 @pytest.mark.parametrize("layout", ["shared", "per_head"])
 @pytest.mark.parametrize("pairs", [0, 1])
 def test_a_start_with_a_fold_has_the_rotated_logits_in_the_mean(layout: str, pairs: int) -> None:
@@ -92,7 +100,7 @@ def test_a_start_with_a_fold_has_the_rotated_logits_in_the_mean(layout: str, pai
     )
     x = inputs(2, 40, WIDTH, seed=4)
     weights = dict(filled(SOURCE, WIDTH, seed=3).named_parameters())
-    started = start(SOURCE, weights, target, WIDTH, moments(x), fold="mean")
+    started = start(case(weights, target, moments(x), fold="mean"))
     made, per_group = started.weights, HEADS // GROUPS
     with torch.no_grad():
         q = (x @ weights["q_proj"].T).view(2, 40, HEADS, HEAD_DIM)
@@ -117,14 +125,14 @@ def test_moments_of_folded_queries_are_those_of_the_folded_projection() -> None:
     target = DecoupledBottleneckAttention(
         n_heads=HEADS, n_kv_heads=GROUPS, head_dim=HEAD_DIM, sem_dim=5, geo_dim=0, v_dim=16
     )
-    ours = start(SOURCE, weights, target, WIDTH, moments(x), fold="mean")
+    ours = start(case(weights, target, moments(x), fold="mean"))
     with torch.no_grad():
         rows = weights["q_proj"].view(HEADS, HEAD_DIM, WIDTH)
         turned = {**weights, "q_proj": folded(rows, rho()).reshape(HEADS * HEAD_DIM, WIDTH)}
         q = (x @ turned["q_proj"].T).view(-1, HEADS, HEAD_DIM)
         second = torch.einsum("nhi,nhj->hij", q, q) / len(q)
         measured = {**moments(x), "query": {"second": second}}
-        plain = start(SOURCE, turned, target, WIDTH, measured)
+        plain = start(case(turned, target, measured))
     assert ours.report["semantic_lost"] == pytest.approx(plain.report["semantic_lost"], rel=1e-9)
     product = [
         made.weights["q_sem_proj"].view(HEADS, 5, WIDTH).mT @ made.weights["k_sem_proj"] for made in (ours, plain)

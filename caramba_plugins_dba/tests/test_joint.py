@@ -14,7 +14,7 @@ from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_upcycle.joint_latent import Joint, Signals, evenly, solve
 from caramba_plugins_upcycle.transplant import CacheBudget, Example
-from dba_conversion import convert, filled, frame, gather_moments, inputs
+from dba_conversion import calibrated, convert, filled, frame, inputs
 from torch import Tensor
 
 from caramba_core.components import Attention
@@ -74,10 +74,8 @@ def test_more_room_is_never_worse() -> None:
 def test_dearer_keys_are_kept_at_the_expense_of_values() -> None:
     source, target = pair(YARN, geo_dim=8, v_dim=12)
     module, x = filled(source, WIDTH, seed=1), inputs(4, 33, WIDTH, seed=2)
-    moments, weights = gather_moments(module, source, target, x), dict(module.named_parameters())
-    lost = [
-        GQAToDBA(key_price=price).start(source, weights, target, WIDTH, moments).report for price in (0.2, 1.0, 5.0)
-    ]
+    seen = calibrated(module, source, target, x)
+    lost = [GQAToDBA(key_price=price).start(seen, target).report for price in (0.2, 1.0, 5.0)]
     assert [one["semantic_lost"] for one in lost] == sorted((one["semantic_lost"] for one in lost), reverse=True)
     assert [one["values_lost"] for one in lost] == sorted(one["values_lost"] for one in lost)
 
@@ -119,16 +117,15 @@ def test_sizes_by_layer(layout: str) -> None:
     """What each size loses: nothing at the source's own, and all of any two fit into it together."""
     source, target = pair(YARN, geo_layout=layout, geo_dim=12, v_dim=20)
     module, x = filled(source, WIDTH, seed=1), inputs(4, 33, WIDTH, seed=2)
-    moments, weights = gather_moments(module, source, target, x), dict(module.named_parameters())
-    transplant = GQAToDBA()
-    rotary, latent = transplant.size_curves(source, weights, target, moments)
+    seen, transplant = calibrated(module, source, target, x), GQAToDBA()
+    rotary, latent = transplant.size_curves(seen, target)
     assert (rotary.field, latent.field, latent.after) == ("geo_dim", "v_dim", "geo_dim")
     assert rotary.sizes[-1] + latent.sizes[-1] <= 48
     for curve, own in ((rotary, 12), (latent, 20)):
         assert own in curve.sizes and len(curve.sizes) == len(curve.lost)
         assert list(curve.lost) == sorted(curve.lost, reverse=True) and 0 <= curve.lost[-1] < curve.lost[0] < 1
         transplant.check(source, curve.alone, WIDTH)
-    started = transplant.start(source, weights, target, WIDTH, moments).report
+    started = transplant.start(seen, target).report
     assert rotary.lost[rotary.sizes.index(12)] == pytest.approx(started["rotation_lost"], abs=1e-6)
 
 

@@ -12,7 +12,7 @@ from caramba_plugins_dba.refine import LogitFit, ValueFit
 from caramba_plugins_dba.transplant import GQAToDBA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
-from caramba_plugins_upcycle.transplant import Example
+from caramba_plugins_upcycle.transplant import Calibrated, Example
 from dba_conversion import convert, filled, frame, inputs
 from torch import Tensor, nn
 
@@ -133,7 +133,8 @@ def refined(
     weights: dict[str, torch.Tensor], module: DecoupledBottleneckModule, examples: list[Example]
 ) -> dict[str, Any]:
     source = GroupedQueryAttention(n_heads=6, n_kv_heads=2, head_dim=8, rope=ROPE)
-    return dict(GQAToDBA(refits="qkqv").refine(source, weights, module.config, module, examples))
+    seen = Calibrated(config=source, weights=weights, width=WIDTH)
+    return dict(GQAToDBA(refits="qkqv").refine(seen, module, examples))
 
 
 def test_refits_help_on_tokens_that_they_never_saw() -> None:

@@ -21,7 +21,7 @@ from caramba_plugins_standard.topologies import Nested, Residual, Stacked
 from caramba_plugins_upcycle.calibration import Calibration
 from caramba_plugins_upcycle.modes import Start
 from caramba_plugins_upcycle.shared_rotary import dearness
-from caramba_plugins_upcycle.transplant import Example, find_transplants
+from caramba_plugins_upcycle.transplant import Calibrated, Example, find_transplants
 from dba_conversion import convert, filled, frame, gather_moments, inputs
 from torch import Tensor
 
@@ -210,7 +210,7 @@ def test_sizes_by_layer_are_refused_with_a_sentence(teacher: LanguageModel) -> N
         find_transplants(find_sites(teacher.graph, wanted), None)
     assert "layout: free" in str(caught.value)
     with pytest.raises(InputError, match="one size in all of them"):
-        GQAToDBA().size_curves(GroupedQueryAttention(**SMALL), {}, SERVABLE, {})
+        GQAToDBA().size_curves(Calibrated(config=GroupedQueryAttention(**SMALL), weights={}, width=0), SERVABLE)
 
 
 @pytest.mark.parametrize("change", [{"selection": "norm"}, {"fold": "phase"}, {"weighting": "none"}], ids=str)

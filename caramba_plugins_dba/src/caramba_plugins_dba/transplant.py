@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
+import attrs
 from caramba_plugins_upcycle.moments import (
     AttendedKeyMoments,
     AttendedValueMoments,
@@ -16,7 +17,7 @@ from caramba_plugins_upcycle.moments import (
     KeyValueMoments,
     QueryMoments,
 )
-from caramba_plugins_upcycle.transplant import CacheBudget, Example, Moment, SizeCurve, Started, Transplant
+from caramba_plugins_upcycle.transplant import CacheBudget, Calibrated, Example, Moment, SizeCurve, Started, Transplant
 
 from caramba_core.components import Attention, component, evolve, option
 from caramba_core.errors import InputError, InvalidValue
@@ -25,6 +26,8 @@ from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from caramba_plugins_dba.start import StartCase
 
 __all__ = ["GQAToDBA"]
 
@@ -216,14 +219,7 @@ class GQAToDBA(Transplant):
             "attended_value": AttendedValueMoments(),
         }
 
-    def start(
-        self,
-        source: Attention,
-        weights: Mapping[str, Tensor],
-        target: Attention,
-        width: int,
-        moments: Mapping[str, Mapping[str, Tensor]],
-    ) -> Started:
+    def start(self, source: Calibrated, target: Attention) -> Started:
         """Every weight of the target, and the share of each signal that its ranks leave out."""
         from caramba_plugins_dba.start import start, start_behind_norms
 
@@ -231,23 +227,18 @@ class GQAToDBA(Transplant):
         if self.weighting == "none":
             from caramba_plugins_dba.start.white import white_moments
 
-            moments = white_moments(target, weights, moments)
+            source = attrs.evolve(source, moments=white_moments(source, target))
         starting = start if target.qk_norm_eps is None else start_behind_norms
-        return starting(
-            *(source, weights, target, width, moments),
-            selection=self.selection,
-            fold=self.fold,
-            key_price=self.key_price,
-            pairs=self.pairs if target.layout == "servable" else None,  # a survey may have set them for other sites
-        )
+        return starting(self._case(source, target))
 
-    def size_curves(
-        self,
-        source: Attention,
-        weights: Mapping[str, Tensor],
-        target: Attention,
-        moments: Mapping[str, Mapping[str, Tensor]],
-    ) -> Sequence[SizeCurve]:
+    def _case(self, source: Calibrated, target: DecoupledBottleneckAttention) -> StartCase:
+        from caramba_plugins_dba.start import StartCase
+
+        pairs = self.pairs if target.layout == "servable" else None  # a survey may have set them for other sites
+        settings: dict[str, Any] = {"selection": self.selection, "fold": self.fold, "key_price": self.key_price}
+        return StartCase(source=source, target=target, pairs=pairs, **settings)
+
+    def size_curves(self, source: Calibrated, target: Attention) -> Sequence[SizeCurve]:
         """Rotary keys, semantic keys and values of shared latents; layouts a head have no sizes of their own by layer.
 
         Raises :class:`~caramba_core.errors.InputError` for servable attentions, which have one size.
@@ -263,28 +254,16 @@ class GQAToDBA(Transplant):
         layouts = target.k_layout, target.v_layout, target.groups
         if layouts != ("shared", "latent", 1) or not (target.sem_width and target.pairs):
             return ()
-        return size_curves(
-            *(source, weights, target, moments),
-            selection=self.selection,
-            fold=self.fold,
-            key_price=self.key_price,
-        )
+        return size_curves(self._case(source, target))
 
-    def refine(
-        self,
-        source: Attention,
-        weights: Mapping[str, Tensor],
-        target: Attention,
-        module: nn.Module,
-        examples: Sequence[Example],
-    ) -> Mapping[str, Any]:
+    def refine(self, source: Calibrated, module: nn.Module, examples: Sequence[Example]) -> Mapping[str, Any]:
         """Queries, keys and values by least squares; the remaining error of each step."""
         from caramba_plugins_dba.module import DecoupledBottleneckModule
         from caramba_plugins_dba.refine import refine
 
         assert isinstance(module, DecoupledBottleneckModule)
         return refine(
-            weights,
+            source.weights,
             module,
             examples,
             refits=self.refits,

@@ -16,6 +16,7 @@ from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.gqa_module import GroupedQueryAttentionModule
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.rotary import cos_sin, rotate_reference
+from caramba_plugins_upcycle.transplant import Calibrated
 from torch import Tensor
 
 from caramba_core.errors import InputError, InvalidValue
@@ -63,7 +64,8 @@ def convert(
     for row in x:
         collector.update(source.probe(row[None], frame(x)))
     moments = {"sequences": collector.result()}
-    started = transplant.start(config, source.state_dict(), target, WIDTH, moments)
+    seen = Calibrated(config=config, weights=source.state_dict(), width=WIDTH, moments=moments)
+    started = transplant.start(seen, target)
     assert started.weights.keys() == target.weights(WIDTH).keys()
     module = LinearAttentionModule(target, WIDTH).double()
     module.load_state_dict(dict(started.weights))

@@ -10,7 +10,7 @@ from caramba_plugins_mla.module import MultiHeadLatentModule
 from caramba_plugins_mla.transplant import GQAToMLA
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.gqa_module import GroupedQueryAttentionModule
-from caramba_plugins_upcycle.transplant import Started
+from caramba_plugins_upcycle.transplant import Calibrated, Started
 from torch import Tensor
 
 from caramba_core.nn.build import load_object
@@ -65,8 +65,9 @@ def convert(
     transplant = GQAToMLA()
     assert isinstance(source.config, GroupedQueryAttention)
     transplant.check(source.config, target, WIDTH)
-    gathered = moments(source, target, x)
-    started = transplant.start(source.config, source.state_dict(), target, WIDTH, gathered)
+    gathered, weights = moments(source, target, x), source.state_dict()
+    seen = Calibrated(config=source.config, weights=weights, width=WIDTH, moments=gathered)
+    started = transplant.start(seen, target)
     module = MultiHeadLatentModule(target, WIDTH).double()
     module.load_state_dict(dict(started.weights))
     return module, started

@@ -13,6 +13,7 @@ from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_upcycle.joint_latent import solve
 from caramba_plugins_upcycle.shared_rotary import choose, dearness
+from caramba_plugins_upcycle.transplant import Calibrated
 from mla_conversion import WIDTH, convert, frame, inputs, moments, teacher
 
 from caramba_core.errors import InvalidValue
@@ -234,7 +235,8 @@ def test_servable_pairs_are_at_equal_steps(rope_dim: int, steps: set[int]) -> No
     transplant = GQAToMLA(pairs=pairs)
     transplant.check(config, target, WIDTH)
     gathered = moments(teacher(config), target, inputs(2, 33, seed=1))
-    started = transplant.start(config, teacher(config).state_dict(), target, WIDTH, gathered)
+    weights = teacher(config).state_dict()
+    started = transplant.start(Calibrated(config=config, weights=weights, width=WIDTH, moments=gathered), target)
     assert started.weights["pairs"].tolist() == list(pairs)
 
 

@@ -10,6 +10,7 @@ from caramba_plugins_sliding_window.transplant import GQAToSlidingWindow
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.gqa_module import GroupedQueryAttentionModule
 from caramba_plugins_standard.rope import Rope
+from caramba_plugins_upcycle.transplant import Calibrated
 
 from caramba_core.errors import InvalidValue
 from caramba_core.nn.frame import Frame
@@ -35,7 +36,8 @@ def test_exact_while_the_text_fits(options: dict[str, object]) -> None:
     target = SlidingWindowAttention(**SIZES, window=6, sinks=3, **{"o_bias": True, **options})  # type: ignore[arg-type]
     transplant = GQAToSlidingWindow()
     transplant.check(source.config, target, 13)  # type: ignore[arg-type]
-    started = transplant.start(source.config, source.state_dict(), target, 13, {})  # type: ignore[arg-type]
+    seen = Calibrated(config=source.config, weights=source.state_dict(), width=13)  # type: ignore[arg-type]
+    started = transplant.start(seen, target)
     assert started.weights.keys() == target.weights(13).keys()
     module = SlidingWindowModule(target, 13).double()
     module.load_state_dict(dict(started.weights))

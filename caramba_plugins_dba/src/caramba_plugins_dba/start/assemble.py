@@ -8,15 +8,15 @@ consecutive key/value heads: one of them, those of a group, or all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from caramba_plugins_upcycle.shared_rotary import Shared, choose, dearness
-from caramba_plugins_upcycle.transplant import Started
+from caramba_plugins_upcycle.transplant import Calibrated, Started
 from torch import Tensor
 
 from caramba_core.components import Attention
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
+from caramba_plugins_dba.start.case import StartCase
 from caramba_plugins_dba.start.joint import of_joint_latent
 from caramba_plugins_dba.start.linear_algebra import basis, block_diagonal
 from caramba_plugins_dba.start.rotation import Rotation
@@ -27,80 +27,47 @@ __all__ = ["common_pairs", "geometric", "rotary_costs", "rotary_part", "start"]
 Moments = Mapping[str, Mapping[str, Tensor]]
 
 
-def start(
-    source: Attention,
-    weights: Mapping[str, Tensor],
-    target: DecoupledBottleneckAttention,
-    width: int,
-    moments: Moments,
-    *,
-    selection: str = "rotation",
-    fold: str = "none",
-    pairs: Sequence[int] | None = None,
-    key_price: float = 1.0,
-) -> Started:
-    """The weights that ``target`` declares, in float64, and what each step left out.
-
-    ``pairs`` are of shared keys, ``key_price`` of joint latents.
-    """
-    teacher = {name: tensor.detach().cpu().double() for name, tensor in weights.items()}
-    report: dict[str, Any] = {}
-    rotation = Rotation.of(source, moments, fold)
-    rotary, moved = rotary_part(target, teacher, moments, rotation, selection, pairs, report)
+def start(case: StartCase) -> Started:
+    """The weights that the target declares, in float64, and what each step left out."""
+    source, target = case.source, case.target
+    rotary, moved = rotary_part(case)
     if target.latent == "joint":
-        made, offset = of_joint_latent(target, teacher, moments, moved[0], rotation, key_price, report)
-        made |= _behind_latent(target, teacher, offset)
+        made, offset = of_joint_latent(case, moved[0])
+        made |= _behind_latent(case, offset)
     else:
-        made = {
-            **_semantic(target, teacher, moments, moved, rotation, report),
-            **_values(target, teacher, moments, report),
-        }
-    made |= {**rotary, **_neutral(target, width)}
-    declared = target.weights(width)
+        made = {**_semantic(case, moved), **_values(case)}
+    made |= {**rotary, **_neutral(target, source.width)}
+    declared = target.weights(source.width)
     assert set(declared) == set(made), f"{sorted(set(declared) ^ set(made))}"
-    return Started(weights=made, report=report)
+    return Started(weights=made, report=case.report)
 
 
-def rotary_part(
-    target: DecoupledBottleneckAttention,
-    teacher: Mapping[str, Tensor],
-    moments: Moments,
-    rotation: Rotation,
-    selection: str,
-    pairs: Sequence[int] | None,
-    report: dict[str, Any],
-) -> tuple[dict[str, Tensor], list[Moved]]:
+def rotary_part(case: StartCase) -> tuple[dict[str, Tensor], list[Moved]]:
     """The rotary path, and what it leaves of each part of the keys."""
-    if target.geo_layout == "shared" and target.pairs:
-        keys = _shared_keys(target, moments, rotation, pairs, report)
-        return _of_shared_keys(target, teacher, keys), [_rest(key) for key in keys]
-    chosen = _choose_pairs(target, moments, rotation, selection, report)
-    return geometric(target, teacher, chosen), _others(target, chosen)
+    if case.target.geo_layout == "shared" and case.target.pairs:
+        keys = _shared_keys(case)
+        return _of_shared_keys(case, keys), [_rest(key) for key in keys]
+    chosen = _choose_pairs(case)
+    return geometric(case.source, case.target, chosen), _others(case.target, chosen)
 
 
-def rotary_costs(target: DecoupledBottleneckAttention, moments: Moments, rotation: Rotation, selection: str) -> Tensor:
+def rotary_costs(case: StartCase) -> Tensor:
     """What it costs to lose the rotation of each thing that a rotary key may keep, dearest first.
 
     ``[P]``: a pair of each key/value head together, or ``[G P]``: the components that all heads share.
     """
-    if target.geo_layout == "shared":
-        return dearness(*_of_group(target, moments, rotation, 0)).flatten().sort(descending=True).values
-    return rotation.costs(moments, selection).sort(dim=-1, descending=True).values.sum(0)
+    if case.target.geo_layout == "shared":
+        return dearness(*_of_group(case.target, case.moments, case.rotation, 0)).flatten().sort(descending=True).values
+    return case.rotation.costs(case.moments, case.selection).sort(dim=-1, descending=True).values.sum(0)
 
 
-def _choose_pairs(
-    target: DecoupledBottleneckAttention,
-    moments: Moments,
-    rotation: Rotation,
-    selection: str,
-    report: dict[str, Any],
-) -> Tensor:
-    if not target.pairs:
-        return torch.zeros(target.n_kv_heads, 0, dtype=torch.int64)
-    cost = rotation.costs(moments, selection)
-    pairs = select(cost, target.pairs)
-    report["pairs"] = pairs.tolist()
-    report["rotation_lost"] = 1.0 - float(cost.gather(1, pairs).sum() / cost.sum())
+def _choose_pairs(case: StartCase) -> Tensor:
+    if not case.target.pairs:
+        return torch.zeros(case.target.n_kv_heads, 0, dtype=torch.int64)
+    cost = case.rotation.costs(case.moments, case.selection)
+    pairs = select(cost, case.target.pairs)
+    case.report["pairs"] = pairs.tolist()
+    case.report["rotation_lost"] = 1.0 - float(cost.gather(1, pairs).sum() / cost.sum())
     return pairs
 
 
@@ -123,18 +90,18 @@ def moved_dims(pairs: Tensor, head_dim: int) -> Tensor:
     return torch.cat([moved, moved + half], dim=-1)
 
 
-def geometric(target: DecoupledBottleneckAttention, teacher: Mapping[str, Tensor], pairs: Tensor) -> dict[str, Tensor]:
+def geometric(source: Calibrated, target: DecoupledBottleneckAttention, pairs: Tensor) -> dict[str, Tensor]:
     """The rows of ``pairs`` ``[G, n]``, gathered."""
     if not target.pairs:
         return {}
     dims = _kept_dims(pairs, target.head_dim)
     query = _rows(dims, target.head_dim, target.n_heads // target.n_kv_heads).flatten()
     key = _rows(dims, target.head_dim, 1).flatten()
-    made = {"pairs": pairs, "q_geo_proj": teacher["q_proj"][query], "k_geo_proj": teacher["k_proj"][key]}
+    made = {"pairs": pairs, "q_geo_proj": source.exact("q_proj")[query], "k_geo_proj": source.exact("k_proj")[key]}
     if target.q_bias:
-        made["q_geo_bias"] = _bias(teacher, "q_bias", teacher["q_proj"].shape[0])[query]
+        made["q_geo_bias"] = source.exact("q_bias")[query]
     if target.k_bias:
-        made["k_geo_bias"] = _bias(teacher, "k_bias", teacher["k_proj"].shape[0])[key]
+        made["k_geo_bias"] = source.exact("k_bias")[key]
     return made
 
 
@@ -166,40 +133,31 @@ def common_pairs(
     return tuple(places.sort().values.tolist())
 
 
-def _shared_keys(
-    target: DecoupledBottleneckAttention,
-    moments: Moments,
-    rotation: Rotation,
-    pairs: Sequence[int] | None,
-    report: dict[str, Any],
-) -> list[Shared]:
+def _shared_keys(case: StartCase) -> list[Shared]:
     """One for each group."""
-    keys = [
-        choose(*_of_group(target, moments, rotation, group), target.pairs, pairs=pairs)
-        for group in range(target.groups)
-    ]
-    report["pairs"] = [key.pairs.tolist() for key in keys]
-    report["rotation_lost"] = 1.0 - sum(key.kept for key in keys) / len(keys)
+    groups = (_of_group(case.target, case.moments, case.rotation, group) for group in range(case.target.groups))
+    keys = [choose(*group, case.target.pairs, pairs=case.pairs) for group in groups]
+    case.report["pairs"] = [key.pairs.tolist() for key in keys]
+    case.report["rotation_lost"] = 1.0 - sum(key.kept for key in keys) / len(keys)
     return keys
 
 
-def _of_shared_keys(
-    target: DecoupledBottleneckAttention, teacher: Mapping[str, Tensor], keys: Sequence[Shared]
-) -> dict[str, Tensor]:
+def _of_shared_keys(case: StartCase, keys: Sequence[Shared]) -> dict[str, Tensor]:
     """What each query head reads of its group's rotary key, and what makes the key of all heads' keys."""
+    source, target = case.source, case.target
     read = torch.cat([key.query for key in keys])  # [H, 2n, d]
     into = block_diagonal([key.read for key in keys])
-    queries = teacher["q_proj"].unflatten(0, (target.n_heads, -1))
+    queries = source.exact("q_proj").unflatten(0, (target.n_heads, -1))
     made = {
         "pairs": torch.stack([key.pairs for key in keys]),
         "q_geo_proj": (read @ queries).flatten(0, 1),
-        "k_geo_proj": into @ teacher["k_proj"],
+        "k_geo_proj": into @ source.exact("k_proj"),
     }
     if target.q_bias:
-        bias = _bias(teacher, "q_bias", len(teacher["q_proj"])).view(target.n_heads, -1, 1)
+        bias = source.exact("q_bias").view(target.n_heads, -1, 1)
         made["q_geo_bias"] = (read @ bias).flatten()
     if target.k_bias:
-        made["k_geo_bias"] = into @ _bias(teacher, "k_bias", len(teacher["k_proj"]))
+        made["k_geo_bias"] = into @ source.exact("k_bias")
     return made
 
 
@@ -224,23 +182,16 @@ def _others(target: DecoupledBottleneckAttention, pairs: Tensor) -> list[Moved]:
     return [(into, into.T) for into in parts]
 
 
-def _semantic(
-    target: DecoupledBottleneckAttention,
-    teacher: Mapping[str, Tensor],
-    moments: Moments,
-    moved: Sequence[Moved],
-    rotation: Rotation,
-    report: dict[str, Any],
-) -> dict[str, Tensor]:
+def _semantic(case: StartCase, moved: Sequence[Moved]) -> dict[str, Tensor]:
     """Semantic keys that lose least of the logits of what moves, a part at a time.
 
     The error of a logit is ``q . (k - k')``: the queries' second moment weighs the keys' error.  A constant key changes
     no softmax, so keys count by their covariance: half over all tokens, half under attention.
     """
+    source, target, rotation = case.source, case.target, case.rotation
     if not target.sem_dim:
         return {}
-    teacher, moments = rotation.weights(teacher), rotation.moments(moments)
-    gamma, spread = key_signal(target, moments)
+    gamma, spread = key_signal(case)
     share = target.n_kv_heads // target.sem_parts
     downs, reads, lost = [], [], []
     for part, (into, out) in enumerate(moved):
@@ -250,23 +201,23 @@ def _semantic(
         downs.append(down @ into)
         reads.append((out @ up).unflatten(0, (share, target.head_dim)))  # [F, d, c]
         lost.append(left)
-    report["semantic_lost"] = sum(lost) / len(lost)
+    case.report["semantic_lost"] = sum(lost) / len(lost)
     per_group = target.n_heads // target.n_kv_heads
     read = torch.cat(reads).transpose(1, 2).repeat_interleave(per_group, dim=0) * rotation.scaling  # [H, c, d]
     made = {
-        "q_sem_proj": (read @ teacher["q_proj"].unflatten(0, (target.n_heads, -1))).flatten(0, 1),
-        "k_sem_proj": block_diagonal(downs) @ teacher["k_proj"],
+        "q_sem_proj": (read @ rotation.folded(source.exact("q_proj"))).flatten(0, 1),
+        "k_sem_proj": block_diagonal(downs) @ source.exact("k_proj"),
     }
     if target.q_bias:
-        bias = _bias(teacher, "q_bias", teacher["q_proj"].shape[0]).view(target.n_heads, -1, 1)
-        made["q_sem_bias"] = (read @ bias).flatten()
+        made["q_sem_bias"] = (read @ rotation.folded(source.exact("q_bias"))[..., None]).flatten()
     return made
 
 
-def key_signal(target: DecoupledBottleneckAttention, moments: Moments) -> tuple[Tensor, Tensor]:
+def key_signal(case: StartCase) -> tuple[Tensor, Tensor]:
     """What weighs an error of each head's keys ``[G, d, d]``, and the spread of all of them ``[G d, G d]``."""
-    second = moments["query"]["second"]
-    gamma = second.unflatten(0, (target.n_kv_heads, -1)).sum(1)
+    moments = case.moments
+    second = case.rotation.folded_second(moments["query"]["second"])
+    gamma = second.unflatten(0, (case.target.n_kv_heads, -1)).sum(1)
     mean = moments["key"]["mean"]
     spread = moments["key"]["second"] - torch.outer(mean, mean)
     return gamma, (spread + moments["attended_key"]["covariance"]) / 2
@@ -279,22 +230,20 @@ def value_weighting(target: DecoupledBottleneckAttention, o_proj: Tensor) -> Ten
     return (by_head.transpose(1, 2) @ by_head).view(groups, per_group, head_dim, head_dim).sum(1)
 
 
-def _values(
-    target: DecoupledBottleneckAttention, teacher: Mapping[str, Tensor], moments: Moments, report: dict[str, Any]
-) -> dict[str, Tensor]:
+def _values(case: StartCase) -> dict[str, Tensor]:
     """Values that lose least of the layer's output, as attention mixes them.
 
     Centring is by what attention makes of the values, not by tokens: most of the mass may lie on one token.
     """
+    source, target, attended = case.source, case.target, case.moments["attended_value"]
     groups, per_group, head_dim = target.n_kv_heads, target.n_heads // target.n_kv_heads, target.head_dim
-    by_head = teacher["o_proj"].view(-1, target.n_heads, head_dim).permute(1, 0, 2)  # [H, D, d]
-    omega = value_weighting(target, teacher["o_proj"])
-    mean, spread = moments["attended_value"]["mean"], moments["attended_value"]["second"]
+    omega = value_weighting(target, source.exact("o_proj"))
+    mean, spread = attended["mean"], attended["second"]
     if target.v_bias or target.o_bias:
         spread = spread - torch.outer(mean, mean)
     else:
         mean = torch.zeros_like(mean)
-    bias = _bias(teacher, "v_bias", mean.shape[0])
+    bias = source.exact("v_bias")
 
     parts = target.v_parts
     share, rank = groups // parts, target.v_dim // parts
@@ -304,38 +253,35 @@ def _values(
         weighting = block_diagonal(omega[part * share : (part + 1) * share].unbind())
         found.append(basis(weighting, spread[own, own], rank))
     downs, ups, lost = zip(*found, strict=True)
-    report["values_lost"] = sum(lost) / parts
+    case.report["values_lost"] = sum(lost) / parts
     down, up = block_diagonal(downs), block_diagonal(ups)
     offset = mean - up @ (down @ (mean - bias))
-    made = {"v_proj": down @ teacher["v_proj"]}
+    made = {"v_proj": down @ source.exact("v_proj")}
     if target.v_layout == "latent":
-        made |= {"v_up_proj": torch.cat(ups), "o_proj": teacher["o_proj"]}
-        return made | _behind_latent(target, teacher, offset)
+        made |= {"v_up_proj": torch.cat(ups), "o_proj": source.exact("o_proj")}
+        return made | _behind_latent(case, offset)
+    by_head = source.exact("o_proj").view(-1, target.n_heads, head_dim).permute(1, 0, 2)  # [H, D, d]
     made["o_proj"] = (by_head @ torch.stack(ups).repeat_interleave(per_group, dim=0)).transpose(0, 1).flatten(1)
     if target.v_bias:
         made["v_bias"] = down @ bias
         offset = mean - up @ (down @ mean)
-    return made | _in_output(target, teacher, offset)
+    return made | _in_output(case, offset)
 
 
-def _behind_latent(
-    target: DecoupledBottleneckAttention, teacher: Mapping[str, Tensor], offset: Tensor
-) -> dict[str, Tensor]:
+def _behind_latent(case: StartCase, offset: Tensor) -> dict[str, Tensor]:
     """Where the ``offset`` ``[G d]`` of all heads' values goes, as behind a latent there is room for it."""
-    if not target.v_bias:
-        return _in_output(target, teacher, offset)
-    return {"v_bias": offset, **_in_output(target, teacher, torch.zeros_like(offset))}
+    if not case.target.v_bias:
+        return _in_output(case, offset)
+    return {"v_bias": offset, **_in_output(case, torch.zeros_like(offset))}
 
 
-def _in_output(
-    target: DecoupledBottleneckAttention, teacher: Mapping[str, Tensor], offset: Tensor
-) -> dict[str, Tensor]:
+def _in_output(case: StartCase, offset: Tensor) -> dict[str, Tensor]:
     """The output's bias with an ``offset`` ``[G d]`` of all heads' values in it; probabilities sum to one."""
+    source, target = case.source, case.target
     if not target.o_bias:
         return {}
     each_head = offset.view(target.n_kv_heads, -1).repeat_interleave(target.n_heads // target.n_kv_heads, dim=0)
-    bias = _bias(teacher, "o_bias", len(teacher["o_proj"]))
-    return {"o_bias": bias + teacher["o_proj"] @ each_head.flatten()}
+    return {"o_bias": source.exact("o_bias") + source.exact("o_proj") @ each_head.flatten()}
 
 
 def _neutral(target: DecoupledBottleneckAttention, width: int) -> dict[str, Tensor]:
@@ -343,8 +289,3 @@ def _neutral(target: DecoupledBottleneckAttention, width: int) -> dict[str, Tens
     declared = target.weights(width)
     names = [name for name in ("gate", "gate_proj", "temperature") if name in declared]
     return {name: torch.zeros(declared[name].shape, dtype=torch.float64) for name in names}
-
-
-def _bias(teacher: Mapping[str, Tensor], name: str, size: int) -> Tensor:
-    """The teacher's bias, zeros where it has none."""
-    return teacher[name] if name in teacher else torch.zeros(size, dtype=torch.float64)

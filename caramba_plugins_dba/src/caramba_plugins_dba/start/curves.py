@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from caramba_plugins_upcycle import joint_latent
 from caramba_plugins_upcycle.transplant import SizeCurve
@@ -12,44 +10,32 @@ from torch import Tensor
 from caramba_core.components import Attention, evolve
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.start.assemble import key_signal, rotary_costs, rotary_part, value_weighting
+from caramba_plugins_dba.start.case import StartCase
 from caramba_plugins_dba.start.joint import joint_signals
 from caramba_plugins_dba.start.linear_algebra import block_diagonal, spectrum
-from caramba_plugins_dba.start.rotation import Rotation
 
 __all__ = ["size_curves"]
 
 _STEP = 4
 """Cached values between two candidates of a latent."""
 
-Moments = Mapping[str, Mapping[str, Tensor]]
 
-
-def size_curves(
-    source: Attention,
-    weights: Mapping[str, Tensor],
-    target: DecoupledBottleneckAttention,
-    moments: Moments,
-    *,
-    selection: str,
-    fold: str,
-    key_price: float,
-) -> tuple[SizeCurve, ...]:
+def size_curves(case: StartCase) -> tuple[SizeCurve, ...]:
     """Rotary keys, semantic keys and values, or the latent of both, each with the attention that loses nothing else.
 
     Behind the rotary keys' curve the others' are those of what the target does not keep rotary.
     """
-    rotation = Rotation.of(source, moments, fold)
-    teacher = {name: tensor.detach().cpu().double() for name, tensor in weights.items()}
-    _, moved = rotary_part(target, teacher, moments, rotation, selection, None, {})
+    target = case.target
+    _, moved = rotary_part(case)
     every = target.n_kv_heads * target.head_dim
     room = every - target.geo_dim
     if target.latent == "joint":
         slack = (every + room - target.v_dim) // 2  # of what the source has beyond both sizes, half for each
-        signal, _ = joint_signals(target, teacher, moments, moved[0], key_price)
+        signal, _ = joint_signals(case, moved[0])
         return (
             _rotary(
                 target,
-                rotary_costs(target, moments, rotation, selection),
+                rotary_costs(case),
                 most=min(target.geo_dim + slack, every - 1),
                 alone=evolve(target, v_dim=every + room),
             ),
@@ -59,11 +45,11 @@ def size_curves(
         )
     rotary = _rotary(
         target,
-        rotary_costs(target, moments, rotation, selection),
+        rotary_costs(case),
         most=every,
         alone=evolve(target, sem_dim=room, v_dim=every),
     )
-    gamma, spread = key_signal(target, rotation.moments(moments))
+    gamma, spread = key_signal(case)
     ((into, out),) = moved
     semantic = _ranks(
         "sem_dim",
@@ -72,8 +58,8 @@ def size_curves(
         evolve(target, v_dim=every),
         after="geo_dim",
     )
-    mean, second = moments["attended_value"]["mean"], moments["attended_value"]["second"]
-    omega = value_weighting(target, teacher["o_proj"])
+    mean, second = case.moments["attended_value"]["mean"], case.moments["attended_value"]["second"]
+    omega = value_weighting(target, case.source.exact("o_proj"))
     values = _ranks(
         "v_dim",
         spectrum(block_diagonal(omega.unbind()), second - torch.outer(mean, mean)),

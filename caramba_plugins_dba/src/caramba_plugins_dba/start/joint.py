@@ -6,38 +6,26 @@ the keys that do not stay rotary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from caramba_plugins_upcycle.joint_latent import Signals, evenly, signals, solve
 from torch import Tensor
 
-from caramba_plugins_dba.attention import DecoupledBottleneckAttention
+from caramba_plugins_dba.start.case import StartCase
 from caramba_plugins_dba.start.linear_algebra import block_diagonal
-from caramba_plugins_dba.start.rotation import Rotation
 
 __all__ = ["joint_signals", "of_joint_latent"]
 
-Moments = Mapping[str, Mapping[str, Tensor]]
 
-
-def joint_signals(
-    target: DecoupledBottleneckAttention,
-    teacher: Mapping[str, Tensor],
-    moments: Moments,
-    moved: tuple[Tensor, Tensor],
-    key_price: float,
-) -> tuple[Signals, Tensor]:
+def joint_signals(case: StartCase, moved: tuple[Tensor, Tensor]) -> tuple[Signals, Tensor]:
     """What weighs and measures errors of ``[k + G d]`` moved keys and values, and what makes these of all keys and
     values: ``[k + G d, 2 G d]``.
     """
     into, out = moved
     signal = signals(
-        *(teacher["o_proj"], moments["query"]["second"], moments["key_value"]),
-        multiplier=target.multiplier,
-        centred=target.v_bias or target.o_bias,
-        key_price=key_price,
+        *(case.source.exact("o_proj"), case.moments["query"]["second"], case.moments["key_value"]),
+        multiplier=case.target.multiplier,
+        centred=case.target.v_bias or case.target.o_bias,
+        key_price=case.key_price,
     )
     whole = block_diagonal([into, torch.eye(into.shape[1], dtype=into.dtype)])
     reduced = Signals(
@@ -50,34 +38,25 @@ def joint_signals(
     return reduced, whole
 
 
-def of_joint_latent(
-    target: DecoupledBottleneckAttention,
-    teacher: Mapping[str, Tensor],
-    moments: Moments,
-    moved: tuple[Tensor, Tensor],
-    rotation: Rotation,
-    key_price: float,
-    report: dict[str, Any],
-) -> tuple[dict[str, Tensor], Tensor]:
+def of_joint_latent(case: StartCase, moved: tuple[Tensor, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     """The latent, what reads it and the semantic queries; and what is left out of the mean values ``[G d]``."""
-    signal, whole = joint_signals(target, teacher, moments, moved, key_price)
+    source, target = case.source, case.target
+    signal, whole = joint_signals(case, moved)
     solved = solve(signal.gamma, signal.omega, signal.keys, signal.values, target.v_dim)
-    solved = evenly(solved, signal, whole @ moments["key_value"]["token_second"] @ whole.T)
-    report["semantic_lost"], report["values_lost"] = solved.keys_lost, solved.values_lost
+    solved = evenly(solved, signal, whole @ case.moments["key_value"]["token_second"] @ whole.T)
+    case.report["semantic_lost"], case.report["values_lost"] = solved.keys_lost, solved.values_lost
     rest = len(signal.gamma)
     key_up, value_up = solved.up[:rest], solved.up[rest:]
     down = solved.down @ whole
     made = {
-        "q_sem_proj": teacher["q_proj"] * rotation.scaling,
-        "v_proj": down @ torch.cat([teacher["k_proj"], teacher["v_proj"]]),
+        "q_sem_proj": source.exact("q_proj") * case.rotation.scaling,
+        "v_proj": down @ torch.cat([source.exact("k_proj"), source.exact("v_proj")]),
         "k_up_proj": moved[1] @ key_up,
         "v_up_proj": value_up,
-        "o_proj": teacher["o_proj"],
+        "o_proj": source.exact("o_proj"),
     }
-    size = len(value_up)
-    biases = [teacher.get(name, torch.zeros(size, dtype=torch.float64)) for name in ("k_bias", "v_bias")]
     if target.q_bias:
-        query = torch.zeros(len(teacher["q_proj"]), dtype=torch.float64)
-        made["q_sem_bias"] = teacher.get("q_bias", query) * rotation.scaling
+        made["q_sem_bias"] = source.exact("q_bias") * case.rotation.scaling
+    biases = torch.cat([source.exact("k_bias"), source.exact("v_bias")])
     mean = signal.mean if target.v_bias or target.o_bias else torch.zeros_like(signal.mean)
-    return made, mean[size:] - value_up @ (down @ (mean - torch.cat(biases)))
+    return made, mean[len(value_up) :] - value_up @ (down @ (mean - biases))

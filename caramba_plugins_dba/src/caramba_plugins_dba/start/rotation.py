@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import attrs
 import torch
@@ -48,23 +47,12 @@ class Rotation:
             moments["query"]["second"], moments["key"]["second"], self.rho, by=selection, constant=self.constant
         )
 
-    def weights(self, teacher: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The teacher's weights with the constants folded into its queries."""
-        if not self.folds:
-            return teacher
-        heads, width = self.rho.shape[0], 2 * self.rho.shape[1]
-        made = dict(teacher)
-        for name in ("q_proj", "q_bias"):
-            if name in teacher:
-                rows = teacher[name]
-                made[name] = folded(rows.view(heads, width, *rows.shape[1:]), self.constant).reshape(rows.shape)
-        return made
+    def folded(self, queries: Tensor) -> Tensor:
+        """Queries ``[H d, *]`` or ``[H, d, *]`` with the constants folded in: ``[H, d, *]``."""
+        heads, pairs = self.rho.shape
+        rows = queries if len(queries) == heads else queries.unflatten(0, (heads, 2 * pairs))
+        return folded(rows, self.constant) if self.folds else rows
 
-    def moments(self, moments: Moments) -> Moments:
-        """The moments of such queries."""
-        if not self.folds:
-            return moments
-        half_way = folded(moments["query"]["second"], self.constant)
-        second = folded(half_way.transpose(1, 2), self.constant)
-        query: dict[str, Any] = {**moments["query"], "second": second}
-        return {**moments, "query": query}
+    def folded_second(self, second: Tensor) -> Tensor:
+        """The second moments ``[H, d, d]`` of such queries."""
+        return self.folded(self.folded(second).mT) if self.folds else second

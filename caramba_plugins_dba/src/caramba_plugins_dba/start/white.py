@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from caramba_plugins_upcycle.transplant import Calibrated
 from torch import Tensor
 
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
@@ -13,14 +14,12 @@ from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 __all__ = ["white_moments"]
 
 
-def white_moments(
-    target: DecoupledBottleneckAttention, weights: Mapping[str, Tensor], moments: Mapping[str, Mapping[str, Tensor]]
-) -> dict[str, Mapping[str, Tensor]]:
+def white_moments(source: Calibrated, target: DecoupledBottleneckAttention) -> dict[str, Mapping[str, Tensor]]:
     """Keys and values as inputs of unit covariance give them, queries of unit covariance; attention as measured.
 
     Truncating by these moments is truncating the singular value decompositions of the weights.
     """
-    key, value = weights["k_proj"].detach().cpu().double(), weights["v_proj"].detach().cpu().double()
+    key, value, moments = source.exact("k_proj"), source.exact("v_proj"), source.moments
     queries: dict[str, Any] = {"second": torch.eye(target.head_dim).double().expand(target.n_heads, -1, -1)}
     return {
         **moments,

@@ -8,17 +8,14 @@ Far tokens are sorted into slots by their keys, fitted to the source's own far a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from caramba_plugins_standard.gqa import GroupedAttention
-from caramba_plugins_upcycle.transplant import CacheBudget, Carrying, Moment, Started
+from caramba_plugins_upcycle.transplant import CacheBudget, Calibrated, Carrying, Moment, Started
 
 from caramba_core.components import Attention, component, option
 from caramba_core.errors import InputError, InvalidValue
 from caramba_plugins_linear.attention import LinearAttention
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["GQAToLinear", "SequenceMoments"]
 
@@ -67,14 +64,7 @@ class GQAToLinear(Carrying):
         """Some sequences as they are."""
         return {"sequences": SequenceMoments()}
 
-    def start(
-        self,
-        source: Attention,
-        weights: Mapping[str, Tensor],
-        target: Attention,
-        width: int,
-        moments: Mapping[str, Mapping[str, Tensor]],
-    ) -> Started:
+    def start(self, source: Calibrated, target: Attention) -> Started:
         """Every weight of the target, the share of attention that is far, and how far keys lie from their slots.
 
         Raises :class:`InputError` where calibration sequences are too short to have far tokens.
@@ -82,13 +72,14 @@ class GQAToLinear(Carrying):
         from caramba_plugins_linear.start.maps import fit
 
         assert isinstance(target, LinearAttention)
-        tokens = moments["sequences"]["key"].shape[2]
+        sequences = source.moments["sequences"]
+        tokens = sequences["key"].shape[2]
         if tokens <= target.held:
             raise InputError(
                 f"calibration sequences of {tokens} tokens have none outside of sinks + window ({target.held})",
                 expected=f"sequences of more than {target.held} tokens, better twice as many",
                 hint="raise start.max_context, or lower the attention's window",
             )
-        carried = super().start(source, weights, target, width, moments)
-        maps = fit(target, moments["sequences"]["query"], moments["sequences"]["key"])
+        carried = super().start(source, target)
+        maps = fit(target, sequences["query"], sequences["key"])
         return Started(weights={**carried.weights, **maps.weights}, report=maps.report)

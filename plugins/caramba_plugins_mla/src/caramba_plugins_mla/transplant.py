@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from caramba_plugins_standard.gqa import GroupedAttention
 from caramba_plugins_upcycle.moments import DistanceMoments, KeyMoments, KeyValueMoments, QueryMoments
-from caramba_plugins_upcycle.transplant import CacheBudget, Moment, Started, Transplant
+from caramba_plugins_upcycle.transplant import CacheBudget, Calibrated, Moment, Started, Transplant
 
 from caramba_core.components import Attention, component, evolve, option
 from caramba_core.errors import InvalidValue
@@ -154,20 +154,13 @@ class GQAToMLA(Transplant):
         }
         return wanted if target.latent_norm_eps is None else {**wanted, "input": InputMoments()}
 
-    def start(
-        self,
-        source: Attention,
-        weights: Mapping[str, Tensor],
-        target: Attention,
-        width: int,
-        moments: Mapping[str, Mapping[str, Tensor]],
-    ) -> Started:
+    def start(self, source: Calibrated, target: Attention) -> Started:
         """Every weight of the target, and the share of each signal that its sizes leave out."""
         from caramba_plugins_mla.start.assemble import start
 
         assert isinstance(target, MultiHeadLatentAttention)
         pairs = self.pairs if target.layout == "servable" else None  # a survey may have set them for other sites
-        return start(source, weights, target, width, moments, pairs=pairs)
+        return start(source, target, pairs=pairs)
 
 
 def _servable(site: Site) -> MultiHeadLatentAttention | None:

@@ -35,6 +35,7 @@ from caramba_plugins_upcycle.moments.collectors import MeanCollector
 from caramba_plugins_upcycle.refit import output_weights, refit_output
 from caramba_plugins_upcycle.stages import Stage, adds_to_stream, input_of, stages
 from caramba_plugins_upcycle.transplant import (
+    Calibrated,
     Collector,
     Example,
     Moment,
@@ -173,13 +174,13 @@ class Calibration:
             for collector in collectors.values():
                 collector.update(probe)
         weights = {name: tensor.detach().float() for name, tensor in teacher.state_dict().items()}
-        moments = results(collectors, self.team)
-        started = transplant.start(source, weights, target, width, moments)
+        seen = Calibrated(config=source, weights=weights, width=width, moments=results(collectors, self.team))
+        started = transplant.start(seen, target)
         fill(site.name, student, started.weights)
         self.team.spread(list(student.state_dict().values()))
         report: dict[str, Any] = {"start": dict(started.report)}
         if self.settings.refine:
-            report["refine"] = dict(transplant.refine(source, weights, target, student, examples))
+            report["refine"] = dict(transplant.refine(seen, student, examples))
         if self.settings.refit:
             first = states[0]
             adds = self._adds(teacher, old, first) if first.drifted else False

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CacheBudget",
+    "Calibrated",
     "Carrying",
     "Collector",
     "Example",
@@ -74,6 +75,26 @@ class Moment(Component):
     """Config of a collector; ``builds`` is a class ``(config, source: Attention, width: int) -> Collector``."""
 
     kind: ClassVar[str] = "moment"
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Calibrated:
+    """An attention of the source as calibration saw it: its ``config``, and its ``weights`` in float32.
+
+    ``width`` is that of what it reads, ``moments`` what was collected of it, by names as in :meth:`Transplant.moments`.
+    """
+
+    config: Attention
+    weights: Mapping[str, Tensor]
+    width: int
+    moments: Mapping[str, Mapping[str, Tensor]] = attrs.field(factory=dict)
+
+    def exact(self, name: str) -> Tensor:
+        """A weight in float64 on the CPU; zeros for a bias (``q_bias`` of ``q_proj``) that there is not."""
+        if name in self.weights:
+            return self.weights[name].detach().cpu().double()
+        projection = self.exact(name.replace("_bias", "_proj"))
+        return projection.new_zeros(len(projection))
 
 
 @attrs.frozen(kw_only=True)
@@ -175,39 +196,19 @@ class Transplant(Component):
         """The transplant that starts these sites, with what they have in common set from a survey of the source."""
         return self
 
-    def start(
-        self,
-        source: Attention,
-        weights: Mapping[str, Tensor],
-        target: Attention,
-        width: int,
-        moments: Mapping[str, Mapping[str, Tensor]],
-    ) -> Started:
-        """The target's weights from the source's ``weights`` (float32) and the collected ``moments``."""
+    def start(self, source: Calibrated, target: Attention) -> Started:
+        """The target's weights from those of the source and what calibration collected of it."""
         raise NotImplementedError(f"{type(self).__name__} does not define start")
 
     def has_constant(self, target: Attention) -> bool:
         """Whether what the start mixes holds a constant, so that a refit of the output needs no offset beside it."""
         return False
 
-    def size_curves(
-        self,
-        source: Attention,
-        weights: Mapping[str, Tensor],
-        target: Attention,
-        moments: Mapping[str, Mapping[str, Tensor]],
-    ) -> Sequence[SizeCurve]:
+    def size_curves(self, source: Calibrated, target: Attention) -> Sequence[SizeCurve]:
         """One curve for each size of the target that may differ by layer; empty where none may."""
         return ()
 
-    def refine(
-        self,
-        source: Attention,
-        weights: Mapping[str, Tensor],
-        target: Attention,
-        module: nn.Module,
-        examples: Sequence[Example],
-    ) -> Mapping[str, Any]:
+    def refine(self, source: Calibrated, module: nn.Module, examples: Sequence[Example]) -> Mapping[str, Any]:
         """Improve the target's ``module``, which holds the start, on calibration tokens; numbers for the record.
 
         Comes before the output projection is refitted.  Each look at an example runs its probe anew, so that few are
@@ -233,19 +234,12 @@ class Carrying(Transplant):
             options = (option for option in (name, "qkv_bias") if hasattr(target, option))
             raise InvalidValue(next(options, None), f"the source's {name} has no place", expected="true")
 
-    def start(
-        self,
-        source: Attention,
-        weights: Mapping[str, Tensor],
-        target: Attention,
-        width: int,
-        moments: Mapping[str, Mapping[str, Tensor]],
-    ) -> Started:
+    def start(self, source: Calibrated, target: Attention) -> Started:
         """The source's weights; what the target has besides starts at zero."""
         import torch
 
-        declared = target.weights(width).items()
-        made = {name: weights[name] if name in weights else torch.zeros(weight.shape) for name, weight in declared}
+        own, declared = source.weights, target.weights(source.width).items()
+        made = {name: own[name] if name in own else torch.zeros(weight.shape) for name, weight in declared}
         return Started(weights=made)
 
 

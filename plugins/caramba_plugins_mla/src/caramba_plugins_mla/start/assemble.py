@@ -12,10 +12,9 @@ import torch
 from caramba_plugins_standard.rotary import mean_rotation
 from caramba_plugins_upcycle.joint_latent import signals, solve
 from caramba_plugins_upcycle.shared_rotary import Shared, choose, dearness
-from caramba_plugins_upcycle.transplant import Started
+from caramba_plugins_upcycle.transplant import Calibrated, Started
 from torch import Tensor
 
-from caramba_core.components import Attention
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
 from caramba_plugins_mla.start.steady import steady
 
@@ -24,21 +23,12 @@ __all__ = ["common_pairs", "start"]
 Moments = Mapping[str, Mapping[str, Tensor]]
 
 
-def start(
-    source: Attention,
-    weights: Mapping[str, Tensor],
-    target: MultiHeadLatentAttention,
-    width: int,
-    moments: Moments,
-    *,
-    pairs: Sequence[int] | None = None,
-) -> Started:
+def start(source: Calibrated, target: MultiHeadLatentAttention, *, pairs: Sequence[int] | None = None) -> Started:
     """The weights that ``target`` declares, and what each step left out; ``pairs`` are those of the shared key."""
-    teacher = {name: tensor.detach().cpu().double() for name, tensor in weights.items()}
     report: dict[str, Any] = {}
-    shared = _shared_key(target, moments, pairs, report)
-    made = {**_rotary(target, teacher, shared), **_content(target, teacher, moments, shared, report)}
-    declared = target.weights(width)
+    shared = _shared_key(target, source.moments, pairs, report)
+    made = {**_rotary(target, source, shared), **_content(target, source, shared, report)}
+    declared = target.weights(source.width)
     assert set(declared) == set(made), f"{sorted(set(declared) ^ set(made))}"
     return Started(weights=made, report=report)
 
@@ -71,40 +61,34 @@ def _shared_key(
     return shared
 
 
-def _rotary(
-    target: MultiHeadLatentAttention, teacher: Mapping[str, Tensor], shared: Shared | None
-) -> dict[str, Tensor]:
+def _rotary(target: MultiHeadLatentAttention, source: Calibrated, shared: Shared | None) -> dict[str, Tensor]:
     if shared is None:
         return {}
-    heads = teacher["q_proj"].view(target.n_heads, target.head_dim, -1)
+    heads = source.exact("q_proj").view(target.n_heads, target.head_dim, -1)
     made = {
         "pairs": shared.pairs,
         "q_rope_proj": (shared.query @ heads).flatten(0, 1),
-        "k_rope_proj": shared.read @ teacher["k_proj"],
+        "k_rope_proj": shared.read @ source.exact("k_proj"),
     }
     if target.q_bias:
-        bias = _bias(teacher, "q_bias", len(teacher["q_proj"])).view(target.n_heads, -1, 1)
+        bias = source.exact("q_bias").view(target.n_heads, -1, 1)
         made["q_rope_bias"] = (shared.query @ bias).flatten()
     if target.k_bias:
-        made["k_rope_bias"] = shared.read @ _bias(teacher, "k_bias", len(teacher["k_proj"]))
+        made["k_rope_bias"] = shared.read @ source.exact("k_bias")
     return made
 
 
 def _content(
-    target: MultiHeadLatentAttention,
-    teacher: Mapping[str, Tensor],
-    moments: Moments,
-    shared: Shared | None,
-    report: dict[str, Any],
+    target: MultiHeadLatentAttention, source: Calibrated, shared: Shared | None, report: dict[str, Any]
 ) -> dict[str, Tensor]:
     """The latent of what the shared key leaves of the keys, and of the values."""
     groups, head_dim = target.n_kv_heads, target.head_dim
     half = groups * head_dim
-    width = len(teacher["o_proj"])
+    o_proj, moments = source.exact("o_proj"), source.moments
     normalized = target.latent_norm_eps is not None
     offset = target.o_bias or normalized
     signal = signals(
-        *(teacher["o_proj"], moments["query"]["second"], moments["key_value"]),
+        *(o_proj, moments["query"]["second"], moments["key_value"]),
         multiplier=target.multiplier,
         centred=offset,
     )
@@ -116,20 +100,20 @@ def _content(
     report["keys_lost"], report["values_lost"] = solved.keys_lost, solved.values_lost
 
     factor = 1.0 if target.rope is None else target.rope.attention_scaling
-    both = torch.cat([teacher["k_proj"], teacher["v_proj"]])
+    both = torch.cat([source.exact("k_proj"), source.exact("v_proj")])
     made = {
-        "q_proj": teacher["q_proj"] * factor**2,
+        "q_proj": source.exact("q_proj") * factor**2,
         "kv_down_proj": solved.down @ into @ both,
         "k_up_proj": solved.up[:half],
         "v_up_proj": solved.up[half:],
-        "o_proj": teacher["o_proj"],
+        "o_proj": o_proj,
     }
     if target.q_bias:
-        made["q_bias"] = _bias(teacher, "q_bias", len(teacher["q_proj"])) * factor**2
+        made["q_bias"] = source.exact("q_bias") * factor**2
     if target.o_bias:
-        made["o_bias"] = _bias(teacher, "o_bias", width)
+        made["o_bias"] = source.exact("o_bias")
     if offset:
-        bias = torch.cat([_bias(teacher, "k_bias", half), _bias(teacher, "v_bias", half)])
+        bias = torch.cat([source.exact("k_bias"), source.exact("v_bias")])
         missing = (signal.mean - solved.up @ (solved.down @ (into @ (signal.mean - bias))))[half:]
     if normalized:
         latent = steady(made["kv_down_proj"], moments["input"])
@@ -139,10 +123,5 @@ def _content(
         made["v_up_proj"] = torch.cat([missing[:, None] / latent.level, made["v_up_proj"]], dim=1)
     elif offset:
         each_head = missing.view(groups, head_dim).repeat_interleave(target.n_heads // groups, dim=0)
-        made["o_bias"] = made["o_bias"] + teacher["o_proj"] @ each_head.flatten()
+        made["o_bias"] = made["o_bias"] + o_proj @ each_head.flatten()
     return made
-
-
-def _bias(teacher: Mapping[str, Tensor], name: str, size: int) -> Tensor:
-    """The teacher's bias, zeros where it has none."""
-    return teacher[name] if name in teacher else torch.zeros(size, dtype=torch.float64)

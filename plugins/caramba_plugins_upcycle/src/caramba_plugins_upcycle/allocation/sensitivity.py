@@ -31,7 +31,7 @@ from caramba_plugins_upcycle.modes import Start
 from caramba_plugins_upcycle.refit import refit_output
 from caramba_plugins_upcycle.stages import Stage, input_of, stages
 from caramba_plugins_upcycle.strategy_runners import divergence
-from caramba_plugins_upcycle.transplant import find_transplant
+from caramba_plugins_upcycle.transplant import Calibrated, find_transplant
 
 __all__ = ["Measured", "Sensitivity", "measure_sensitivities", "with_student"]
 
@@ -158,9 +158,11 @@ class _Site:
             for own in collectors.values():
                 for collector in own.values():
                     collector.update(probe)
-        self.weights: Mapping[str, Tensor] = {k: v.detach().float() for k, v in module.state_dict().items()}
-        self.moments = {
-            place: {name: collector.result() for name, collector in own.items()} for place, own in collectors.items()
+        weights = {name: tensor.detach().float() for name, tensor in module.state_dict().items()}
+        whole = Calibrated(config=self.source, weights=weights, width=self.width)
+        self.seen = {
+            place: attrs.evolve(whole, moments={name: collector.result() for name, collector in own.items()})
+            for place, own in collectors.items()
         }
 
     def measured(self, place: int, storages: Sequence[Storage | None]) -> Measured:
@@ -180,7 +182,7 @@ class _Site:
 
     def _sensitivities(self, place: int, config: Attention, divergence: float) -> Iterator[Sensitivity]:
         """Each curve of an attention, in nats."""
-        curves = self.transplants[place].size_curves(self.source, self.weights, config, self.moments[place])
+        curves = self.transplants[place].size_curves(self.seen[place], config)
         measured = {
             curve.field: divergence
             if curve.alone == config
@@ -197,8 +199,8 @@ class _Site:
 
     def _converted(self, place: int, config: Attention) -> Any:
         """The site converted to ``config``, of the kind of a candidate, its output refitted."""
-        started = self.transplants[place].start(self.source, self.weights, config, self.width, self.moments[place])
-        module: Any = load_object(config.builds)(config, self.width).to(self.weights["o_proj"].device)
+        started = self.transplants[place].start(self.seen[place], config)
+        module: Any = load_object(config.builds)(config, self.width).to(self.seen[place].weights["o_proj"].device)
         module.site = self.site.name
         fill(self.site.name, module, started.weights)
         if self.settings.refit:
