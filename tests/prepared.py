@@ -30,7 +30,7 @@ __all__ = ["Ran", "Started", "start"]
 
 LIBRARIES = [
     *("numpy", "torch", "torch._dynamo", "torch.utils.flop_counter", "safetensors.torch"),
-    *("attrs", "packaging.requirements", "pluggy", "rich.table", "ruamel.yaml", "typer", "typer.rich_utils"),
+    *("attrs", "packaging.requirements", "pluggy", "rich.table", "typer", "typer.rich_utils", "yaml.cyaml"),
 ]
 """What the server imports: nothing of caramba."""
 

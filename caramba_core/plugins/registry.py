@@ -158,7 +158,7 @@ class Registry:
         Raises :class:`PluginError` where several do.
         """
         suffix = max(filter(file_name.endswith, self.suffixes(kind)), key=len, default="")
-        return self._meant(kind, suffix, f"the {kind} of {suffix} files")
+        return self._meant(kind, suffix, f"the {kind} of {suffix} files") if suffix else None
 
     def _meant(self, kind: str, alias: str, what: str) -> ComponentEntry | None:
         """The component behind an alias of a kind, if a plugin has it; raises where none can be used, or several."""

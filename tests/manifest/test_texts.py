@@ -59,6 +59,11 @@ def test_merge_keys() -> None:
     assert data["<<"] == "plain"
 
 
+def test_what_ends_lines_in_yaml_1_1_is_written_escaped() -> None:
+    data = {"a": " x \x85 y \u2028 z \u2029 ", "b\u2028": ["\ufeff \U0001f600"]}
+    assert yaml(dump(data)) == data
+
+
 def test_an_anchor_may_be_given_again() -> None:
     assert yaml("- &a 1\n- *a\n- &a 2\n- *a\n") == [1, 1, 2, 2]
 

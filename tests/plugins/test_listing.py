@@ -9,7 +9,7 @@ import pytest
 from caramba_core.plugins.registry import registry
 from tests.plugins.site import ATTENTION, CORE_RANGE, Site
 
-HEAVY = ("torch", "numpy", "ruamel")
+HEAVY = ("torch", "numpy", "yaml")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 from string import ascii_letters, digits
 from typing import Final
 
-from ruamel.yaml.error import MarkedYAMLError
+from yaml.error import MarkedYAMLError
 
 from caramba_document.source import Broken, SourceText, TextSpan
 
@@ -31,11 +31,11 @@ def explain_yaml(error: MarkedYAMLError, source: SourceText) -> Broken:
         start = at - 1 if text[at] == "{" else at
         end = text.find("}", start) + 1 or start + 2
         return TextSpan(source, start, end).broken("${...} must be quoted here", hint=f'write "{text[start:end]}"')
-    if text[at : at + 1] == "\t" or "\\t" in problem:
+    if text[at : at + 1] == "\t" or "tab character" in problem:
         return here.broken("a tab cannot indent or separate here", hint="use spaces")
     if context in _OPENED:
         bracket = _OPENED[context]
-        if "<stream end>" in problem or "<document" in problem or _is_outside(source, at, opened):
+        if not text[at:].strip() or _is_outside(source, at, opened):
             return there.broken(f"the {bracket} opened here is never closed")
         return here.broken(
             f"a ',' or '{_CLOSING[bracket]}' is missing in front of this",
@@ -43,6 +43,11 @@ def explain_yaml(error: MarkedYAMLError, source: SourceText) -> Broken:
         )
     if "quoted scalar" in context and "end of stream" in problem:
         return there.broken("the quote opened here is never closed")
+    if "Unicode character escape" in problem:
+        end = at + {"x": 2, "u": 4, "U": 8}[text[at - 1]]
+        return TextSpan(source, at - 2, end).broken(f"the character U+{text[at:end].upper()} cannot stand in a value")
+    if "expected key" in problem and text[at : at + 1] == ":":
+        return here.broken("there is no key in front of this ':'")
     if "mapping values are not allowed" in problem:
         return here.broken(
             "a second ':' is not allowed here",

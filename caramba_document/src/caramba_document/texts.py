@@ -10,13 +10,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from ruamel.yaml import YAML, events
-from ruamel.yaml.error import MarkedYAMLError, StringMark
+from yaml import events
+from yaml.cyaml import CParser
+from yaml.error import Mark, MarkedYAMLError
 
 from caramba_document.problem import shown
 from caramba_document.reading import Reading, check_depth
 from caramba_document.scalars import BadScalarError, resolve_scalar
-from caramba_document.source import SourceText, TextSpan
+from caramba_document.source import SourceText, TextSpan, check_characters
 from caramba_document.suggestions import nearest, suggestion
 from caramba_document.syntax import explain_json, explain_yaml
 from caramba_document.tree import Gap, List, Map, MapItem, Node, Scalar, noted
@@ -27,6 +28,9 @@ _CORE: Final = "tag:yaml.org,2002:"
 _TAGGED: Final = {"!!int": int, "!!float": float, "!!bool": bool, "!!null": type(None), "!!str": str, "!": str}
 _PREFIX: Final = re.compile(r"(?:[&!]\S*\s+)+")
 """Anchor and tag in front of a node: a mark belongs on the value."""
+
+_LINE_END: Final = re.compile("[\x85\u2028\u2029]")
+"""What ends a line for libyaml, as in YAML 1.1."""
 
 _DIRECTIVE: Final = re.compile(r"^%.*$", re.MULTILINE)
 _HEAD: Final = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n|%[^\n]*\n)*")
@@ -52,8 +56,13 @@ def read_text(source: SourceText, reading: Reading) -> Node:
 
 def _yaml_events(source: SourceText) -> Iterator[Any]:
     """The parser's events; whatever it raises becomes a problem with a place."""
-    yaml = YAML(typ="safe", pure=True)
-    _, parser = yaml.get_constructor_parser(_without_directives(source))
+    check_characters(source)  # a preset's text comes from no file
+    line_end = _LINE_END.search(source.text)
+    if line_end is not None:
+        code = f"{ord(line_end[0]):04X}"
+        span = TextSpan(source, *line_end.span())
+        raise span.broken(f"the character U+{code} must be escaped", hint=f'in double quotes, write "\\u{code}"')
+    parser = CParser(_without_directives(source))
     while True:
         try:
             if not parser.check_event():
@@ -61,9 +70,6 @@ def _yaml_events(source: SourceText) -> Iterator[Any]:
             event = parser.get_event()
         except MarkedYAMLError as error:
             raise explain_yaml(error, source) from None
-        except Exception as error:  # noqa: BLE001 - escapes that are no character, and faults of the parser itself
-            index = min(yaml.reader.index, len(source.text))
-            raise TextSpan(source, index, index + 1).broken(f"this is not YAML: {error}") from None
         yield event
 
 
@@ -89,7 +95,7 @@ def _json_events(source: SourceText) -> Iterator[Any]:
         pass  # the tree will be refused for its depth
     for token in _JSON_TOKEN.finditer(source.text):
         text = token[0]
-        start, end = (StringMark("", index, 0, 0, "", 0) for index in token.span())
+        start, end = (Mark("", index, 0, 0, None, None) for index in token.span())
         if text in ("NaN", "Infinity", "-Infinity"):  # which Python reads
             raise explain_json(source, token.start(), "Expecting value")
         if text in _JSON_START:

@@ -16,6 +16,8 @@ __all__ = ["dump"]
 
 _BARE: Final = re.compile(r"[A-Za-z_./~$][A-Za-z0-9_./~$ @+=*-]*(?<! )")
 _WIDTH: Final = 118
+_ESCAPED: Final = {code: f"\\u{code:04X}" for code in (0x85, 0x2028, 0x2029)}
+"""Characters that must not stand in YAML as they are."""
 
 
 def dump(document: Mapping[str, Any], teacher_keys: Mapping[Path, str] | None = None) -> str:
@@ -84,4 +86,4 @@ def _text(text: str) -> str:
         bare = _BARE.fullmatch(text) is not None and resolve_scalar(text) == text and text != "<<"
     except BadScalarError:
         bare = False
-    return text if bare else json.dumps(text, ensure_ascii=False)
+    return text if bare else json.dumps(text, ensure_ascii=False).translate(_ESCAPED)

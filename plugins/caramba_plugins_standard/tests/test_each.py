@@ -105,6 +105,6 @@ def test_configs_import_neither_torch_nor_numpy() -> None:
     modules = ["layers", "gqa", "topologies", "fans", "each"]
     modules += ["datasets", "optimizers", "schedules", "pretrain"]
     code = "; ".join(f"import caramba_plugins_standard.{name}" for name in modules)
-    code += "; import sys, caramba_plugins_standard.rope; print({'torch', 'numpy', 'ruamel'} & set(sys.modules))"
+    code += "; import sys, caramba_plugins_standard.rope; print({'torch', 'numpy', 'yaml'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
