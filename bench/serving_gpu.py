@@ -30,6 +30,7 @@ import torch
 import transformers
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.export.exporter import DBAExporter
+from caramba_plugins_llama.exporting import Original
 from caramba_plugins_llama.standard_exporter import StandardExporter
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.layers import LinearHead, RMSNorm, SwiGLU, TokenEmbedder
@@ -91,11 +92,11 @@ def exported(side: str, shape: str) -> dict[str, Any]:
     )
     graph, origin = lower(model), {"max_position_embeddings": 131072, "model_type": "llama"}
     if side == "teacher":
-        return dict(StandardExporter.describe("llama", graph, {}, origin, {}).config)
+        return dict(StandardExporter.describe("llama", Original(graph=graph, settings=origin)).config)
     available, kept = sizes["head"] // 2, own["geo_dim"] // (2 * own["groups"])
     pairs = (torch.arange(kept) * available // kept).expand(own["groups"], kept)
     tensors = {f"blocks.{index}.attention.pairs": pairs for index in range(sizes["layers"])}
-    return dict(DBAExporter.describe("llama", graph, {}, origin, tensors).config)
+    return dict(DBAExporter.describe("llama", Original(graph=graph, settings=origin, tensors=tensors)).config)
 
 
 def loaded(config: dict[str, Any], device: str, attention: str) -> Any:

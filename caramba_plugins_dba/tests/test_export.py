@@ -13,6 +13,7 @@ import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.export import exporter
 from caramba_plugins_llama.export import export
+from caramba_plugins_llama.exporting import Original
 from caramba_plugins_standard.generation import generate, generate_each
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.loading import find_loader
@@ -282,14 +283,14 @@ def test_every_field_of_the_attentions_is_expressed() -> None:
     assert fields - {"groups", "latent"} - norms == exporter._EXPRESSED["dba"]
     model = model_of({**DBA, "qk_norm_eps": 1e-5}, DBA)
     with pytest.raises(exporter.ExportError, match=r"blocks\.0\.attention has qk_norm_eps: 1e-05, which .* does not"):
-        exporter.DBAExporter.describe("caramba", lower(structure_model(model)), {}, {}, {})
+        exporter.DBAExporter.describe("caramba", Original(graph=lower(structure_model(model))))
 
 
 def test_options_that_the_modeling_file_does_not_know_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(exporter._EXPRESSED, "dba", exporter._EXPRESSED["dba"] - {"window"})
     model = model_of({**DBA, "window": 5}, DBA)
     with pytest.raises(exporter.ExportError, match=r"blocks\.0\.attention has window: 5"):
-        exporter.DBAExporter.describe("caramba", lower(structure_model(model)), {}, {}, {})
+        exporter.DBAExporter.describe("caramba", Original(graph=lower(structure_model(model))))
 
 
 @pytest.mark.parametrize(
@@ -302,13 +303,13 @@ def test_options_that_the_modeling_file_does_not_know_are_refused_by_name(monkey
 )
 def test_attentions_that_are_refused(tmp_path: Path, attention: dict[str, Any], reason: str) -> None:
     with pytest.raises(exporter.ExportError, match=reason):
-        exporter.DBAExporter.describe("caramba", lower(structure_model(model_of(attention))), {}, {}, {})
+        exporter.DBAExporter.describe("caramba", Original(graph=lower(structure_model(model_of(attention)))))
 
 
 def test_a_joint_latent_is_no_ordinary_llama() -> None:
     model = model_of({**DBA, "sem_dim": 0, "latent": "joint"})
     with pytest.raises(exporter.ExportError, match="DeepSeek's normalizes its latent") as refused:
-        exporter.DBAExporter.describe("llama", lower(structure_model(model)), {}, {}, {})
+        exporter.DBAExporter.describe("llama", Original(graph=lower(structure_model(model))))
     assert refused.value.hint is None  # layout: servable is no way out
 
 

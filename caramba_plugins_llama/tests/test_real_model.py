@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from caramba_plugins_llama.exporting import Original
 from caramba_plugins_llama.gguf_file import GgufFile
 from caramba_plugins_llama.standard_exporter import StandardExporter
 from caramba_plugins_standard.generation import generate
@@ -56,7 +57,7 @@ def oracle(path: Path, model: LanguageModel) -> Any:
     config = transformers.LlamaConfig(**{**GgufFile.open(path).config, "rope_parameters": {"rope_theta": 100000.0}})
     with quiet():
         oracle = transformers.LlamaForCausalLM(config).eval()
-        folder = StandardExporter.describe("llama", model.graph, {}, {}, {})
+        folder = StandardExporter.describe("llama", Original(graph=model.graph))
         state = {folder.key(name): tensor for name, tensor in model.state_dict().items()}
         missing, unexpected = oracle.load_state_dict(state, strict=False)
     assert (missing, unexpected) == (["lm_head.weight"], [])

@@ -234,7 +234,7 @@ def _candidates(source: ExportSource) -> Iterator[_Described | tuple[str, str]]:
         exporter: type[Exporter] = plugins.load(entry)
         for form in exporter.formats():
             try:
-                folder = exporter.describe(form, source.graph, source.model, source.settings, source.tensors)
+                folder = exporter.describe(form, source)
                 yield _Described(entry=entry, form=form, folder=folder)
             except ExportError as error:
                 yield form, f"{entry.name}: {error}"

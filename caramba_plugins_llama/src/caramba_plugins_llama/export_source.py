@@ -10,7 +10,6 @@ from typing import Any, Final
 import attrs
 from caramba_plugins_standard.loading import Checkpoint, cached_source, fetch_source, find_loader, lower_checkpoint
 from caramba_plugins_standard.loading.filling import load_weights
-from torch import Tensor
 
 from caramba_core.errors import CarambaError, InputError
 from caramba_core.graph import Graph, local_name
@@ -22,6 +21,7 @@ from caramba_core.nn.fitting import require_fit
 from caramba_core.places import expanded
 from caramba_core.run.checkpoint import load_tensors, read_state
 from caramba_core.run.directory import RunDirectory
+from caramba_plugins_llama.exporting import Original
 from caramba_plugins_llama.json_file import parse_object
 from caramba_plugins_llama.model_summary import checked_summary
 from caramba_plugins_llama.provenance import Licence, Teacher, data_lines, licence_of
@@ -34,21 +34,16 @@ _EXPECTED: Final = "a folder such as runs/NAME/GROUP/RUN, or a checkpoint: a fil
 
 
 @attrs.frozen(kw_only=True)
-class ExportSource:
+class ExportSource(Original):
     """A model to write, and what its folder holds and says beside.
 
-    ``tensors`` go by the names of the graph (without ``model.``); ``companions`` are files of the checkpoint that
-    tokenizer and settings come from, ``settings`` its ``config.json``; ``left_out`` is code that these files name and
-    that is not among them.  Of a run there are its ``summary``, where it has ended, what became of it where it is
-    ``unfinished``, its ``data`` and the ``context`` of its measurements.  ``unchanged`` is the model of a checkpoint as
-    it is; its ``teacher`` is that checkpoint.  ``origin`` is the one that the companions are of.
+    ``companions`` are files of the checkpoint that tokenizer and settings come from; ``left_out`` is code that these
+    files name and that is not among them.  Of a run there are its ``summary``, where it has ended, what became of it
+    where it is ``unfinished``, its ``data`` and the ``context`` of its measurements.  ``unchanged`` is the model of a
+    checkpoint as it is; its ``teacher`` is that checkpoint.  ``origin`` is the one that the companions are of.
     """
 
-    graph: Graph
-    model: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
     companions: Mapping[str, str]
-    settings: Mapping[str, Any]
     teacher: Teacher | None
     unchanged: bool
     summary: Mapping[str, Any] = attrs.field(factory=dict)

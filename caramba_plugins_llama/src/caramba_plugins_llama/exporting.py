@@ -30,10 +30,12 @@ __all__ = [
     "ExportError",
     "Exporter",
     "Folder",
+    "Original",
     "Part",
     "chain",
     "decoder_of",
     "hugging_face_keys",
+    "refuse_export",
     "type_of",
 ]
 
@@ -97,6 +99,22 @@ class Folder:
         return self.keys[f"{scope}.{{}}.{local}"].replace("{}", index)
 
 
+@attrs.frozen(kw_only=True)
+class Original:
+    """A model that is written.
+
+    ``model`` is the manifest's ``model:`` that the graph came from.  ``settings`` is the configuration, in the words of
+    ``config.json``, of the checkpoint that the model started from: what a graph does not know (token ids with a
+    meaning, the longest context) comes from there; empty if there was none.  ``tensors`` are the parameters by their
+    names in the graph (without ``model.``).
+    """
+
+    graph: Graph
+    model: Mapping[str, Any] = attrs.field(factory=dict)
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
+    tensors: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+
 class Exporter(Protocol):
     """The class that an entry of ``caramba.exporter`` names."""
 
@@ -110,21 +128,10 @@ class Exporter(Protocol):
         ...
 
     @classmethod
-    def describe(
-        cls,
-        form: str,
-        graph: Graph,
-        model: Mapping[str, Any],
-        origin: Mapping[str, Any],
-        tensors: Mapping[str, Tensor],
-    ) -> Folder:
+    def describe(cls, form: str, original: Original) -> Folder:
         """The folder of a model in one of the formats; raises :class:`ExportError` where it cannot be expressed.
 
-        The error says which condition fails, which setting makes it hold, and what that costs.  ``model`` is the
-        manifest's ``model:`` that the graph came from.  ``origin`` is the configuration, in the words of
-        ``config.json``, of the checkpoint that the model started from: what a graph does not know (token ids with a
-        meaning, the longest context) comes from there; empty if there was none.  ``tensors`` are the parameters by
-        their names in the graph (without ``model.``).
+        The error says which condition fails, which setting makes it hold, and what that costs.
         """
         ...
 
@@ -161,6 +168,14 @@ class Decoder:
     head: Part
     tied: bool
 
+    def with_attentions(self, change: Callable[[Part], Any]) -> Decoder:
+        """The same with other configs of its attentions."""
+        blocks = (
+            attrs.evolve(block, attention=attrs.evolve(block.attention, config=change(block.attention)))
+            for block in self.blocks
+        )
+        return attrs.evolve(self, blocks=tuple(blocks))
+
 
 def decoder_of(graph: Graph) -> Decoder:
     """The parts of a decoder; :class:`ExportError` where a model has another shape, saying where."""
@@ -186,6 +201,14 @@ def decoder_of(graph: Graph) -> Decoder:
         head=_part(graph.head),
         tied=graph.tied_embeddings,
     )
+
+
+def refuse_export(why: str, problems: Mapping[str, Sequence[str]], hint: str | None = None) -> None:
+    """Raise :class:`ExportError` for problems by what they say, each with the names of the nodes that have it."""
+    if problems:
+        others = {problem: f" and {len(names) - 1} more" * (len(names) > 1) for problem, names in problems.items()}
+        shown = (f"{names[0]}{others[problem]}: {problem}" for problem, names in problems.items())
+        raise ExportError("\n    ".join([why, *shown]), hint=hint)
 
 
 def chain(nodes: Sequence[Node]) -> Iterator[Node]:

@@ -125,18 +125,15 @@ def _latent_model(folder: Folder) -> GgufModel:
             hint="the start of layout: servable chooses such ones, where the teacher's rope has no scaling",
         )
     latent, eps = LatentFile.of(config), config["rms_norm_eps"]
-    blocks = (  # one number is added to the mean squares of all norms
-        attrs.evolve(
-            b, attention=attrs.evolve(b.attention, config=attrs.evolve(b.attention.config, latent_norm_eps=eps))
-        )
-        for b in decoder.blocks
+    decoder = decoder.with_attentions(  # one number is added to the mean squares of all norms
+        lambda part: attrs.evolve(part.config, latent_norm_eps=eps)
     )
     own = {f"{architecture}.{key}": value for key, value in latent.metadata().items()}
     return GgufModel(
         architecture=architecture,
         metadata={**_named(architecture, config), **own},
         factors=None,
-        decoder=attrs.evolve(decoder, blocks=tuple(blocks)),
+        decoder=decoder,
         latent=latent,
     )
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import attrs
 from caramba_plugins_standard.rope import Rope
 
-from caramba_core.graph import Graph
+from caramba_core.graph import local_name
 from caramba_plugins_llama.configuration import model_of
-from caramba_plugins_llama.exporting import Block, Decoder, ExportError, Folder, decoder_of, hugging_face_keys
+from caramba_plugins_llama.exporting import Block, Decoder, ExportError, Folder, Original, decoder_of, hugging_face_keys
 from caramba_plugins_llama.families import FAMILIES, Family
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = [
     "deviation",
     "difference",
     "field_difference",
+    "require_parts",
     "require_plain",
     "rope_words",
     "shared_words",
@@ -49,17 +50,11 @@ class StandardExporter:
         return ("llama",)
 
     @classmethod
-    def describe(
-        cls,
-        form: str,
-        graph: Graph,
-        model: Mapping[str, Any],
-        origin: Mapping[str, Any],
-        tensors: Mapping[str, Tensor],
-    ) -> Folder:
+    def describe(cls, form: str, original: Original) -> Folder:
         """The folder of the origin's family where all parts are its own, else of a plain decoder."""
         from caramba_plugins_llama.family_folder import family_folder
 
+        graph, origin = original.graph, original.settings
         family = FAMILIES.get(str(origin.get("model_type")))
         if family is None or family.latent_norm_eps is not None:
             return standard_folder(decoder_of(graph), origin)
@@ -87,7 +82,7 @@ def standard_folder(decoder: Decoder, origin: Mapping[str, Any]) -> Folder:
     wider = [{}, *({name: True} for name in ("o_bias", "qkv_bias") if not getattr(attention, name))]
     families = sorted(_WRITTEN, key=lambda one: one.model_type != origin.get("model_type"))
     for zeros in wider if attention.o_bias or attention.qkv_bias else wider[:1]:
-        widened = _with(decoder, zeros)
+        widened = decoder.with_attentions(lambda part, zeros=zeros: attrs.evolve(part.config, **zeros))  # type: ignore[misc]
         for family in families:
             config = _config(widened, family, origin)
             reason = deviation(widened, config)
@@ -103,49 +98,40 @@ def standard_folder(decoder: Decoder, origin: Mapping[str, Any]) -> Folder:
     raise ExportError("no family that transformers knows says the same:\n    " + "\n    ".join(reasons))
 
 
-def _with(decoder: Decoder, fields: Mapping[str, Any]) -> Decoder:
-    """The decoder with fields of its attentions set."""
-    blocks = (
-        attrs.evolve(b, attention=attrs.evolve(b.attention, config=attrs.evolve(b.attention.config, **fields)))
-        for b in decoder.blocks
-    )
-    return attrs.evolve(decoder, blocks=tuple(blocks))
-
-
 def _with_zeros(decoder: Decoder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, and zeros for the offsets of attentions that they lack."""
     found = dict(tensors)
     for block in decoder.blocks:
-        name = block.attention.node.name.removeprefix("model.")
+        name = local_name(block.attention.node.name)
         for key, weight in block.attention.config.weights(decoder.embedder.config.d_model).items():
             if f"{name}.{key}" not in tensors:
                 found[f"{name}.{key}"] = tensors[f"{name}.o_proj"].new_zeros(weight.shape)
     return found
 
 
-def require_plain(decoder: Decoder, attentions: tuple[str, ...]) -> None:
-    """Raise :class:`ExportError` unless blocks are alike, of one of these attentions, RMSNorm and SwiGLU.
-
-    Attentions may differ in their windows.
-    """
-    first = decoder.blocks[0]
-    for index, block in enumerate(decoder.blocks):
-        for part, types in (
-            (block.attention, attentions),
-            (block.norm, ("rms_norm",)),
-            (block.norm_2, ("rms_norm",)),
-            (block.mlp, ("swiglu",)),
-        ):
+def require_parts(decoder: Decoder, attentions: tuple[str, ...]) -> None:
+    """Raise :class:`ExportError` unless blocks are of these attentions, RMSNorm and SwiGLU, with an RMSNorm behind."""
+    norm = ("rms_norm",)
+    for block in decoder.blocks:
+        wanted = ((block.attention, attentions), (block.norm, norm), (block.norm_2, norm), (block.mlp, ("swiglu",)))
+        for part, types in wanted:
             if part.type not in types:
                 raise ExportError(f"{part.node.name} is {part.type}", expected=" or ".join(types))
+    if decoder.norm.type != "rms_norm" or decoder.embedder.type != "token" or decoder.head.type != "linear":
+        raise ExportError("the model needs a token embedder, an rms_norm at the end and a linear head")
+
+
+def require_plain(decoder: Decoder, attentions: tuple[str, ...]) -> None:
+    """As :func:`require_parts`, and blocks are alike; attentions may differ in their windows."""
+    require_parts(decoder, attentions)
+    first = decoder.blocks[0]
+    for index, block in enumerate(decoder.blocks):
         for name in ("norm", "norm_2", "mlp", "attention"):
             one, other = getattr(block, name).config, getattr(first, name).config
             if name == "attention" and hasattr(one, "window"):  # windows may differ by block, and do in some families
                 one, other = attrs.evolve(one, window=None), attrs.evolve(other, window=None)
             if one != other:
                 raise ExportError(f"blocks 0 and {index} differ in their {name}", expected="blocks that are alike")
-    if decoder.norm.type != "rms_norm" or decoder.embedder.type != "token" or decoder.head.type != "linear":
-        raise ExportError("the model needs a token embedder, an rms_norm at the end and a linear head")
 
 
 def _config(decoder: Decoder, family: Family, origin: Mapping[str, Any]) -> dict[str, Any]:

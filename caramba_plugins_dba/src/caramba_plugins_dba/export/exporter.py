@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import attrs
-from caramba_plugins_llama.exporting import Decoder, ExportError, Folder, Part, decoder_of, hugging_face_keys
+from caramba_plugins_llama.exporting import Decoder, ExportError, Folder, Original, Part, decoder_of, hugging_face_keys
+from caramba_plugins_llama.standard_exporter import require_parts
 from caramba_plugins_standard.rope import Rope
-
-from caramba_core.graph import Graph
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["DBAExporter"]
 
@@ -58,21 +54,14 @@ class DBAExporter:
         return ("caramba", "llama")
 
     @classmethod
-    def describe(
-        cls,
-        form: str,
-        graph: Graph,
-        model: Mapping[str, Any],
-        origin: Mapping[str, Any],
-        tensors: Mapping[str, Tensor],
-    ) -> Folder:
+    def describe(cls, form: str, original: Original) -> Folder:
         """The folder of a decoder in which at least one attention is DBA, and the others plain or DBA, too."""
-        decoder = decoder_of(graph)
+        decoder = decoder_of(original.graph)
         if form == "llama":
             from caramba_plugins_dba.export.ordinary import ordinary_folder
 
-            return ordinary_folder(decoder, origin, tensors)
-        return _with_code(decoder, model, origin)
+            return ordinary_folder(decoder, original.settings, original.tensors)
+        return _with_code(decoder, original.model, original.settings)
 
 
 def _with_code(decoder: Decoder, model: Mapping[str, Any], origin: Mapping[str, Any]) -> Folder:
@@ -113,18 +102,13 @@ def _with_code(decoder: Decoder, model: Mapping[str, Any], origin: Mapping[str, 
 
 
 def _require_types(decoder: Decoder) -> None:
+    require_parts(decoder, ("dba", "gqa", "mha"))
     first = decoder.blocks[0]
     for index, block in enumerate(decoder.blocks):
-        wanted = ((block.norm, "rms_norm"), (block.norm_2, "rms_norm"), (block.mlp, "swiglu"))
-        for part, name in wanted:
-            if part.type != name:
-                raise ExportError(f"{part.node.name} is {part.type}", expected=name)
         if (block.norm.config.eps, block.norm_2.config.eps) != (decoder.norm.config.eps,) * 2:
             raise ExportError(f"the norms of block {index} add another eps than the last norm")
         if (block.mlp.config.d_ff, block.mlp.config.bias) != (first.mlp.config.d_ff, first.mlp.config.bias):
             raise ExportError(f"blocks 0 and {index} differ in their mlp", expected="blocks that are alike")
-    if decoder.norm.type != "rms_norm" or decoder.embedder.type != "token" or decoder.head.type != "linear":
-        raise ExportError("the model needs a token embedder, an rms_norm at the end and a linear head")
     if all(block.attention.type != "dba" for block in decoder.blocks):
         raise ExportError("none of its attentions is dba")
 
@@ -133,8 +117,6 @@ def _attention(part: Part) -> dict[str, Any]:
     """What ``config.json`` says of an attention: every number that its computation needs."""
     kind = "gqa" if part.type == "mha" else part.type
     config = part.config
-    if kind not in _EXPRESSED:
-        raise ExportError(f"{part.node.name} is {part.type}", expected="dba, gqa or mha")
     unknown = _set_beyond(config, _EXPRESSED[kind])
     if unknown:
         shown = ", ".join(f"{name}: {value}" for name, value in unknown.items())

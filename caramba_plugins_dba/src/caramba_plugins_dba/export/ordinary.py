@@ -7,13 +7,14 @@ from typing import Any, Final
 
 import attrs
 import torch
-from caramba_plugins_llama.exporting import Block, Decoder, ExportError, Folder, Part
+from caramba_plugins_llama.exporting import Block, Decoder, ExportError, Folder, Part, refuse_export
 from caramba_plugins_llama.standard_exporter import standard_folder
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.rope import Rope
 from torch import Tensor
 
 from caramba_core.errors import InvalidValue
+from caramba_core.graph import local_name
 from caramba_plugins_dba.absorbed import absorbed, frequencies_of
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 
@@ -40,11 +41,8 @@ def ordinary_folder(decoder: Decoder, origin: Mapping[str, Any], tensors: Mappin
         except InvalidValue as error:
             said = [str(error), f"expected: {error.expected}" if error.expected else "", error.hint or ""]
             problems.setdefault("; ".join(filter(None, said)), []).append(part.node.name)
-    if problems:
-        shown = (f"{_places(names)}: {problem}" for problem, names in problems.items())
-        joint = any(getattr(block.attention.config, "latent", "") == "joint" for block in decoder.blocks)
-        why = "\n    ".join(["the student is no ordinary Llama:", *shown])
-        raise ExportError(why, hint=None if joint else _HINT)  # no setting of a joint latent is servable
+    joint = any(getattr(block.attention.config, "latent", "") == "joint" for block in decoder.blocks)
+    refuse_export("the student is no ordinary Llama:", problems, None if joint else _HINT)  # no setting makes it one
     folder = standard_folder(attrs.evolve(decoder, blocks=tuple(blocks)), origin)
 
     def rewrite(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -57,7 +55,7 @@ def ordinary_folder(decoder: Decoder, origin: Mapping[str, Any], tensors: Mappin
 
 
 def _scope(part: Part) -> str:
-    return f"{part.node.name.removeprefix('model.')}."
+    return f"{local_name(part.node.name)}."
 
 
 def _own(part: Part, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,8 +113,3 @@ def _rewritten(part: Part, config: GroupedQueryAttention, tensors: dict[str, Ten
     for name, weight in config.weights(width).items():
         made.setdefault(name, torch.zeros(weight.shape))
     return {f"{_scope(part)}{name}": value.to(own["o_proj"].dtype) for name, value in made.items()}
-
-
-def _places(names: list[str]) -> str:
-    """Where something fails: a name, or how many of them."""
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

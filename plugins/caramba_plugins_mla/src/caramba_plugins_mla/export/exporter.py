@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
-from caramba_plugins_llama.exporting import Decoder, ExportError, Folder, Part, decoder_of
+from caramba_plugins_llama.exporting import Decoder, ExportError, Folder, Original, Part, decoder_of, refuse_export
 from caramba_plugins_llama.latent_exporter import latent_folder
 from caramba_plugins_standard.rope import Rope
 
-from caramba_core.graph import Graph
+from caramba_core.graph import local_name
 from caramba_plugins_mla.attention import MultiHeadLatentAttention
 
 if TYPE_CHECKING:
@@ -42,24 +42,13 @@ class MLAExporter:
         return ("deepseek_v3",)
 
     @classmethod
-    def describe(
-        cls,
-        form: str,
-        graph: Graph,
-        model: Mapping[str, Any],
-        origin: Mapping[str, Any],
-        tensors: Mapping[str, Tensor],
-    ) -> Folder:
+    def describe(cls, form: str, original: Original) -> Folder:
         """The folder; raises :class:`ExportError` with every condition that fails."""
-        decoder = decoder_of(graph)
+        decoder, tensors = decoder_of(original.graph), original.tensors
         if all(block.attention.type != "mla" for block in decoder.blocks):
             raise ExportError("none of its attentions is mla")
-        problems = _problems(decoder, tensors)
-        if problems:
-            shown = (f"{_places(names)}: {problem}" for problem, names in problems.items())
-            raise ExportError("\n    ".join(["the student is no DeepSeek-V3:", *shown]), hint=_HINT)
-        made = _as_deepseek(decoder, tensors)
-        folder = latent_folder(made, origin)
+        refuse_export("the student is no DeepSeek-V3:", _problems(decoder, tensors), _HINT)
+        folder = latent_folder(_as_deepseek(decoder, tensors), original.settings)
 
         def rewrite(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             from caramba_plugins_mla.export.absorbed import rewritten
@@ -116,7 +105,7 @@ def _frequencies(part: Part, tensors: Mapping[str, Tensor]) -> tuple[float, ...]
     config: MultiHeadLatentAttention = part.config
     assert config.rope is not None
     available = config.rope.frequencies(config.turned_width)
-    return tuple(available[pair] for pair in tensors[f"{part.node.name.removeprefix('model.')}.pairs"].tolist())
+    return tuple(available[pair] for pair in tensors[f"{local_name(part.node.name)}.pairs"].tolist())
 
 
 def _as_deepseek(decoder: Decoder, tensors: Mapping[str, Tensor]) -> Decoder:
@@ -132,8 +121,7 @@ def _as_deepseek(decoder: Decoder, tensors: Mapping[str, Tensor]) -> Decoder:
         latent_norm_eps=_NORM_EPS,
         scale=(config.head_dim + config.rope_dim) ** -0.5,
     )
-    blocks = (attrs.evolve(b, attention=attrs.evolve(b.attention, config=attention)) for b in decoder.blocks)
-    return attrs.evolve(decoder, blocks=tuple(blocks))
+    return decoder.with_attentions(lambda part: attention)
 
 
 def _rope(frequencies: tuple[float, ...], config: MultiHeadLatentAttention) -> Rope:
@@ -147,8 +135,3 @@ def _rope(frequencies: tuple[float, ...], config: MultiHeadLatentAttention) -> R
     if all(abs(a - b) <= _ROUNDING * b for a, b in pairs):
         return plain
     return Rope(theta=theta, scaling="listed", factors=tuple(a / b for a, b in pairs))
-
-
-def _places(names: list[str]) -> str:
-    """Where something fails: a name, or how many of them."""
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
