@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from caramba_plugins_decode.generating import Wanted
-    from caramba_plugins_decode.source import Opening, TextModel
+    from caramba_plugins_decode.source import TextModel
 
 __all__ = ["chat", "chats", "generate"]
 
@@ -116,10 +116,10 @@ def generate(
         ignore_eos=ignore_eos,
         add_bos=add_bos,
     )
-    how = _opening(group, step, tokenizer, device, dtype, cache, context)
+    how: dict[str, Any] = {"group": group, "step": step, "tokenizer": tokenizer, "context": context}
     opened = None if file in (None, "-") else _binary(Path(str(file)))
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
-    model, drafting = _models(source, how, draft, draft_tokens)
+    model, drafting = _models(source, draft, draft_tokens, **how, device=device, dtype=dtype, cache=cache)
     if text is not None:
         ids = len(model.encode(text, add_bos))  # a prompt that cannot be is refused before weights are read
         texts = new_session(model, drafting, draft_tokens, ids + max_new_tokens + 64)
@@ -166,8 +166,8 @@ def chat(
     wanted = _wanted(
         {"temperature": temperature, **settings}, seed=seed, max_new_tokens=max_new_tokens, stops=tuple(stop or ())
     )
-    how = _opening(group, step, tokenizer, device, dtype, cache, context)
-    model, drafting = _models(source, how, draft, draft_tokens)
+    how: dict[str, Any] = {"group": group, "step": step, "tokenizer": tokenizer, "context": context}
+    model, drafting = _models(source, draft, draft_tokens, **how, device=device, dtype=dtype, cache=cache)
     template = chat_template_of(model.name, model.companions)
     if system is not None:  # a template that takes none is found before weights are read
         template.render([{"role": "system", "content": system}, {"role": "user", "content": "?"}])
@@ -226,7 +226,8 @@ def chats(
             "greedy prompts would all be the same", hint="give --temperature above 0, or --file FILE.jsonl"
         )
     given = None if file is None else prompts_of(file, system)
-    model, _ = _models(source, _opening(group, step, tokenizer, device, dtype, cache, context), None, None)
+    how: dict[str, Any] = {"group": group, "step": step, "tokenizer": tokenizer, "context": context}
+    model, _ = _models(source, **how, device=device, dtype=dtype, cache=cache)
     writer = ChatWriter(model, chat_template_of(model.name, model.companions), wanted, batch_size)
     write_chats(writer, output, given, count, system, max_prompt_tokens)
 
@@ -246,35 +247,17 @@ def _wanted(sampling: dict[str, Any], **others: Any) -> Wanted:
         raise InputError(f"--{option}: {error.message}", expected=error.expected, hint=error.hint) from None
 
 
-def _opening(
-    group: str | None,
-    step: int | None,
-    tokenizer: str | None,
-    device: str,
-    dtype: str | None,
-    cache: str | None,
-    context: int | None,
-) -> Opening:
-    from caramba_plugins_decode.source import Opening
-
-    return Opening(
-        group=group, step=step, tokenizer=tokenizer, device=device, dtype=dtype, cache=cache, context=context
-    )
-
-
 def _models(
-    source: str, how: Opening, draft: str | None, draft_tokens: int | None
+    source: str, draft: str | None = None, draft_tokens: int | None = None, **how: Any
 ) -> tuple[TextModel, TextModel | None]:
-    """The model, and the one that drafts for it; their headers alone are read so far."""
-    import attrs
-
+    """The model, and the one that drafts for it, opened so; their headers alone are read so far."""
     from caramba_core.errors import InputError
-    from caramba_plugins_decode.source import open_text_model
+    from caramba_plugins_decode.source import Opening, open_text_model
 
     if draft is None and draft_tokens is not None:
         raise InputError("--draft-tokens is given, and nothing drafts", hint="name a smaller model: --draft SOURCE")
-    model = open_text_model(source, how)
-    return model, None if draft is None else open_text_model(draft, attrs.evolve(how, group=None, step=None))
+    model = open_text_model(source, Opening(**how))
+    return model, None if draft is None else open_text_model(draft, Opening(**{**how, "group": None, "step": None}))
 
 
 def _binary(path: Path) -> Any:

@@ -46,6 +46,7 @@ class Opening:
     context: int | None = None
 
 
+@attrs.define(slots=False)
 class TextModel:
     """A model with what turns text into its tokens and back.  Its weights are read when they are first asked for.
 
@@ -56,23 +57,13 @@ class TextModel:
         storage: how its cache stores keys and values, instead of what each attention says.
     """
 
-    def __init__(
-        self,
-        name: str,
-        graph: Graph,
-        carrier: Checkpoint,
-        tokenizer: Tokenizer,
-        storage: Storage | None,
-        context: int | None,
-        load: Callable[[], LanguageModel],
-    ) -> None:
-        self.name = name
-        self.graph = graph
-        self.tokenizer = tokenizer
-        self.storage = storage
-        self._carrier = carrier
-        self._context = context
-        self._load = load
+    name: str
+    graph: Graph
+    _carrier: Checkpoint
+    tokenizer: Tokenizer
+    storage: Storage | None
+    _context: int | None
+    _load: Callable[[], LanguageModel]
 
     @cached_property
     def model(self) -> LanguageModel:

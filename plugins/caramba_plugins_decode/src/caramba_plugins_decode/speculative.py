@@ -14,12 +14,11 @@ from typing import Final
 
 import torch
 from caramba_plugins_standard.modes import Sampling
-from caramba_plugins_standard.sampling import Draws, draw, process, tokens_seen
+from caramba_plugins_standard.sampling import Sampler, draw, process
 from torch import Tensor
 from torch.nn import functional as F
 
 from caramba_core.errors import InputError
-from caramba_core.graph import Graph
 from caramba_plugins_decode.session import CachedText, not_taken_back
 from caramba_plugins_decode.source import TextModel
 
@@ -73,10 +72,10 @@ class SpeculativeSession:
 
     def tokens(self, prompt: Sequence[int], count: int, sampling: Sampling, seed: int) -> Iterator[int]:
         """At most ``count`` tokens that follow a prompt; a round is computed when its first token is asked for."""
-        chooser = _Chooser(sampling, seed, self.target.model.graph, self.target.ids(prompt))
+        chooser = _Chooser(sampling, [seed], self.target.ids(prompt), self.target.model.graph.vocab_size)
         first = chooser.draw(chooser.probabilities(self.target.prefill(prompt, count + self.longest)))
         ids = [*prompt, int(first)]
-        chooser.note(first)
+        chooser.note(first[None])
         yield ids[-1]
         while (left := count - (len(ids) - len(prompt))) > 0:
             new = self._round(ids, min(self._next, left - 1), left, chooser)
@@ -93,7 +92,7 @@ class SpeculativeSession:
             rest = torch.where(above.sum() > 0, above, rest)  # nothing is above where they differ by rounding alone
         last = chooser.draw(rest)
         new = [*drafts[:taken], int(last)]
-        chooser.note(self.target.ids(new)[0])
+        chooser.note(self.target.ids(new))
         self.drafted += k
         self.accepted += taken
         if self._fixed is None and k:
@@ -116,48 +115,35 @@ class SpeculativeSession:
         return drafts, torch.cat(rows)
 
 
-class _Chooser:
-    """What both models' logits become, and the draws of one text; ``tokens`` ``[1, T]`` are its prompt."""
-
-    def __init__(self, sampling: Sampling, seed: int, graph: Graph, tokens: Tensor) -> None:
-        self._sampling = sampling
-        self._draws = Draws([seed], tokens.device)
-        self._vocabulary = graph.vocab_size
-        self._seen: Tensor | None = None
-        if sampling.repetition_penalty is not None:
-            self._seen = tokens_seen(tokens, graph.vocab_size)
-
-    def note(self, tokens: Tensor) -> None:
-        """Count tokens ``[N]`` as part of the text."""
-        if self._seen is not None:
-            self._seen = self._seen.scatter(1, tokens[None], True)
+class _Chooser(Sampler):
+    """What both models' logits become, and the draws of one text."""
 
     def draw(self, probabilities: Tensor) -> Tensor:
         """A token, int64 ``[1]``, of probabilities ``[1, V]``."""
-        if self._sampling.greedy:
+        if self.sampling.greedy:
             return probabilities.argmax(dim=-1)
-        return draw(probabilities, self._draws.next())
+        return draw(probabilities, self.draws.next())
 
     def probabilities(self, logits: Tensor, between: Sequence[int] = (), drawn: Sequence[Tensor] = ()) -> Tensor:
         """What tokens are drawn from, given logits ``[N, V]``.
 
         Row ``n`` has seen the text, the first ``n`` tokens ``between``, and all that were ``drawn`` since.
         """
-        seen = self._seen
+        seen = self.seen
         if seen is not None and drawn:
             seen = seen.scatter(1, torch.cat(list(drawn))[None], True)
         if seen is not None and between:
-            hot = F.one_hot(torch.tensor(between, device=seen.device), self._vocabulary).cumsum(dim=0) > 0
+            hot = F.one_hot(torch.tensor(between, device=seen.device), logits.shape[-1]).cumsum(dim=0) > 0
             seen = torch.cat([seen, seen | hot])
-        processed = process(logits, self._sampling, seen)
-        if self._sampling.greedy:
-            return F.one_hot(processed.argmax(dim=-1), self._vocabulary).to(processed.dtype)
+        processed = process(logits, self.sampling, seen)
+        if self.sampling.greedy:
+            return F.one_hot(processed.argmax(dim=-1), logits.shape[-1]).to(processed.dtype)
         return processed.softmax(dim=-1)
 
     def accepted(self, p: Tensor, q: Tensor, drafts: Sequence[int]) -> int:
         """How many drafts are accepted, one after the other: p ``[k + 1, V]``, q ``[k, V]``."""
         chosen = torch.tensor(drafts, device=p.device)[:, None]
         likely, drawn_from = p[: len(drafts)].gather(1, chosen)[:, 0], q.gather(1, chosen)[:, 0]
-        uniforms = torch.cat([self._draws.next() for _ in drafts])
+        uniforms = torch.cat([self.draws.next() for _ in drafts])
         refused: list[bool] = (uniforms * drawn_from >= likely).tolist()
         return refused.index(True) if any(refused) else len(drafts)

@@ -71,8 +71,6 @@ def _random_tokens(subject: Subject, count: int) -> Tensor:
 
 def _now(subject: Subject) -> float:
     """Seconds, once everything that was asked of the device is done."""
-    if subject.device.type == "cuda":
-        torch.cuda.synchronize(subject.device)
-    elif subject.device.type == "mps":
-        torch.mps.synchronize()
+    if subject.device.type != "cpu":
+        torch.accelerator.synchronize(subject.device)
     return time.perf_counter()

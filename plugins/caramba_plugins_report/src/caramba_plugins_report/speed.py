@@ -112,8 +112,6 @@ def _steps(decoder: Any, token: torch.Tensor, count: int) -> float:
     began = time.perf_counter()
     for _ in range(count):
         decoder.step(token)
-    if token.is_cuda:
-        torch.cuda.synchronize(token.device)
-    elif token.is_mps:
-        torch.mps.synchronize()
+    if not token.is_cpu:
+        torch.accelerator.synchronize(token.device)
     return time.perf_counter() - began

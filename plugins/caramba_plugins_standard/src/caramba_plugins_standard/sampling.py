@@ -147,10 +147,10 @@ class Sampler:
             chosen = processed.argmax(dim=-1)
         else:
             chosen = draw(processed.softmax(dim=-1), self.draws.next())
-        self.note(chosen)
+        self.note(chosen[:, None])
         return chosen
 
     def note(self, tokens: Tensor) -> None:
-        """Count tokens ``[B]`` as seen."""
+        """Count tokens ``[B, T]`` as seen."""
         if self.seen is not None:
-            self.seen = self.seen.scatter(1, tokens[:, None], True)
+            self.seen = self.seen.scatter(1, tokens, True)

@@ -161,10 +161,8 @@ def _per_second(work: Callable[[], object], place: torch.device) -> float:
     import torch
 
     def done() -> None:
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
-        elif place.type == "mps":
-            torch.mps.synchronize()
+        if place.type != "cpu":
+            torch.accelerator.synchronize(place)
 
     work()
     done()

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import attrs
 
@@ -162,7 +162,8 @@ class PretrainedModel:
         from caramba_plugins_standard.loading.carried import CarriedTokenizer
 
         found = self.checkpoint.tokenizer()
-        return found and CarriedTokenizer(found, str(self.checkpoint.path), self.checkpoint.companions)
+        carried = found and CarriedTokenizer(found, str(self.checkpoint.path), self.checkpoint.companions)
+        return cast("Tokenizer | None", carried)
 
     def check(self) -> None:
         """Raise :class:`InputError` where the headers do not fit the configuration."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import Any
 
 from caramba_core.teachers import Tokenizer
 
@@ -11,7 +12,10 @@ __all__ = ["CarriedTokenizer"]
 
 
 class CarriedTokenizer:
-    """A tokenizer as it is; :attr:`companions` are the texts of its checkpoint's files, ``name`` is whose it is."""
+    """A tokenizer, to which it hands on whatever it is asked, beside the texts of its checkpoint's files.
+
+    ``name`` is whose it is.
+    """
 
     def __init__(self, tokenizer: Tokenizer, name: str, companions: Callable[[], Mapping[str, str]]) -> None:
         self.tokenizer = tokenizer
@@ -23,44 +27,5 @@ class CarriedTokenizer:
         """What :meth:`Checkpoint.companions` gives."""
         return self._companions()
 
-    @property
-    def identity(self) -> str:
-        """As the tokenizer says."""
-        return self.tokenizer.identity
-
-    @property
-    def vocab_size(self) -> int:
-        """As the tokenizer says."""
-        return self.tokenizer.vocab_size
-
-    @property
-    def end_of_text(self) -> int | None:
-        """As the tokenizer says."""
-        return self.tokenizer.end_of_text
-
-    @property
-    def bos(self) -> int | None:
-        """As the tokenizer says."""
-        return self.tokenizer.bos
-
-    @property
-    def adds_bos(self) -> bool:
-        """As the tokenizer says."""
-        return self.tokenizer.adds_bos
-
-    @property
-    def stops(self) -> frozenset[int]:
-        """As the tokenizer says."""
-        return self.tokenizer.stops
-
-    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
-        """As the tokenizer does."""
-        return self.tokenizer.encode(text, special_tokens=special_tokens)
-
-    def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> list[list[int]]:
-        """As the tokenizer does."""
-        return self.tokenizer.encode_batch(texts, special_tokens=special_tokens)
-
-    def decode(self, tokens: list[int]) -> str:
-        """As the tokenizer does."""
-        return self.tokenizer.decode(tokens)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["tokenizer"], name)
