@@ -35,6 +35,9 @@ class DecoupledBottleneckAttention(NormedAttention):
     """
 
     builds: ClassVar[str] = "caramba_plugins_dba.module:DecoupledBottleneckModule"
+    takes_starts: ClassVar[bool] = True
+    takes_documents: ClassVar[bool] = True
+    takes_steps: ClassVar[bool] = True
 
     head_dim: int = option(
         help="width of a head before the split: twice the rotary pairs to choose from", minimum=2, maximum=65536
@@ -186,21 +189,6 @@ class DecoupledBottleneckAttention(NormedAttention):
                 value = getattr(self, field)
                 said = f"{str(value).lower()} is not servable: an ordinary attention has {reason}"
                 raise InvalidValue(field, said, expected=expected, hint=f"it costs {price}{_FREE}")
-
-    @property
-    def takes_starts(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def takes_documents(self) -> bool:
-        """As :attr:`takes_starts`."""
-        return self.takes_starts
-
-    @property
-    def takes_steps(self) -> bool:
-        """Always."""
-        return True
 
     @property
     def pairs(self) -> int:

@@ -198,10 +198,7 @@ class Passkey(_Asking):
     for it, through its cache, is the number.
     """
 
-    @property
-    def asked(self) -> Mapping[str, str]:
-        """For the number."""
-        return {"": "passkey"}
+    asked: ClassVar[Mapping[str, str]] = {"": "passkey"}
 
 
 @component

@@ -36,6 +36,7 @@ class LinearAttention(GroupedAttention):
     """
 
     builds: ClassVar[str] = "caramba_plugins_linear.module:LinearAttentionModule"
+    takes_steps: ClassVar[bool] = True
 
     features: int = option(help="slots of the state, a key/value head", minimum=1)
     window: int = option(
@@ -104,11 +105,6 @@ class LinearAttention(GroupedAttention):
         block = band(self.window)
         padded = shape.batch * -(-shape.tokens // block) * block
         return padded * 2 * block + shape.rows * self.sinks, 2 * block + self.sinks
-
-    @property
-    def takes_steps(self) -> bool:
-        """Always."""
-        return True
 
     def cache_spec(self, width: int) -> Mapping[str, CacheEntry]:
         """Near ``key`` (turned) and ``value``, ``[G, d]`` a token; ``state`` ``[G, f, d + 1]`` once a sequence."""

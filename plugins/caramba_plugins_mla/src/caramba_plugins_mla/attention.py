@@ -34,6 +34,8 @@ class MultiHeadLatentAttention(HeadedAttention):
     """Attention whose keys and values are read from one cached latent, with a shared rotary key beside it."""
 
     builds: ClassVar[str] = "caramba_plugins_mla.module:MultiHeadLatentModule"
+    takes_documents: ClassVar[bool] = True
+    takes_steps: ClassVar[bool] = True
 
     n_kv_heads: int = option(
         default=attrs.Factory(lambda self: self.n_heads, takes_self=True),
@@ -160,16 +162,6 @@ class MultiHeadLatentAttention(HeadedAttention):
         if self.layout == "servable":
             return tuple(index * (available // self.pairs) for index in range(self.pairs))
         return tuple(index * available // self.pairs for index in range(self.pairs))
-
-    @property
-    def takes_documents(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def takes_steps(self) -> bool:
-        """Always."""
-        return True
 
     def cache_spec(self, width: int) -> Mapping[str, CacheEntry]:
         """The ``latent`` and the turned rotary ``key``: ``rank + rope_dim`` values a token."""

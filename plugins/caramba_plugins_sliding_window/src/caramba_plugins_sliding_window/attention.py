@@ -29,6 +29,8 @@ class SlidingWindowAttention(GroupedAttention):
     """
 
     builds: ClassVar[str] = "caramba_plugins_sliding_window.module:SlidingWindowModule"
+    takes_documents: ClassVar[bool] = True
+    takes_steps: ClassVar[bool] = True
 
     window: int = option(help="last tokens that a token sees, itself included", unit="tokens", minimum=1)
     sinks: int = option(default=4, help="first tokens of the text that every token sees", unit="tokens", minimum=0)
@@ -59,16 +61,6 @@ class SlidingWindowAttention(GroupedAttention):
         """Sequences longer than the cache are counted with their mask in full, at the width of the fused call."""
         doubled = self.near_sinks and shape.tokens == shape.context > self.held
         return self.softmax_cost(width, shape, self.held, fused=2 if doubled else 1)
-
-    @property
-    def takes_documents(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def takes_steps(self) -> bool:
-        """Always."""
-        return True
 
     def cache_spec(self, width: int) -> Mapping[str, CacheEntry]:
         """Rotated ``key`` and ``value``, ``[G, d]`` a token each, for ``sinks + window`` tokens."""

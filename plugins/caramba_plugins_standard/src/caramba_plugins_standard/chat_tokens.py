@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import attrs
 import numpy as np
@@ -56,6 +56,9 @@ class _IdsOf:
 class ChatTokens(MarkedTokens):
     """Packed chats; ``words`` are uint32 ids with marks.  They are kept apart where ``apart`` says so."""
 
+    has_marks: ClassVar[bool] = True
+    """What users say is not learned."""
+
     words: Ids
     apart: bool
 
@@ -69,11 +72,6 @@ class ChatTokens(MarkedTokens):
         if not len(words):
             raise InputError(f"{facts['origin']} holds no chat")
         return cls(words=words, ids=_IdsOf(words), **facts)
-
-    @property
-    def has_marks(self) -> bool:
-        """What users say is not learned."""
-        return True
 
     def marked(self, first: int, last: int) -> Marked:
         """The ids; a chat begins with the first of its tokens, and at ``first``."""

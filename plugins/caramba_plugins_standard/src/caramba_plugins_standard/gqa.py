@@ -144,6 +144,7 @@ class GroupedQueryAttention(GroupedAttention):
     """
 
     builds: ClassVar[str] = "caramba_plugins_standard.gqa_module:GroupedQueryAttentionModule"
+    takes_steps: ClassVar[bool] = True
     inherited: ClassVar[tuple[str, ...]] = (*NormedAttention.inherited, "window")
 
     window: int | None = option(
@@ -164,11 +165,6 @@ class GroupedQueryAttention(GroupedAttention):
     def takes_documents(self) -> bool:
         """As :attr:`takes_starts`."""
         return self.takes_starts
-
-    @property
-    def takes_steps(self) -> bool:
-        """Always."""
-        return True
 
     def cost(self, width: int, shape: Shape) -> Cost:
         """Four projections, scores and mixing."""
