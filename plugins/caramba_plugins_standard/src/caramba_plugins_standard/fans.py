@@ -65,14 +65,41 @@ class TopKRouter(SoftmaxRouter):
 
 
 @component
-class Parallel(Topology):
+class _Fan(Topology):
+    """Base of topologies whose layers are branches of one input."""
+
+    flow: ClassVar[Literal["chain", "fan"]] = "fan"
+
+    layers: tuple[Layer, ...] = option(help="the branches; a chain of several layers is one stacked layer")
+
+    def __attrs_post_init__(self) -> None:
+        if not self.layers:
+            raise InvalidValue("layers", "is empty", expected="at least one branch")
+
+    def bodies(self) -> Sequence[Body]:
+        """One body a branch, named by its index."""
+        return tuple(Body(layers=(layer,), name=str(index)) for index, layer in enumerate(self.layers))
+
+    def join(self, width: int, outputs: Sequence[int]) -> int:
+        """The branches' common width."""
+        for index, output in enumerate(outputs):
+            if output != outputs[0]:
+                raise InvalidValue(
+                    "layers",
+                    f"branch {index} has width {output}, branch 0 has {outputs[0]}",
+                    expected="branches of one width",
+                    hint="end a branch with a linear layer, or use parallel with combine: concatenate",
+                )
+        return outputs[0]
+
+
+@component
+class Parallel(_Fan):
     """Branches of one input, combined by sum, mean, or concatenation on the feature axis and a projection."""
 
     role: ClassVar[str] = "parallel"
-    flow: ClassVar[Literal["chain", "fan"]] = "fan"
     builds: ClassVar[str] = "caramba_plugins_standard.topology_modules:ParallelModule"
 
-    layers: tuple[Layer, ...] = option(help="the branches; a chain of several layers is one stacked layer")
     combine: Literal["sum", "mean", "concatenate"] = option(
         default="sum", help="how outputs become one", choices=("sum", "mean", "concatenate")
     )
@@ -82,18 +109,14 @@ class Parallel(Topology):
     init_std: float = option(default=0.02, help="standard deviation of the initial projection", above=0.0)
 
     def __attrs_post_init__(self) -> None:
-        _need_branches(self.layers)
+        super().__attrs_post_init__()
         if self.d_out is not None and self.combine != "concatenate":
             raise InvalidValue("d_out", f"has no meaning with combine: {self.combine}")
-
-    def bodies(self) -> Sequence[Body]:
-        """One body a branch, named by its index."""
-        return _branches(self.layers)
 
     def join(self, width: int, outputs: Sequence[int]) -> int:
         """The branches' common width, or the projection's."""
         if self.combine != "concatenate":
-            return _common_width(outputs)
+            return super().join(width, outputs)
         return width if self.d_out is None else self.d_out
 
     def weights(self, width: int) -> Mapping[str, Weight]:
@@ -113,33 +136,23 @@ class Parallel(Topology):
 
 
 @component
-class Branching(Topology):
+class Branching(_Fan):
     """``sum_j w_j(x) f_j(x)``: a router weighs the branches, a token at a time.
 
     Every branch runs on every token, also where the router gives it no weight, because branches may mix tokens.
     """
 
     role: ClassVar[str] = "branching"
-    flow: ClassVar[Literal["chain", "fan"]] = "fan"
     builds: ClassVar[str] = "caramba_plugins_standard.topology_modules:BranchingModule"
 
-    layers: tuple[Layer, ...] = option(help="the branches; a chain of several layers is one stacked layer")
     router: Router = option(help="what weighs the branches")
 
     def __attrs_post_init__(self) -> None:
-        _need_branches(self.layers)
+        super().__attrs_post_init__()
         try:
             self.router.check(len(self.layers))
         except InvalidValue as error:
             raise InvalidValue("router", str(error), expected=error.expected, hint=error.hint) from error
-
-    def bodies(self) -> Sequence[Body]:
-        """One body a branch, named by its index."""
-        return _branches(self.layers)
-
-    def join(self, width: int, outputs: Sequence[int]) -> int:
-        """The branches' common width."""
-        return _common_width(outputs)
 
     def weights(self, width: int) -> Mapping[str, Weight]:
         """The router's, as ``router_<name>``."""
@@ -150,24 +163,3 @@ class Branching(Topology):
         branches = len(self.layers)
         kept = shape.rows * (sum(self.output_widths(width)) + branches)
         return self.router.cost(width, branches, shape) + Cost(saved=kept)
-
-
-def _branches(layers: Sequence[Layer]) -> tuple[Body, ...]:
-    return tuple(Body(layers=(layer,), name=str(index)) for index, layer in enumerate(layers))
-
-
-def _need_branches(layers: Sequence[Layer]) -> None:
-    if not layers:
-        raise InvalidValue("layers", "is empty", expected="at least one branch")
-
-
-def _common_width(outputs: Sequence[int]) -> int:
-    for index, output in enumerate(outputs):
-        if output != outputs[0]:
-            raise InvalidValue(
-                "layers",
-                f"branch {index} has width {output}, branch 0 has {outputs[0]}",
-                expected="branches of one width",
-                hint="end a branch with a linear layer, or use parallel with combine: concatenate",
-            )
-    return outputs[0]

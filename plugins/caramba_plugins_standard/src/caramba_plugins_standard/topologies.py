@@ -34,25 +34,27 @@ class Stacked(Topology):
 
 
 @component
-class Residual(Topology):
+class _Keeping(Stacked):
+    """Base of topologies whose layers must keep the width."""
+
+    inline: ClassVar[str | None] = None
+
+    def join(self, width: int, outputs: Sequence[int]) -> int:
+        """The input's width, which the layers must give back."""
+        for output in outputs:
+            if output != width:
+                raise InvalidValue("layers", f"they turn width {width} into {output}", expected="the input's width")
+        return width
+
+
+@component
+class Residual(_Keeping):
     """``x + f(x)``, f being the layers in order; f must keep the width."""
 
-    builds: ClassVar[str] = ""
     inline: ClassVar[str | None] = "caramba_plugins_standard.topology_modules:residual"
     adds_input: ClassVar[bool] = True
 
     layers: tuple[Layer, ...] = option(help="the layers of f, in order")
-
-    def __attrs_post_init__(self) -> None:
-        _need_layers(self.layers)
-
-    def bodies(self) -> Sequence[Body]:
-        """One chain in the enclosing scope."""
-        return (Body(layers=self.layers),)
-
-    def join(self, width: int, outputs: Sequence[int]) -> int:
-        """The input's width, which the layers must give back."""
-        return _same_width(width, outputs)
 
 
 @component
@@ -154,7 +156,7 @@ class Nested(Topology):
 
 
 @component
-class Recurrent(Topology):
+class Recurrent(_Keeping):
     """One chain applied ``times`` times with the same weights: ``h_1 = f(x)``, ``h_i = f(h_{i-1})``.
 
     With ``inject`` the input is added again before every later application: ``h_i = f(h_{i-1} + x)``.  Every
@@ -168,20 +170,13 @@ class Recurrent(Topology):
     times: int = option(help="how often f is applied", minimum=1, maximum=MAX_APPLICATIONS)
     inject: bool = option(default=False, help="add the input again before every application but the first")
 
-    def __attrs_post_init__(self) -> None:
-        _need_layers(self.layers)
-
     def bodies(self) -> Sequence[Body]:
         """One chain, ``body``, applied ``times`` times."""
         return (Body(layers=self.layers, name="body", applications=self.times),)
 
-    def join(self, width: int, outputs: Sequence[int]) -> int:
-        """The input's width, which the layers must give back."""
-        return _same_width(width, outputs)
-
 
 @component
-class Cyclic(Topology):
+class Cyclic(_Keeping):
     """k layers used in rotation for ``times`` applications in all: 0, 1, .., k-1, 0, 1, ...
 
     Weights are shared between the turns, caches are not: a layer that is used three times keeps three.
@@ -194,7 +189,7 @@ class Cyclic(Topology):
     times: int = option(help="applications in all, at least one of each layer", minimum=1, maximum=MAX_APPLICATIONS)
 
     def __attrs_post_init__(self) -> None:
-        _need_layers(self.layers)
+        super().__attrs_post_init__()
         if self.times < len(self.layers):
             raise InvalidValue("times", f"{self.times} leaves layers unused", expected=f"at least {len(self.layers)}")
 
@@ -206,18 +201,7 @@ class Cyclic(Topology):
             for index, layer in enumerate(self.layers)
         )
 
-    def join(self, width: int, outputs: Sequence[int]) -> int:
-        """The input's width, which every layer must give back."""
-        return _same_width(width, outputs)
-
 
 def _need_layers(layers: Sequence[Layer]) -> None:
     if not layers:
         raise InvalidValue("layers", "is empty", expected="at least one layer")
-
-
-def _same_width(width: int, outputs: Sequence[int]) -> int:
-    for output in outputs:
-        if output != width:
-            raise InvalidValue("layers", f"they turn width {width} into {output}", expected="the input's width")
-    return width
