@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, overload
 
+import attrs
 from caramba_plugins_standard.opening import OpenedRun, cache_named, is_run, load_checkpoint, open_checkpoint, open_run
 
 from caramba_core.errors import InputError, InvalidValue
@@ -34,6 +35,7 @@ __all__ = ["Model", "open_model"]
 _DTYPES: Final = ("float32", "bfloat16", "float16", "float64")
 
 
+@attrs.define(kw_only=True, slots=False, repr=False, eq=False)
 class Model:
     """A language model with its tokenizer; :func:`caramba.open` makes it.
 
@@ -45,24 +47,16 @@ class Model:
         summary: the run's ``summary.json``; ``None`` for a checkpoint, and for a run that has not finished.
     """
 
-    def __init__(
-        self,
-        *,
-        path: Path,
-        model: LanguageModel,
-        manifest: dict[str, Any],
-        summary: dict[str, Any] | None,
-        dtype: str,
-        checkpoint: Callable[[], Checkpoint | None],
-        run: OpenedRun | None = None,
-    ) -> None:
-        self.path = path
-        self.model = model.eval().requires_grad_(True)
-        self.manifest = manifest
-        self.summary = summary
-        self._dtype = dtype
-        self._checkpoint = checkpoint
-        self._run = run
+    path: Path
+    model: LanguageModel
+    manifest: dict[str, Any]
+    summary: dict[str, Any] | None
+    _dtype: str
+    _checkpoint: Callable[[], Checkpoint | None]
+    _run: OpenedRun | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.model.eval().requires_grad_(True)
 
     def __repr__(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())

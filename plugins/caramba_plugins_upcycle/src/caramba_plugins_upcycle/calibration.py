@@ -61,6 +61,7 @@ class _Batch:
         return self.teacher is not self.student
 
 
+@attrs.define(kw_only=True, slots=False)
 class Calibration:
     """The conversion of a whole student; :meth:`run` fills it and returns a report, one entry a site.
 
@@ -68,29 +69,19 @@ class Calibration:
     of a ``team`` has calibration windows of its own: sums over windows are pooled, and the student becomes the same.
     """
 
-    def __init__(
-        self,
-        *,
-        teacher: LanguageModel,
-        student: LanguageModel,
-        sites: tuple[Site, ...],
-        settings: Start,
-        progress: Callable[[int], None] = lambda tokens: None,
-        converted: Callable[[int, Mapping[str, Any]], None] = lambda stages, report: None,
-        team: Team | None = None,
-    ) -> None:
-        self.teacher = teacher
-        self.student = student
-        self.sites = sites
-        self.settings = settings
-        self.progress = progress
-        self.converted = converted
-        self.team = team or Team()
-        self.found = find_transplants(sites, settings.transplant)
-        if settings.refit:
-            for site in sites:
-                module = student.get_submodule(local_name(site.name))
-                require_refittable(site, [] if hasattr(module, "mix") else ["mix()"])
+    teacher: LanguageModel
+    student: LanguageModel
+    sites: tuple[Site, ...]
+    settings: Start
+    progress: Callable[[int], None] = lambda tokens: None
+    converted: Callable[[int, Mapping[str, Any]], None] = lambda stages, report: None
+    team: Team = attrs.field(factory=Team)
+
+    def __attrs_post_init__(self) -> None:
+        self.found = find_transplants(self.sites, self.settings.transplant)
+        for site in self.sites if self.settings.refit else ():
+            module = self.student.get_submodule(local_name(site.name))
+            require_refittable(site, [] if hasattr(module, "mix") else ["mix()"])
 
     @property
     def passes(self) -> int:
