@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 import torch
+from caramba_plugins_standard.libraries import library
 from torch import Tensor
 
-from caramba_core.errors import PluginError
 from caramba_plugins_llama.gguf_header import PLAIN, GgufTensor
 from caramba_plugins_llama.mapped_file import MappedFile
 
@@ -33,13 +33,8 @@ def values_of(tensors: Iterable[GgufTensor]) -> Iterator[tuple[GgufTensor, Tenso
 
 
 def _dequantized(file: MappedFile, tensor: GgufTensor) -> Tensor:
-    try:
-        import gguf
-    except ImportError as error:
-        raise PluginError(
-            f"{file.path}: {tensor.dtype} weights are read with the library gguf, which is not installed",
-            hint="pip install 'caramba-plugins-llama[gguf]'",
-        ) from error
+    why = f"{file.path}: {tensor.dtype} weights are read"
+    gguf = library("gguf", why, extra="caramba-plugins-llama[gguf]")
     import numpy as np
 
     kind = gguf.GGMLQuantizationType[tensor.dtype]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import attrs
 import torch
+from caramba_plugins_standard.libraries import library
 from caramba_plugins_standard.loading import lower_checkpoint
 from caramba_plugins_standard.rope import Rope
 from torch import Tensor
 
-from caramba_core.errors import PluginError
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
 from caramba_plugins_llama.configuration import model_of
@@ -25,7 +24,7 @@ from caramba_plugins_llama.head_rows import IN_HEADS, head_order, inverse, rows_
 from caramba_plugins_llama.known_keys import GGUF_NAMES
 from caramba_plugins_llama.standard_exporter import difference
 
-__all__ = ["QUANTS", "GgufModel", "gguf_model", "library", "write_gguf"]
+__all__ = ["QUANTS", "GgufModel", "gguf_model", "write_gguf"]
 
 QUANTS: Final = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "float32"}
 """What ``--quant`` names, and the type that matrices are converted to before; everything else is in float32."""
@@ -56,19 +55,6 @@ class GgufModel:
     decoder: Decoder
     order: tuple[int, ...] | None = None
     latent: LatentFile | None = None
-
-
-def library() -> ModuleType:
-    """The module ``gguf``; :class:`PluginError` where it is not installed."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise PluginError(
-            "GGUF files are written with the library gguf, which is not installed",
-            hint="pip install 'caramba-plugins-llama[gguf]'",
-        ) from error
-    found: ModuleType = gguf
-    return found
 
 
 def gguf_model(folder: Folder) -> GgufModel:
@@ -172,7 +158,7 @@ def write_gguf(
     ``tensors`` by the names of the graph; matrices are stored as ``quant`` says, the rest in float32.  ``metadata``
     goes beside the model's own.  Raises :class:`ExportError` where rows are no whole blocks.
     """
-    gguf = library()
+    gguf = library("gguf", "GGUF files are written", extra="caramba-plugins-llama[gguf]")
     left = _without_zeros(tensors)
     writer = gguf.GGUFWriter(path, model.architecture)
     writer.add_quantization_version(2)

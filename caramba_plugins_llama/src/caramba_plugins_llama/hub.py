@@ -13,15 +13,17 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 from caramba_plugins_standard.dataset_texts import DatasetTexts
+from caramba_plugins_standard.libraries import library
 from caramba_plugins_standard.loading import Fetched
 from caramba_plugins_standard.texts import Texts
 
-from caramba_core.errors import CarambaError, InputError, PluginError, ResourceExhausted
+from caramba_core.errors import CarambaError, InputError, ResourceExhausted
 from caramba_core.places import expanded
 from caramba_plugins_llama.gguf_header import parts_of
 from caramba_plugins_llama.hf_folder import COMPANIONS
@@ -174,15 +176,10 @@ def _collect(address: _Address, has: Callable[[str], bool], get: Callable[[str],
 
 
 def _library() -> Any:
-    try:
-        import huggingface_hub.constants
-        import huggingface_hub.errors
-    except ImportError as error:
-        raise PluginError(
-            "hf:// is fetched with the library huggingface_hub, which is not installed",
-            hint="pip install 'caramba-plugins-llama[hub]'",
-        ) from error
-    return huggingface_hub
+    hub = library("huggingface_hub", "hf:// is fetched", extra="caramba-plugins-llama[hub]")
+    import_module("huggingface_hub.constants")
+    import_module("huggingface_hub.errors")
+    return hub
 
 
 def _is_offline() -> bool:

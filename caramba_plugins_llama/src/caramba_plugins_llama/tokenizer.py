@@ -9,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from caramba_core.errors import InputError, PluginError
+from caramba_plugins_standard import libraries
+
+from caramba_core.errors import InputError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -91,14 +93,7 @@ class HuggingFaceTokenizer:
 
 def library() -> Any:
     """The module ``tokenizers``; :class:`PluginError` where it is not installed."""
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise PluginError(
-            "text is tokenized with the library tokenizers, which is not installed",
-            hint="pip install 'caramba-plugins-llama[tokenizers]'",
-        ) from error
-    return tokenizers
+    return libraries.library("tokenizers", "text is tokenized", extra="caramba-plugins-llama[tokenizers]")
 
 
 def read_tokenizer(

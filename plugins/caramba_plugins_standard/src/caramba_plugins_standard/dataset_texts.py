@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import attrs
 
-from caramba_core.errors import InputError, PluginError
+from caramba_core.errors import InputError
+from caramba_plugins_standard.libraries import library
 from caramba_plugins_standard.texts import require_text
 
 __all__ = ["DatasetTexts"]
@@ -52,12 +53,7 @@ class DatasetTexts:
 
     def _stream(self) -> Any:
         """An iterable dataset of tables with the one column."""
-        try:
-            import datasets
-        except ImportError as error:
-            hint = "pip install 'caramba-plugins-standard[datasets]'"
-            said = f"{self.name} is read with the library datasets, which is not installed"
-            raise PluginError(said, hint=hint) from error
+        datasets = library("datasets", f"{self.name} is read", extra="caramba-plugins-standard[datasets]")
         datasets.disable_progress_bars()
         datasets.logging.set_verbosity_error()
         chosen = {"name": self.subset, "split": self.split, "revision": self.revision}
