@@ -50,10 +50,16 @@ class Ran:
 
 
 class Started:
-    """A command that runs; ``stdout`` may be read line by line."""
+    """A command that runs, at most ``seconds`` long if given; ``stdout`` may be read line by line."""
 
-    def __init__(self, process: BaseProcess, stdout: Connection, stderr: Connection) -> None:
+    def __init__(
+        self, process: BaseProcess, stdout: Connection, stderr: Connection, *, seconds: float | None = None
+    ) -> None:
         self.process = process
+        self._timer = threading.Timer(seconds or 0.0, process.kill)
+        self._timer.daemon = True
+        if seconds is not None:
+            self._timer.start()
         self.stdout = os.fdopen(os.dup(stdout.fileno()), encoding="utf-8")
         self._stderr = os.fdopen(os.dup(stderr.fileno()), encoding="utf-8")
         self._errors: list[str] = []
@@ -71,21 +77,30 @@ class Started:
             out = self.stdout.read()
             self._reader.join()
         self.process.join()
+        self._timer.cancel()
         assert self.process.exitcode is not None
         return Ran(self.process.exitcode, out, "".join(self._errors))
 
 
 def start(
-    module: str, *arguments: str, cwd: Path, environment: Mapping[str, str], file_size: int | None = None
+    module: str,
+    *arguments: str,
+    cwd: Path,
+    environment: Mapping[str, str],
+    file_size: int | None = None,
+    seconds: float | None = None,
 ) -> Started:
-    """Start ``python -m MODULE ARGUMENTS``; no file that it writes may have more than ``file_size`` bytes, if given."""
+    """Start ``python -m MODULE ARGUMENTS``; no file that it writes may have more than ``file_size`` bytes, if given.
+
+    It is killed behind so many ``seconds``.
+    """
     (stdout, out), (stderr, err) = multiprocessing.Pipe(duplex=False), multiprocessing.Pipe(duplex=False)
     settings = (str(cwd), dict(environment), _start_path(), file_size)
     process = _server().Process(target=_become, args=(module, arguments, *settings, out, err))
     process.start()
     out.close()
     err.close()
-    return Started(process, stdout, stderr)
+    return Started(process, stdout, stderr, seconds=seconds)
 
 
 def _become(

@@ -59,7 +59,7 @@ def guarded(run: Callable[[], Any], arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         code = 130
     except Interrupted as error:
-        print(f"{error}; the same command with --resume goes on", file=sys.stderr)  # noqa: T201
+        print(error.said, file=sys.stderr)  # noqa: T201
         code = 128 + error.number
     except BrokenPipeError:
         code = 141

@@ -6,9 +6,11 @@ import json
 import os
 import signal
 import socket
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 from caramba_plugins_standard.parallel import process_count, process_rank
@@ -31,6 +33,8 @@ RUNS = {
     "finetune": f"finetune, {ADAPTED}",
 }
 KINDS = {"one": (1, "false"), "copies": (2, "false"), "parts": (2, "true")}
+SECONDS = 200.0
+"""In which all processes of a run have to end, lest a test waits for ever: those that do not are killed."""
 
 
 def write(folder: Path, *kinds: str, runs: str = " ".join(RUNS), steps: int = 3, **processes: int) -> None:
@@ -69,7 +73,8 @@ def caramba(folder: Path, *arguments: str, processes: int = 2, port: int | None 
     if processes > 1:
         shared |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
     ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    return [start("caramba", "run", "small.yml", *arguments, cwd=folder, environment=each) for each in ranks]
+    command = ("caramba", "run", "small.yml", *arguments)
+    return [start(*command, cwd=folder, environment=each, seconds=SECONDS) for each in ranks]
 
 
 def ended(started: list[Started]) -> list[Ran]:
@@ -189,11 +194,50 @@ def test_all_processes_end_with_one(tmp_path: Path, number: signal.Signals, rank
             ):
                 assert a == pytest.approx(b, rel=1e-3)
     else:
-        assert [one.code for one in ran] == [143, 0]
+        assert [one.code for one in ran] == [143, 143]
         assert ran[1].err == ""
         state = json.loads((folder / "state.json").read_text())
         assert state["status"] == "interrupted"
         assert state["step"] == len([line for line in metrics(tmp_path, "parts", "pretrain") if "loss" in line]) < steps
+
+
+@pytest.mark.parametrize(
+    ("number", "ranks"), [(signal.SIGTERM, [1]), (signal.SIGINT, [0, 1])], ids=["the other", "both"]
+)
+def test_a_signal_ends_processes_of_which_one_waits(tmp_path: Path, number: signal.Signals, ranks: list[int]) -> None:
+    """For the first one's measurement, here: it ends behind the batch, as a run of one process does."""
+    write(tmp_path, "copies", runs="pretrain")
+    manifest, heldout = tmp_path / "small.yml", tmp_path / "heldout.npy"
+    np.save(heldout, np.tile(np.load(heldout), 2000))
+    text = manifest.read_text()
+    manifest.write_text(text.replace("windows: 4", "windows: 20000"))
+    started = caramba(tmp_path)
+    assert next((line for line in started[0].stdout if "perplexity of teacher" in line), None)
+    while not list(Path(tempfile.gettempdir()).glob(f"caramba_*/1.{started[1].process.pid}")):
+        assert started[1].process.is_alive()  # and has not come yet
+    for rank in ranks:
+        started[rank].send_signal(number)
+    first, other = ended(started)
+    assert (first.code, other.code, other.out, other.err) == (128 + number, 128 + number, "", "")
+    assert first.err == f"stopped by {number.name}; the same command with --resume goes on\n"
+    assert f"convert stopped at step 0: stopped by {number.name}, " in first.out
+    assert json.loads((tmp_path / "runs/small/copies/convert/state.json").read_text())["status"] == "interrupted"
+    manifest.write_text(text)
+    done(caramba(tmp_path, "--resume"))
+
+
+def test_the_first_process_waits_at_its_end_for_one_that_is_late(tmp_path: Path) -> None:
+    """It keeps the store, of whose loss torch leaves a trace."""
+    write(tmp_path, "copies", runs="pretrain")
+    started, end = caramba(tmp_path), tmp_path / "runs/small/copies/pretrain/checkpoints/step_000003"
+    assert next((line for line in started[0].stdout if "train copies/pretrain" in line), None)
+    while not end.exists():  # the last of what is done together
+        assert started[0].process.is_alive()
+    started[1].send_signal(signal.SIGSTOP)
+    assert next((line for line in started[0].stdout if "artifacts" in line), None)
+    started[0].process.join(timeout=6)
+    started[1].send_signal(signal.SIGCONT)
+    done(started)
 
 
 def test_a_process_that_waits_for_another_hears_signals(tmp_path: Path) -> None:

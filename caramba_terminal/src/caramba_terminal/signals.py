@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-__all__ = ["Interrupted", "Signals", "signals_held"]
+__all__ = ["Interrupted", "Signals", "pass_on", "signals_held"]
 
 
 class Interrupted(BaseException):
@@ -18,6 +18,11 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
+
+    @property
+    def said(self) -> str:
+        """What the user is told."""
+        return f"{self}; the same command with --resume goes on"
 
 
 class Signals:
@@ -65,3 +70,13 @@ def signals_held() -> Iterator[Signals]:
         for received, handler in before.items():
             with suppress(TypeError):  # a handler that was not set from Python
                 signal.signal(received, handler)
+
+
+def pass_on(number: int) -> None:
+    """Give the main thread a signal that another process of its runs got; nothing where it has got one, or holds none.
+
+    Called in another thread.
+    """
+    receiver = getattr(signal.getsignal(number), "__self__", None)
+    if isinstance(receiver, Signals) and receiver.pending is None:
+        signal.pthread_kill(threading.main_thread().ident or 0, number)

@@ -41,8 +41,8 @@ def follow(load: Callable[[], Loaded]) -> bool:
     from caramba_plugins_standard.parallel.following import follow_first
     from caramba_plugins_standard.parallel.team import meeting
 
-    meeting()
     if process_rank() == 0:
+        meeting()
         return False
     follow_first(load)
     return True

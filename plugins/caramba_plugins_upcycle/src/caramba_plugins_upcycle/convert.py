@@ -80,7 +80,7 @@ class ConvertRunner:
         context = self.context
         context.limit.worked()
         count = sum(1 for _ in stages(context.student))
-        if any(self.team.agree(context.limit.reason is not None)) and done < count:
+        if any(self.team.heard(context.limit.signals, context.limit.reason is not None)) and done < count:
             context.keep(done, {"report": report})
             reason = context.limit.reason or "another process was asked to end"
             context.pause_reason = f"{reason}, {done} of {count} stages of the conversion done"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -21,7 +22,7 @@ from caramba_core.manifest.load import Loaded
 from caramba_core.nn.build import load_object
 from caramba_core.run.context import GroupContext, RunContext
 from caramba_core.run.directory import RunDirectory
-from caramba_plugins_standard.parallel.team import meeting
+from caramba_plugins_standard.parallel.team import meeting, open_store
 
 __all__ = ["follow_first"]
 
@@ -33,7 +34,13 @@ def follow_first(load: Callable[[], Loaded]) -> None:
     groups: dict[str, GroupContext] = {}
     with signals_held() as signals:
         try:
-            while (task := meeting().called()) is not None:
+            open_store()
+        except Interrupted as ended:
+            os._exit(128 + ended.number)  # the others do not know of this process yet
+        with signals.deferred():
+            here = meeting()
+        try:
+            while (task := here.called(signals)) is not None:
                 loaded = loaded or load()
                 group = next(one for one in loaded.manifest.groups if one.name == task["group"])
                 if group.name not in groups:
@@ -41,12 +48,14 @@ def follow_first(load: Callable[[], Loaded]) -> None:
                     groups[group.name] = GroupContext.open(loaded, group)
                 _take_part(groups[group.name], task, signals)
         except Interrupted as ended:
-            meeting().end(128 + ended.number)  # the first process got it as well, or ends with this one
+            here.end_interrupted(ended.number)
         except CarambaError:
             raise
         except Exception:
             traceback.print_exc()
             raise
+    if signals.pending is not None:
+        here.leave(128 + signals.pending)  # the first process has saved the run, and said so
 
 
 def _take_part(shared: GroupContext, task: Mapping[str, Any], signals: Signals) -> None:
@@ -65,7 +74,6 @@ def _take_part(shared: GroupContext, task: Mapping[str, Any], signals: Signals) 
     run.check_before(context.device.type, context.sites)
     with suppress(Paused):  # where the first process said so
         load_object(run.builds)(run, context).run()
-    signals.pending = None  # the run was saved; what comes of it is the first process's to say
 
 
 class _NoHooks:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -23,7 +24,7 @@ from typing import Any, Final, NoReturn
 import torch
 import torch.distributed as dist
 from caramba_terminal.limit import Paused
-from caramba_terminal.signals import Interrupted
+from caramba_terminal.signals import Interrupted, Signals, pass_on
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
@@ -32,7 +33,7 @@ from caramba_core.run.context import RunContext
 from caramba_plugins_standard.parallel import process_count, process_rank
 from caramba_plugins_standard.parallel.watchdog import Entry, killed, lives, start_watchdog
 
-__all__ = ["Meeting", "Team", "meeting", "together"]
+__all__ = ["Meeting", "Team", "meeting", "open_store", "together"]
 
 _PATIENCE: Final = timedelta(hours=2)
 """For an exchange between processes: one waits for the others' evaluations and writes.  A death is seen at once."""
@@ -42,7 +43,10 @@ _ATTEMPT: Final = timedelta(seconds=5)
 
 _POLL: Final = 0.1
 _REASON: Final = 3.0
-"""Seconds in which a failure of all processes, or of another one, is told apart from one's own."""
+"""Seconds in which a failure of all processes, or of another one, is told apart from one's own, and a signal too."""
+
+_SLOW: Final = 60.0
+"""Seconds that the first process waits at its end for another one that lives."""
 
 
 class Team:
@@ -81,6 +85,13 @@ class Team:
         dist.all_reduce(known, op=dist.ReduceOp.MAX)
         return tuple(known.tolist())
 
+    def heard(self, signals: Signals, *values: int) -> tuple[int, ...]:
+        """The signal that came to any process, or 0, which is pending in all of them then; and what they agree on."""
+        number, *largest = self.agree(signals.pending or 0, *values)
+        if number and signals.pending is None:
+            signals.pending = number
+        return number, *largest
+
     def spread(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite tensors with those of the first process."""
         if self.size > 1:
@@ -92,19 +103,13 @@ class Meeting:
     """The store in which the processes meet, and a thread that looks whether those of this machine are alive."""
 
     def __init__(self) -> None:
-        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-        if missing:
-            raise InputError(
-                f"{process_count()} processes were started (WORLD_SIZE), and {', '.join(missing)} is not set",
-                hint="start them with torchrun --nproc-per-node N -m -- caramba run MANIFEST",
-            )
         self.size, self.rank = process_count(), process_rank()
-        store = _open_store(self.rank)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun --max-restarts keeps the store
-        self._store = dist.PrefixStore(f"caramba/{attempt}", store)  # type: ignore[attr-defined]
+        self._store = dist.PrefixStore(f"caramba/{attempt}", open_store())  # type: ignore[attr-defined]
         self._given = 0
         self._is_busy = False
         self._is_leaving = False
+        self._signal: int | None = None
         self._peers: dict[int, int] = {}
         self._store.set(f"process/{self.rank}", json.dumps([socket.gethostname(), os.getpid()]))
         self._entry = self._in_watchdog()
@@ -129,13 +134,16 @@ class Meeting:
         self._store.set(f"task/{self._given}", json.dumps(task))
         self._given += 1
 
-    def called(self) -> dict[str, Any] | None:
-        """What the first process calls for next; ``None`` once it has ended."""
+    def called(self, signals: Signals) -> dict[str, Any] | None:
+        """What the first process calls for next; ``None`` once it has ended.  A signal is passed on to it."""
         try:
-            while not self._has(f"task/{self._given}"):
-                if self._has("left/0"):
-                    return None
-                time.sleep(_POLL)
+            with signals.deferred():
+                while not self._has(f"task/{self._given}"):
+                    if self._has("left/0"):
+                        return None
+                    if signals.pending is not None:
+                        self._store.set("signal", str(signals.pending))
+                    time.sleep(_POLL)
         except dist.DistNetworkError:  # the first process, or torchrun, kept the store and has ended
             return None
         self._given += 1
@@ -145,23 +153,26 @@ class Meeting:
     @contextmanager
     def team(self) -> Iterator[Team]:
         """Work of all processes; a failure of one is told by that one, and ends the others without a word."""
-        if not dist.is_initialized():
-            self._wait_for_peers()
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=self._store.clone(),  # type: ignore[attr-defined]  # torch waits in it, while the watch asks
-                rank=self.rank,
-                world_size=self.size,
-                timeout=_PATIENCE,
-            )
         self._is_busy = True
         try:
+            if not dist.is_initialized():
+                self._wait_for_peers()
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                    store=self._store.clone(),  # type: ignore[attr-defined]  # torch waits in it, while the watch asks
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=_PATIENCE,
+                )
             yield Team(self.size, self.rank)
         except Paused:
             self._is_busy = False  # in all of them
             raise
-        except Interrupted:
-            self._end_behind_others()  # torchrun ends the rest of them
+        except Interrupted as ended:
+            self._signal = ended.number
+            with suppress(dist.DistNetworkError):
+                self._miss_killed()
+                self._end_behind_others()  # torchrun ends the rest of them
             raise
         except Exception as error:
             self._fail(error)
@@ -176,6 +187,7 @@ class Meeting:
         until = time.monotonic() + _REASON
         try:
             while time.monotonic() < until:  # where one was killed, the thread that watches says so and ends this
+                self._end_with_interrupted(error)
                 with suppress(Interrupted):  # torchrun ends the others of one that died
                     self._end_behind_others()
                     time.sleep(_POLL)
@@ -193,7 +205,18 @@ class Meeting:
         if failed:
             self.end()
 
+    def _end_with_interrupted(self, error: Exception) -> None:
+        """Raise :class:`Interrupted` where a signal ended another process at once."""
+        numbers = [number for rank in range(self.size) if rank != self.rank and (number := self._left(rank))]
+        if numbers:
+            self._signal = numbers[0]
+            raise Interrupted(numbers[0]) from error
+
     # ------------------------------------------------------------------------------------------------ who is there
+
+    def _left(self, rank: int) -> int | None:
+        """The signal that ended a process which has left, or 0; ``None`` of one that has not."""
+        return int(self._store.get(f"left/{rank}") or 0) if self._has(f"left/{rank}") else None
 
     def _has(self, key: str) -> bool:
         return bool(self._store.check([key]))
@@ -202,24 +225,47 @@ class Meeting:
         """Look for the other processes of this machine, and end this one where one of them has gone without a word.
 
         Torchrun ends the rest as well, but a process that waits for a device hears no signal.  Where not even this
-        thread runs, the watchdog ends it.
+        thread runs, the watchdog ends it.  The first process gets a signal that another one got while it waited.
         """
         try:
             self._find_peers()
             while not self._is_leaving:
-                for rank in [rank for rank, number in self._peers.items() if not lives(number)]:
-                    if not self._has(f"left/{rank}"):
-                        self._mourn(rank)
-                    elif self._is_busy:
+                self._miss_killed()
+                for rank in self._gone():
+                    number = self._left(rank) or 0
+                    if self._is_busy or self._misses(number):
                         time.sleep(_REASON)  # it has said why it ends, or did what was to be done, as this one will
-                        if self._is_busy:
-                            self.end()
+                        if self._is_busy or self._misses(number):
+                            self._end_behind(number)
+                if self.rank == 0 and self._has("signal"):
+                    time.sleep(_REASON)  # most come to all processes
+                    pass_on(int(self._store.get("signal")))
                 time.sleep(5 * _POLL)
         except dist.DistNetworkError:  # whoever kept the store has gone: torchrun, or the first process without it
             if self._is_busy:
                 time.sleep(_REASON)
             if self._is_busy:
                 self._lose_store()
+
+    def _gone(self) -> list[int]:
+        """The other processes of this machine that have ended."""
+        return [rank for rank, number in self._peers.items() if not lives(number)]
+
+    def _miss_killed(self) -> None:
+        """End this process where another one has gone without a word."""
+        for rank in self._gone():
+            if not self._has(f"left/{rank}"):
+                self._mourn(rank)
+
+    def _misses(self, number: int) -> bool:
+        """Whether this process could call for one that has left, by this signal: then it gets that as well."""
+        return self.rank == 0 and not self._is_leaving and not number
+
+    def _end_behind(self, number: int) -> NoReturn:
+        """End behind another process, which has said why unless a signal ended it."""
+        if number and self.rank == 0:
+            sys.stderr.write(f"{Interrupted(number).said}\n")
+        self.end(128 + number if number else 1)
 
     def _find_peers(self) -> None:
         self._wait_for_peers()
@@ -245,6 +291,18 @@ class Meeting:
             sys.stderr.write(killed(rank, self.size))
         self.end()
 
+    def leave(self, code: int) -> NoReturn:
+        """End this process in order."""
+        self._leave()
+        self.end(code)
+
+    def end_interrupted(self, number: int) -> NoReturn:
+        """End this process at once, as a signal asks; the first one got it as well, or says so for this one."""
+        with suppress(dist.DistNetworkError):
+            self._store.set("signal", str(number))
+            self._store.set(f"left/{self.rank}", str(number))
+        self.end(128 + number)
+
     def end(self, code: int = 1) -> NoReturn:
         """End this process at once: another one tells why."""
         sys.stderr.flush()
@@ -256,27 +314,42 @@ class Meeting:
         self._is_leaving = True
         self._entry.leave()
         try:
+            said = str(self._signal or "")
             if self.rank == 0:
-                self._store.set("left/0", "")
+                self._store.set("left/0", said)
             if dist.is_initialized() and not self._is_busy:
                 dist.destroy_process_group()
-            self._store.set(f"left/{self.rank}", "")
-            if self._is_busy:
-                return
-            until = time.monotonic() + _REASON
-            while self.rank == 0 and time.monotonic() < until:  # it may keep the store, which the others still ask
-                if all(self._has(f"left/{rank}") for rank in range(self.size)):
-                    break
-                time.sleep(_POLL)
+            self._store.set(f"left/{self.rank}", said)
+            if self.rank == 0 and not self._is_busy:
+                self._wait_for_others()
         except RuntimeError:
             pass
 
+    def _wait_for_others(self) -> None:
+        """Until the others have left: this process may keep the store, which they still ask."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # all is done: they may end this
+        begun = time.monotonic()
+        while others := [rank for rank in range(1, self.size) if not self._has(f"left/{rank}")]:
+            alive = any(rank in self._peers and lives(self._peers[rank]) for rank in others)
+            if time.monotonic() - begun > (_SLOW if alive else _REASON):
+                break
+            time.sleep(_POLL)
 
-def _open_store(rank: int) -> dist.Store:  # type: ignore[name-defined]
+
+@cache
+def open_store() -> dist.Store:  # type: ignore[name-defined]
     """The store of this process and its peers, whoever of them is there yet.
 
     Torch waits for them without hearing signals, for hours: so it is told of one process, and asked anew every while.
     """
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            f"{process_count()} processes were started (WORLD_SIZE), and {', '.join(missing)} is not set",
+            hint="start them with torchrun --nproc-per-node N -m -- caramba run MANIFEST",
+        )
+    rank = process_rank()
     until = time.monotonic() + _PATIENCE.total_seconds()
     while True:
         try:

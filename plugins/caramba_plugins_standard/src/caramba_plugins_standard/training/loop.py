@@ -250,13 +250,10 @@ class TrainRunner:
         stops = context.should_stop()
         if self.team.size == 1:
             return stops, self._is_due()
-        own = context.limit.signals
-        signal, stopping, is_due = self.team.agree(
-            own.pending or 0, self.team.is_first and stops, self.team.is_first and self._is_due()
-        )
-        if signal and own.pending is None:
-            own.pending = signal
-            stopping |= context.should_stop()
+        first = self.team.is_first
+        signal, stopping, is_due = self.team.heard(context.limit.signals, first and stops, first and self._is_due())
+        if signal:
+            context.should_stop()  # says that it was this
         return bool(signal or stopping), bool(is_due)
 
     def _is_due(self) -> bool:
