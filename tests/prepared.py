@@ -18,6 +18,7 @@ import runpy
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -30,7 +31,7 @@ __all__ = ["Ran", "Started", "start"]
 
 LIBRARIES = [
     *("numpy", "torch", "torch._dynamo", "torch.utils.flop_counter", "safetensors.torch"),
-    *("attrs", "packaging.requirements", "pluggy", "rich.table", "typer", "typer.rich_utils", "yaml.cyaml"),
+    *("attrs", "packaging.requirements", "pluggy", "rich.table", "tabulate", "typer", "typer.rich_utils", "yaml.cyaml"),
 ]
 """What the server imports: nothing of caramba."""
 
@@ -114,6 +115,8 @@ def _become(
     err: Connection,
 ) -> None:
     """Be ``python -m MODULE ARGUMENTS``, in a fork of the server."""
+    for inherited in list(weakref.finalize._registry):
+        inherited.atexit = False  # torch's 174 libraries of operators would be taken apart one by one
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
