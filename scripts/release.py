@@ -146,14 +146,14 @@ class Environment:
     def install(self, wheels: list[Path], *distributions: str) -> None:
         """Install wheels; of these distributions, if any are named."""
         chosen = [str(wheel) for wheel in wheels if not distributions or name_of(wheel) in distributions]
-        self.pip("install", "--no-deps", "--no-index", *chosen)
+        self.pip("install", "--no-compile", "--no-deps", "--no-index", *chosen)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The installed script ``caramba``, outside of the checkout."""
         return subprocess.Popen(
             [str(self.python.with_name("caramba")), *arguments],
             cwd=self.folder,
-            env={"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "COLUMNS": "200"},
+            env={"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

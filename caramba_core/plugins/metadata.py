@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Literal
@@ -102,7 +103,7 @@ class Plugin:
         """Its hook modules."""
         return tuple(entry for entry in self.entries if entry.kind == "hooks")
 
-    @property
+    @cached_property
     def components(self) -> tuple[ComponentEntry, ...]:
         """Its components, each once."""
         return tuple(entry for entry in self.entries if entry.kind not in _GROUPS and not entry.is_alias)

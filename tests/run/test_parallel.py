@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
 def test_all_processes_end_with_one(tmp_path: Path, number: signal.Signals, rank: int) -> None:
     """With one line about one that was killed; behind the step, and saved, where one is asked to end."""
     whole = rank == 0 and number is signal.SIGKILL  # to the end, beside a run that nothing stopped
-    steps = 40 if whole else 300
+    steps = 24 if whole else 300
     write(tmp_path, "copies", "parts", runs="pretrain", steps=steps)
     if whole:
         done(caramba(tmp_path, "--group", "copies"))
@@ -181,6 +182,7 @@ def test_all_processes_end_with_one(tmp_path: Path, number: signal.Signals, rank
     assert next((line for line in started[0].stdout if "step " in line), None)  # waits without taking a core
     while not (folder / "metrics.jsonl").exists() or (folder / "metrics.jsonl").read_text().count("\n") < 5:
         assert all(process.process.is_alive() for process in started)
+        time.sleep(0.01)
     started[rank].send_signal(number)
     ran = ended(started)
     if number is signal.SIGKILL:
