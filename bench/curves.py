@@ -7,8 +7,9 @@ A record is one line of JSON.  ``kind: model`` is one measured model: ``attentio
 token, ``cache`` (full, int8, int4), ``cache_bytes`` a token in bfloat16 over all layers, training ``tokens``,
 ``start``, and the ``ratio`` of its perplexity to the teacher's on each text (null where it was not measured).
 ``kind: ablation`` is one variant of the start, ``kind: control`` one other start with what training makes of it,
-``kind: kinds`` one model or rival over kinds of text at one context, as ``bench/kinds.py`` prints it: where several
-have one name and context, they are seeds.  All say date, commit, device and command.
+``kind: kinds`` one model or rival over kinds of text at one context, as ``bench/kinds.py`` prints it (without ``kl``
+and ``top1`` where perplexity alone was measured): where several have one name and context, they are seeds.  All say
+date, commit, device and command.
 """
 
 from __future__ import annotations
@@ -198,8 +199,10 @@ def over_kinds() -> str:
                 f"{geometric_mean(means):.4f}{spread}",
                 f"{geometric_mean(one['ratio']['worst'] for one in seeds):.4f} ({', '.join(dict.fromkeys(worst))})",
                 " / ".join(f"{value:.4f}" for value in both),
-                f"{fmean(one['kl']['mean'] for one in seeds):.4f}",
-                f"{fmean(one['top1']['mean'] for one in seeds):.3f}",
+                *(
+                    f"{fmean(one[name]['mean'] for one in seeds):{digits}}" if name in seeds[0] else ""
+                    for name, digits in (("kl", ".4f"), ("top1", ".3f"))
+                ),
             ]
         )
     head = ["context", "cache", "bytes per token", "geometric mean", "worst kind", "Austen / Moby", "KL", "top-1"]
