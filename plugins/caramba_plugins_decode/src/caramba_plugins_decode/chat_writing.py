@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Final
 
 import attrs
 import typer
 from caramba_plugins_standard.chat_template import ChatTemplate, Message, messages_of
-from caramba_plugins_standard.generation import generate_each
+from caramba_plugins_standard.generation import Prompt, generate_stream
 from caramba_plugins_standard.texts import json_objects, require_unicode
 from caramba_terminal.reporter import Reporter
 from rich.console import Console
@@ -31,7 +32,7 @@ _ANSWERS: Final = 1 << 40
 """Added to the seeds of answers: they draw other numbers than prompts do."""
 
 _FRUITLESS: Final = 32
-"""Batches of prompts none of which ends, one after the other, before it is said that this model makes none."""
+"""Batches' worth of prompts none of which ends before it is said that this model makes none."""
 
 
 def prompts_of(path: Path, system: str | None = None) -> list[tuple[str, list[Message]]]:
@@ -91,40 +92,49 @@ class ChatWriter:
         """The tokens of a chat, up to where the answer begins; :class:`InputError` where there is no room for one."""
         return self.model.checked(self.model.tokenizer.encode(self.template.render(messages), special_tokens=True))
 
-    def answers(self, chats: Sequence[tuple[Sequence[Message], list[int]]], first: int) -> Iterator[Written]:
-        """The answers to a batch of chats with their tokens, which are the chats number ``first`` and following."""
-        new = self._continued([ids for _, ids in chats], self.wanted.max_new_tokens, _ANSWERS + first)
-        for (messages, ids), said in zip(chats, new, strict=True):
-            room = self.model.room(len(ids), self.wanted.max_new_tokens)
-            text, ended = self._text(said[:room])
-            finish = "end" if ended else "length" if room == self.wanted.max_new_tokens else "context"
-            answer: Message = {"role": "assistant", "content": text}
-            yield Written(messages=[*messages, answer], finish=finish, tokens=min(len(said), room))
+    def answers(self, chats: Iterable[tuple[Sequence[Message], list[int]]]) -> Iterator[Written]:
+        """The answers to chats with their tokens, in their order; chats are asked for as answers end."""
+        asked = deque[tuple[Sequence[Message], Prompt]]()
 
-    def prompts(self, system: str | None, most: int) -> Iterator[list[tuple[list[Message], list[int]]]]:
-        """Batches of chats that the model makes itself: what it says in the user's place, in at most so many tokens.
+        def prompts() -> Iterator[Prompt]:
+            for number, (messages, ids) in enumerate(chats):
+                room = self.model.room(len(ids), self.wanted.max_new_tokens)
+                prompt = Prompt(ids, room, self.wanted.seed + _ANSWERS + number)
+                asked.append((messages, prompt))
+                yield prompt
+
+        for said in self._continued(prompts()):
+            messages, prompt = asked.popleft()
+            text, ended = self._text(said)
+            finish = "end" if ended else "length" if prompt.most == self.wanted.max_new_tokens else "context"
+            answer: Message = {"role": "assistant", "content": text}
+            yield Written(messages=[*messages, answer], finish=finish, tokens=len(said))
+
+    def prompts(self, system: str | None, most: int) -> Iterator[tuple[list[Message], list[int]]]:
+        """Chats that the model makes itself: what it says in the user's place, in at most so many tokens.
 
         One that does not end, or says nothing, is dropped.  Raises :class:`InputError` where that is so of all.
         """
         opening = self.model.checked(self._opening(system))
+        room = self.model.room(len(opening), most)
         fruitless = 0
-        for first in count(0, self.batch_size):
-            new = self._continued([opening] * self.batch_size, most, first)
-            texts = [text.strip() for text, ended in map(self._text, new) if ended]
-            batch = []
-            for text in filter(None, texts):
+        for said in self._continued(Prompt(opening, room, self.wanted.seed + number) for number in count()):
+            text, ended = self._text(said)
+            text = text.strip()
+            self.made += 1
+            if ended and text:
+                fruitless = 0
                 messages = [*_told(system), {"role": "user", "content": text}]
-                batch.append((messages, self.encoded(messages)))
-            self.made += len(new)
-            self.dropped += len(new) - len(batch)
-            fruitless = 0 if batch else fruitless + 1
-            if fruitless == _FRUITLESS:
+                yield messages, self.encoded(messages)
+                continue
+            self.dropped += 1
+            fruitless += 1
+            if fruitless == _FRUITLESS * self.batch_size:
                 raise InputError(
-                    f"{self.model.name} makes no prompts: none of {self.made:,} ended within {most:,} tokens",
+                    f"{self.model.name} makes no prompts: none of {fruitless:,} ended within {most:,} tokens",
                     expected="a model that was trained on chats",
                     hint="give prompts in a file (--file), or allow longer ones (--max-prompt-tokens)",
                 )
-            yield batch
 
     def _opening(self, system: str | None) -> list[int]:
         """The tokens before what a user says first."""
@@ -137,27 +147,16 @@ class ChatWriter:
             )
         return self.model.tokenizer.encode(text.partition(_PLACE)[0], special_tokens=True)
 
-    def _continued(self, prompts: Sequence[list[int]], most: int, first: int) -> list[list[int]]:
-        """The new tokens behind each prompt; row ``n`` draws from the seed of number ``first + n``."""
-        unequal = all(config.takes_starts for config in self.model.attentions.values())
-        together: dict[int, list[int]] = {}
-        for row, ids in enumerate(prompts):  # a batch, or parts of one length where an attention takes no others
-            together.setdefault(0 if unequal else len(ids), []).append(row)
-        found: list[list[int]] = [[] for _ in prompts]
-        for rows in together.values():
-            room = max(self.model.room(len(prompts[row]), most) for row in rows)
-            out = generate_each(
-                self.model.model,
-                [prompts[row] for row in rows],
-                room,
-                storage=self.model.storage,
-                stops=self.model.tokenizer.stops,
-                sampling=self.wanted.sampling,
-                seed=[self.wanted.seed + first + row for row in rows],
-            )
-            for row, ids in zip(rows, out, strict=True):
-                found[row] = ids[len(prompts[row]) :]
-        return found
+    def _continued(self, prompts: Iterable[Prompt]) -> Iterator[list[int]]:
+        """The new tokens behind each prompt."""
+        return generate_stream(
+            self.model.model,
+            prompts,
+            self.batch_size,
+            storage=self.model.storage,
+            stops=self.model.tokenizer.stops,
+            sampling=self.wanted.sampling,
+        )
 
     def _text(self, new: Sequence[int]) -> tuple[str, bool]:
         """The text of new tokens, and whether an end token is behind it."""
@@ -178,18 +177,18 @@ def write_chats(
     They answer the first ``count`` of the ``prompts``, or of such as the model makes itself, of ``most`` tokens.
     Raises :class:`InputError` for a prompt that has no room, before weights are read.
     """
-    batches: Iterator[list[tuple[list[Message], list[int]]]]
+    chats: Iterable[tuple[list[Message], list[int]]]
     if prompts is None:
         assert count is not None, "a model never ends to make prompts"
-        total, batches = count, writer.prompts(system, most)
+        total, chats = count, islice(writer.prompts(system, most), count)
     else:
-        given = [(messages, _placed(writer, messages, place)) for place, messages in prompts[:count]]
-        total, batches = len(given), iter([given])
+        chats = [(messages, _placed(writer, messages, place)) for place, messages in prompts[:count]]
+        total = len(chats)
     tokens = cut = 0
     began = time.perf_counter()
     reporter = Reporter(Console(stderr=True, highlight=False))
     with publish_file(path) as file, reporter.bar("chats", total, unit="chats") as bar:
-        for chat in _answered(writer, batches, total):
+        for chat in writer.answers(chats):
             line = {"messages": chat.messages, "finish": chat.finish}
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             cut += chat.finish != "end"
@@ -201,20 +200,6 @@ def write_chats(
         f"wrote {path}: {total:,} chat{'' if total == 1 else 's'}, answers of {said}{made}; {writer.wanted.words}",
         err=True,
     )
-
-
-def _answered(
-    writer: ChatWriter, batches: Iterable[list[tuple[list[Message], list[int]]]], total: int
-) -> Iterator[Written]:
-    """The first ``total`` answered chats, in full batches but the last, however few prompts a batch of them gave."""
-    done, held = 0, list[tuple[list[Message], list[int]]]()
-    for batch in batches:
-        held += batch
-        while done < total and len(held) >= (size := min(writer.batch_size, total - done)):
-            yield from writer.answers(held[:size], done)
-            done, held = done + size, held[size:]
-        if done == total:
-            return
 
 
 def _placed(writer: ChatWriter, messages: Sequence[Message], place: str) -> list[int]:

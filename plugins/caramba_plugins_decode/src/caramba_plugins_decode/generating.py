@@ -11,8 +11,8 @@ from typing import Any, Final, Protocol
 
 import attrs
 import typer
-from caramba_plugins_standard.decoding import Decoder
-from caramba_plugins_standard.generation import continuations, padded
+from caramba_plugins_standard.decoding import Decoder, padded
+from caramba_plugins_standard.generation import continuations
 from caramba_plugins_standard.modes import Sampling
 from caramba_plugins_standard.sampling import Sampler
 from caramba_terminal.numbers import format_bytes

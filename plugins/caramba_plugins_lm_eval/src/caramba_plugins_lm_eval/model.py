@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import torch
 from caramba_plugins_eval.subject import Subject
-from caramba_plugins_standard.decoding import Decoder
-from caramba_plugins_standard.generation import continuations, padded
+from caramba_plugins_standard.decoding import Decoder, padded
+from caramba_plugins_standard.generation import continuations
 from caramba_plugins_standard.modes import Sampling
 from caramba_plugins_standard.perplexity import hidden_states
 from caramba_plugins_standard.sampling import Sampler

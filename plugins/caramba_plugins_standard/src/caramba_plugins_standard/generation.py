@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from caramba_core.components import Storage
+from caramba_core.components import Attention, Storage
 from caramba_core.errors import InputError
 from caramba_core.modes import Results
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.run.context import RunContext
 from caramba_core.teachers import Tokenizer, begin_of_text, require_ids
-from caramba_plugins_standard.decoding import Decoder
+from caramba_plugins_standard.decoding import Decoder, Rows, padded
 from caramba_plugins_standard.modes import Generate, Sampling
 from caramba_plugins_standard.sampling import Sampler
 
-__all__ = ["GenerateRunner", "continuations", "generate", "generate_each", "padded", "prompt_ids"]
+__all__ = ["GenerateRunner", "Prompt", "continuations", "generate", "generate_each", "generate_stream", "prompt_ids"]
+
+_TOGETHER = 4
+"""Rows of a stream wait until one in so many is free: their prompts go through the model in one pass."""
 
 
 @torch.no_grad()
@@ -34,18 +39,6 @@ def continuations(decoder: Decoder, logits: Tensor, count: int, sampler: Sampler
         yield tokens
         if left > 1:
             logits = decoder.step(tokens)
-
-
-def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Prompts of any lengths as one tensor, int64 ``[B, T]``, padded on the left.
-
-    With it, where each begins, int64 ``[B]``; ``None`` where all are equally long.
-    """
-    assert prompts and all(prompts), "a prompt has at least one token"
-    longest = max(map(len, prompts))
-    starts = [longest - len(prompt) for prompt in prompts]
-    rows = [[0] * start + list(prompt) for start, prompt in zip(starts, prompts, strict=True)]
-    return torch.tensor(rows, device=device), torch.tensor(starts, device=device) if any(starts) else None
 
 
 @torch.no_grad()
@@ -108,6 +101,101 @@ def generate_each(
         end = next((at for at, id_ in enumerate(row[longest:], longest + 1) if id_ in stops), len(row))
         rows.append(row[longest - len(prompt) : end])
     return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids to continue by at most ``most`` tokens, sampled from a seed of their own."""
+
+    ids: Sequence[int]
+    most: int
+    seed: int = 0
+
+
+@torch.no_grad()
+def generate_stream(
+    model: LanguageModel,
+    prompts: Iterable[Prompt],
+    batch_size: int,
+    *,
+    storage: Storage | None = None,
+    stops: Collection[int] = (),
+    sampling: Sampling | None = None,
+) -> Iterator[list[int]]:
+    """The new tokens of each prompt, in the order of the prompts, which are asked for as rows of the batch get free.
+
+    The last of them is the first of the ids ``stops`` that came.  There is one cache, whose steps are recorded once,
+    and a row that is done takes the next prompt; where an attention takes no decode steps, batches follow one another.
+    """
+    require_ids(stops, model.graph.vocab_size)
+    waiting = iter(prompts)
+    coming = list(islice(waiting, batch_size))
+    if not coming:
+        return
+    ends, sampling, size = frozenset(stops), sampling or Sampling(), len(coming)
+    most = max(len(prompt.ids) + prompt.most for prompt in coming)
+    rows = Rows(model, size, capacity=most, storage=storage)
+    if rows.refused:
+        del rows  # and its cache
+        yield from _generate_batches(model, coming, waiting, storage=storage, stops=ends, sampling=sampling)
+        return
+    device, vocabulary = model.head_weight.device, model.graph.vocab_size
+    sampler = Sampler(sampling, [0] * size, torch.zeros(size, 1, dtype=torch.int64, device=device), vocabulary)
+    logits = torch.zeros(size, vocabulary, dtype=model.head_weight.dtype, device=device)
+    free, running, done = list(range(size)), dict[int, tuple[int, Prompt, list[int]]](), dict[int, list[int]]()
+    begun = given = 0
+    while True:
+        if _TOGETHER * len(free) >= size:
+            coming = coming or list(islice(waiting, len(free)))
+            taken, free = free[: len(coming)], free[len(coming) :]
+            if coming:
+                room = max(prompt.most for prompt in coming)
+                logits[taken] = rows.fill(taken, [prompt.ids for prompt in coming], room).to(logits.dtype)
+                sampler.begin(taken, [prompt.seed for prompt in coming], [prompt.ids for prompt in coming])
+                running |= {row: (begun + at, new, []) for at, (row, new) in enumerate(zip(taken, coming, strict=True))}
+            begun, coming = begun + len(coming), []
+        if not running:
+            return
+        tokens = sampler(logits)
+        ended = []
+        for row, token in enumerate(tokens.tolist()):
+            if row in running:
+                number, prompt, new = running[row]
+                new.append(token)
+                if token in ends or len(new) == prompt.most:
+                    ended.append(row)
+                    done[number] = new
+                    del running[row]
+        if ended:
+            rows.leave(ended)
+            free += ended
+        while given in done:
+            yield done.pop(given)
+            given += 1
+        if running:
+            logits = rows.step(tokens)
+
+
+def _generate_batches(
+    model: LanguageModel, coming: list[Prompt], waiting: Iterator[Prompt], **settings: Any
+) -> Iterator[list[int]]:
+    """A stream as batches, or parts of one length where an attention takes no others."""
+    attentions = [node.config for node in model.graph.attentions().values()]
+    unequal = all(isinstance(config, Attention) and config.takes_starts for config in attentions)
+    size = len(coming)
+    while coming:
+        together: dict[int, list[int]] = {}
+        for row, prompt in enumerate(coming):
+            together.setdefault(0 if unequal else len(prompt.ids), []).append(row)
+        found: dict[int, list[int]] = {}
+        for part in together.values():
+            batch = [coming[row] for row in part]
+            ids, seeds = [prompt.ids for prompt in batch], [prompt.seed for prompt in batch]
+            out = generate_each(model, ids, max(prompt.most for prompt in batch), seed=seeds, **settings)
+            for row, prompt, new in zip(part, batch, out, strict=True):
+                found[row] = new[len(prompt.ids) :][: prompt.most]
+        yield from (found[row] for row in range(len(coming)))
+        coming = list(islice(waiting, size))
 
 
 def prompt_ids(run: Generate, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -113,17 +113,39 @@ class Draws:
     """Numbers in [0, 1), one for each row a time; a row's follow from its seed alone, whatever rows are beside it."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self._generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self._device = device
-        self._left: list[Tensor] = []
+        self._generators = [torch.Generator() for _ in seeds]
+        self._ahead = [torch.empty(0, dtype=self._dtype) for _ in seeds]  # drawn, and not moved yet
+        self._numbers = torch.empty(0, len(seeds), dtype=self._dtype, device=device)
+        self._at = 0
+        self.begin(range(len(seeds)), seeds)
 
     def next(self) -> Tensor:
         """The next number of each row, ``[B]``."""
-        if not self._left:
-            dtype = torch.float32 if self._device.type == "mps" else torch.float64  # MPS has no float64
-            rows = [torch.rand(_CHUNK, generator=generator, dtype=dtype) for generator in self._generators]
-            self._left = list(torch.stack(rows, dim=1).to(self._device).unbind())[::-1]
-        return self._left.pop()
+        if self._at == len(self._numbers):
+            self._numbers, self._at = self._drawn(range(len(self._generators)), _CHUNK), 0
+        self._at += 1
+        return self._numbers[self._at - 1]
+
+    def begin(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
+        """Let these rows begin anew, from seeds of their own."""
+        for row, seed in zip(rows, seeds, strict=True):
+            self._generators[row].manual_seed(seed % 2**63)
+            self._ahead[row] = self._ahead[row][:0]
+        if self._at < len(self._numbers):
+            self._numbers[self._at :, list(rows)] = self._drawn(rows, len(self._numbers) - self._at)
+
+    def _drawn(self, rows: Sequence[int], count: int) -> Tensor:
+        """The next numbers of some rows, ``[count, K]``; they are drawn in chunks, whenever they are asked for."""
+        for row in rows:
+            if len(self._ahead[row]) < count:
+                new = torch.rand(_CHUNK, generator=self._generators[row], dtype=self._dtype)
+                self._ahead[row] = torch.cat([self._ahead[row], new])
+        parts = torch.stack([self._ahead[row][:count] for row in rows], dim=1)
+        for row in rows:
+            self._ahead[row] = self._ahead[row][count:]
+        return parts.to(self._device)
 
 
 class Sampler:
@@ -136,6 +158,7 @@ class Sampler:
         self, sampling: Sampling, seeds: Sequence[int], tokens: Tensor, vocabulary: int, starts: Tensor | None = None
     ) -> None:
         self.sampling = sampling
+        self.vocabulary = vocabulary
         self.draws = Draws(seeds, tokens.device)
         penalized = sampling.repetition_penalty is not None
         self.seen = tokens_seen(tokens, vocabulary, starts) if penalized else None
@@ -149,6 +172,13 @@ class Sampler:
             chosen = draw(processed.softmax(dim=-1), self.draws.next())
         self.note(chosen[:, None])
         return chosen
+
+    def begin(self, rows: Sequence[int], seeds: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+        """Let other sequences begin in these rows, with seeds and prompts of their own."""
+        self.draws.begin(rows, seeds)
+        if self.seen is not None:
+            for row, prompt in zip(rows, prompts, strict=True):
+                self.seen[row] = tokens_seen(self.seen.new_tensor([prompt], dtype=torch.int64), self.vocabulary)[0]
 
     def note(self, tokens: Tensor) -> None:
         """Count tokens ``[B, T]`` as seen."""

@@ -19,7 +19,7 @@ from caramba_core.nn.language_model import LanguageModel
 from caramba_core.nn.module import ComponentModule
 from caramba_plugins_standard.quantized import Blocks
 
-__all__ = ["Decoder"]
+__all__ = ["Decoder", "Recording", "join_weights", "no_steps"]
 
 _FEW = 2
 """Tokens that recorded steps take faster than a pass does."""
@@ -56,12 +56,12 @@ class Decoder:
         self.unrecorded = _why_not(model, self.cache)
         """Why steps are ordinary passes; empty where they are replayed."""
         if not model.head_weight.is_cuda:
-            _join(model, Attention)  # many small products: copying the weights pays within tens of tokens
+            join_weights(model, Attention)  # many small products: copying the weights pays within tens of tokens
         elif self.unrecorded:
             warnings.warn(f"decode steps are not recorded: {self.unrecorded}", stacklevel=2)
         self._compiled = compiled
         self._starts: Tensor | None = None
-        self._recordings: dict[int, _Recording] = {}
+        self._recordings: dict[int, Recording] = {}
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, *, starts: Tensor | None = None, chunk: int = 2048) -> Tensor:
@@ -102,9 +102,9 @@ class Decoder:
         assert self.cache.length + most <= self.capacity, "the cache has no room for these tokens"
         return self._recorded(most).replay(tokens, self._starts)
 
-    def _recorded(self, together: int) -> _Recording:
+    def _recorded(self, together: int) -> Recording:
         if together not in self._recordings:
-            recording = _Recording(self.model, self.cache, self._starts, together, compiled=self._compiled)
+            recording = Recording(self.model, self.cache, self._starts, together, compiled=self._compiled)
             self._recordings[together] = recording
         return self._recordings[together]
 
@@ -119,20 +119,28 @@ class Decoder:
         self.cache.truncate(length)
 
 
-class _Recording:
+class Recording:
     """A step over a cache as a CUDA graph.  What is recorded reads tokens, lengths and starts from tensors.
 
-    Its rows are one token of each sequence or, if so many are taken ``together``, tokens of one sequence.
+    Its rows are one token of each sequence or, if so many are taken ``together``, tokens of one sequence.  ``ends``,
+    int64 ``[B]``, are given where sequences have lengths of their own: those with the next token of each.
     """
 
     def __init__(
-        self, model: LanguageModel, cache: Cache, starts: Tensor | None, together: int, *, compiled: bool
+        self,
+        model: LanguageModel,
+        cache: Cache,
+        starts: Tensor | None,
+        together: int = 0,
+        *,
+        ends: Tensor | None = None,
+        compiled: bool = False,
     ) -> None:
         self.model, self.cache, self.together = model, cache, together
         device, rows = model.head_weight.device, together or cache.batch
         self.tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         self.places = torch.arange(rows, device=device) if together else torch.zeros_like(self.tokens[:, 0])
-        self.ends = self.places + cache.length + 1
+        self.ends = self.places + cache.length + 1 if ends is None else ends.clone()
         self.starts = None
         if all(config.takes_starts for config in _attentions(model).values()):
             self.starts = torch.zeros_like(self.ends)
@@ -140,7 +148,7 @@ class _Recording:
                 self.starts.copy_(starts)
         step = self.run
         if compiled:
-            _join(model, Layer)
+            join_weights(model, Layer)
             # products with one row become reductions that fuse with what surrounds them
             options: dict[str, str | int | bool | Callable[..., Any]] = (
                 {"coordinate_descent_tuning": True} if rows == 1 else {}
@@ -167,15 +175,22 @@ class _Recording:
     def replay(self, tokens: Tensor, starts: Tensor | None) -> Tensor:
         """Logits ``[B, V]`` of tokens ``[B]`` that follow what is cached; rows without a token are left out."""
         torch.add(self.places, self.cache.length + 1, out=self.ends)
+        logits = self.replay_at(tokens, self.ends, starts)
+        self.cache.advance(len(tokens) if self.together else 1)
+        return logits
+
+    def replay_at(self, tokens: Tensor, ends: Tensor, starts: Tensor | None) -> Tensor:
+        """The same where each token is the last of ``ends`` ``[B]``; the length of the cache stays."""
+        if ends is not self.ends:
+            self.ends.copy_(ends)
         if self.starts is not None and starts is not None:
             self.starts.copy_(starts)
         self.tokens[: len(tokens), 0] = tokens
         self.graph.replay()
-        self.cache.advance(len(tokens) if self.together else 1)
         return self.logits[: len(tokens)]
 
 
-def _join(model: LanguageModel, kind: type[Layer]) -> None:
+def join_weights(model: LanguageModel, kind: type[Layer]) -> None:
     """Lay weights side by side that layers of a kind multiply together."""
     for module in model.modules():
         if isinstance(module, ComponentModule) and isinstance(module.config, kind):
@@ -202,8 +217,11 @@ def _attentions(model: LanguageModel) -> dict[str, Attention]:
 
 def _why_not(model: LanguageModel, cache: Cache) -> str:
     device = model.head_weight.device.type
-    if device != "cuda":
-        return f"the model is on {device}"
+    return f"the model is on {device}" if device != "cuda" else no_steps(model, cache)
+
+
+def no_steps(model: LanguageModel, cache: Cache) -> str:
+    """Why a model takes no decode steps (:meth:`Frame.step`) over a cache; empty where it does."""
     for name, config in _attentions(model).items():
         if not config.takes_steps:
             return f"{name} ({type(config).__name__}) takes no decode steps (takes_steps)"
