@@ -63,6 +63,6 @@ def require_processes(run: str, data: int) -> None:
         raise InputError(f"run {run}: train.parallel.data is {data}, and one process was started", hint=command)
     raise InputError(
         f"run {run}: train.parallel.data is {data}, and {started} processes were started",
-        hint=f"set it to {started}: batches and results do not depend on it"
+        hint=f"set it to {started}, which has to divide batch_size: results do not depend on it"
         + ("" if data == 1 else f"; or start as many as it says: {command}"),
     )

@@ -251,11 +251,15 @@ class Meeting:
         """The other processes of this machine that have ended."""
         return [rank for rank, number in self._peers.items() if not lives(number)]
 
+    def _killed(self) -> list[int]:
+        """Those of them that have gone without a word."""
+        return [rank for rank in self._gone() if not self._has(f"left/{rank}")]
+
     def _miss_killed(self) -> None:
         """End this process where another one has gone without a word."""
-        for rank in self._gone():
-            if not self._has(f"left/{rank}"):
-                self._mourn(rank)
+        for rank in self._killed():
+            self._mourn(rank)
+            self.end()
 
     def _misses(self, number: int) -> bool:
         """Whether this process could call for one that has left, by this signal: then it gets that as well."""
@@ -286,10 +290,10 @@ class Meeting:
         self.end()
 
     def _mourn(self, rank: int) -> None:
+        """Say that a process was killed, where no other one does."""
         if self._store.add("mourned", 1) == 1:
             self._entry.said()
             sys.stderr.write(killed(rank, self.size))
-        self.end()
 
     def leave(self, code: int) -> NoReturn:
         """End this process in order."""
@@ -314,6 +318,8 @@ class Meeting:
         self._is_leaving = True
         self._entry.leave()
         try:
+            for rank in self._killed():  # torchrun asked this one to end, which it has done by now
+                self._mourn(rank)
             said = str(self._signal or "")
             if self.rank == 0:
                 self._store.set("left/0", said)
@@ -330,9 +336,10 @@ class Meeting:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)  # all is done: they may end this
         begun = time.monotonic()
-        while others := [rank for rank in range(1, self.size) if not self._has(f"left/{rank}")]:
-            alive = any(rank in self._peers and lives(self._peers[rank]) for rank in others)
-            if time.monotonic() - begun > (_SLOW if alive else _REASON):
+        while others := [
+            rank for rank in range(1, self.size) if not self._has(f"left/{rank}") and rank not in self._gone()
+        ]:
+            if time.monotonic() - begun > (_SLOW if self._peers.keys() & others else _REASON):
                 break
             time.sleep(_POLL)
 
