@@ -83,8 +83,3 @@ def test_the_mean_counts_as_memory_of_the_optimizer(tmp_path: Path) -> None:
         runs += [plan for plan in experiment.plans["half"].runs if plan.id == "finetune"]
     plain, mean = runs
     assert mean.memory.optimizer - plain.memory.optimizer == 4 * mean.trained_parameters > 0
-
-
-def test_a_divided_run_has_no_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(workspace(tmp_path, "ema: 0.9, parallel: {data: 2, shard: true}")) == 2
-    assert "a mean is not divided" in capsys.readouterr().err

@@ -26,12 +26,13 @@ from tests.prepared import Ran, Started, start
 
 from .workspace import make_workspace
 
-ADAPTED, WHOLE = "lora: {rank: 2, targets: [mlp]}, trains: [norm]", "trains: [norm, mlp]"
 RUNS = {
     "global": "{type: upcycle.global, cross_entropy: 0.5, logit_rows: 24, hidden: {weight: 0.5}}, trains: [attention]",
     "blockwise": "{type: upcycle.blockwise, inputs: student}, trains: [attention]",
     "pretrain": "pretrain, accumulate: 2, skip_spikes: 9.0, evaluate_every: 2, checkpoint_every: 2",
-    "finetune": f"finetune, {ADAPTED}",
+    "muon": "pretrain, optimizer: {type: muon, weight_decay: 0.1}, evaluate_every: 2",
+    "adapted": "{type: upcycle.global, logit_rows: 24}, lora: {rank: 2}, accumulate: 2",
+    "finetune": "finetune, lora: {rank: 3, targets: [mlp]}, trains: [norm], ema: 0.6, evaluate_every: 2",
 }
 KINDS = {"one": (1, "false"), "copies": (2, "false"), "parts": (2, "true")}
 SECONDS = 200.0
@@ -52,11 +53,8 @@ def write(folder: Path, *kinds: str, runs: str = " ".join(RUNS), steps: int = 3,
         data, shard = KINDS[kind]
         data = processes.get(kind, data)
         for run in runs.split():
-            strategy = RUNS[run]
-            if kind == "parts":
-                strategy = strategy.replace(ADAPTED, WHOLE)
             text += f"      - {{id: {run}, mode: train, seed: 3, steps: {steps}, from: convert, train: {{strategy: "
-            text += f"{strategy}, device: cpu, batch_size: 4, context: 32, lr: 1.0e-3, schedule: constant, "
+            text += f"{RUNS[run]}, device: cpu, batch_size: 4, context: 32, lr: 1.0e-3, schedule: constant, "
             text += f"parallel: {{data: {data}, shard: {shard if data > 1 else 'false'}}}}}}}\n"
     (folder / "small.yml").write_text(text)
 
@@ -110,16 +108,35 @@ def assert_same(folder: Path, kind: str, run: str, steps: int) -> None:
 
 def test_plans_are_of_one_process(tmp_path: Path) -> None:
     """Copies divide what sequences take, parts also what weights do; operations are the whole run's."""
-    write(tmp_path, *KINDS, runs="pretrain")
+    write(tmp_path, *KINDS)
     plans = plan_manifest(load_manifest(str(tmp_path / "small.yml"), fetch=True))
-    one, copies, parts = (plan.runs[-1] for plan in plans)
-    assert one.operations == copies.operations == parts.operations
-    assert one.batch_size == 2 * copies.batch_size == 2 * parts.batch_size
-    for name in ("weights", "teacher", "optimizer", "activations", "logits"):
-        whole, copied, divided = (getattr(run.memory, name) for run in (one, copies, parts))
-        by_rows = name in ("activations", "logits")
-        assert copied == (whole / 2 if by_rows else whole), name
-        assert divided == pytest.approx(whole / 2, abs=1), name
+    for one, copies, parts in zip(*(plan.runs[1:] for plan in plans), strict=True):
+        assert one.operations == copies.operations == parts.operations
+        assert one.batch_size == 2 * copies.batch_size == 2 * parts.batch_size
+        for name in ("weights", "shared", "teacher", "optimizer", "activations", "logits"):
+            whole, copied, divided = (getattr(run.memory, name) for run in (one, copies, parts))
+            if name == "logits" and one.id in ("global", "adapted"):  # of 24 rows at a time, in each process
+                assert whole == copied == divided
+                continue
+            assert copied == (whole / 2 if name in ("activations", "logits") else whole), (one.id, name)
+            if name == "weights":  # each has its part of what one process shares with the teacher
+                whole += one.memory.shared
+                if one.id == "blockwise":  # frozen nodes stay whole
+                    whole += whole - one.memory.gradients
+            if name == "shared" or (name == "teacher" and one.id not in ("global", "blockwise", "adapted")):
+                whole = 0  # a teacher from which nothing is learned is gone
+            assert divided == pytest.approx(whole / 2, abs=1), (one.id, name)
+
+
+def test_plans_count_what_muon_leaves_to_another_optimizer(tmp_path: Path) -> None:
+    write(tmp_path, "one", runs="muon")
+    manifest = load_manifest(str(tmp_path / "small.yml"), fetch=True)
+    plan = plan_manifest(manifest)[0].runs[-1]
+    kept = 0
+    for name, weight in build(lower_group(manifest, manifest.manifest.groups[0])).named_parameters():
+        is_matrix = weight.dim() == 2 and not name.startswith("embedder")
+        kept += 4 * weight.numel() if is_matrix else 4 * (2 * weight.numel() + 1)
+    assert plan.memory.optimizer == kept
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -152,9 +169,8 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     done(caramba(tmp_path))
     for kind in ("copies", "parts"):
         for run in RUNS:
-            if (kind, run) != ("parts", "finetune"):  # without adapters there
-                assert_same(tmp_path, kind, run, 3)
-    runs = "global pretrain"
+            assert_same(tmp_path, kind, run, 3)
+    runs = "global pretrain finetune"
     write(tmp_path, "one", runs=runs, steps=5)
     done(caramba(tmp_path, "--resume", processes=1))
     write(tmp_path, "copies", runs=runs, steps=5, copies=1)
@@ -203,20 +219,26 @@ def test_all_processes_end_with_one(tmp_path: Path, number: signal.Signals, rank
         assert state["step"] == len([line for line in metrics(tmp_path, "parts", "pretrain") if "loss" in line]) < steps
 
 
+def waiting(folder: Path) -> tuple[list[Started], Path, str]:
+    """Two processes of which one waits while the first measures for long; the manifest, and how it measures less."""
+    write(folder, "copies", runs="pretrain")
+    manifest, heldout = folder / "small.yml", folder / "heldout.npy"
+    np.save(heldout, np.tile(np.load(heldout), 2000))
+    text = manifest.read_text()
+    manifest.write_text(text.replace("windows: 4", "windows: 20000"))
+    started = caramba(folder)
+    assert next((line for line in started[0].stdout if "perplexity of teacher" in line), None)
+    while not list(Path(tempfile.gettempdir()).glob(f"caramba_*/1.{started[1].process.pid}")):
+        assert started[1].process.is_alive()  # and has not come yet
+    return started, manifest, text
+
+
 @pytest.mark.parametrize(
     ("number", "ranks"), [(signal.SIGTERM, [1]), (signal.SIGINT, [0, 1])], ids=["the other", "both"]
 )
 def test_a_signal_ends_processes_of_which_one_waits(tmp_path: Path, number: signal.Signals, ranks: list[int]) -> None:
     """For the first one's measurement, here: it ends behind the batch, as a run of one process does."""
-    write(tmp_path, "copies", runs="pretrain")
-    manifest, heldout = tmp_path / "small.yml", tmp_path / "heldout.npy"
-    np.save(heldout, np.tile(np.load(heldout), 2000))
-    text = manifest.read_text()
-    manifest.write_text(text.replace("windows: 4", "windows: 20000"))
-    started = caramba(tmp_path)
-    assert next((line for line in started[0].stdout if "perplexity of teacher" in line), None)
-    while not list(Path(tempfile.gettempdir()).glob(f"caramba_*/1.{started[1].process.pid}")):
-        assert started[1].process.is_alive()  # and has not come yet
+    started, manifest, text = waiting(tmp_path)
     for rank in ranks:
         started[rank].send_signal(number)
     first, other = ended(started)
@@ -226,6 +248,17 @@ def test_a_signal_ends_processes_of_which_one_waits(tmp_path: Path, number: sign
     assert json.loads((tmp_path / "runs/small/copies/convert/state.json").read_text())["status"] == "interrupted"
     manifest.write_text(text)
     done(caramba(tmp_path, "--resume"))
+
+
+def test_a_kill_is_told_where_the_first_process_is_asked_to_end_for_it(tmp_path: Path) -> None:
+    """As torchrun does at once."""
+    started, _, _ = waiting(tmp_path)
+    started[1].send_signal(signal.SIGKILL)
+    started[1].process.join()
+    started[0].send_signal(signal.SIGTERM)
+    ran = ended(started)[0]
+    assert ran.code in (1, 143)
+    assert ran.err.count("error: process 1 of 2 was killed, and the run ends with it") == 1
 
 
 def test_the_first_process_waits_at_its_end_for_one_that_is_late(tmp_path: Path) -> None:

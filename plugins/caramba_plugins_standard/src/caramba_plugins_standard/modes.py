@@ -19,6 +19,7 @@ from caramba_plugins_standard.training.planning import (
     adapted_matrices,
     divided_plan,
     with_adapters,
+    with_optimizers,
     with_recomputing,
     with_states,
 )
@@ -218,7 +219,7 @@ class Train(Run):
         load = self.workload(Evaluation(), model.graph.vocab_size)
         if self.train.lora is not None:
             plan = with_adapters(plan, self, load, model, teacher, own)
-        plan = with_states(with_recomputing(plan, self, model), self, model)
+        plan = with_optimizers(with_states(with_recomputing(plan, self, model), self, model), self, model)
         return divided_plan(plan, self, model, teacher)
 
     def changes(self, graph: Graph, converted: frozenset[str]) -> frozenset[str]:

@@ -9,6 +9,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from caramba_plugins_standard.parallel.shards import gathered_stack, own_part, own_rows
+
 __all__ = ["MuonWithAdamW", "StackedMuon", "orthogonalized"]
 
 _STACK: Final = 2**26
@@ -19,7 +21,8 @@ class StackedMuon(torch.optim.Optimizer):
     """What ``torch.optim.Muon`` does with ``adjust_lr_fn="match_rms_adamw"``, many matrices of a shape at a time.
 
     torch's own loop launches fifteen small products a matrix; a model of thirty blocks has matrices of a few shapes.
-    Momentum is Nesterov's; steps have AdamW's size (arXiv 2502.16982, equation 4).
+    Momentum is Nesterov's; steps have AdamW's size (arXiv 2502.16982, equation 4).  Where processes divide matrices,
+    each has its rows of the momenta too, and all gather a stack in bfloat16 to orthogonalize it.
     """
 
     def __init__(self, groups: Iterable[Mapping[str, Any]], lr: float, *, momentum: float) -> None:
@@ -37,14 +40,15 @@ class StackedMuon(torch.optim.Optimizer):
         for weight in weights:
             if "momentum_buffer" not in self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-        momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        momenta = [own_part(self.state[weight]["momentum_buffer"]) for weight in weights]
+        gradients = [own_part(weight.grad) for weight in weights if weight.grad is not None]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        direction = orthogonalized(torch.stack(ahead).bfloat16())
-        size = 0.2 * max(weights[0].shape) ** 0.5
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, direction.to(weights[0].dtype).unbind(), alpha=-group["lr"] * size)
+        whole = gathered_stack([each.bfloat16() for each in ahead], weights[0])
+        direction = own_rows(orthogonalized(whole), weights[0]).to(weights[0].dtype)
+        size, parts = 0.2 * max(weights[0].shape) ** 0.5, [own_part(weight) for weight in weights]
+        torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parts, direction.unbind(), alpha=-group["lr"] * size)
 
 
 def _stacks(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from caramba_core.components import component, option
 from caramba_core.errors import InvalidValue
@@ -58,8 +58,6 @@ class Muon(_Moments):
     Embedder and head, which hold a row a token, are of the rest, as in the papers.
     """
 
-    whole_weights: ClassVar[bool] = True
-
     tables: Literal["adamw", "muon"] = option(default="adamw", help="what moves the matrices of embedder and head")
     momentum: float = option(default=0.95, help="share of the previous step that goes on", minimum=0.0, below=1.0)
 
@@ -73,8 +71,12 @@ class Muon(_Moments):
         fused = _fuses(groups)
         return MuonWithAdamW(groups, lr, momentum=self.momentum, betas=self.betas, eps=self.eps, fused=fused)
 
+    def moving(self, shape: tuple[int, ...], *, table: bool) -> Optimizer:
+        """AdamW of vectors, and of embedder and head as ``tables`` says."""
+        return self if len(shape) == 2 and (self.tables == "muon" or not table) else AdamW()
+
     def state_values(self) -> int:
-        """One momentum a matrix; vectors, embedder and head, which have two moments, seldom train along."""
+        """One momentum."""
         return 1
 
 

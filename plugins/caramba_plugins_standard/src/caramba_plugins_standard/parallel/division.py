@@ -16,17 +16,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from caramba_core.errors import InputError
 from caramba_core.graph import ROOT, local_name
 from caramba_core.nn.build import build
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.nn.sequence import LayerSequence
-from caramba_core.run.checkpoint import model_tensors
 from caramba_core.run.context import RunContext
 from caramba_plugins_standard.parallel import Parallel
+from caramba_plugins_standard.parallel.shards import divided_as
 from caramba_plugins_standard.parallel.team import Team
+from caramba_plugins_standard.training.lora import Adapters
 
 __all__ = ["Division", "divided"]
 
@@ -71,14 +72,22 @@ class Division(Protocol):
         ...
 
 
-def divided(context: RunContext, team: Team, settings: Parallel, *, uses_teacher: bool, whole_model: bool) -> Division:
+def divided(
+    context: RunContext,
+    team: Team,
+    settings: Parallel,
+    *,
+    uses_teacher: bool,
+    whole_model: bool,
+    adapters: Adapters | None,
+) -> Division:
     """The division that ``parallel:`` asks for, made once the strategy stands and before the optimizer does.
 
     Without ``whole_model`` steps run the nodes that train by themselves.
     """
     if settings.shards == 1:
         return _Copies(context, team, overlaps=whole_model)
-    return _Shards(context, team, settings, uses_teacher=uses_teacher, whole_model=whole_model)
+    return _Shards(context, team, settings, uses_teacher=uses_teacher, whole_model=whole_model, adapters=adapters)
 
 
 class _Copies:
@@ -159,12 +168,20 @@ class _Shards:
     saves_copies = True
 
     def __init__(
-        self, context: RunContext, team: Team, settings: Parallel, *, uses_teacher: bool, whole_model: bool
+        self,
+        context: RunContext,
+        team: Team,
+        settings: Parallel,
+        *,
+        uses_teacher: bool,
+        whole_model: bool,
+        adapters: Adapters | None,
     ) -> None:
         self._context = context
         self._team = team
         self._student = context.student
-        if whole_model and context.trained <= {context.graph.head.name}:
+        self._adapters = adapters
+        if whole_model and adapters is None and context.trained <= {context.graph.head.name}:
             raise InputError(
                 f"run {context.run.id}: the head alone trains, and nothing of it is divided among processes",
                 hint="set train.parallel.shard: false",
@@ -188,6 +205,8 @@ class _Shards:
                     fully_shard(node, mesh=mesh, mp_policy=policy)
         if uses_teacher:
             _shard(context.teacher, mesh, MixedPrecisionPolicy(cast_forward_inputs=False))
+        else:  # each process has its part of what the student shared with it
+            self._forget_teacher()
 
     def begin(self, parameters: Sequence[nn.Parameter], tables: Sequence[nn.Parameter]) -> None: ...
     def last_pass(self) -> None: ...
@@ -201,9 +220,8 @@ class _Shards:
     def restored(self, optimizer: torch.optim.Optimizer) -> None:
         for parameter, entries in optimizer.state.items():
             for name, value in entries.items():
-                if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
-                    mesh, placements = parameter.device_mesh, parameter.placements
-                    entries[name] = distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    entries[name] = divided_as(value, parameter)
 
     def save(self, step: int, *, optimizer: torch.optim.Optimizer, state: State, tensors: Tensors) -> None:
         cpu = torch.device("cpu")
@@ -218,7 +236,11 @@ class _Shards:
                 for parameter, entries in optimizer.state.items()
             }
             whole: Any = SimpleNamespace(state=moments)
-            self._context.save(step, optimizer=whole, state=state, tensors=tensors)
+            files = {
+                file: {name: self._gathered(tensor, cpu) for name, tensor in held.items()}
+                for file, held in tensors.items()
+            }
+            self._context.save(step, optimizer=whole, state=state, tensors=files)
 
     @contextmanager
     def _whole_student(self, device: torch.device) -> Iterator[LanguageModel]:
@@ -226,12 +248,19 @@ class _Shards:
         for part in self._student.modules():
             if isinstance(part, FSDPModule):
                 part.reshard()
-        tensors = {
-            local_name(name): self._gathered(tensor, device) for name, tensor in model_tensors(self._student).items()
-        }
+        parameters = {name: self._gathered(each, device) for name, each in self._student.named_parameters()}
+        buffers = dict(self._student.named_buffers())
         if self._team.is_first:
             student = build(self._context.graph, device=device, dtype=self._context.held)
-            student.load_state_dict(tensors, assign=True)
+            if self._adapters is not None:
+                self._adapters.put_into(student)
+            for name, tensor in parameters.items():
+                node, _, weight = name.rpartition(".")
+                trains = self._student.get_parameter(name).requires_grad
+                student.get_submodule(node).register_parameter(weight, nn.Parameter(tensor, requires_grad=trains))
+            for name, buffer in student.named_buffers():
+                if name in buffers:
+                    buffer.copy_(buffers[name])
             self._context.student = student
         try:
             yield self._context.student
@@ -246,9 +275,12 @@ class _Shards:
 
     def end(self) -> None:
         self._context.resume_from = self._context.directory.checkpoint(self._context.step)
+        self._context.__dict__.pop("student", None)
+        self._forget_teacher()
+
+    def _forget_teacher(self) -> None:
         self._context.shared.forget_teacher()
-        for name in ("student", "teacher"):
-            self._context.__dict__.pop(name, None)
+        self._context.__dict__.pop("teacher", None)
 
 
 def _mesh(device: torch.device, settings: Parallel) -> DeviceMesh:

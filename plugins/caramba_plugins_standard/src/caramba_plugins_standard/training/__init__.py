@@ -48,12 +48,14 @@ class Optimizer(Component):
 
     kind: ClassVar[str] = "optimizer"
     builds: ClassVar[str] = ""
-    whole_weights: ClassVar[bool] = False
-    """Whether a step needs a weight and its gradient in whole: then they cannot be divided among processes."""
 
     def create(self, parameters: Iterable[Mapping[str, Any]], lr: float) -> torch.optim.Optimizer:
         """The torch optimizer over parameter groups; those of embedder and head have the key ``tables``."""
         raise NotImplementedError(f"{type(self).__name__} does not define create")
+
+    def moving(self, shape: tuple[int, ...], *, table: bool) -> Optimizer:
+        """What moves a weight of this shape, of embedder or head if a ``table``: this one, or another beside it."""
+        return self
 
     def state_values(self) -> int:
         """Values of state a trained parameter, each in the parameter's dtype (Adam: 2)."""
@@ -362,17 +364,6 @@ class Training:
             raise InvalidValue("parallel", why, expected="1 with this strategy", within=("data",))
         if self.parallel.data > 1 and self.cuda_graph is True:
             raise InvalidValue("cuda_graph", "a step of several processes is not recorded", expected="false")
-        if self.parallel.shards > 1 and self.optimizer is not None and self.optimizer.whole_weights:
-            name = type(self.optimizer).__name__
-            raise InvalidValue(
-                "parallel",
-                f"{name} moves whole matrices, which shard divides",
-                expected="shard: false, or another optimizer",
-                within=("shard",),
-            )
-        for name, why in (("lora", "adapters are small, and are not divided"), ("ema", "a mean is not divided")):
-            if self.parallel.shards > 1 and getattr(self, name) is not None:
-                raise InvalidValue("parallel", why, expected=f"shard: false beside {name}", within=("shard",))
         if self.dtype == "float16":
             raise InvalidValue(
                 "dtype",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from caramba_core.run.checkpoint import load_tensors
+from caramba_plugins_standard.parallel.shards import divided_as, own_part
 
 __all__ = ["WeightAverage"]
 
@@ -24,7 +25,7 @@ _FILE: Final = "trained"
 
 class WeightAverage:
     """The mean of named ``parameters``, each in its own type; ``state`` and ``checkpoint`` are those of a run that goes
-    on, whose parameters have the mean's values then.
+    on, whose parameters have the mean's values then.  Of parameters that processes divide, each has its part.
     """
 
     def __init__(
@@ -42,17 +43,17 @@ class WeightAverage:
         if checkpoint is not None:
             saved = load_tensors(checkpoint, _FILE)
             for name, parameter in zip(self._names, self._parameters, strict=True):
-                parameter.copy_(saved[name])
+                own_part(parameter).copy_(own_part(divided_as(saved[name], parameter)))
 
     def update(self) -> None:
         """Take the weights in, behind a step."""
         self._steps += 1
         share = (1.0 - self._decay) / (1.0 - self._decay**self._steps)
-        torch._foreach_lerp_(self._others, self._parameters, share)
+        torch._foreach_lerp_(list(map(own_part, self._others)), list(map(own_part, self._parameters)), share)
 
     def exchange(self) -> None:
         """The mean in the place of the parameters' values, and these in its own; again, and both are as before."""
-        for parameter, other in zip(self._parameters, self._others, strict=True):
+        for parameter, other in zip(map(own_part, self._parameters), map(own_part, self._others), strict=True):
             kept = parameter.clone()
             parameter.copy_(other)
             other.copy_(kept)

@@ -148,6 +148,8 @@ class TrainRunner:
             context.step, context.resume_from = step_of(best) or 0, best
             context.__dict__.pop("student", None)  # is made of that checkpoint when it is asked for
             return
+        if self.settings.parallel.shards > 1:
+            return  # it is made of the last checkpoint
         if self.average is not None:
             self.average.exchange()
         if self.adapters is not None:
@@ -165,6 +167,7 @@ class TrainRunner:
             settings.parallel,
             uses_teacher=settings.strategy.needs_teacher,
             whole_model=settings.strategy.whole_model,
+            adapters=self.adapters,
         )
         self.parameters: list[nn.Parameter] = [parameter for _, parameter in context.trainable()]
         self.trained = sum(parameter.numel() for parameter in self.parameters)

@@ -84,13 +84,17 @@ def adapt(model: LanguageModel, names: Iterable[str], settings: LoRA, seed: int)
     """Put an adapter in the place of each matrix of a model with one of these dotted names."""
     places = {}
     for name in names:
-        node, _, weight = name.rpartition(".")
-        module = model.get_submodule(local_name(node))
-        places[name] = AdaptedMatrix(getattr(module, weight), settings.rank, settings.scale)
-        delattr(module, weight)
-        setattr(module, weight, places[name])
+        places[name] = AdaptedMatrix(model.get_parameter(local_name(name)), settings.rank, settings.scale)
+        _replace(model, name, places[name])
         places[name].draw(f"{seed}:{name}")
     return places
+
+
+def _replace(model: LanguageModel, name: str, matrix: AdaptedMatrix) -> None:
+    node, _, weight = name.rpartition(".")
+    module = model.get_submodule(local_name(node))
+    delattr(module, weight)
+    setattr(module, weight, matrix)
 
 
 class Adapters:
@@ -119,6 +123,11 @@ class Adapters:
             for name, matrix in self._places.items()
             for part in ("down", "up")
         }
+
+    def put_into(self, model: LanguageModel) -> None:
+        """Give another model of the same graph adapters in the same places, whose values are yet to come."""
+        for name, matrix in self._places.items():
+            _replace(model, name, AdaptedMatrix(model.get_parameter(local_name(name)), len(matrix.down), matrix.scale))
 
     def merge(self) -> None:
         """Make each matrix the sum that checkpoints hold, one after the other: the student is an ordinary one again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
@@ -26,6 +26,7 @@ __all__ = [
     "recomputed_parts",
     "what_trains",
     "with_adapters",
+    "with_optimizers",
     "with_recomputing",
     "with_states",
 ]
@@ -88,46 +89,90 @@ def with_states(plan: RunPlan, run: Train, model: ModelPlan) -> RunPlan:
     return attrs.evolve(plan, files=files, memory=attrs.evolve(plan.memory, activations=kept))
 
 
+def with_optimizers(plan: RunPlan, run: Train, model: ModelPlan) -> RunPlan:
+    """The plan of a run whose optimizer leaves some weights to another one, which keeps a state of another size."""
+    one = run.train.complete().optimizer
+    assert one is not None
+    trained, tables = trained_nodes(model.graph, run.trains), {model.graph.embedder.name, model.graph.head.name}
+    more = 0
+    for node in (node for node in model.walk() if node.node.name in trained):
+        for weight in (weight for weight in node.weights.values() if weight.trainable):
+            other = one.moving(weight.shape, table=node.node.name in tables)
+            more += (other.state_values() - one.state_values()) * weight.numel * _held(model)
+            more += (other.state_scalars() - one.state_scalars()) * ITEM_BYTES["float32"]
+    return attrs.evolve(plan, memory=attrs.evolve(plan.memory, optimizer=plan.memory.optimizer + more))
+
+
+def _held(model: ModelPlan) -> int:
+    """Bytes of a value of weights that train."""
+    return ITEM_BYTES["float64" if model.dtype == "float64" else "float32"]
+
+
 def divided_plan(plan: RunPlan, run: Train, model: ModelPlan, teacher: ModelPlan | None) -> RunPlan:
     """The plan of one of the processes that divide weights, gradients and optimizer state.
 
-    Beside its parts each process gathers the blocks in turn, in the type of the computation, the next one while one
-    runs; what stands outside of blocks stays gathered as it is held, and so does the teacher's.  With the whole
-    gradients of that this is ``cast``.  Without accumulation gradients come as activations go: ``gradients`` are what
-    the end of a backward pass takes beyond its beginning.  A copy of the student where it is measured or saved is not
-    counted.
+    Nothing is shared: student and teacher have parts of their own, and a teacher that a step does not need is gone.
+    Where nodes train one at a time, others are not divided.  Beside its parts each process gathers the blocks in turn,
+    in the type of the computation, the next one while one runs; what stands outside of blocks stays gathered as it is
+    held, and so does the teacher's.  With the whole gradients of that this is ``cast``.  Without accumulation gradients
+    come as activations go: ``gradients`` are what the end of a backward pass takes beyond its beginning.  A copy of the
+    student where it is measured or saved is not counted.
     """
-    shards = run.train.parallel.shards
-    divided = ("weights", "shared", "teacher", "gradients", "optimizer")
-    sizes = {name: getattr(plan.memory, name) for name in divided}
-    parts: dict[str, Any] = {name: None if size is None else -(-size // shards) for name, size in sizes.items()}
-    if shards > 1 and run.train.strategy.whole_model:
-        item, held = ITEM_BYTES[plan.dtype], ITEM_BYTES["float64" if model.dtype == "float64" else "float32"]
+    shards, memory, strategy = run.train.parallel.shards, plan.memory, run.train.strategy
+    if shards == 1:
+        return plan
+    whole = 0 if strategy.whole_model else memory.weights + memory.shared - memory.gradients
+    sizes = {"gradients": memory.gradients, "optimizer": memory.optimizer}
+    sizes["weights"] = memory.weights + memory.shared - whole
+    sizes["teacher"] = (memory.teacher or 0) if strategy.needs_teacher else 0
+    parts: dict[str, Any] = {name: -(-size // shards) for name, size in sizes.items()} | {"shared": 0}
+    parts["weights"] += whole
+    if memory.teacher is None and strategy.needs_teacher:
+        parts["teacher"] = None
+    if strategy.whole_model:
+        item, held = ITEM_BYTES[plan.dtype], _held(model)
         trained = trained_nodes(model.graph, run.trains)
-        block, outside = _largest_block(model), _outside_blocks(model)
-        gathered = 2 * block * item + sum(outside.values()) * held
-        gathered += sum(size for name, size in outside.items() if name in trained) * held
-        if teacher is not None and run.train.strategy.needs_teacher:
-            gathered += (sum(_outside_blocks(teacher).values()) + _largest_block(teacher)) * ITEM_BYTES[teacher.dtype]
+        beside = _adapter_values(run, model)
+        values = {node.node.name: _weights(node) + beside.get(node.node.name, 0) for node in model.walk()}
+        moving = {name: values[name] if name in trained else beside.get(name, 0) for name in values}
+        outside = _outside_blocks(model)
+        gathered = 2 * _largest_block(model, values) * item + sum(values[name] for name in outside) * held
+        gathered += sum(moving[name] for name in outside) * held
+        if teacher is not None and strategy.needs_teacher:
+            theirs = {node.node.name: _weights(node) for node in teacher.walk()}
+            size = sum(theirs[name] for name in _outside_blocks(teacher)) + _largest_block(teacher, theirs)
+            gathered += size * ITEM_BYTES[teacher.dtype]
         parts["cast"] = gathered
         if run.train.accumulate == 1:
-            passing = plan.memory.activations + plan.memory.logits + plan.memory.working
-            reduced = block * (item + held)  # the gradient of a block, and the buffer in which it is summed
+            passing = memory.activations + memory.logits + memory.working
+            # the gradient of a block, and the buffer in which it is summed
+            reduced = _largest_block(model, moving) * (item + held)
             parts["gradients"] = max(0, parts["gradients"] + reduced - passing)
-    return attrs.evolve(plan, memory=attrs.evolve(plan.memory, **parts))
+    return attrs.evolve(plan, memory=attrs.evolve(memory, **parts))
 
 
-def _largest_block(model: ModelPlan) -> int:
-    """Weights of the largest block, each of which processes gather as a whole."""
+def _adapter_values(run: Train, model: ModelPlan) -> dict[str, int]:
+    """Values of the adapters of each node."""
+    values: dict[str, int] = {}
+    if run.train.lora is not None:
+        matrices = adapted_matrices(model.graph, run.train.lora, trained_nodes(model.graph, run.trains))
+        for name, weight in matrices.items():
+            node = name.rpartition(".")[0]
+            values[node] = values.get(node, 0) + run.train.lora.rank * sum(weight.shape)
+    return values
+
+
+def _largest_block(model: ModelPlan, values: Mapping[str, int]) -> int:
+    """The most of some nodes' values in a block: those of a block processes gather as a whole."""
     regions = _regions(model, frozenset(_blocks(model.graph.topology)))
-    return max((sum(_weights(node) for node in nodes) for nodes, _ in regions), default=0)
+    return max((sum(values[node.node.name] for node in nodes) for nodes, _ in regions), default=0)
 
 
-def _outside_blocks(model: ModelPlan) -> dict[str, int]:
-    """Weights of the nodes that are in no block, by name."""
+def _outside_blocks(model: ModelPlan) -> list[str]:
+    """Names of the nodes that are in no block."""
     regions = _regions(model, frozenset(_blocks(model.graph.topology)))
     inside = {node.node.name for nodes, _ in regions for node in nodes}
-    return {node.node.name: _weights(node) for node in model.walk() if node.node.name not in inside}
+    return [node.node.name for node in model.walk() if node.node.name not in inside]
 
 
 def _weights(node: NodePlan) -> int:
@@ -183,7 +228,7 @@ def with_adapters(
         if own.isdisjoint((name, nodes[name])) and theirs.get(name) == weight.shape
     )
     memory = training_memory(plan.memory, model, load, trained, beside)
-    trainable = sum(values.values()) * ITEM_BYTES["float64" if model.dtype == "float64" else "float32"]
+    trainable = sum(values.values()) * _held(model)
     scalars = 2 * len(matrices) * load.state_scalars * ITEM_BYTES["float32"]
     memory = attrs.evolve(
         memory,
