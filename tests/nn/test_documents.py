@@ -23,6 +23,7 @@ from caramba_plugins_standard.pretrain_runner import PretrainRunner
 from caramba_plugins_standard.rope import Rope
 from caramba_plugins_standard.topologies import Residual, Stacked
 from caramba_plugins_standard.training.batch import Batch, batches_of
+from caramba_plugins_standard.training.documents import packed_frame
 from caramba_plugins_upcycle.strategies import Blockwise, Global
 from caramba_plugins_upcycle.strategy_runners import BlockwiseRunner, GlobalRunner, divergence
 from torch.nn import functional as F
@@ -150,6 +151,22 @@ def test_an_attention_that_cannot_is_refused() -> None:
         batch_of(tokens).frame(model)
     plain = Batch(tokens=tokens)
     assert model(plain.inputs, plain.frame(model)).shape == (*plain.inputs.shape, 16)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_step_waits_for_no_value(name: str, blocks: bool) -> None:
+    """On a device that has shapes but no values: so that a step over documents can be recorded as a CUDA graph."""
+    model, tokens = model_of(ATTENTIONS[name]).to("meta"), packed()
+    words = tokens.clone()
+    words[:, 1:][tokens[:, :-1] == END] |= BEGINS
+    [batch] = batches_of(words[None].to("meta"), marked=True)
+    if blocks:  # as they are made on CUDA
+        assert batch.begins is not None
+        packed_frame(model, batch.inputs, batch.begins[:, :-1], in_blocks=True)
+    logits = model(batch.inputs, batch.frame(model)).flatten(0, 1)
+    batch.mean(F.cross_entropy(logits, batch.targets.flatten(), reduction="sum")).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("rows", [5, 512])

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from caramba_plugins_standard.training import StepResult
+from caramba_plugins_standard.training import StepResult, Training
 
-__all__ = ["CapturedStep", "launches_dominate"]
+__all__ = ["CapturedStep", "launches_dominate", "why_not_recorded"]
 
 _WARM_UP = 3
 """Passes before recording: they compile, choose algorithms and allocate workspaces, none of which can be recorded."""
@@ -22,6 +22,15 @@ _WARM_UP = 3
 
 _DOMINATES = 0.9
 """Share of a step's time in which it is launched, from which on a graph is worth its memory."""
+
+
+def why_not_recorded(settings: Training) -> str | None:
+    """What keeps a run's steps from being recorded, if anything; documents do not: sequences have one length."""
+    if settings.activation_checkpointing != "none":
+        return "what activation_checkpointing computes again cannot be recorded"
+    if settings.parallel.data > 1:
+        return "a step of several processes is not recorded"
+    return None if settings.strategy.takes_graphs else "this strategy reads and writes a file within a step"
 
 
 def launches_dominate(step: Callable[[], object]) -> bool:

@@ -30,7 +30,7 @@ from caramba_plugins_standard.training.averaging import WeightAverage
 from caramba_plugins_standard.training.background import BackgroundCheckpoints
 from caramba_plugins_standard.training.batch import batches_of
 from caramba_plugins_standard.training.compiling import compile_blocks, join_frozen, uncompile
-from caramba_plugins_standard.training.cuda_graph import CapturedStep, launches_dominate
+from caramba_plugins_standard.training.cuda_graph import CapturedStep, launches_dominate, why_not_recorded
 from caramba_plugins_standard.training.determinism import deterministic
 from caramba_plugins_standard.training.documents import require_documents
 from caramba_plugins_standard.training.float8 import use_float8
@@ -332,8 +332,7 @@ class TrainRunner:
         """
         self._tries, context, settings = False, self.context, self.settings
         cuda = context.device.type == "cuda"
-        records = settings.cuda_graph == "auto" and cuda and settings.strategy.takes_graphs
-        records = records and settings.activation_checkpointing == "none" and not self.windows.marked
+        records, why_not = settings.cuda_graph == "auto" and cuda, why_not_recorded(settings)
         with torch.random.fork_rng([context.device] if cuda else []):
             if settings.compile == "auto" and context.run.compiles:
                 try:
@@ -342,7 +341,9 @@ class TrainRunner:
                     context.reporter.line(f"not compiled: {str(error).strip().splitlines()[0]}")
                     for model in self._models():
                         uncompile(model)
-            if records and settings.parallel.data == 1:
+            if records and why_not is not None:
+                context.reporter.line(f"not replayed as a CUDA graph: {why_not}")
+            elif records:
                 self._gradients(tokens)
                 self._records = launches_dominate(lambda: self._gradients(tokens))
                 if self._records:
