@@ -13,7 +13,7 @@ from caramba_core.manifest.load import Loaded
 from caramba_core.manifest.schema import Group
 from caramba_core.places import expanded
 
-__all__ = ["written_manifest"]
+__all__ = ["lead_from", "written_manifest"]
 
 
 def written_manifest(loaded: Loaded, group: Group, folder: Path, *, pinned: str | None) -> str:
@@ -27,22 +27,26 @@ def written_manifest(loaded: Loaded, group: Group, folder: Path, *, pinned: str 
     document["groups"] = [written for written in document["groups"] if written["name"] in chain]
     for written in document["groups"]:
         one = chain[written["name"]]
-        if one.teacher is not None:
-            source = pinned if one is group and pinned is not None else one.teacher.source
-            named = source if "://" in source else _from(folder, loaded.folder, one.teacher.source)
-            written["teacher"] = {**written["teacher"], "source": named}
-        for which in written.get("data") or {}:
-            dataset = getattr(one.data, which)
-            files = () if dataset is None else dataset.files()
-            names = {str(file): _from(folder, loaded.folder, file) for file in files}
-            written["data"] = {**written["data"], which: _renamed(written["data"][which], names)}
+        lead_from(written, one, loaded.folder, folder, pinned if one is group else None)
     return dump(document)
 
 
-def _from(folder: Path, origin: Path, name: str | Path) -> str:
+def lead_from(written: dict[str, Any], group: Group, origin: Path, folder: Path | None, pinned: str | None) -> None:
+    """Make the names of files in a written group lead from ``folder``, or from anywhere; they led from ``origin``."""
+    if group.teacher is not None:
+        source = pinned or group.teacher.source
+        written["teacher"]["source"] = source if "://" in source else _from(folder, origin, group.teacher.source)
+    for which in written.get("data") or {}:
+        dataset = getattr(group.data, which)
+        names = {str(file): _from(folder, origin, file) for file in (() if dataset is None else dataset.files())}
+        written["data"] = {**written["data"], which: _renamed(written["data"][which], names)}
+
+
+def _from(folder: Path | None, origin: Path, name: str | Path) -> str:
     """A file's name, relative to ``origin``, as one relative to ``folder``; absolute names stay what they are."""
     path = expanded(name)
-    return str(path) if path.is_absolute() else os.path.relpath(origin / path, folder)
+    anywhere = folder is None or path.is_absolute()
+    return str(origin.resolve() / path) if anywhere else os.path.relpath(origin / path, folder)
 
 
 def _renamed(dataset: Any, names: dict[str, str]) -> Any:

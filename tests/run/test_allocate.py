@@ -71,6 +71,29 @@ def test_a_budget_is_divided_and_the_result_can_be_run(
     assert summary["cache_bytes_per_token"]["student"] == used * 2  # in float32
 
 
+def test_the_manifest_runs_from_anywhere(
+    manifest: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patterns, lists and parts lead to where they led; a word that is also a folder's name stays a word."""
+    folder, elsewhere = manifest.parent, manifest.parent / "elsewhere"
+    for made in ("shards", "tokens", "gqa", "elsewhere"):
+        (folder / made).mkdir()
+    (folder / "train.npy").rename(folder / "shards" / "one.npy")
+    parts = "[{weight: 2, data: {type: tokens, path: 'shards/*.npy'}}, {weight: 1, data: 'shards/o*.npy'}]"
+    text = manifest.read_text().replace("{train: train.npy,", f"{{train: {{type: mixture, parts: {parts}}},")
+    manifest.write_text(
+        text.replace("heldout: heldout.npy", "heldout: {type: tokens, path: [heldout.npy, shards/one.npy]}")
+    )
+    monkeypatch.chdir(folder)
+    assert caramba("run", manifest.name, "--run", "allocate", "--output", "runs") == 0, capsys.readouterr()
+    found = (folder / "runs" / "small" / "half" / "allocate" / "allocated.yml").rename(elsewhere / "allocated.yml")
+    monkeypatch.chdir(elsewhere)
+    assert caramba("run", found.name, "--run", "convert", "--output", elsewhere) == 0, capsys.readouterr()
+    group = YAML(typ="safe").load(found.read_text())["groups"][0]
+    assert group["data"]["train"]["parts"][0]["data"] == {"type": "tokens", "path": str(folder / "shards/*.npy")}
+    assert group["teacher"]["source"] == str(folder / "teacher")
+
+
 def test_layers_choose_among_attentions_and_caches(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is chosen fills the budget, as a plan in bfloat16 counts it, and is what the manifest builds."""
     manifest.write_text(manifest.read_text().replace(BUDGET, OTHERS))

@@ -14,9 +14,10 @@ from caramba_core.errors import InputError
 from caramba_core.modes import Results
 from caramba_core.plugins.registry import registry
 from caramba_core.run.context import RunContext
+from caramba_core.run.written import lead_from
 from caramba_plugins_upcycle.allocation.budget import Choice, Place, divide, held_bytes, part_of_the_way
 from caramba_plugins_upcycle.allocation.sensitivity import measure_sensitivities
-from caramba_plugins_upcycle.allocation.writing import find_from_anywhere, set_attentions, written
+from caramba_plugins_upcycle.allocation.writing import set_attentions, written
 from caramba_plugins_upcycle.convert import calibration_batches
 from caramba_plugins_upcycle.modes import Allocate, Start
 from caramba_plugins_upcycle.stages import stages
@@ -143,7 +144,8 @@ class AllocateRunner:
         )
         loaded = context.shared.loaded
         document = loaded.resolved_group(context.group.name)
-        find_from_anywhere(document["groups"][0], loaded.folder)
+        assert context.shared.source is not None  # the mode needs a teacher
+        lead_from(document["groups"][0], context.group, loaded.folder, None, context.shared.source.pinned)
         own = context.sites[0].student.config
         assert isinstance(own, Attention)
         set_attentions(document, context.run.id, chosen, own)

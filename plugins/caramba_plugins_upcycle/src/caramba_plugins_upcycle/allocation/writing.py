@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, cast
 
 import attrs
@@ -14,7 +13,7 @@ from caramba_core.components import Attention, Component
 from caramba_core.errors import InputError, PluginError
 from caramba_core.plugins.registry import registry
 
-__all__ = ["find_from_anywhere", "set_attentions", "written"]
+__all__ = ["set_attentions", "written"]
 
 
 def written(config: Any) -> Any:
@@ -117,16 +116,3 @@ def _repeated(node: Any, count: int) -> Iterator[dict[str, Any]]:
         node = list(node.values())
     for item in node if isinstance(node, list) else ():
         yield from _repeated(item, count)
-
-
-def find_from_anywhere(group: dict[str, Any], folder: Path) -> None:
-    """Make the names of files below teacher and data absolute paths: the new manifest lies in another folder."""
-
-    def absolute(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: absolute(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [absolute(item) for item in value]
-        return str(folder.resolve() / value) if isinstance(value, str) and (folder / value).exists() else value
-
-    group.update({key: absolute(group[key]) for key in ("teacher", "data") if key in group})
