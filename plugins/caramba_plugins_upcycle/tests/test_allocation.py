@@ -160,6 +160,33 @@ def test_rounding_is_measured_as_decoding_reads() -> None:
         assert measured.rounded[1] > 1e-4
 
 
+def test_the_teachers_logits_are_computed_once() -> None:
+    """A pass of the head for each text, and one for each candidate, with the figures of each candidate alone."""
+    kept = [{"type": "residual", "layers": ["rms_norm", KEPT]}, {"type": "swiglu", "d_ff": 32}]
+    teacher, passes = built(model_of(layers=kept)), list[int]()
+    sites = find_sites(teacher.graph, lower(structure_model(model_of())))
+    teacher.head.register_forward_hook(lambda *_: passes.append(1))
+    text = torch.randint(40, (2, 12), generator=torch.Generator().manual_seed(2))
+
+    def rounded(*storages: Int4 | None) -> list[tuple[float, ...]]:
+        found = measure_sensitivities(
+            teacher=teacher,
+            sites=sites,
+            candidates={site.name: [site.teacher.config] for site in sites},  # type: ignore[list-item]
+            storages=storages,
+            settings=Start(),
+            calibration=[],
+            measured=[text],
+        )
+        return [one.rounded for (one,) in found.values()]
+
+    fine, coarse = Int4(block=4), Int4(block=8)
+    together = rounded(None, fine, coarse)
+    assert len(passes) == 2 + 2 * 2 * len(sites)
+    alone = [first + second[1:] for first, second in zip(rounded(None, fine), rounded(None, coarse), strict=True)]
+    assert together == alone
+
+
 def built(model: dict[str, object]) -> LanguageModel:
     """With weights large enough for attention to matter."""
     made = build(lower(structure_model(model)), seed=1, dtype=torch.float64)

@@ -36,6 +36,9 @@ from caramba_plugins_upcycle.transplant import Calibrated, find_transplant
 __all__ = ["Measured", "Sensitivity", "measure_sensitivities", "with_student"]
 
 _LOGIT_ROWS = 512
+_KEPT_BYTES = 1 << 30
+"""Of logits that candidates are compared with, beyond which they are computed for each candidate anew."""
+
 _SMALLEST_SHARE = 0.02
 """Of the largest loss at a site: a measured difference below this is noise, and must not make a size worthless."""
 
@@ -86,7 +89,7 @@ def measure_sensitivities(
     texts = [(tokens, 0) for tokens in measured]
     texts += [(_said_again(tokens), tokens.shape[1] // 2) for tokens in measured]
     looked = [(Frame.of(tokens), teacher.embedder(tokens), first) for tokens, first in texts]
-    final = [teacher.hidden(tokens) for tokens, _ in texts]
+    final = _Compared(teacher, [teacher.hidden(tokens) for tokens, _ in texts])
     found: dict[str, list[Measured]] = {}
     for index, stage in enumerate(walked):
         for site in sites:
@@ -119,6 +122,25 @@ def _said_again(tokens: Tensor) -> Tensor:
     return torch.cat([tokens[:, :half], tokens[:, :half], tokens[:, 2 * half :]], dim=1)
 
 
+class _Compared:
+    """What the head reads of each batch, ``[B, T, D]``, and its logits, which are kept as far as there is room."""
+
+    def __init__(self, model: LanguageModel, hidden: list[Tensor]) -> None:
+        self.model, self.hidden = model, hidden
+        self._kept: dict[tuple[int, int], Tensor] = {}
+        self._room = _KEPT_BYTES
+
+    def logits(self, batch: int, first: int, at: int) -> Tensor:
+        """Those of up to ``_LOGIT_ROWS`` tokens from number ``at`` on of a batch, without each text's ``first``."""
+        kept = self._kept.get((batch, at))
+        if kept is None:
+            kept = self.model.logits(self.hidden[batch][:, first:].flatten(0, 1)[at : at + _LOGIT_ROWS])
+            if kept.nbytes <= self._room:
+                self._kept[batch, at] = kept
+                self._room -= kept.nbytes
+        return kept
+
+
 class _Site:
     """One attention of the teacher, with the hidden states in front of its stage."""
 
@@ -131,7 +153,7 @@ class _Site:
         onward: list[Stage],
         states: list[tuple[Frame, Tensor]],
         looked: list[tuple[Frame, Tensor, int]],
-        final: list[Tensor],
+        final: _Compared,
     ) -> None:
         self.model, self.site, self.settings, self.onward = model, site, settings, onward
         self.looked, self.final = looked, final
@@ -177,7 +199,7 @@ class _Site:
             config=config,
             divergence=own,
             curves=tuple(self._sensitivities(place, config, own)),
-            rounded=self._rounded(module, config, storages, outputs),
+            rounded=self._rounded(module, config, storages, _Compared(self.model, outputs)),
         )
 
     def _sensitivities(self, place: int, config: Attention, divergence: float) -> Iterator[Sensitivity]:
@@ -209,7 +231,7 @@ class _Site:
         return module
 
     def _rounded(
-        self, module: nn.Module | None, config: Attention, storages: Sequence[Storage | None], whole: list[Tensor]
+        self, module: nn.Module | None, config: Attention, storages: Sequence[Storage | None], whole: _Compared
     ) -> tuple[float, ...]:
         """What each storage adds to an attention that gives ``whole`` without."""
         lossy = [
@@ -239,14 +261,13 @@ class _Site:
                 found.append(x)
         return found
 
-    def _divergence(self, ours: list[Tensor], wanted: list[Tensor]) -> float:
+    def _divergence(self, ours: list[Tensor], wanted: _Compared) -> float:
         """Mean KL in nats of what the head makes of ``ours`` from what it makes of ``wanted``."""
         total = count = 0.0
-        for own, whole, (_, _, first) in zip(ours, wanted, self.looked, strict=True):
-            one, other = own[:, first:].flatten(0, 1), whole[:, first:].flatten(0, 1)
-            for at in range(0, len(one), _LOGIT_ROWS):
-                part = slice(at, at + _LOGIT_ROWS)
-                kl = divergence(self.model.logits(one[part]), self.model.logits(other[part]), 1.0)
+        for batch, (own, (_, _, first)) in enumerate(zip(ours, self.looked, strict=True)):
+            rows = own[:, first:].flatten(0, 1)
+            for at in range(0, len(rows), _LOGIT_ROWS):
+                kl = divergence(self.model.logits(rows[at : at + _LOGIT_ROWS]), wanted.logits(batch, first, at), 1.0)
                 total, count = total + float(kl.sum()), count + len(kl)
         return total / count
 
