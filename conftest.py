@@ -60,6 +60,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_more_threads() -> Iterator[None]:
+    """A test that leaves torch more threads than this worker has cores makes all that follow it wait."""
+    yield
+    if "PYTEST_XDIST_WORKER" in os.environ and "torch" in sys.modules:
+        assert sys.modules["torch"].get_num_threads() <= int(os.environ["OMP_NUM_THREADS"])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two files that share a module's name would be one file run twice."""
     for item in items:

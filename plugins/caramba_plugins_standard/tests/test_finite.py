@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -87,8 +87,15 @@ def test_a_sum_that_overflows_is_no_fault(tmp_path: Path, dtype: torch.dtype) ->
     assert count_nonfinite_in_files(write(tmp_path / "values", [values])) == {"0": {}}
 
 
-def test_a_file_that_ends_early(tmp_path: Path) -> None:
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_file_that_ends_early(tmp_path: Path, two_threads: None) -> None:
     stored = write(tmp_path / "values", [torch.ones(50), torch.ones(30)])
     (tmp_path / "values").write_bytes(bytes(4 * 80 - 1))
     with pytest.raises(InputError, match="values ends inside 1"):
