@@ -5,26 +5,34 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import attrs
 import pytest
+import tokenizers
 import torch
 from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 from caramba_plugins_dba.export import exporter
+from caramba_plugins_llama.checking import check_logits
 from caramba_plugins_llama.export import export
 from caramba_plugins_llama.exporting import Original
 from caramba_plugins_standard.generation import generate, generate_each
 from caramba_plugins_standard.gqa import GroupedQueryAttention
 from caramba_plugins_standard.loading import find_loader
 from caramba_plugins_standard.loading.filling import load_weights
-from dba_exports import DBA, GQA, bytes_of, continued, make_run, model_of, random_tokens, theirs
+from caramba_plugins_standard.quantized import Blocks
+from caramba_plugins_standard.training.rounding import RoundingCache
+from dba_exports import DBA, GQA, VOCABULARY, bytes_of, continued, make_run, model_of, random_tokens, theirs
+from torch import Tensor
 
-from caramba_core.errors import InputError
+from caramba_core.components import component
+from caramba_core.errors import InputError, VerificationFailed
 from caramba_core.lowering import lower
 from caramba_core.manifest.structure import structure_model
 from caramba_core.nn.build import build
 from caramba_core.nn.frame import Frame
+from caramba_core.nn.language_model import LanguageModel
 from caramba_core.plan.nodes import plan_model
 
 pytestmark = pytest.mark.usefixtures("remote_code")
@@ -57,6 +65,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 SIX = {**DBA, "n_heads": 6}
 OF_OPTIONS = {name: {**SIX, **options} for name, options in OPTIONS.items()}
 """Each option alone and all together, three query heads a key/value head."""
+
+JOINT: dict[str, Any] = {**SIX, "sem_dim": 0, "geo_dim": 6, "geo_layout": "shared", "latent": "joint", "v_dim": 14}
 
 ATTENTIONS: dict[str, dict[str, Any]] = {
     "shared latents": DBA,
@@ -94,7 +104,26 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "null in a full width": {**OF_OPTIONS["null"], "sem_dim": 4, "v_dim": 30},
     "window of one token": {**OF_OPTIONS["window"], "window": 1},
     "window wider than the text": {**OF_OPTIONS["window"], "window": 50},
+    "joint latent": JOINT,
+    "joint latent, pairs of heads": {**JOINT, "geo_layout": "per_head", "geo_dim": 8},
+    "joint latent alone": {**JOINT, "geo_dim": 0, "rope": None},
+    "joint latent, many options": {**JOINT, **BIASES, "gate": "dynamic", "temperature": True, "window": WINDOW},
 }
+JOINTS = [name for name in ATTENTIONS if name.startswith("joint")]
+ROUNDED: dict[str, dict[str, Any]] = {
+    "joint in int4": {**JOINT, "cache": {"type": "int4", "block": 128}},
+    "joint in int4, odd widths": {**JOINT, "v_dim": 13, "cache": {"type": "int4", "block": 4}},
+    "joint in int8": {**JOINT, "cache": {"type": "int8", "block": 8}},
+    "joint latent alone in int8": {**JOINT, "geo_dim": 0, "rope": None, "cache": "int8"},
+    "separate in int4": {**DBA, "cache": {"type": "int4", "block": 8}},
+    "all in int8": {
+        **OF_OPTIONS["all with a static gate"],
+        "k_layout": "per_head",
+        "v_layout": "per_head",
+        "cache": "int8",
+    },
+}
+"""Attentions whose own cache is quantized: every pass reads what it gives back."""
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
@@ -118,7 +147,114 @@ def test_logits_continuation_and_cache(tmp_path: Path, name: str) -> None:
     assert planned == 3 * held * 4 * a_token
 
 
-@pytest.mark.parametrize("name", ["shared latents", "everything a head", "yarn", *OF_OPTIONS])
+def read_back(model: LanguageModel, tokens: Tensor) -> Tensor:
+    """Logits of a pass that reads keys and values as the attentions' own cache stores them."""
+    cache = model.new_cache(len(tokens), capacity=tokens.shape[1])
+    return model.logits(model.hidden(tokens, Frame.of(tokens, cache=cache)))
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_a_cache_in_few_bits(tmp_path: Path, name: str) -> None:
+    """The same logits in one pass and in parts, as many bytes as planned, and back into caramba.
+
+    In float64, where no sum's order decides which of two codes is nearer.
+    """
+    mine = make_run(tmp_path / "run", model_of(ROUNDED[name])).double()
+    export(tmp_path / "run", tmp_path / "out")
+    other, tokens = theirs(tmp_path / "out").double(), random_tokens(33)
+    with torch.no_grad():
+        expected = read_back(mine, tokens)
+        assert (expected - mine(tokens)).abs().max() > 1e-3
+        torch.testing.assert_close(other(tokens).logits, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(other(tokens, use_cache=False).logits, expected, rtol=0, atol=1e-5)
+        past, parts = None, []
+        for part in tokens.split([7, 1, 5, 8, 1, 11], dim=1):
+            output = other(part, past_key_values=past, use_cache=True)
+            past = output.past_key_values
+            parts.append(output.logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=0, atol=1e-5)
+    assert bytes_of(past) == 2 * plan_model(mine.graph, context=33).cached_bytes(33)
+    assert torch.equal(continued(other, tokens[:, :6], 20).sequences, generate(mine, tokens[:, :6], 20))
+    checkpoint = find_loader(tmp_path / "out")
+    again = build(lower(structure_model(checkpoint.model())))
+    load_weights(again, checkpoint)
+    assert torch.equal(read_back(again.double(), tokens), expected)
+
+
+@pytest.mark.parametrize("name", ["joint in int4", "joint latent"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_check_reads_the_cache_back(tmp_path: Path, name: str, dtype: str) -> None:
+    """What the exported model reads of its own cache in few bits, caramba's model reads for the comparison."""
+    mine = make_run(tmp_path / "run", model_of({**ATTENTIONS, **ROUNDED}[name]))
+    export(tmp_path / "run", tmp_path / "out", dtype=dtype)
+    words = {f"w{index}": index for index in range(VOCABULARY)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "out" / "tokenizer.json"))
+    text = " ".join(f"w{index}" for index in random_tokens(30, batch=1)[0].tolist())
+
+    def checked(tensors: dict[str, Tensor]) -> str:
+        return check_logits(text, tmp_path / "out", mine.graph, tensors, kind=dtype, code=True, context=64)
+
+    said = checked(dict(mine.state_dict()))
+    assert said.startswith("30 tokens in transformers")
+    if name == "joint in int4":  # weights as they are stored, in float64
+        assert float(said.split(" at most")[0].split()[-1]) < 1e-9
+    with pytest.raises(VerificationFailed, match="another one"):
+        checked(
+            {
+                **mine.state_dict(),
+                "blocks.0.attention.k_up_proj": mine.get_parameter("blocks.0.attention.k_up_proj") * 9,
+            }
+        )
+
+
+def test_gradients_pass_a_rounded_cache(tmp_path: Path) -> None:
+    """As if nothing was rounded, of this pass's tokens: those of caramba's training with such a cache."""
+    mine = make_run(tmp_path / "run", model_of(ROUNDED["joint in int4"])).requires_grad_(True)
+    export(tmp_path / "run", tmp_path / "out")
+    other, tokens = theirs(tmp_path / "out").train(), random_tokens(12)
+    other(tokens).logits.square().mean().backward()
+    cache = RoundingCache(mine.graph)
+    mine.logits(mine.hidden(tokens, Frame.of(tokens, cache=cache))).square().mean().backward()
+    theirs_of = {key: parameter.grad for key, parameter in other.named_parameters()}
+    for name, key in (
+        ("v_proj", "v_proj.weight"),
+        ("k_geo_proj", "k_geo_proj.weight"),
+        ("k_up_proj", "k_up_proj.weight"),
+    ):
+        expected = mine.get_parameter(f"blocks.1.attention.{name}").grad
+        assert expected is not None
+        torch.testing.assert_close(theirs_of[f"model.layers.1.self_attn.{key}"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_quantized_cache_is_not_quantized_again(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", model_of(ROUNDED["joint in int4"]))
+    export(tmp_path / "run", tmp_path / "out")
+    other = theirs(tmp_path / "out")
+    past = importlib.import_module("transformers").DynamicCache()
+    past.layers.append(importlib.import_module("transformers.cache_utils").DynamicLayer())
+    past.layers[0].q_group_size = 64  # what marks transformers' quantized layers
+    with pytest.raises(ValueError, match="layer 0 caches 4 bits a value by itself"):
+        other(random_tokens(5), past_key_values=past)
+
+
+def test_storages_that_the_modeling_file_does_not_know_are_refused() -> None:
+    @component
+    class Halves(Blocks):
+        """Another storage."""
+
+        bits: ClassVar[int] = 2
+
+    graph = lower(structure_model(model_of(DBA)))
+    dba = next(node.config for node in graph.attentions().values())
+    with pytest.raises(exporter.ExportError, match="has cache: Halves"):
+        exporter._storage(
+            SimpleNamespace(config=attrs.evolve(dba, cache=Halves()), node=SimpleNamespace(name="blocks.0.attention"))
+        )
+
+
+@pytest.mark.parametrize("name", ["shared latents", "everything a head", "yarn", *OF_OPTIONS, *JOINTS])
 def test_back_into_caramba_bit_for_bit(tmp_path: Path, name: str) -> None:
     mine = make_run(tmp_path / "run", model_of(ATTENTIONS[name]))
     export(tmp_path / "run", tmp_path / "out")
@@ -152,7 +288,7 @@ def test_models_converted_in_part(tmp_path: Path) -> None:
     assert torch.equal(again(tokens), mine(tokens))
 
 
-@pytest.mark.parametrize("name", ["shared latents", *OF_OPTIONS])
+@pytest.mark.parametrize("name", ["shared latents", *OF_OPTIONS, *JOINTS])
 def test_padding_on_the_left_changes_nothing(tmp_path: Path, name: str) -> None:
     mine = make_run(tmp_path / "run", model_of(ATTENTIONS[name]))
     export(tmp_path / "run", tmp_path / "out")
@@ -167,7 +303,7 @@ def test_padding_on_the_left_changes_nothing(tmp_path: Path, name: str) -> None:
     assert [both[0, 4:].tolist(), both[1].tolist()] == generate_each(mine, [short[0].tolist(), long[0].tolist()], 12)
 
 
-@pytest.mark.parametrize("name", ["offsets", *OF_OPTIONS])
+@pytest.mark.parametrize("name", ["offsets", *OF_OPTIONS, *JOINTS])
 def test_several_tokens_at_a_time_behind_a_cache(tmp_path: Path, name: str) -> None:
     mine = make_run(tmp_path / "run", model_of(ATTENTIONS[name]))
     export(tmp_path / "run", tmp_path / "out")
@@ -184,7 +320,7 @@ def test_several_tokens_at_a_time_behind_a_cache(tmp_path: Path, name: str) -> N
     assert bytes_of(past) == 2 * plan_model(mine.graph, context=33).cached_bytes(33)
 
 
-@pytest.mark.parametrize("name", ["shared latents", "all with a dynamic gate"])
+@pytest.mark.parametrize("name", ["shared latents", "all with a dynamic gate", "joint latent"])
 def test_beams_reorder_the_cache(tmp_path: Path, name: str) -> None:
     make_run(tmp_path / "run", model_of(ATTENTIONS[name]))
     export(tmp_path / "run", tmp_path / "out")
@@ -194,7 +330,7 @@ def test_beams_reorder_the_cache(tmp_path: Path, name: str) -> None:
     assert torch.equal(with_cache, continued(other, prompt, 12, num_beams=3, use_cache=False).sequences)
 
 
-@pytest.mark.parametrize("name", ["shared latents", "window", "all with a static gate"])
+@pytest.mark.parametrize("name", ["shared latents", "window", "all with a static gate", "joint latent, many options"])
 @pytest.mark.parametrize("guess", ["prompt", "assistant"])
 def test_rejected_guesses_are_taken_back(tmp_path: Path, name: str, guess: str) -> None:
     """Tokens that are guessed run several at a time, past the window, and leave the cache if they are wrong."""
@@ -236,7 +372,7 @@ def test_positions_far_out(tmp_path: Path) -> None:
         torch.testing.assert_close(found, mine(tokens, Frame(positions=positions)), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["shared latents", "all with a dynamic gate"])
+@pytest.mark.parametrize("name", ["shared latents", "all with a dynamic gate", "joint latent"])
 def test_bfloat16(tmp_path: Path, name: str) -> None:
     mine = make_run(tmp_path / "run", model_of(ATTENTIONS[name]))
     export(tmp_path / "run", tmp_path / "out", dtype="bfloat16")
@@ -249,7 +385,7 @@ def test_bfloat16(tmp_path: Path, name: str) -> None:
         assert (other(tokens).logits - expected).abs().max() <= 0.1 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", ["offsets", "all with a static gate", "all with a dynamic gate"])
+@pytest.mark.parametrize("name", ["offsets", "all with a static gate", "all with a dynamic gate", *JOINTS])
 def test_it_trains_in_transformers(tmp_path: Path, name: str) -> None:
     make_run(tmp_path / "run", model_of(ATTENTIONS[name]))
     export(tmp_path / "run", tmp_path / "out")
@@ -280,7 +416,7 @@ def test_every_field_of_the_attentions_is_expressed() -> None:
     fields = {field.name for field in attrs.fields(GroupedQueryAttention)}
     assert fields - norms == exporter._EXPRESSED["gqa"] - norms
     fields = {field.name for field in attrs.fields(DecoupledBottleneckAttention)}
-    assert fields - {"groups", "latent"} - norms == exporter._EXPRESSED["dba"]
+    assert fields - {"groups"} - norms == exporter._EXPRESSED["dba"]
     model = model_of({**DBA, "qk_norm_eps": 1e-5}, DBA)
     with pytest.raises(exporter.ExportError, match=r"blocks\.0\.attention has qk_norm_eps: 1e-05, which .* does not"):
         exporter.DBAExporter.describe("caramba", Original(graph=lower(structure_model(model))))
@@ -298,7 +434,6 @@ def test_options_that_the_modeling_file_does_not_know_are_refused_by_name(monkey
     [
         (GQA, "none of its attentions is dba"),
         ({**GQA, "window": 4}, "none of its attentions is dba|window"),
-        ({**DBA, "sem_dim": 0, "latent": "joint"}, r"blocks\.0\.attention has latent: joint, which .* does not know"),
     ],
 )
 def test_attentions_that_are_refused(tmp_path: Path, attention: dict[str, Any], reason: str) -> None:

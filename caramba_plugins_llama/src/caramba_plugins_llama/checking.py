@@ -12,11 +12,14 @@ from typing import Any, Final
 import torch
 from caramba_plugins_standard.loading import find_loader, lower_checkpoint
 from caramba_plugins_standard.loading.filling import load_weights
+from caramba_plugins_standard.training.rounding import RoundingCache
 from torch import Tensor
 
 from caramba_core.errors import InputError, VerificationFailed
 from caramba_core.graph import Graph
 from caramba_core.nn.build import build
+from caramba_core.nn.frame import Frame
+from caramba_core.nn.language_model import LanguageModel
 
 __all__ = ["check_logits"]
 
@@ -48,13 +51,15 @@ def check_logits(
     ids = tokenizer.encode(text)[: min(context - 1, _TOKENS)]
     if len(ids) < 2:
         raise InputError(f"--check needs a text of at least two tokens, and {text!r} has {len(ids)}")
-    ours = _of_caramba(graph, tensors, ids).log_softmax(-1)
-    spread = ours.std().item()
+    rounded = code and RoundingCache(graph).rounds
+    stored = {name: _rounded_to(kind, tensor) for name, tensor in tensors.items()} if rounded else tensors
+    ours = _of_caramba(graph, stored, ids, read_back=rounded).log_softmax(-1)
     if written.is_file():
         asked, apart = _apart_from_gguf(written, ids, ours)
     else:
-        asked, theirs = _of_folder(written, ids, code)
+        asked, theirs = _of_folder(written, ids, code, read_back=rounded)
         apart = theirs.log_softmax(-1) - ours
+    spread = ours.std().item()
     largest, share = apart.abs().max().item(), apart.pow(2).mean().sqrt().item() / spread
     said = (
         f"{len(ids)} tokens in {asked}: log-probabilities differ by {largest:.2g} at most, {share:.2g} of their "
@@ -67,28 +72,47 @@ def check_logits(
     return said
 
 
-def _of_caramba(graph: Graph, tensors: Mapping[str, Tensor], ids: list[int]) -> Tensor:
-    """Logits ``[T, V]`` in float32 of the model as it was."""
+def _rounded_to(kind: str, tensor: Tensor) -> Tensor:
+    """Weights as the folder stores them: other ones would be rounded to other codes of the cache."""
+    return tensor.to(getattr(torch, kind)) if tensor.is_floating_point() else tensor
+
+
+def _of_caramba(graph: Graph, tensors: Mapping[str, Tensor], ids: list[int], *, read_back: bool = False) -> Tensor:
+    """Logits ``[T, V]`` of the model as it was; see :func:`_logits`."""
     model = build(graph, dtype=torch.float32).eval().requires_grad_(False)
     model.load_state_dict(dict(tensors))
-    logits: Tensor = model(torch.tensor([ids]))[0]
-    return logits
+    return _logits(model, ids, read_back=read_back)
 
 
-def _of_reader(written: Path, ids: list[int]) -> Tensor:
+def _of_reader(written: Path, ids: list[int], *, read_back: bool = False) -> Tensor:
     checkpoint = find_loader(written)
     model = build(lower_checkpoint(checkpoint), dtype=torch.float32).eval().requires_grad_(False)
     load_weights(model, checkpoint)
-    logits: Tensor = model(torch.tensor([ids]))[0]
-    return logits
+    return _logits(model, ids, read_back=read_back)
 
 
-def _of_folder(written: Path, ids: list[int], code: bool) -> tuple[str, Tensor]:
+def _logits(model: LanguageModel, ids: list[int], *, read_back: bool) -> Tensor:
+    """``[T, V]`` in float32; with ``read_back`` of keys and values as the attentions' cache stores them, in float64.
+
+    There no sum's order decides which of two codes is nearer.
+    """
+    tokens = torch.tensor([ids])
+    if not read_back:
+        logits: Tensor = model(tokens)[0]
+        return logits
+    model = model.double()
+    cache = model.new_cache(1, capacity=len(ids))
+    return model.logits(model.hidden(tokens, Frame.of(tokens, cache=cache)))[0]
+
+
+def _of_folder(written: Path, ids: list[int], code: bool, *, read_back: bool) -> tuple[str, Tensor]:
     if importlib.util.find_spec("transformers") is None:
-        return "caramba's own reader (transformers is not installed)", _of_reader(written, ids)
+        reader = "caramba's own reader (transformers is not installed)"
+        return reader, _of_reader(written, ids, read_back=read_back)
     import transformers
 
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(written, dtype=torch.float32, trust_remote_code=code)
+    dtype = torch.float64 if read_back else torch.float32
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(written, dtype=dtype, trust_remote_code=code)
     return f"transformers {transformers.__version__}", model.eval()(torch.tensor([ids])).logits[0]
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import attrs
 from caramba_plugins_llama.exporting import Decoder, ExportError, Folder, Original, Part, decoder_of, hugging_face_keys
 from caramba_plugins_llama.standard_exporter import require_parts
+from caramba_plugins_standard.quantized import Full, Int4, Int8
 from caramba_plugins_standard.rope import Rope
 
 __all__ = ["DBAExporter"]
@@ -22,7 +23,7 @@ model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)
 """
 
 _OWN: Final = {
-    **{f"{name}_proj": f"{name}_proj.weight" for name in ("q_geo", "k_geo", "q_sem", "k_sem", "v_up", "gate")},
+    **{f"{name}_proj": f"{name}_proj.weight" for name in ("q_geo", "k_geo", "q_sem", "k_sem", "k_up", "v_up", "gate")},
     **{f"{name}_bias": f"{name}_proj.bias" for name in ("q_geo", "k_geo", "q_sem")},
     **{name: name for name in ("pairs", "gate", "temperature", "null_key", "null_bias", "null_value")},
 }
@@ -32,7 +33,7 @@ _VALUE_BIAS: Final = {"dba": "self_attn.v_bias", "gqa": "self_attn.v_proj.bias"}
 
 _DBA: Final = (
     *("n_heads", "n_kv_heads", "head_dim", "sem_dim", "geo_dim", "v_dim", "geo_layout", "k_layout", "v_layout"),
-    *("q_bias", "k_bias", "v_bias", "o_bias", "gate", "temperature", "tied_semantic", "null", "window"),
+    *("q_bias", "k_bias", "v_bias", "o_bias", "gate", "temperature", "tied_semantic", "null", "window", "latent"),
 )
 _GQA: Final = ("n_heads", "n_kv_heads", "head_dim", "qkv_bias", "o_bias")
 _EXPRESSED: Final = {
@@ -134,9 +135,21 @@ def _attention(part: Part) -> dict[str, Any]:
         "type": kind,
         **{name: getattr(config, name) for name in (_DBA if kind == "dba" else _GQA)},
         "scale": config.multiplier,
+        "cache": _storage(part),
         "frequencies": [] if rope is None else rope.frequencies(config.head_dim),
         "frequency_scaling": 1.0 if rope is None else rope.attention_scaling,
     }
+
+
+def _storage(part: Part) -> dict[str, int] | None:
+    """How the attention's own cache rounds: bits of a value, and values of a block."""
+    storage = part.config.cache
+    if storage is None or isinstance(storage, Full):
+        return None
+    if type(storage) not in (Int8, Int4):
+        name = type(storage).__name__
+        raise ExportError(f"{part.node.name} has cache: {name}, which {_FILE} does not know", expected="int8 or int4")
+    return {"bits": storage.bits, "block": storage.block}
 
 
 def _set_beyond(config: Any, known: Set[str]) -> dict[str, Any]:

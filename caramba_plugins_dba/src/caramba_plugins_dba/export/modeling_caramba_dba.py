@@ -9,6 +9,10 @@ by token they are never expanded.  A layer with a window keeps its last tokens a
 
     score_h(t, s) = scale * ( <q_sem_h(t), k_sem(s)> + <R q_geo_h(t), R k_geo_g(h)(s)> )
 
+With ``latent: joint`` each head's semantic keys are read from the value latent.  An attention whose ``cache`` has
+``bits`` (8 or 4) and a ``block`` was trained with what it caches rounded: it stands in the cache as bytes, codes and
+then a step and a least value in float16 for every ``block`` values, and is read back in every pass.
+
 Masks, losses, caches and outputs are those of transformers' own Llama.  Every weight matrix is used through the
 forward of its module, so that adapters and quantized modules take effect.  Attention runs as ``sdpa`` or ``eager``.
 
@@ -137,6 +141,7 @@ class Attention(nn.Module):
         self.head_dim: int = settings["head_dim"]
         self.scale: float = settings["scale"]
         self.window: int | None = settings.get("window")
+        self.storage: dict[str, int] | None = settings.get("cache")
 
     def cos_sin(self, x: Tensor, positions: Tensor, pairs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``[B, 1 or G, T, n]`` in float32 at least: positions in half precision would lose the order of tokens."""
@@ -158,6 +163,11 @@ class Attention(nn.Module):
         layer = past.layers[self.layer] if self.layer < len(past.layers) else None
         widths = key.shape[-1], value.shape[-1]
         group = getattr(layer, "q_group_size", 1)  # a quantized cache takes widths of whole groups
+        if self.storage is not None and group != 1:
+            raise ValueError(
+                f"layer {self.layer} caches {self.storage['bits']} bits a value by itself, which a quantized cache "
+                'would quantize again; take another cache, or set "cache" to null in the attentions of config.json'
+            )
         key, value = (F.pad(x, (0, -x.shape[-1] % group)) for x in (key, value))
         held = getattr(layer, "keys", None)
         if held is not None and held.dim() == 4 and (held.shape[1], held.shape[-1]) != (key.shape[1], key.shape[-1]):
@@ -174,6 +184,31 @@ class Attention(nn.Module):
             keys, values = key, value
         seen = min(before + key.shape[-2], keys.shape[-2])  # a static cache has room behind them
         return keys[..., :seen, : widths[0]], values[..., :seen, : widths[1]]
+
+    def side_by_side(self, entries: list[Tensor], past: Any, before: int) -> list[Tensor]:
+        """What a token caches ``[B, T, w]``, keys and at last values, through the cache: ``[B, S, w]`` each."""
+        *keys, value = entries
+        if not keys:  # values alone stand as keys: by these a cache counts its tokens
+            key, _ = self.cached(value[:, None], value[:, None, :, :0], past, before)
+            return [key[:, 0]]
+        key, value = self.cached(torch.cat(keys, dim=-1)[:, None], value[:, None], past, before)
+        return [*key[:, 0].split([one.shape[-1] for one in keys], dim=-1), value[:, 0]]
+
+    def read_back(self, entries: list[Tensor], past: Any, before: int) -> list[Tensor]:
+        """What a token caches ``[B, T, w]``, keys and at last values, rounded as it is stored: ``[B, S, w]`` each.
+
+        Gradients of this pass's tokens go as if nothing was rounded.
+        """
+        bits, block = self.storage["bits"], self.storage["block"]
+        stored = self.side_by_side([encode(entry, bits, block) for entry in entries], past, before)
+        found = []
+        for entry, kept in zip(entries, stored, strict=True):
+            read = decode(kept, entry.shape[-1], bits, block).to(entry.dtype)
+            if torch.is_grad_enabled() and entry.requires_grad:
+                past_tokens, own = read[:, : -entry.shape[1]], read[:, -entry.shape[1] :]
+                read = torch.cat([past_tokens, own + (entry - entry.detach())], dim=1)
+            found.append(read)
+        return found
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """One fused call: queries ``[B, H, T, w]``, keys and values ``[B, G, S, w]``."""
@@ -220,7 +255,11 @@ class GroupedQueryAttention(Attention):
         if self.settings["frequencies"]:
             cos, sin = self.cos_sin(x, positions)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        key, value = self.cached(key, value, past, visibility.before)
+        if self.storage is None:
+            key, value = self.cached(key, value, past, visibility.before)
+        else:
+            entries = [one.transpose(1, 2).flatten(2) for one in (key, value)]
+            key, value = (self.per_group(one) for one in self.read_back(entries, past, visibility.before))
         mask = visibility.mask(self.window, key.shape[2], x.device)
         if not (self.eager or output_attentions):
             y = self.attend(query, key, value, mask)
@@ -241,9 +280,12 @@ class DecoupledBottleneckAttention(Attention):
         self.geo_dim, self.sem_dim, self.v_dim = (settings[name] for name in ("geo_dim", "sem_dim", "v_dim"))
         self.shared_keys: bool = settings["k_layout"] == "shared"
         self.latent: bool = settings["v_layout"] == "latent"
+        self.joint: bool = settings.get("latent") == "joint"
         geo_groups = 1 if settings.get("geo_layout") == "shared" else self.groups
         self.geo_width = self.geo_dim // geo_groups
         self.sem_width = self.sem_dim if self.shared_keys else self.sem_dim // self.groups
+        if self.joint:
+            self.sem_width = self.head_dim
         self.v_width = self.head_dim if self.latent else self.v_dim // self.groups
         each = (self.geo_dim, geo_groups), (self.sem_dim, 1 if self.shared_keys else self.groups)
         self.key_groups = [groups for values, groups in each if values]
@@ -259,6 +301,9 @@ class DecoupledBottleneckAttention(Attention):
             if not settings["tied_semantic"]:
                 self.q_sem_proj = nn.Linear(width, heads * self.sem_width, bias=settings["q_bias"])
             self.k_sem_proj = nn.Linear(width, self.sem_dim, bias=False)
+        if self.joint:
+            self.q_sem_proj = nn.Linear(width, heads * self.sem_width, bias=settings["q_bias"])
+            self.k_up_proj = nn.Linear(self.v_dim, self.groups * self.head_dim, bias=False)
         self.v_proj = nn.Linear(width, self.v_dim, bias=False)
         if self.latent:
             self.v_up_proj = nn.Linear(self.v_dim, self.groups * self.head_dim, bias=False)
@@ -281,8 +326,11 @@ class DecoupledBottleneckAttention(Attention):
     ) -> tuple[Tensor, Tensor | None]:
         """``[B, T, D] -> [B, T, D]``, and probabilities ``[B, H, T, S]`` if asked for; ``positions`` ``[B, T]``."""
         queries, keys = self.queries_and_keys(x, positions)
-        key, value = self.cached(torch.cat(keys, dim=-1)[:, None], self.v_proj(x)[:, None], past, visibility.before)
-        keys, value = list(key[:, 0].split([part.shape[-1] for part in keys], dim=-1)), value[:, 0]
+        entries = [*keys, self.v_proj(x)]
+        if self.storage is not None:
+            *keys, value = self.read_back(entries, past, visibility.before)
+        else:
+            *keys, value = self.side_by_side(entries, past, visibility.before)
         mask = visibility.mask(self.window, value.shape[1], x.device)
         if not (self.eager or output_attentions or self.few(x.shape[1], value.shape[1])):
             return self.o_proj(self.fused(queries, keys, value, mask)), None
@@ -308,6 +356,8 @@ class DecoupledBottleneckAttention(Attention):
                 queries.append(own.expand(-1, self.groups, self.heads // self.groups, -1, -1))
             else:
                 queries.append(self.per_head(self.q_sem_proj(x)))
+        if self.joint:
+            queries.append(self.per_head(self.q_sem_proj(x)))
         return self.balanced(queries, x), keys
 
     def balanced(self, queries: list[Tensor], x: Tensor) -> list[Tensor]:
@@ -342,6 +392,8 @@ class DecoupledBottleneckAttention(Attention):
         """Everything padded with zeros to one width, for the flash kernels; nothing of it is cached."""
         width = -(-max(self.geo_width + self.sem_width + int(self.null), self.v_width) // 8) * 8
         each = [key.expand(-1, self.groups, -1, -1) for key in self.grouped(keys)]
+        if self.joint:
+            each.append(self.per_group(self.k_up_proj(value)))
         query, key, wide = torch.cat(queries, dim=-1), torch.cat(each, dim=-1), self.expanded(value)
         if self.null:
             query, key, wide = self.with_null(query, key, wide)
@@ -370,7 +422,12 @@ class DecoupledBottleneckAttention(Attention):
         and only the mixtures are expanded.
         """
         scores: Any = 0
-        for query, key in zip(queries, self.grouped(keys), strict=True):
+        met = self.grouped(keys)
+        if self.joint:
+            *queries, semantic = queries
+            query, key = self.meeting(semantic, value)
+            queries, met = [*queries, query], [*met, key]
+        for query, key in zip(queries, met, strict=True):
             product = query.reshape(*key.shape[:2], -1, key.shape[-1]) @ key.transpose(-1, -2)  # copies no key
             scores = scores + product.view(*query.shape[:-1], -1)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * self.scale
@@ -394,6 +451,18 @@ class DecoupledBottleneckAttention(Attention):
             shares = shares * kept
             y = kept.to(y.dtype) * y + (1 - kept).to(y.dtype) * self.null_value.view(self.groups, 1, 1, -1)
         return y.permute(0, 3, 1, 2, 4).flatten(2), shares.to(value.dtype).flatten(1, 2)
+
+    def meeting(self, query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Semantic queries ``[B, G, m, T, w]`` and what they meet of latents ``[B, S, r]``: ``[B, G or 1, S, w]``.
+
+        Few queries are taken into the latent, which all heads read as it is cached; for many its keys are expanded.
+        """
+        batch, seen, rank = value.shape
+        if not self.few(query.shape[-2], seen) or batch * seen <= rank:
+            return query, self.per_group(self.k_up_proj(value))
+        each = torch.eye(rank, dtype=value.dtype, device=value.device)
+        up = self.k_up_proj(each).view(rank, self.groups, -1).permute(1, 2, 0)  # what the module multiplies by
+        return query @ up[:, None], value[:, None]
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -581,6 +650,36 @@ class CarambaDBAForCausalLM(CarambaDBAPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def encode(values: Tensor, bits: int, block: int) -> Tensor:
+    """``[B, T, w]`` as bytes ``[B, T, n]``: codes, in 4 bits two a byte, then step and least value of each block."""
+    width = values.shape[-1]
+    block = min(block, width)
+    wide = torch.cat([values, values[..., -1:].expand(*values.shape[:-1], -width % block)], dim=-1).detach()
+    wide = wide.to(torch.promote_types(wide.dtype, torch.float32)).unflatten(-1, (-1, block))
+    most = 2**bits - 1
+    least = wide.amin(-1).half()
+    step = ((wide.amax(-1) - least) / most).half()
+    spread = torch.where(step > 0, step, 1.0).to(wide.dtype)
+    codes = ((wide - least[..., None]) / spread[..., None]).round().clamp(0, most).to(torch.uint8)
+    codes = codes.flatten(-2)[..., :width]
+    if bits == 4:
+        codes = F.pad(codes, (0, width % 2))
+        codes = codes[..., ::2] | codes[..., 1::2] << 4
+    scales = torch.stack([step, least], dim=-1).flatten(-2).contiguous()
+    return torch.cat([codes, scales.view(torch.uint8)], dim=-1)
+
+
+def decode(stored: Tensor, width: int, bits: int, block: int) -> Tensor:
+    """The ``w`` values ``[B, S, w]`` of :func:`encode`, in float32."""
+    block = min(block, width)
+    codes, scales = stored.split([-(-width * bits // 8), 4 * -(-width // block)], dim=-1)
+    if bits == 4:
+        codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)[..., :width]
+    step, least = scales.contiguous().view(torch.float16).unflatten(-1, (-1, 2)).float().unbind(-1)
+    step, least = (part.repeat_interleave(block, -1)[..., :width] for part in (step, least))
+    return torch.addcmul(least, step, codes)
 
 
 def trim(past: Any, windows: list[int | None]) -> None:
