@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,55 @@ def test_what_is_written_reads_the_same(data: dict[str, Any]) -> None:
     if any(not (c.isprintable() or c == "\n") for c in text) or "\\u0000" in text or "\\ud" in text:
         return
     assert (yaml(text) or {}) == data
+
+
+YAML_ERRORS = {
+    "x: &a.b 1\ny: *a.b\n": (1, 4, "this is no name of an anchor"),
+    "x: &größe 1\n": (1, 4, "this is no name of an anchor"),
+    "x: &a:b 1\n": (1, 4, "this is no name of an anchor"),
+    "x: !!str &a:b\n": (1, 4, "this is no name of an anchor"),
+    "x: *.txt\n": (1, 4, "this is no name of an anchor"),
+    "a: 1\n\ufeffb: 2\n": (2, 1, "a byte order mark stands here"),
+    "a:\n  b: 1\r\ufeff c: 2\n": (3, 1, "a byte order mark stands here"),
+    "a: |\n  \tb\n": (2, 3, "a tab cannot indent or separate here"),
+    "a:\n\tb: 1\n": (2, 1, "a tab cannot indent or separate here"),
+    "a: 1\n...\nb: 2\n": (3, 1, "a second document starts here"),
+    "a: 1\n---\nb: 2\n": (2, 1, "a second document starts here"),
+    "  a: 1\nb: 2\n": (2, 1, "this does not fit the lines above it"),
+    "a: - b\n": (1, 4, "a list cannot begin in this line"),
+    "a: [1,,2]\n": (1, 7, "a value is missing in front of this"),
+    "a: ]\n": (1, 4, "a value is missing in front of this"),
+    "a: [b,\n": (1, 7, "the text ends where a value should stand, or a bracket be closed"),
+    "a: [b\n": (1, 4, "the [ opened here is never closed"),
+    "a: {b:}\n": (1, 6, "a space must follow this ':'"),
+    '"a":1\n': (1, 4, "a space must follow this ':'"),
+    "a: >50\n": (1, 6, "the line must end behind the '>', a text's beginning"),
+    'a: "C:\\Users"\n': (1, 7, "\\U is no character here"),
+    'a: "\\q"\n': (1, 5, "\\q is no character here"),
+    'a: "\\ud83d\\uDE00"\n': (1, 5, "the character U+D83D cannot stand in a value"),
+    "a: 1\n%b: 2\n": (2, 1, "a line cannot start with '%'"),
+    "a: %b\n": (1, 4, "no value can start with '%'"),
+    "name: !!python/object:os.system {}\n": (1, 33, "the tag !!python/object:os.system is not allowed"),
+    "name: !!binary aGk=\n": (1, 16, "the tag !!binary is not allowed"),
+}
+
+
+@pytest.mark.parametrize("text", YAML_ERRORS)
+def test_what_yaml_refuses(text: str, workspace: Workspace) -> None:
+    with pytest.raises(ManifestError) as caught:
+        workspace.load(text)
+    problem = max(caught.value.problems, key=lambda problem: problem.column or 0)
+    assert (problem.line, problem.column, problem.message) == YAML_ERRORS[text]
+
+
+def test_a_pair_of_escapes_as_json_writes_it_has_one_in_yaml(workspace: Workspace) -> None:
+    with pytest.raises(ManifestError, match=re.escape(r'write "\U0001F600"')):
+        workspace.load('a: "\\ud83d\\uDE00"\n')
+    assert yaml('a: "\\U0001F600"') == {"a": "\U0001f600"}
+
+
+def test_what_tabs_may_do() -> None:
+    assert yaml("a:\tb\t# c\nd: |2\n  \te\n") == {"a": "b", "d": "\te\n"}
 
 
 JSON_ERRORS = {

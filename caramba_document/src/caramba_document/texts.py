@@ -19,7 +19,7 @@ from caramba_document.reading import Reading, check_depth
 from caramba_document.scalars import BadScalarError, resolve_scalar
 from caramba_document.source import SourceText, TextSpan, check_characters
 from caramba_document.suggestions import nearest, suggestion
-from caramba_document.syntax import explain_json, explain_yaml
+from caramba_document.syntax import explain_anchor, explain_json, explain_yaml
 from caramba_document.tree import Gap, List, Map, MapItem, Node, Scalar, noted
 
 __all__ = ["read_text"]
@@ -29,8 +29,8 @@ _TAGGED: Final = {"!!int": int, "!!float": float, "!!bool": bool, "!!null": type
 _PREFIX: Final = re.compile(r"(?:[&!]\S*\s+)+")
 """Anchor and tag in front of a node: a mark belongs on the value."""
 
-_LINE_END: Final = re.compile("[\x85\u2028\u2029]")
-"""What ends a line for libyaml, as in YAML 1.1."""
+_YAML_1_1: Final = re.compile("[\x85\u2028\u2029]|(?<![^\r\n])\ufeff")
+"""What libyaml reads as YAML 1.1 did: as the end of a line, or, in front of one, as nothing."""
 
 _DIRECTIVE: Final = re.compile(r"^%.*$", re.MULTILINE)
 _HEAD: Final = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n|%[^\n]*\n)*")
@@ -57,11 +57,13 @@ def read_text(source: SourceText, reading: Reading) -> Node:
 def _yaml_events(source: SourceText) -> Iterator[Any]:
     """The parser's events; whatever it raises becomes a problem with a place."""
     check_characters(source)  # a preset's text comes from no file
-    line_end = _LINE_END.search(source.text)
-    if line_end is not None:
-        code = f"{ord(line_end[0]):04X}"
-        span = TextSpan(source, *line_end.span())
-        raise span.broken(f"the character U+{code} must be escaped", hint=f'in double quotes, write "\\u{code}"')
+    unlike = _YAML_1_1.search(source.text)
+    if unlike is not None:
+        code = f"{ord(unlike[0]):04X}"
+        message, hint = f"the character U+{code} must be escaped", f'in double quotes, write "\\u{code}"'
+        if code == "FEFF":
+            message, hint = "a byte order mark stands here", "delete it, though editors do not show it"
+        raise TextSpan(source, *unlike.span()).broken(message, hint=hint)
     parser = CParser(_without_directives(source))
     while True:
         try:
@@ -166,6 +168,10 @@ class _Builder:
     def _scalar(self, event: Any, span: TextSpan) -> Scalar | Gap:
         tag = _tag(event)
         value = event.value
+        if event.anchor and value.startswith(":"):  # libyaml ends the name there, YAML 1.2 does not
+            written = TextSpan(self.source, event.start_mark.index, event.end_mark.index)
+            if f"&{event.anchor}:" in self.source.text[written.start : written.end]:
+                raise explain_anchor(written)
         try:
             if (tag or event.implicit[0]) and _TAGGED.get(tag) is not str:
                 value = resolve_scalar(value)
