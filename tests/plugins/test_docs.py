@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -47,6 +48,19 @@ def test_every_kind_is_documented() -> None:
     for kind in registry().kinds.values():
         gives = f"{kind.gives} |" if kind.name in KINDS else ""
         assert f"| {kind.name} | `{kind.group}` | {gives}" in PAGE.read_text()
+
+
+def test_methods_take_what_the_page_says() -> None:
+    paths = [kind.contract.split(":") for kind in registry().kinds.values() if kind.contract]
+    contracts = [getattr(importlib.import_module(module), name) for module, name in paths]
+    compared = set()
+    for name, written in re.findall(r"`(\w+)\(([\w, ]*)\)`", PAGE.read_text()):
+        methods = [getattr(contract, name) for contract in contracts if hasattr(contract, name)]
+        taken = [[key for key in inspect.signature(method).parameters if key != "self"] for method in methods]
+        if taken:
+            compared.add(name)
+            assert (written.split(", ") if written else []) in taken, f"{name}({written}) takes {taken}"
+    assert {"check", "bodies", "describe", "model", "propose", "survey", "surveyed"} <= compared
 
 
 def test_the_version_of_the_api_is_documented() -> None:
