@@ -275,6 +275,39 @@ def test_the_first_process_waits_at_its_end_for_one_that_is_late(tmp_path: Path)
     done(started)
 
 
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "copies", runs="pretrain")
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        first, second = caramba(tmp_path, port=port)
+        ran = first.ended()
+        second.send_signal(signal.SIGKILL)
+        second.ended()
+    assert ran.code == 2
+    assert f"error: process 0 cannot meet the others at 127.0.0.1:{port} (MASTER_ADDR, MASTER_PORT): " in ran.err
+    assert "plugin" not in ran.err
+
+
+def test_a_process_whose_data_is_wrong_says_so_and_ends_the_other_one(tmp_path: Path) -> None:
+    """Here the second of two machines has another file."""
+    there = tmp_path / "there"
+    there.mkdir()
+    for folder in (tmp_path, there):
+        write(folder, "copies", runs="pretrain")
+    np.save(there / "train.npy", np.full(4000, 200, np.uint16))
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared["MASTER_PORT"] = str(free_port())
+    started = [
+        start("caramba", "run", "small.yml", cwd=folder, environment={**shared, "RANK": rank}, seconds=SECONDS)
+        for folder, rank in ((tmp_path, "0"), (there, "1"))
+    ]
+    first, other = ended(started)
+    assert (first.code, first.err, other.code) == (1, "", 2)
+    assert "there/train.npy holds token id 200 at 0, beyond the vocabulary" in other.err
+
+
 def test_a_process_that_waits_for_another_hears_signals(tmp_path: Path) -> None:
     """One that died before it came, for example."""
     write(tmp_path, "copies", runs="pretrain")

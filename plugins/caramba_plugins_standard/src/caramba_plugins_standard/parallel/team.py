@@ -45,6 +45,9 @@ _POLL: Final = 0.1
 _REASON: Final = 3.0
 """Seconds in which a failure of all processes, or of another one, is told apart from one's own, and a signal too."""
 
+_SILENT: Final = 30.0
+"""Seconds behind which a process says that it waits for the first one."""
+
 _SLOW: Final = 60.0
 """Seconds that the first process waits at its end for another one that lives."""
 
@@ -356,14 +359,21 @@ def open_store() -> dist.Store:  # type: ignore[name-defined]
             f"{process_count()} processes were started (WORLD_SIZE), and {', '.join(missing)} is not set",
             hint="start them with torchrun --nproc-per-node N -m -- caramba run MANIFEST",
         )
-    rank = process_rank()
-    until = time.monotonic() + _PATIENCE.total_seconds()
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    rank, begun, is_silent = process_rank(), time.monotonic(), True
     while True:
         try:
             store, _, _ = next(rendezvous("env://", rank, 1, timeout=_ATTEMPT))
-        except dist.DistError:
-            if rank == 0 or time.monotonic() > until:
-                raise
+        except dist.DistError as error:
+            waited = time.monotonic() - begun
+            if rank == 0 or waited > _PATIENCE.total_seconds():
+                problem = f"process {rank} cannot meet the others at {where} (MASTER_ADDR, MASTER_PORT)"
+                said = str(error).partition("\n")[0]
+                hint = "another run may have this port: torchrun --standalone takes a free one"
+                raise InputError(f"{problem}: {said}", hint=hint) from error
+            if is_silent and waited > _SILENT:
+                is_silent = False
+                sys.stderr.write(f"process {rank} waits for the first one at {where}\n")
         else:
             store.set_timeout(_PATIENCE)
             return store
