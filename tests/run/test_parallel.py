@@ -319,7 +319,8 @@ def test_a_process_that_waits_for_another_hears_signals(tmp_path: Path) -> None:
             if asks.connect_ex(("127.0.0.1", port)) == 0:
                 break
     first.send_signal(signal.SIGTERM)
-    assert [one.code for one in ended([first, other])] == [143, -9]
+    ran = ended([first, other])
+    assert [one.code for one in ran] == [143, -9], ran[0]
 
 
 def test_a_process_that_dies_before_the_first_exchange_is_missed(tmp_path: Path) -> None:
