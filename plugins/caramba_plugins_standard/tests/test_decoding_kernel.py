@@ -29,6 +29,8 @@ SHAPES = [
     (2, 33, 1, 40, (0, 24, 26), (False, False, False), False),
     (2, 80, 2, 4, (64, 0, 64), (True, False, True), False),
     (2, 40, 1, 4, (8, 290, 290), (False, False, False), True),
+    (2, 96, 4, 3, (64, 0, 128), (True, False, True), False),
+    (2, 70, 3, 8, (0, 64, 64), (False, False, True), False),
 ]
 
 

@@ -21,6 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from caramba_plugins_standard.decoding.coded import split_coded
+
 __all__ = ["Tiling", "attend_splits"]
 
 _LOG2_E: Final = 1.4426950408889634
@@ -34,12 +36,16 @@ _FEW: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How the split kernel is launched: tokens of a tile, warps, stages of prefetching, programs a multiprocessor."""
+    """How the split kernel is launched: tokens of a tile, warps, stages of prefetching, programs a multiprocessor.
+
+    ``units`` of them share a program where scales stay out of the products (:mod:`.coded`).
+    """
 
     tile: int = 64
     warps: int = 4
     stages: int = 4
     programs: int = 2
+    units: int = 1
 
 
 # A code as a number: 0x6400 | code is 1024 + code in float16.  Four codes of a register at a time; the numbers are then
@@ -574,11 +580,19 @@ def attend_splits(
             value, value_blocks, joint = shared, shared_blocks, False
     value_tiles = triton.cdiv(widths[2], padded[2])
     read = sum(size for size, width in zip(padded, widths, strict=True) if width) - (padded[2] if joint else 0)
-    chosen = _tiling(read + (512 if joint else 0), bits, query.element_size())
     room = next(part.shape[1] for part in (key, shared, value) if part is not None)
+    coded = aligned and _factors(heads, [width for width in widths if width], bits, block)
+    coded = coded and not joint and all(part is None or _in_words(part) for part in (key, shared, value))
+    if coded:
+        chosen = _coded_tiling(bits)
+        group = math.gcd(units, chosen.units)
+        programs = batch * units // group
+    else:
+        chosen, group = _tiling(read + (512 if joint else 0), bits, query.element_size()), 1
+        programs = batch * units * head_tiles * value_tiles
     splits = 1
     if query.is_cuda:
-        splits = round(chosen.programs * _multiprocessors(query.device) / (batch * units * head_tiles * value_tiles))
+        splits = round(chosen.programs * _multiprocessors(query.device) / programs)
         splits = max(1, min(splits, triton.cdiv(room, chosen.tile), 256))
     else:
         splits = min(3, triton.cdiv(room, chosen.tile))
@@ -590,54 +604,97 @@ def attend_splits(
     ]
     planes: list[Tensor] = []
     strides: list[int] = []
-    for part, part_words, width, own in zip((key, shared, value), words, widths, per_unit, strict=True):
-        planes += [query if part is None else part, query if part_words is None else part_words]
-        strides += (
-            [0, 0, 0]
-            if part is None
-            else [part.stride(0), part.stride(1), width // (2 if bits == 4 else 1) if own else 0]
+    if coded:
+        for part, part_words in zip((key, shared, value), words, strict=True):
+            if part is not None and part_words is not None:
+                codes = part.view(torch.int32)
+                planes += [codes, part_words]
+                strides += [*codes.stride()[:2], *part_words.stride()[:2]]
+        key_width = widths[0] or widths[1]
+        fast = query.is_cuda and query.dtype != torch.float32
+        split_coded[(units // group, splits, batch)](
+            query,
+            *planes,
+            starts,
+            ends,
+            partial,
+            lse,
+            query.stride(0),
+            query.stride(1),
+            query.stride(2),
+            *strides,
+            scale * _LOG2_E,
+            window,
+            sinks,
+            splits,
+            U=units,
+            M=heads,
+            WK=key_width,
+            WV=widths[2],
+            BLOCK=block,
+            PM=max(triton.next_power_of_2(heads), 8 * block // min(key_width, widths[2])),
+            TILE=chosen.tile,
+            GROUP=group,
+            BITS=bits,
+            RING=window > 0,
+            WHOLE=room % chosen.tile == 0,
+            PTX=fast,
+            PRECISION="tf32" if fast else "ieee",
+            K_OWN=int(per_unit[0] if widths[0] else per_unit[1]),
+            V_OWN=int(per_unit[2]),
+            STAGES=chosen.stages,
+            num_warps=chosen.warps,
+            num_stages=chosen.stages,
         )
-        strides += [0, 0] if part_words is None else [part_words.stride(0), part_words.stride(1)]
-    _split[(splits, units * head_tiles * value_tiles, batch)](
-        query,
-        *planes,
-        starts,
-        ends,
-        partial,
-        lse,
-        query.stride(0),
-        query.stride(1),
-        query.stride(2),
-        *strides,
-        scale * _LOG2_E,
-        window,
-        sinks,
-        splits,
-        U=units,
-        M=heads,
-        WA=widths[0],
-        WB=widths[1],
-        WV=widths[2],
-        PM=padded_heads,
-        PA=padded[0],
-        PB=max(padded[1], padded[2]) if joint else padded[1],
-        PV=padded[2],
-        TILE=chosen.tile,
-        BITS=bits,
-        BLOCK=block,
-        ALIGNED=aligned,
-        PTX=query.is_cuda,
-        HEAD_TILES=head_tiles,
-        A_OWN=int(per_unit[0]),
-        B_OWN=int(per_unit[1]),
-        V_OWN=int(per_unit[2]),
-        RING=window > 0,
-        JOINT=joint,
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
-        STAGES=chosen.stages,
-        num_warps=chosen.warps,
-        num_stages=chosen.stages,
-    )
+    else:
+        for part, part_words, width, own in zip((key, shared, value), words, widths, per_unit, strict=True):
+            planes += [query if part is None else part, query if part_words is None else part_words]
+            strides += (
+                [0, 0, 0]
+                if part is None
+                else [part.stride(0), part.stride(1), width // (2 if bits == 4 else 1) if own else 0]
+            )
+            strides += [0, 0] if part_words is None else [part_words.stride(0), part_words.stride(1)]
+        _split[(splits, units * head_tiles * value_tiles, batch)](
+            query,
+            *planes,
+            starts,
+            ends,
+            partial,
+            lse,
+            query.stride(0),
+            query.stride(1),
+            query.stride(2),
+            *strides,
+            scale * _LOG2_E,
+            window,
+            sinks,
+            splits,
+            U=units,
+            M=heads,
+            WA=widths[0],
+            WB=widths[1],
+            WV=widths[2],
+            PM=padded_heads,
+            PA=padded[0],
+            PB=max(padded[1], padded[2]) if joint else padded[1],
+            PV=padded[2],
+            TILE=chosen.tile,
+            BITS=bits,
+            BLOCK=block,
+            ALIGNED=aligned,
+            PTX=query.is_cuda,
+            HEAD_TILES=head_tiles,
+            A_OWN=int(per_unit[0]),
+            B_OWN=int(per_unit[1]),
+            V_OWN=int(per_unit[2]),
+            RING=window > 0,
+            JOINT=joint,
+            PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+            STAGES=chosen.stages,
+            num_warps=chosen.warps,
+            num_stages=chosen.stages,
+        )
     if up is None:
         out = query.new_empty(batch, units, heads, widths[2])
         _merged(partial, lse, out, total)
@@ -685,6 +742,22 @@ def _expanded(partial: Tensor, lse: Tensor, up: Tensor, total: Tensor, query: Te
         num_warps=8,
     )
     return out
+
+
+def _factors(heads: int, widths: Sequence[int], bits: int, block: int) -> bool:
+    """Whether scales had better stay out of the products: few heads and blocks, one part of keys, whole words."""
+    blocks = max(widths) // block
+    shapes = all(width == triton.next_power_of_2(width) and width * bits >= 256 for width in widths)
+    return len(widths) == 2 and shapes and min(widths) >= block and triton.next_power_of_2(heads) * blocks <= 32
+
+
+def _in_words(codes: Tensor) -> bool:
+    places = (codes.shape[-1], codes.storage_offset(), *codes.stride()[:-1])
+    return codes.stride(-1) == 1 and all(place % 4 == 0 for place in places)
+
+
+def _coded_tiling(bits: int) -> Tiling:
+    return Tiling(32, 4, 3, 4, units=4) if bits == 4 else Tiling(32, 1, 3, 16)
 
 
 def _tiling(width: int, bits: int, bytes_each: int) -> Tiling:
