@@ -24,60 +24,49 @@ __all__ = ["split_coded"]
 # Words in, pairs of float16 out: of 8-bit and 4-bit codes of one row, and of two rows at one column.  Every second
 # pair of 4-bit codes comes as 1024 + 16 code.
 _ROW_8: tl.constexpr = tl.constexpr("""{
-    .reg .b32 pair;
-    prmt.b32 pair, $4, 0x64646464, 0x4140;
-    mov.b32 {$0, $1}, pair;
-    prmt.b32 pair, $4, 0x64646464, 0x4342;
-    mov.b32 {$2, $3}, pair;
+    prmt.b32 $0, $2, 0x64646464, 0x4140;
+    prmt.b32 $1, $2, 0x64646464, 0x4342;
 }""")
 _ROW_4: tl.constexpr = tl.constexpr("""{
-    .reg .b32 pair, rest;
-    lop3.b32 pair, $8, 0x000f000f, 0x64006400, 0xea;
-    mov.b32 {$0, $1}, pair;
-    lop3.b32 pair, $8, 0x00f000f0, 0x64006400, 0xea;
-    mov.b32 {$2, $3}, pair;
-    shr.u32 rest, $8, 8;
-    lop3.b32 pair, rest, 0x000f000f, 0x64006400, 0xea;
-    mov.b32 {$4, $5}, pair;
-    lop3.b32 pair, rest, 0x00f000f0, 0x64006400, 0xea;
-    mov.b32 {$6, $7}, pair;
+    .reg .b32 rest;
+    shr.u32 rest, $4, 8;
+    lop3.b32 $0, $4, 0x000f000f, 0x64006400, 0xea;
+    lop3.b32 $1, $4, 0x00f000f0, 0x64006400, 0xea;
+    lop3.b32 $2, rest, 0x000f000f, 0x64006400, 0xea;
+    lop3.b32 $3, rest, 0x00f000f0, 0x64006400, 0xea;
 }""")
 _ROWS_8: tl.constexpr = tl.constexpr("""{
-    .reg .b32 low, high, pair;
-    prmt.b32 low, $8, $9, 0x5140;
-    prmt.b32 high, $8, $9, 0x7362;
-    prmt.b32 pair, low, 0x64646464, 0x4140;
-    mov.b32 {$0, $1}, pair;
-    prmt.b32 pair, low, 0x64646464, 0x4342;
-    mov.b32 {$2, $3}, pair;
-    prmt.b32 pair, high, 0x64646464, 0x4140;
-    mov.b32 {$4, $5}, pair;
-    prmt.b32 pair, high, 0x64646464, 0x4342;
-    mov.b32 {$6, $7}, pair;
+    .reg .b32 low, high;
+    prmt.b32 low, $4, $5, 0x5140;
+    prmt.b32 high, $4, $5, 0x7362;
+    prmt.b32 $0, low, 0x64646464, 0x4140;
+    prmt.b32 $1, low, 0x64646464, 0x4342;
+    prmt.b32 $2, high, 0x64646464, 0x4140;
+    prmt.b32 $3, high, 0x64646464, 0x4342;
 }""")
 _ROWS_4: tl.constexpr = tl.constexpr("""{
-    .reg .b32 low, high, pair;
-    prmt.b32 low, $16, $17, 0x5410;
-    prmt.b32 high, $16, $17, 0x7632;
-    lop3.b32 pair, low, 0x000f000f, 0x64006400, 0xea;
-    mov.b32 {$0, $1}, pair;
-    lop3.b32 pair, low, 0x00f000f0, 0x64006400, 0xea;
-    mov.b32 {$2, $3}, pair;
-    shr.u32 low, low, 8;
-    lop3.b32 pair, low, 0x000f000f, 0x64006400, 0xea;
-    mov.b32 {$4, $5}, pair;
-    lop3.b32 pair, low, 0x00f000f0, 0x64006400, 0xea;
-    mov.b32 {$6, $7}, pair;
-    lop3.b32 pair, high, 0x000f000f, 0x64006400, 0xea;
-    mov.b32 {$8, $9}, pair;
-    lop3.b32 pair, high, 0x00f000f0, 0x64006400, 0xea;
-    mov.b32 {$10, $11}, pair;
-    shr.u32 high, high, 8;
-    lop3.b32 pair, high, 0x000f000f, 0x64006400, 0xea;
-    mov.b32 {$12, $13}, pair;
-    lop3.b32 pair, high, 0x00f000f0, 0x64006400, 0xea;
-    mov.b32 {$14, $15}, pair;
+    .reg .b32 low, high, low8, high8;
+    prmt.b32 low, $8, $9, 0x5410;
+    prmt.b32 high, $8, $9, 0x7632;
+    shr.u32 low8, low, 8;
+    shr.u32 high8, high, 8;
+    lop3.b32 $0, low, 0x000f000f, 0x64006400, 0xea;
+    lop3.b32 $1, low, 0x00f000f0, 0x64006400, 0xea;
+    lop3.b32 $2, low8, 0x000f000f, 0x64006400, 0xea;
+    lop3.b32 $3, low8, 0x00f000f0, 0x64006400, 0xea;
+    lop3.b32 $4, high, 0x000f000f, 0x64006400, 0xea;
+    lop3.b32 $5, high, 0x00f000f0, 0x64006400, 0xea;
+    lop3.b32 $6, high8, 0x000f000f, 0x64006400, 0xea;
+    lop3.b32 $7, high8, 0x00f000f0, 0x64006400, 0xea;
 }""")
+
+
+@triton.jit
+def _two(pair):
+    """[...] int32 to [..., 2] float16."""
+    return tl.join(
+        pair.to(tl.int16).to(tl.float16, bitcast=True), (pair >> 16).to(tl.int16).to(tl.float16, bitcast=True)
+    )
 
 
 @triton.jit
@@ -87,33 +76,30 @@ def _code(word, BITS: tl.constexpr, NTH: tl.constexpr):
 
 
 @triton.jit
-def _four(a, b, c, d):
-    """``[..., 2, 2]`` of four, the last axis within pairs."""
-    return tl.permute(tl.join(tl.join(a, b), tl.join(c, d)), (0, 1, 3, 2))
-
-
-@triton.jit
 def _rows(word, R: tl.constexpr, W: tl.constexpr, BITS: tl.constexpr, PTX: tl.constexpr):
     """Codes of words ``[R, W]`` as ``[R, W * 32 / BITS]``, in the order of :func:`_row_column`."""
     if BITS == 8:
         if PTX:
-            a, b, c, d = tl.inline_asm_elementwise(
-                _ROW_8, "=h,=h,=h,=h,r", [word], dtype=(tl.float16,) * 4, is_pure=True, pack=1
-            )
+            a, b = tl.inline_asm_elementwise(_ROW_8, "=&r,=&r,r", [word], dtype=(tl.int32,) * 2, is_pure=True, pack=1)
+            a, b = _two(a), _two(b)
         else:
-            a, b, c, d = _code(word, 8, 0), _code(word, 8, 1), _code(word, 8, 2), _code(word, 8, 3)
-        codes = tl.reshape(_four(a, b, c, d), [R, 4, W // 4, 2, 2])
+            a = tl.join(_code(word, 8, 0), _code(word, 8, 1))
+            b = tl.join(_code(word, 8, 2), _code(word, 8, 3))
+        codes = tl.reshape(tl.permute(tl.join(a, b), (0, 1, 3, 2)), [R, 4, W // 4, 2, 2])
         codes = tl.permute(codes, (0, 2, 1, 3, 4))
     else:
         if PTX:
-            a, b, c, d, e, f, g, i = tl.inline_asm_elementwise(
-                _ROW_4, "=h,=h,=h,=h,=h,=h,=h,=h,r", [word], dtype=(tl.float16,) * 8, is_pure=True, pack=1
+            a, b, c, d = tl.inline_asm_elementwise(
+                _ROW_4, "=&r,=&r,=&r,=&r,r", [word], dtype=(tl.int32,) * 4, is_pure=True, pack=1
             )
+            a, b, c, d = _two(a), _two(b), _two(c), _two(d)
         else:
-            a, b, c, d = _code(word, 4, 0), _code(word, 4, 4), _code(word, 4, 1), _code(word, 4, 5)
-            e, f, g, i = _code(word, 4, 2), _code(word, 4, 6), _code(word, 4, 3), _code(word, 4, 7)
-        codes = tl.permute(tl.join(_four(a, b, c, d), _four(e, f, g, i)), (0, 1, 4, 2, 3))
-        codes = tl.permute(tl.reshape(codes, [R, 4, W // 4, 2, 2, 2]), (0, 2, 3, 1, 4, 5))
+            a = tl.join(_code(word, 4, 0), _code(word, 4, 4))
+            b = tl.join(_code(word, 4, 1), _code(word, 4, 5))
+            c = tl.join(_code(word, 4, 2), _code(word, 4, 6))
+            d = tl.join(_code(word, 4, 3), _code(word, 4, 7))
+        codes = tl.join(tl.join(a, b), tl.join(c, d))  # [R, W, b, p0, p1]
+        codes = tl.permute(tl.reshape(codes, [R, 4, W // 4, 2, 2, 2]), (0, 2, 5, 1, 4, 3))
     return tl.reshape(codes, [R, W * 32 // BITS])
 
 
@@ -131,36 +117,35 @@ def _row_column(k, W: tl.constexpr, BITS: tl.constexpr):
 @triton.jit
 def _two_rows(even, odd, R: tl.constexpr, W: tl.constexpr, BITS: tl.constexpr, PTX: tl.constexpr):
     """Codes of even and odd tokens ``[R, W]`` as ``[2 R, W * 32 / BITS]``: :func:`_token`, :func:`_two_rows_column`."""
+    two = tl.join(even, odd)
     if BITS == 8:
         if PTX:
-            a, b, c, d, e, f, g, i = tl.inline_asm_elementwise(
-                _ROWS_8, "=h,=h,=h,=h,=h,=h,=h,=h,r,r", [even, odd], dtype=(tl.float16,) * 8, is_pure=True, pack=1
+            a, b, c, d = tl.inline_asm_elementwise(
+                _ROWS_8, "=&r,=&r,=&r,=&r,r,r", [even, odd], dtype=(tl.int32,) * 4, is_pure=True, pack=1
             )
+            a, b, c, d = _two(a), _two(b), _two(c), _two(d)
         else:
-            a, b, c, d = _code(even, 8, 0), _code(odd, 8, 0), _code(even, 8, 1), _code(odd, 8, 1)
-            e, f, g, i = _code(even, 8, 2), _code(odd, 8, 2), _code(even, 8, 3), _code(odd, 8, 3)
-        first, second = tl.join(tl.join(a, c), tl.join(e, g)), tl.join(tl.join(b, d), tl.join(f, i))
-        codes = tl.reshape(tl.join(first, second), [R // 8, 2, 2, 2, 8, W // 8, 2, 2, 2])
-        codes = tl.permute(codes, (0, 3, 2, 1, 8, 7, 6, 5, 4))
+            a, b, c, d = _code(two, 8, 0), _code(two, 8, 1), _code(two, 8, 2), _code(two, 8, 3)
+        codes = tl.join(tl.join(a, b), tl.join(c, d))  # [R, W, b, c0, c1]
+        codes = tl.reshape(codes, [R // 8, 2, 2, 2, 8, W // 8, 2, 2, 2])
+        codes = tl.permute(codes, (0, 3, 2, 1, 6, 8, 7, 5, 4))
     else:
         if PTX:
-            a, b, c, d, e, f, g, i, j, k, m, n, o, p, q, r = tl.inline_asm_elementwise(
+            a, b, c, d, e, f, g, h = tl.inline_asm_elementwise(
                 _ROWS_4,
-                "=h,=h,=h,=h,=h,=h,=h,=h,=h,=h,=h,=h,=h,=h,=h,=h,r,r",
+                "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r",
                 [even, odd],
-                dtype=(tl.float16,) * 16,
+                dtype=(tl.int32,) * 8,
                 is_pure=True,
                 pack=1,
             )
+            a, b, c, d, e, f, g, h = _two(a), _two(b), _two(c), _two(d), _two(e), _two(f), _two(g), _two(h)
         else:
-            a, b, c, d = _code(even, 4, 0), _code(odd, 4, 0), _code(even, 4, 1), _code(odd, 4, 1)
-            e, f, g, i = _code(even, 4, 2), _code(odd, 4, 2), _code(even, 4, 3), _code(odd, 4, 3)
-            j, k, m, n = _code(even, 4, 4), _code(odd, 4, 4), _code(even, 4, 5), _code(odd, 4, 5)
-            o, p, q, r = _code(even, 4, 6), _code(odd, 4, 6), _code(even, 4, 7), _code(odd, 4, 7)
-        first = tl.join(tl.join(tl.join(a, c), tl.join(e, g)), tl.join(tl.join(j, m), tl.join(o, q)))
-        second = tl.join(tl.join(tl.join(b, d), tl.join(f, i)), tl.join(tl.join(k, n), tl.join(p, r)))
-        codes = tl.reshape(tl.join(first, second), [R // 8, 2, 2, 2, 8, W // 8, 2, 2, 2, 2])
-        codes = tl.permute(codes, (0, 3, 2, 1, 9, 8, 7, 6, 5, 4))
+            a, b, c, d = _code(two, 4, 0), _code(two, 4, 1), _code(two, 4, 2), _code(two, 4, 3)
+            e, f, g, h = _code(two, 4, 4), _code(two, 4, 5), _code(two, 4, 6), _code(two, 4, 7)
+        codes = tl.join(tl.join(tl.join(a, b), tl.join(c, d)), tl.join(tl.join(e, f), tl.join(g, h)))
+        codes = tl.reshape(codes, [R // 8, 2, 2, 2, 8, W // 8, 2, 2, 2, 2])  # ..., b, c0, c1, c2
+        codes = tl.permute(codes, (0, 3, 2, 1, 6, 9, 8, 7, 5, 4))
     return tl.reshape(codes, [2 * R, W * 32 // BITS])
 
 
