@@ -7,6 +7,10 @@ blocks ``j``, and what it adds to the output ``(weight step_j) code_j + weight l
 rows of the first product and columns of the second, so that few heads fill tensor cores made for at least 8 columns.
 
 Codes become float16 as ``1024 + code``, one bit operation for two of them; what 1024 adds is known and taken off.
+Tensor cores truncate what they add up, and of 1024 times a weight that shows: they sum a tile, float32 units the tiles.
+Weights times steps are float16 too.  The greatest weight is ``2 ** (bits - 2)``, the most with which no step overflows,
+so that tokens beside one that most of the attention goes to do not become 0.
+
 Columns and tokens are permuted so that a lane of a warp expands, from the words that it read, what the tensor cores
 want of it: nothing moves between lanes.  In float32 (and on a CPU) the same without the 1024.
 
@@ -224,6 +228,7 @@ def split_coded(
     V_WORDS: tl.constexpr = WV * BITS // 32
     dtype: tl.constexpr = tl.float16 if PTX else tl.float32
     ADDED: tl.constexpr = 1024.0 if PTX else 0.0
+    RAISED: tl.constexpr = BITS - 2
     unit = tl.program_id(0) * GROUP  # units first: they share sectors of scales
     split = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
@@ -301,7 +306,7 @@ def split_coded(
         step, least = _scales(k_words)
         scores = tl.reshape(dots, [GROUP, TILE, PM, JK]) * step[:, :, None, :] + least[:, :, None, :] * query_sum
         scores = tl.where(seen[None, :, None], tl.sum(scores, 3), -1.0e38)
-        above = tl.maximum(top, tl.max(scores, 1) * scale)
+        above = tl.maximum(top, tl.max(scores, 1) * scale - RAISED)
         shrink = tl.exp2(top - above)
         shrinks = tl.reshape(tl.broadcast_to(shrink[:, :, None], [GROUP, PM, JV]), [GROUP, 1, NV])
         weight = tl.exp2(scores * scale - above[:, None, :])
@@ -314,9 +319,9 @@ def split_coded(
         v_even = tl.reshape(v_even, [GROUP * TILE // 2, V_WORDS])
         v_odd = tl.reshape(v_odd, [GROUP * TILE // 2, V_WORDS])
         value = tl.reshape(_two_rows(v_even, v_odd, GROUP * TILE // 2, V_WORDS, BITS, PTX), [GROUP, TILE, WV])
-        mixed = tl.dot(tl.permute(value, (0, 2, 1)), weighed, mixed * shrinks, input_precision=PRECISION)
+        mixed = tl.fma(mixed, shrinks, tl.dot(tl.permute(value, (0, 2, 1)), weighed, input_precision=PRECISION))
         if PTX:
-            step_sum = tl.dot(ones, weighed, step_sum * shrinks)
+            step_sum = tl.fma(step_sum, shrinks, tl.dot(ones, weighed))
 
     totals = tl.sum(total, 1)
     whole = tl.where(totals > 0, totals, 1.0)

@@ -3,7 +3,8 @@
 
 A program reads one split of one sequence's tokens once, for all query heads that share what it reads, and keeps a
 running softmax (FlashAttention, arXiv 2205.14135; "flash-decoding" splits the context); a second kernel merges the
-splits by their log-sum-exp.  Codes of quantized caches are dequantized in registers, tile by tile.
+splits by their log-sum-exp.  Codes of quantized caches are dequantized in registers, tile by tile, or multiplied as
+they are and scaled afterwards (:mod:`.coded`).
 
 Axes: B batch, U units (groups of query heads that read the same values), M query heads of a unit, S places of the
 cache, w width of a part.
@@ -12,9 +13,9 @@ cache, w width of a part.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 import triton
@@ -262,7 +263,9 @@ def _split(
     PV: tl.constexpr,
     TILE: tl.constexpr,
     BITS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    A_BLOCK: tl.constexpr,
+    B_BLOCK: tl.constexpr,
+    V_BLOCK: tl.constexpr,
     ALIGNED: tl.constexpr,
     PTX: tl.constexpr,
     HEAD_TILES: tl.constexpr,
@@ -337,7 +340,7 @@ def _split(
                     WA,
                     PA,
                     WA == PA,
-                    BLOCK,
+                    A_BLOCK,
                     ALIGNED,
                     PTX,
                     dtype,
@@ -357,7 +360,7 @@ def _split(
                     WB,
                     PB,
                     WB == PB,
-                    BLOCK,
+                    B_BLOCK,
                     ALIGNED,
                     PTX,
                     dtype,
@@ -379,7 +382,7 @@ def _split(
                     PA,
                     WA == PA,
                     BITS,
-                    BLOCK,
+                    A_BLOCK,
                     ALIGNED,
                     PTX,
                     dtype,
@@ -399,7 +402,7 @@ def _split(
                     PB,
                     WB == PB,
                     BITS,
-                    BLOCK,
+                    B_BLOCK,
                     ALIGNED,
                     PTX,
                     dtype,
@@ -428,7 +431,7 @@ def _split(
                     WV - v_first,
                     PV,
                     WV % PV == 0,
-                    BLOCK,
+                    V_BLOCK,
                     ALIGNED,
                     PTX,
                     dtype,
@@ -452,7 +455,7 @@ def _split(
                     PV,
                     WV % PV == 0,
                     BITS,
-                    BLOCK,
+                    V_BLOCK,
                     ALIGNED,
                     PTX,
                     dtype,
@@ -541,6 +544,40 @@ def _merge_expanded(
         tl.store(Total + head, lse, mask=present)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Keys or values in a cache: values, or codes and their scales as 32-bit words; each unit's own, or read by all."""
+
+    plane: Tensor
+    words: Tensor | None
+    width: int
+    own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """A kernel and what it alone is given: ``rows`` programs for each split of each sequence.
+
+    Programs beside each other are of a sequence's splits, or ``rows_first``.
+    """
+
+    kernel: Any
+    tiling: Tiling
+    rows: int
+    rows_first: bool
+    planes: Sequence[Tensor]
+    strides: Sequence[int]
+    constants: Mapping[str, Any]
+
+    def splits(self, device: torch.device, batch: int, places: int) -> int:
+        """As many as keep the device busy."""
+        most = triton.cdiv(places, self.tiling.tile)
+        if device.type != "cuda":
+            return min(3, most)
+        wanted = round(self.tiling.programs * _multiprocessors(device) / (batch * self.rows))
+        return max(1, min(wanted, most, 256))
+
+
 def attend_splits(
     query: Tensor,
     key: Tensor | None,
@@ -563,138 +600,41 @@ def attend_splits(
     """See :func:`caramba_plugins_standard.decoding.attention.attend_cached`, whose arguments these are."""
     assert scale > 0, "what is not seen scores lowest"
     batch, units, heads, _ = query.shape
-    padded_heads = max(16, min(64, triton.next_power_of_2(heads)))
-    head_tiles = triton.cdiv(heads, padded_heads)
-    least = max(16, block) if bits == 8 else max(32, block) if bits == 4 else 16
-    aligned = bits != 16 and block == triton.next_power_of_2(block) and block >= 8
-    aligned = aligned and all(
-        units == 1 or not own or not width % block for width, own in zip(widths, per_unit, strict=True)
-    )
-    padded = [max(least, triton.next_power_of_2(width)) if width else least for width in widths]
-    joint = value is None
-    if padded[2] > (
-        2 * _WIDEST if joint else _WIDEST
-    ):  # programs for some columns of the values each; they meet the keys again
-        padded[2] = _WIDEST
-        if joint:
-            value, value_blocks, joint = shared, shared_blocks, False
-    value_tiles = triton.cdiv(widths[2], padded[2])
-    read = sum(size for size, width in zip(padded, widths, strict=True) if width) - (padded[2] if joint else 0)
-    room = next(part.shape[1] for part in (key, shared, value) if part is not None)
-    coded = aligned and _factors(heads, [width for width in widths if width], bits, block)
-    coded = coded and not joint and all(part is None or _in_words(part) for part in (key, shared, value))
-    if coded:
-        chosen = _coded_tiling(bits)
-        group = math.gcd(units, chosen.units)
-        programs = batch * units // group
-    else:
-        chosen, group = _tiling(read + (512 if joint else 0), bits, query.element_size()), 1
-        programs = batch * units * head_tiles * value_tiles
-    splits = 1
-    if query.is_cuda:
-        splits = round(chosen.programs * _multiprocessors(query.device) / programs)
-        splits = max(1, min(splits, triton.cdiv(room, chosen.tile), 256))
-    else:
-        splits = min(3, triton.cdiv(room, chosen.tile))
+    planes = zip((key, shared, value), (key_blocks, shared_blocks, value_blocks), widths, per_unit, strict=True)
+    parts = [
+        None if plane is None else _Part(plane, None if blocks is None else blocks.view(torch.int32), width, own)
+        for plane, blocks, width, own in planes
+    ]
+    launch = _launch(query, parts, bits, block)
+    places = next(part.plane.shape[1] for part in parts if part is not None)
+    splits = launch.splits(query.device, batch, places)
     partial = query.new_empty(batch, units, heads, splits, widths[2], dtype=torch.float32)
     lse = query.new_empty(batch, units, heads, splits, dtype=torch.float32)
     total = query.new_empty(batch, units, heads, dtype=torch.float32)
-    words = [
-        None if blocks is None else blocks.view(torch.int32) for blocks in (key_blocks, shared_blocks, value_blocks)
-    ]
-    planes: list[Tensor] = []
-    strides: list[int] = []
-    if coded:
-        for part, part_words in zip((key, shared, value), words, strict=True):
-            if part is not None and part_words is not None:
-                codes = part.view(torch.int32)
-                planes += [codes, part_words]
-                strides += [*codes.stride()[:2], *part_words.stride()[:2]]
-        key_width = widths[0] or widths[1]
-        fast = query.is_cuda and query.dtype != torch.float32
-        split_coded[(units // group, splits, batch)](
-            query,
-            *planes,
-            starts,
-            ends,
-            partial,
-            lse,
-            query.stride(0),
-            query.stride(1),
-            query.stride(2),
-            *strides,
-            scale * _LOG2_E,
-            window,
-            sinks,
-            splits,
-            U=units,
-            M=heads,
-            WK=key_width,
-            WV=widths[2],
-            BLOCK=block,
-            PM=max(triton.next_power_of_2(heads), 8 * block // min(key_width, widths[2])),
-            TILE=chosen.tile,
-            GROUP=group,
-            BITS=bits,
-            RING=window > 0,
-            WHOLE=room % chosen.tile == 0,
-            PTX=fast,
-            PRECISION="tf32" if fast else "ieee",
-            K_OWN=int(per_unit[0] if widths[0] else per_unit[1]),
-            V_OWN=int(per_unit[2]),
-            STAGES=chosen.stages,
-            num_warps=chosen.warps,
-            num_stages=chosen.stages,
-        )
-    else:
-        for part, part_words, width, own in zip((key, shared, value), words, widths, per_unit, strict=True):
-            planes += [query if part is None else part, query if part_words is None else part_words]
-            strides += (
-                [0, 0, 0]
-                if part is None
-                else [part.stride(0), part.stride(1), width // (2 if bits == 4 else 1) if own else 0]
-            )
-            strides += [0, 0] if part_words is None else [part_words.stride(0), part_words.stride(1)]
-        _split[(splits, units * head_tiles * value_tiles, batch)](
-            query,
-            *planes,
-            starts,
-            ends,
-            partial,
-            lse,
-            query.stride(0),
-            query.stride(1),
-            query.stride(2),
-            *strides,
-            scale * _LOG2_E,
-            window,
-            sinks,
-            splits,
-            U=units,
-            M=heads,
-            WA=widths[0],
-            WB=widths[1],
-            WV=widths[2],
-            PM=padded_heads,
-            PA=padded[0],
-            PB=max(padded[1], padded[2]) if joint else padded[1],
-            PV=padded[2],
-            TILE=chosen.tile,
-            BITS=bits,
-            BLOCK=block,
-            ALIGNED=aligned,
-            PTX=query.is_cuda,
-            HEAD_TILES=head_tiles,
-            A_OWN=int(per_unit[0]),
-            B_OWN=int(per_unit[1]),
-            V_OWN=int(per_unit[2]),
-            RING=window > 0,
-            JOINT=joint,
-            PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
-            STAGES=chosen.stages,
-            num_warps=chosen.warps,
-            num_stages=chosen.stages,
-        )
+    launch.kernel[(launch.rows, splits, batch) if launch.rows_first else (splits, launch.rows, batch)](
+        query,
+        *launch.planes,
+        starts,
+        ends,
+        partial,
+        lse,
+        *query.stride()[:3],
+        *launch.strides,
+        scale * _LOG2_E,
+        window,
+        sinks,
+        splits,
+        U=units,
+        M=heads,
+        WV=widths[2],
+        TILE=launch.tiling.tile,
+        BITS=bits,
+        RING=window > 0,
+        STAGES=launch.tiling.stages,
+        **launch.constants,
+        num_warps=launch.tiling.warps,
+        num_stages=launch.tiling.stages,
+    )
     if up is None:
         out = query.new_empty(batch, units, heads, widths[2])
         _merged(partial, lse, out, total)
@@ -744,11 +684,23 @@ def _expanded(partial: Tensor, lse: Tensor, up: Tensor, total: Tensor, query: Te
     return out
 
 
-def _factors(heads: int, widths: Sequence[int], bits: int, block: int) -> bool:
-    """Whether scales had better stay out of the products: few heads and blocks, one part of keys, whole words."""
-    blocks = max(widths) // block
-    shapes = all(width == triton.next_power_of_2(width) and width * bits >= 256 for width in widths)
-    return len(widths) == 2 and shapes and min(widths) >= block and triton.next_power_of_2(heads) * blocks <= 32
+def _launch(query: Tensor, parts: Sequence[_Part | None], bits: int, block: int) -> _Launch:
+    """The kernel for parts of keys, a second part and values (``None``: the second part again)."""
+    first, second, value = parts
+    keys = [part for part in (first, second) if part is not None]
+    if len(keys) == 1 and value is not None and _factors(query.shape[2], [keys[0], value], bits, block):
+        return _coded(query, keys[0], value, bits, block)
+    return _dequantizing(query, first, second, value, bits, block)
+
+
+def _factors(heads: int, parts: Sequence[_Part], bits: int, block: int) -> bool:
+    """Whether scales had better stay out of the products: few heads and blocks, whole words of whole blocks."""
+    if bits == 16 or block < 8 or block != triton.next_power_of_2(block):
+        return False
+    widths = [part.width for part in parts]
+    whole = all(width == triton.next_power_of_2(width) and width * bits >= 256 for width in widths)
+    few = triton.next_power_of_2(heads) * (max(widths) // block) <= 32
+    return whole and few and min(widths) >= block and all(_in_words(part.plane) for part in parts)
 
 
 def _in_words(codes: Tensor) -> bool:
@@ -756,8 +708,89 @@ def _in_words(codes: Tensor) -> bool:
     return codes.stride(-1) == 1 and all(place % 4 == 0 for place in places)
 
 
-def _coded_tiling(bits: int) -> Tiling:
-    return Tiling(32, 4, 3, 4, units=4) if bits == 4 else Tiling(32, 1, 3, 16)
+def _coded(query: Tensor, key: _Part, value: _Part, bits: int, block: int) -> _Launch:
+    """Scales outside the products."""
+    units, heads = query.shape[1:3]
+    tiling = _coded_tiling(units, bits)
+    planes: list[Tensor] = []
+    for part in (key, value):
+        assert part.words is not None, "quantized"
+        planes += [part.plane.view(torch.int32), part.words]
+    fast = query.is_cuda and query.dtype != torch.float32
+    constants = {
+        "WK": key.width,
+        "BLOCK": block,
+        "PM": max(triton.next_power_of_2(heads), 8 * block // min(key.width, value.width)),
+        "GROUP": tiling.units,
+        "WHOLE": key.plane.shape[1] % tiling.tile == 0,
+        "PTX": fast,
+        "PRECISION": "tf32" if fast else "ieee",
+        "K_OWN": int(key.own),
+        "V_OWN": int(value.own),
+    }
+    strides = [stride for plane in planes for stride in plane.stride()[:2]]
+    return _Launch(split_coded, tiling, units // tiling.units, True, planes, strides, constants)
+
+
+def _dequantizing(
+    query: Tensor, first: _Part | None, second: _Part | None, value: _Part | None, bits: int, block: int
+) -> _Launch:
+    """Values, or codes dequantized as they are read."""
+    units, heads = query.shape[1:3]
+    last = value or second
+    assert last is not None, "what is mixed"
+    padded_heads = max(16, min(64, triton.next_power_of_2(heads)))
+    head_tiles = triton.cdiv(heads, padded_heads)
+    joint = value is None
+    padded = [_padded(part, bits) for part in (first, second, last)]
+    # programs for some columns of the values each; they meet the keys again
+    if padded[2] > (2 * _WIDEST if joint else _WIDEST):
+        padded[2], joint, value = _WIDEST, False, last
+    value_tiles = triton.cdiv(last.width, padded[2])
+    read = sum(size for size, part in zip(padded, (first, second, value), strict=True) if part is not None)
+    tiling = _tiling(read + (512 if joint else 0), bits, query.element_size())
+    blocks, aligned = _blocks(units, (first, second, last), padded, bits, block)
+    planes: list[Tensor] = []
+    strides: list[int] = []
+    for part in (first, second, value):
+        words = None if part is None else part.words
+        planes += [query if part is None else part.plane, query if words is None else words]
+        each = 0 if part is None or not part.own else part.width // (2 if bits == 4 else 1)
+        strides += [*((0, 0) if part is None else part.plane.stride()[:2]), each]
+        strides += (0, 0) if words is None else words.stride()[:2]
+    constants: dict[str, Any] = {
+        "WA": 0 if first is None else first.width,
+        "WB": 0 if second is None else second.width,
+        "PM": padded_heads,
+        "ALIGNED": aligned,
+        "PTX": query.is_cuda,
+        "HEAD_TILES": head_tiles,
+        "JOINT": joint,
+        "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32",
+    }
+    for name, part, size, length in zip("ABV", (first, second, last), padded, blocks, strict=True):
+        constants |= {f"P{name}": size, f"{name}_BLOCK": length, f"{name}_OWN": int(part is not None and part.own)}
+    return _Launch(_split, tiling, units * head_tiles * value_tiles, False, planes, strides, constants)
+
+
+def _padded(part: _Part | None, bits: int) -> int:
+    """Columns that a program reads of a part."""
+    return max(16 if bits == 16 else 32, triton.next_power_of_2(part.width) if part is not None else 0)
+
+
+def _blocks(
+    units: int, parts: Sequence[_Part | None], padded: Sequence[int], bits: int, block: int
+) -> tuple[list[int], bool]:
+    """The length of each part's blocks, and whether its columns are whole blocks to the kernel.
+
+    A block that spans a whole part is as long as the part is padded, however long it is stored.
+    """
+    spans = [block if part is None else min(block, _padded(part, bits)) for part in parts]
+    aligned = bits != 16 and block >= 8 and block == triton.next_power_of_2(block) and spans[2] <= padded[2]
+    for part in parts:
+        if part is not None and part.own and units > 1:
+            aligned = aligned and part.width % block == 0
+    return (spans if aligned else [block] * len(parts)), aligned
 
 
 def _tiling(width: int, bits: int, bytes_each: int) -> Tiling:
@@ -772,6 +805,12 @@ def _tiling(width: int, bits: int, bytes_each: int) -> Tiling:
     if width <= 512:
         return Tiling(32, 4, 3, 2)
     return Tiling(64, 4, 2, 2) if width <= 1152 else Tiling(32, 4, 2, 2)
+
+
+def _coded_tiling(units: int, bits: int) -> Tiling:
+    """The same, of scales outside the products: a warp for each unit of a program, 8 warps a multiprocessor."""
+    warps = math.gcd(units, 4) if bits == 8 else 1
+    return Tiling(32, warps, 3, 8 // warps, units=warps)
 
 
 def _multiprocessors(device: torch.device) -> int:
