@@ -61,10 +61,10 @@ def save_checkpoint(
 ) -> None:
     """Publish a checkpoint folder, which is named after its step, at once, in place of one that is there.
 
-    ``tensors`` are further files of it: ``<name>.safetensors`` holds those under each name.  ``publish`` gets the
-    tensors of all files, and what writes them or copies of them, now or later.
+    ``tensors`` are further files of it: ``<name>.safetensors`` holds those under each name; a ``model`` among them
+    stands for the model's.  ``publish`` gets the tensors of all files, and what writes them or copies, now or later.
     """
-    files = {"model": model_tensors(model), **(tensors or {})}
+    files = {**tensors} if tensors and "model" in tensors else {"model": model_tensors(model), **(tensors or {})}
     if optimizer is not None:
         files["optimizer"], scalars = _optimizer_state(model, optimizer)
         state = {**state, "optimizer": scalars}

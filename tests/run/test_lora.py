@@ -9,6 +9,7 @@ import attrs
 import pytest
 import torch
 from caramba_plugins_standard.modes import Train
+from caramba_plugins_standard.opening import open_run
 from caramba_plugins_standard.training.loop import TrainRunner
 from caramba_terminal.reporter import Reporter
 from rich.console import Console
@@ -17,6 +18,7 @@ from torch import Tensor
 
 import caramba
 from caramba_core.cli import main
+from caramba_core.errors import InputError
 from caramba_core.manifest.load import load_manifest
 from caramba_core.run.experiment import Experiment
 
@@ -102,6 +104,78 @@ def test_what_follows(tmp_path: Path) -> None:
     exported = load_file(tmp_path / "out" / "model.safetensors")
     assert not [name for name in exported if "lora" in name or name.endswith((".up", ".down"))]
     assert torch.equal(exported["model.layers.1.mlp.up_proj.weight"], before["model.blocks.1.mlp.up_proj"])
+
+
+FROM_TEACHER = """\
+version: 1
+name: small
+model: {from: teacher}
+groups:
+  - name: half
+    teacher: {source: teacher, dtype: bfloat16}
+    data: {train: train.npy, heldout: heldout.npy}
+    eval: {windows: 2, context: 32}
+    runs:
+      - {id: finetune, mode: train, seed: 3, steps: 6, train: {strategy: finetune, lora: {rank: 2, targets: [mlp]},
+         trains: [norm], ema: 0.5, device: cpu, batch_size: 2, context: 32, lr: 1.0e-3, checkpoint_every: 2}}
+"""
+
+
+def opened(manifest: Path, step: int) -> dict[str, Tensor]:
+    return dict(open_run(folder_of(manifest), step).tensors())
+
+
+@pytest.mark.parametrize("settings", ["lora: {rank: 2}", "lora: {alpha: 4.0}, trains: [norm]", FROM_TEACHER])
+def test_checkpoints_on_the_way_hold_adapters_alone(tmp_path: Path, settings: str) -> None:
+    """What others read of them are the sums nevertheless; those that are asked for, and the last, hold them."""
+    manifests = [workspace(tmp_path / name, settings, dtype="bfloat16") for name in ("resumed", "kept")]
+    if settings == FROM_TEACHER:
+        for manifest in manifests:
+            manifest.write_text(settings)
+    for manifest, kept in zip(manifests, ("{last: 9}", "{last: 9, every: 2}"), strict=True):
+        text = manifest.read_text()
+        manifest.write_text(text.replace("checkpoint_every: 2", f"checkpoint_every: 2, keep: {kept}"))
+        assert run(manifest) == 0
+    alone, kept = manifests
+    for step in (2, 4, 6):
+        whole = saved(kept, step)
+        assert all(torch.equal(tensor, opened(kept, step)[name]) for name, tensor in whole.items())
+        found = opened(alone, step)
+        assert found.keys() == whole.keys()
+        for name, tensor in found.items():
+            assert torch.equal(tensor.to(whole[name].dtype), whole[name]), name
+        factors = {name.rpartition(".")[0] for name in saved(alone, step, file="lora")}
+        assert factors
+        assert bool(factors & saved(alone, step).keys()) is (step == 6)
+        assert (len(saved(alone, step)) < len(whole) / 2) is (step < 6)
+
+
+def test_what_adapters_are_added_to_must_be_there(tmp_path: Path) -> None:
+    manifest = workspace(tmp_path, "lora: {rank: 2}, keep: {last: 9}")
+    assert run(manifest) == 0
+    begun = folder_of(manifest, "convert") / "checkpoints"
+    begun.rename(begun.with_name("elsewhere"))
+    assert opened(manifest, 6)
+    with pytest.raises(InputError, match="which they are added to, is not there any more"):
+        opened(manifest, 4)
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_the_best_checkpoint_holds_the_sums(tmp_path: Path, pieces: bool) -> None:
+    """Where calls end behind each piece of work, too: then it was saved before it was known to be the best."""
+    settings = "lora: {rank: 2, targets: [mlp]}, evaluate_every: 1, patience: 2, clip: null"
+    manifest = workspace(tmp_path, f"{settings}, schedule: {{type: linear, warmup: 6}}")  # whose rate is too high then
+    manifest.write_text(manifest.read_text().replace("checkpoint_every: 2", "checkpoint_every: 1"))
+    more = ("--set", "vars.steps=12", "--set", "vars.lr=0.05")
+    assert run(manifest, "--run", "convert", *more) == 0
+    for _ in range(60 if pieces else 1):
+        minutes = ("--minutes", "1e-9") if pieces else ()
+        assert run(manifest, "--run", "finetune", "--resume", *minutes, *more) == 0
+        if (folder_of(manifest) / "summary.json").exists():
+            break
+    best = json.loads((folder_of(manifest) / "summary.json").read_text())["result_step"]
+    assert best > 0
+    assert saved(manifest, best).keys() == saved(manifest, 0, "convert").keys()
 
 
 def held(tensors: list[Tensor]) -> int:

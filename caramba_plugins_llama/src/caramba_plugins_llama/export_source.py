@@ -10,6 +10,7 @@ from typing import Any, Final
 import attrs
 from caramba_plugins_standard.loading import Checkpoint, cached_source, fetch_source, find_loader, lower_checkpoint
 from caramba_plugins_standard.loading.filling import load_weights
+from caramba_plugins_standard.opening import OpenedRun
 
 from caramba_core.errors import CarambaError, InputError
 from caramba_core.graph import Graph, local_name
@@ -19,7 +20,7 @@ from caramba_core.modes import Evaluation
 from caramba_core.nn.build import build
 from caramba_core.nn.fitting import require_fit
 from caramba_core.places import expanded
-from caramba_core.run.checkpoint import load_tensors, read_state
+from caramba_core.run.checkpoint import read_state
 from caramba_core.run.directory import RunDirectory
 from caramba_plugins_llama.exporting import Original
 from caramba_plugins_llama.json_file import parse_object
@@ -86,7 +87,9 @@ def _of_run(run: Path, origin: str | None) -> ExportSource:
         checkpoint = _opened(source, loaded.folder)
         companions = _companions(checkpoint, source, graph, None)
         teacher = Teacher(source=_shown(source, loaded.folder), licence=licence_of(source, checkpoint))
-    tensors = {local_name(name): values for name, values in load_tensors(checkpoints[-1]).items()}
+    own = next((one for one in group.runs if one.id == run.resolve().name), group.runs[-1])
+    opened = OpenedRun(path=run, loaded=loaded, group=group, run=own, checkpoint=checkpoints[-1], summary=None)
+    tensors = {local_name(name): values for name, values in opened.tensors().items()}
     require_fit(checkpoints[-1], graph, ((name, name, tuple(values.shape)) for name, values in tensors.items()))
     state, saved = directory.state(), read_state(checkpoints[-1])
     if state is not None and saved["run"] != state.identity:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +12,8 @@ import attrs
 from caramba_core.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from caramba_core.components import Storage
     from caramba_core.datasets import Tokens
     from caramba_core.graph import Graph
@@ -101,25 +103,53 @@ class OpenedRun:
 
         With ``dtype`` all of them are in that one.
         """
-        import torch
-
         from caramba_core.graph import trained_nodes
         from caramba_core.lowered import lower_group
-        from caramba_core.run.checkpoint import load_tensors
         from caramba_core.run.device import pick_device, torch_dtype
         from caramba_core.run.student import assemble
 
         graph = lower_group(self.loaded, self.group)
-        held = torch.float32 if self.group.teacher is None else torch_dtype(self.group.teacher.dtype)
         return assemble(
             graph,
             teacher=None,
-            tensors=load_tensors(self.checkpoint),
+            tensors=self.tensors(),
             trained=trained_nodes(graph, self.run.trains) if dtype is None else frozenset(),
             device=pick_device(device),
-            dtype=held if dtype is None else torch_dtype(dtype),
+            dtype=torch_dtype(self._held if dtype is None else dtype),
             seed=self.run.seed,
         )
+
+    @property
+    def _held(self) -> str:
+        """The type of weights that do not train."""
+        return "float32" if self.group.teacher is None else self.group.teacher.dtype
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The model's tensors of the checkpoint, by graph name; of one that holds adapters alone, the sums."""
+        import torch
+
+        from caramba_core.graph import trained_nodes
+        from caramba_core.lowered import lower_group
+        from caramba_core.run.checkpoint import model_tensors
+        from caramba_core.run.device import torch_dtype
+        from caramba_core.run.student import assemble
+        from caramba_plugins_standard.training.lora import summed
+
+        def begin() -> Mapping[str, Tensor]:
+            graph, teacher = lower_group(self.loaded, self.group), self.teacher()
+            return model_tensors(
+                assemble(
+                    graph,
+                    teacher=None if teacher is None else load_checkpoint(teacher, "cpu", self._held),
+                    tensors=None,
+                    trained=trained_nodes(graph, self.run.trains),
+                    device=torch.device("cpu"),
+                    dtype=torch_dtype(self._held),
+                    seed=self.run.seed,
+                )
+            )
+
+        return summed(self.checkpoint, begin, torch_dtype(self._held))
 
     def heldout_tokens(self, graph: Graph, tokenizer: Tokenizer | None) -> Tokens:
         """The tokens that the run was measured on."""

@@ -35,7 +35,7 @@ from caramba_plugins_standard.training.determinism import deterministic
 from caramba_plugins_standard.training.documents import require_documents
 from caramba_plugins_standard.training.float8 import use_float8
 from caramba_plugins_standard.training.kernels import attention_kernels
-from caramba_plugins_standard.training.lora import Adapters
+from caramba_plugins_standard.training.lora import Adapters, holds_adapters_alone
 from caramba_plugins_standard.training.memory import is_out_of_memory, out_of_memory
 from caramba_plugins_standard.training.planning import what_trains
 from caramba_plugins_standard.training.profiling import Profiler
@@ -236,6 +236,8 @@ class TrainRunner:
             if any(self.team.agree(self.team.is_first and self._owes_evaluation())):
                 self._evaluate()
                 stops, _ = self._agreed()
+                if self.adapters is not None:  # by now it is known whether this step is one to keep
+                    self._save(in_background=False)
             while self.step < self.steps and not stops:
                 self._one_step(bar)
                 if self._measures():
@@ -278,10 +280,21 @@ class TrainRunner:
         state = {"samples": tokens // self.settings.context, "tokens": tokens, "seconds": self.seconds}
         state |= self.skipping.state() | ({} if self.average is None else self.average.state())
         with self._averaged():
-            tensors = {} if self.adapters is None else {"lora": self.adapters.tensors()}
+            tensors: dict[str, Mapping[str, Tensor]] = {}
+            if self.adapters is not None:
+                tensors, path = {"lora": self.adapters.tensors()}, self.context.directory.checkpoint(self.step)
+                if any(self.team.agree(self.team.is_first and not self._is_whole())):
+                    tensors["model"], note = self.adapters.alone(path)
+                    state |= note
+                elif self.team.is_first and path.exists() and holds_adapters_alone(path):
+                    self.context.directory.drop_checkpoints([path])  # the run ends where it was to go on from
             tensors |= {} if self.average is None else self.average.tensors()
             self.division.save(self.step, optimizer=self.optimizer, state=state, tensors=tensors)
         self._saved = self.context.reporter.clock()
+
+    def _is_whole(self) -> bool:
+        """Whether a checkpoint of this step holds the model beside its adapters: the last one, and those to keep."""
+        return self.step == self.steps or self.context.stop_reason is not None or self.retention.wants(self.step)
 
     def _one_step(self, bar: Bar) -> None:
         settings, device = self.settings, self.context.device

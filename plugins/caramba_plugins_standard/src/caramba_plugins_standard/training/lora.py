@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from caramba_core.errors import InputError
 from caramba_core.graph import ROOT, local_name
 from caramba_core.nn.language_model import LanguageModel
-from caramba_core.run.checkpoint import load_tensors
+from caramba_core.run.checkpoint import load_tensors, read_state
 from caramba_core.run.context import RunContext
 from caramba_plugins_standard.training import LoRA
 from caramba_plugins_standard.training.planning import adapted_matrices
 
-__all__ = ["AdaptedMatrix", "Adapters", "adapt"]
+__all__ = ["AdaptedMatrix", "Adapters", "adapt", "holds_adapters_alone", "summed"]
+
+_ALONE = "adapters"
+"""What the state of a checkpoint without sums says of them."""
 
 
 class AdaptedMatrix(nn.Module):
@@ -104,6 +110,7 @@ class Adapters:
         if context.resume_from is not None:  # whose weights have the adapters in them
             context.student = _resumed(context)
         chosen = adapted_matrices(context.graph, settings, context.trained)
+        self._context, self._scale = context, settings.scale
         self._student = context.student
         saved = {} if context.resume_from is None else load_tensors(context.resume_from, "lora")
         self._places = adapt(self._student, chosen, settings, context.seed)
@@ -124,6 +131,19 @@ class Adapters:
             for part in ("down", "up")
         }
 
+    def alone(self, path: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        """What a checkpoint at ``path`` holds in the place of the model, and says, that is there to go on from.
+
+        That is what trains as a whole, and where the weights are that the run started from.
+        """
+        context, own = self._context, self.tensors()
+        begun: dict[str, Any] = {}
+        if context.parent is not None:
+            digest = read_state(context.parent)["files"]["model.safetensors"]
+            begun = {"path": os.path.relpath(context.parent.resolve(), path.resolve()), "sha256": digest}
+        trained = {name: parameter.detach() for name, parameter in context.trainable() if name not in own}
+        return trained, {_ALONE: {"begun": begun, "scale": self._scale}}
+
     def put_into(self, model: LanguageModel) -> None:
         """Give another model of the same graph adapters in the same places, whose values are yet to come."""
         for name, matrix in self._places.items():
@@ -137,6 +157,38 @@ class Adapters:
             merged = self._places.pop(name).merged().detach()
             delattr(module, weight)
             module.register_parameter(weight, nn.Parameter(merged, requires_grad=False))
+
+
+def holds_adapters_alone(checkpoint: Path) -> bool:
+    """Whether a checkpoint is there to go on from: it has no sums (:func:`summed`)."""
+    return _ALONE in read_state(checkpoint)
+
+
+def summed(checkpoint: Path, begin: Callable[[], Mapping[str, Tensor]], held: torch.dtype) -> Mapping[str, Tensor]:
+    """The model's tensors of a run's checkpoint; where it holds adapters alone, their sums with what the run began on.
+
+    That is in the checkpoint of another run, or what ``begin`` makes; frozen weights are in the type ``held``.
+    """
+    saved, note = load_tensors(checkpoint), read_state(checkpoint).get(_ALONE)
+    if note is None:
+        return saved
+    if begun := note["begun"]:
+        path = Path(os.path.normpath(checkpoint.resolve() / begun["path"]))
+        if not path.is_dir() or read_state(path)["files"]["model.safetensors"] != begun["sha256"]:
+            raise InputError(
+                f"{checkpoint} holds adapters alone, and {path}, which they are added to, is "
+                + ("another one by now" if path.is_dir() else "not there any more"),
+                hint="finish the run: its last checkpoint holds the sums",
+            )
+        tensors = load_tensors(path)
+    else:
+        tensors = dict(begin())
+    tensors |= saved
+    factors = load_tensors(checkpoint, "lora")
+    for name in {key.rpartition(".")[0] for key in factors}:
+        weight, up, down = tensors[name].to(held), factors[f"{name}.up"], factors[f"{name}.down"]
+        tensors[name] = torch.addmm(weight.to(up.dtype), up, down, alpha=note["scale"]).to(held)
+    return tensors
 
 
 def _resumed(context: RunContext) -> LanguageModel:
