@@ -5,6 +5,7 @@
 DATA is the folder that has the teacher's ``smollm2-135m/tokenizer.json`` already; what is written there::
 
     train_kinds.npy         uint16, the mixture: documents of all kinds but those kept out, shuffled, 0 behind each
+    train_KIND.npy          uint16, the documents of one kind that the mixture has, so that kinds can be weighed
     heldout_KIND.npy        uint16, documents of one kind that the mixture does not have
     text_kinds/KIND.txt     those documents as text
     kinds.json              packages with licences, documents, tokens and weight of each kind, SHA-256 of each file
@@ -14,8 +15,9 @@ cleaned, cut between paragraphs into documents of at most 40,000 characters, and
 more than three tenths of its runs of eight words with earlier ones is dropped, whatever their kinds.  A quarter of a
 kind's tokens is held out, 140,000 at most (of a short kind up to half, until there are 70,000); the mixture takes
 400,000 tokens of a kind at most and 800,000 of ``languages``, so kinds weigh the same where they are long enough;
-``kinds.json`` says what each weighs.  ``italian``, ``plays`` and ``verse`` are kept out of the mixture: the last is for
-stopping early, the others for reporting alone.  A document in Italian that another kind has ends the command.
+``kinds.json`` says what each weighs; a manifest's mixture of ``train_KIND.npy`` weighs them as it likes.  ``italian``,
+``plays`` and ``verse`` are kept out of the mixture: the last is for stopping early, the others for reporting alone.  A
+document in Italian that another kind has ends the command.
 
 A new kind stands behind those that are there: documents are deduplicated in that order, and each kind is divided by a
 seed of its own, so the held-out parts before it stay what they were.
@@ -740,7 +742,10 @@ def done_before(folder: Path, tokenizer: str) -> bool:
     manifest = json.loads(path.read_text(encoding="utf-8"))
     if (manifest["recipe"], manifest["tokenizer"]) != (RECIPE, tokenizer):
         return False
-    return all((folder / n).exists() and sha256(folder / n) == digest for n, digest in manifest["files"].items())
+    wanted = {f"train_{kind}.npy" for kind, figure in manifest["kinds"].items() if figure["train"]["tokens"]}
+    return wanted <= manifest["files"].keys() and all(
+        (folder / n).exists() and sha256(folder / n) == digest for n, digest in manifest["files"].items()
+    )
 
 
 def write(folder: Path, kinds: dict[str, list[str]], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -753,10 +758,14 @@ def write(folder: Path, kinds: dict[str, list[str]], tokenizer: Tokenizer) -> di
         ids = encoded(tokenizer, documents)
         heldout, train = divided(list(map(len, ids)), kind)
         mixture += (ids[at] for at in train)
-        np.save(folder / f"heldout_{kind}.npy", np.concatenate([np.array(ids[at], np.uint16) for at in heldout]))
+        for part, taken in (("heldout", heldout), ("train", train)):
+            if taken:
+                array = np.concatenate([np.array(ids[at], np.uint16) for at in taken])
+                np.save(folder / f"{part}_{kind}.npy", array)
+                names.append(f"{part}_{kind}.npy")
         text = "\n\n".join(documents[at] for at in heldout)
         (folder / "text_kinds" / f"{kind}.txt").write_text(text + "\n", encoding="utf-8")
-        names += [f"heldout_{kind}.npy", f"text_kinds/{kind}.txt"]
+        names.append(f"text_kinds/{kind}.txt")
         figures[kind] = {
             part: {"documents": len(taken), "tokens": sum(len(ids[at]) for at in taken)}
             for part, taken in (("heldout", heldout), ("train", train))

@@ -202,6 +202,27 @@ def test_what_was_written_is_known_again_until_it_changes(tmp_path: Path) -> Non
     assert not texts.done_before(tmp_path, "t")
 
 
+def test_the_mixture_is_there_by_kind_so_that_kinds_can_be_weighed(tmp_path: Path) -> None:
+    made = {kind: [words(100 * at + n) for n in range(8)] for at, kind in enumerate(("prose", "mail", "verse"))}
+    figures = texts.write(tmp_path, made, tokenizer())
+    whole = np.load(tmp_path / "train_kinds.npy")
+    parts = {kind: np.load(tmp_path / f"train_{kind}.npy") for kind in ("prose", "mail")}
+    assert {kind: len(part) for kind, part in parts.items()} == {
+        kind: figures["kinds"][kind]["train"]["tokens"] for kind in parts
+    }
+    documents = [sorted(map(tuple, np.split(ids, np.flatnonzero(ids == 0) + 1))) for ids in (whole, *parts.values())]
+    assert documents[0] == sorted([*documents[1], *documents[2]])[1:]  # there is nothing behind the last end
+    assert not (tmp_path / "train_verse.npy").exists()
+    assert {f"train_{kind}.npy" for kind in parts} <= figures["files"].keys()
+
+    without = {name: digest for name, digest in figures["files"].items() if not name.startswith("train_p")}
+    manifest = {"recipe": texts.RECIPE, "tokenizer": "t", **figures}
+    (tmp_path / "kinds.json").write_text(json.dumps(manifest))
+    assert texts.done_before(tmp_path, "t")
+    (tmp_path / "kinds.json").write_text(json.dumps(manifest | {"files": without}))
+    assert not texts.done_before(tmp_path, "t"), "which was written before there were such files"
+
+
 def test_every_kind_names_packages_that_are_pinned() -> None:
     for kind, sources in texts.KINDS.items():
         for source in sources:
