@@ -115,8 +115,8 @@ KINDS: Sequence[tuple[Sequence[str], Callable[[str, Generator], Fact]]] = (
 def facts(random: Generator, count: int) -> list[Fact]:
     """Of one or two kinds, each about another subject."""
     found: list[Fact] = []
-    for _ in range(2):
-        subjects, kind = KINDS[int(random.integers(len(KINDS)))]
+    for which in random.permutation(len(KINDS))[:2]:
+        subjects, kind = KINDS[int(which)]
         chosen = random.permutation(len(subjects))[: min(len(subjects), (count + 1) // 2)]
         found += [kind(subjects[at], random) for at in chosen]
     return found[:count]
@@ -163,17 +163,14 @@ def document(texts: Texts, random: Generator, length: int) -> list[int]:
     """``length`` tokens: text with facts in it, then a line for each of them, and the end."""
     told = facts(random, int(random.integers(2, 5 + length // 340)))
     hidden = [texts.ids(fact) for fact, _, _ in told]
+    quoted = max(texts.sentences(random, 8 * QUOTED), key=len)[: 2 * QUOTED]
     order = random.permutation(len(told))
     asked = [token for at in order for token in texts.ids(f"\n{told[at][1]}{told[at][2]}")]
-    quote = texts.ids("\nAs it stands above: ")
-    room = length - sum(map(len, hidden)) - len(asked) - len(quote) - QUOTED - 1
-    filler = texts.filler(random, room)
-    long = [part[:QUOTED] for part in filler if len(part) >= QUOTED] or [
-        [token for part in filler for token in part][:QUOTED]
-    ]
-    quote += long[int(random.integers((len(long) + 1) // 2))]
-    for place, fact in zip(sorted(random.integers(0, len(filler), len(hidden)), reverse=True), hidden, strict=True):
-        filler.insert(int(place), fact)
+    quote = [*texts.ids("\nAs it stands above: "), *quoted[:QUOTED]]
+    filler = texts.filler(random, length - sum(map(len, hidden)) - len(quoted) - len(asked) - len(quote) - 1)
+    places = sorted(random.integers(0, len(filler), len(hidden) + 1), reverse=True)
+    for place, sentence in zip(places, [*hidden, quoted], strict=True):
+        filler.insert(int(place), sentence)
     return [*(token for part in filler for token in part), *asked, *quote, END]
 
 
