@@ -12,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from caramba_plugins_llama.export import export
+from caramba_plugins_llama.exporting import Folder, Original
+from caramba_plugins_llama.standard_exporter import StandardExporter
 
 from caramba_core.cli import main
-from caramba_core.errors import InputError
+from caramba_core.errors import InputError, PluginError
 from caramba_core.run.checkpoint import save_checkpoint
 from caramba_core.run.directory import RunDirectory, State
 
@@ -30,6 +33,21 @@ GQA: dict[str, Any] = {"type": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim":
 
 def refused(tmp_path: Path, words: str) -> None:
     with pytest.raises(InputError, match=words):
+        export(tmp_path / "run", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_a_folder_that_no_loader_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = StandardExporter.describe
+
+    def describe(form: str, original: Original) -> Folder:
+        folder = described(form, original)
+        return attrs.evolve(folder, config={**folder.config, "model_type": "unheard_of"})
+
+    monkeypatch.setattr(StandardExporter, "describe", describe)
+    make_run(tmp_path / "run", decoder(GQA))
+    said = r"caramba-plugins-llama [\d.]+ says of --as llama cannot be read back: \S*/out/config.json is of model_type"
+    with pytest.raises(PluginError, match=said):
         export(tmp_path / "run", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 

@@ -14,7 +14,7 @@ from caramba_plugins_standard.loading import Checkpoint, find_loader
 from torch import Tensor
 
 from caramba_core import __version__
-from caramba_core.errors import InputError
+from caramba_core.errors import InputError, PluginError
 from caramba_core.plugins.metadata import ComponentEntry
 from caramba_core.plugins.registry import registry
 from caramba_core.run.atomic import publish_file, publish_folder
@@ -117,7 +117,14 @@ def _write_folder(
             _write(scratch / file, content)
         _write_weights(scratch, folder.stored(tensors))
         _write(scratch / "README.md", card)
-        _require_same(find_loader(scratch), tensors)
+        try:
+            _require_same(find_loader(scratch), tensors)
+        except InputError as error:
+            said = error.message.replace(str(scratch), str(output))
+            raise PluginError(
+                f"what {exporter} says of --as {chosen.form} cannot be read back: {said}",
+                hint="a loader that reads the folder must be installed with its exporter",
+            ) from error
         checked = None if check is None else _checked(check, scratch, chosen.folder, found, kind)
         return tuple(sorted(path.name for path in scratch.iterdir())), checked
 
