@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from caramba_plugins_upcycle.transplant import CacheBudget, find_transplants
 
 from caramba_core.cli import main
 from caramba_core.components import Attention
+from caramba_core.errors import ManifestError
 from caramba_core.lowered import lower_group
 from caramba_core.manifest.load import load_manifest
+from caramba_core.plan import plan_manifest
 from caramba_core.sites import find_sites
 from caramba_core.teachers import reader
 
@@ -299,3 +302,27 @@ def test_a_storage_among_the_fields(cache: str, init: Callable[..., str], tmp_pa
     graph = lower_group(loaded, loaded.manifest.groups[0])
     configs = [node.config for node in graph.attentions().values()]
     assert all(isinstance(config, Attention) and isinstance(config.cache, Int4) for config in configs)
+
+
+def test_an_attention_without_an_output_bias_starts_without_a_refit(
+    init: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from caramba_plugins_mla.transplant import GQAToMLA
+
+    proposed = GQAToMLA.propose
+    monkeypatch.setattr(GQAToMLA, "propose", lambda *asked: {**proposed(*asked), "o_bias": False})
+    place = tmp_path / "m.yml"
+    init("--from", "llama", "--text", "ids.npy", "--attention", "mla", "-o", str(place))
+    assert "refit: false}" in place.read_text()
+    load_manifest(str(place))
+    place.write_text(place.read_text().replace(", refit: false", ""))
+    with pytest.raises(ManifestError, match="cannot be refitted: it has no o_bias"):
+        plan_manifest(load_manifest(str(place), fetch=True))
+
+
+def test_a_plan_says_what_no_transplant_starts(init: Callable[..., str], tmp_path: Path) -> None:
+    place = tmp_path / "m.yml"
+    init("--from", "llama", "--text", "ids.npy", "--attention", "mla", "-o", str(place))
+    place.write_text(re.sub(r"type: mla\n(?: +\w+: .*\n)+", "type: alibi\n      n_heads: 4\n", place.read_text()))
+    with pytest.raises(ManifestError, match=r"m.yml:\d+:\d+: .*there is no transplant 'gqa_to_alibi'"):
+        plan_manifest(load_manifest(str(place), fetch=True))

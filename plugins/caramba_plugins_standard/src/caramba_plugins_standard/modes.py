@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from caramba_core.components import Attention, Storage, component, evolve, option
-from caramba_core.errors import InputError, InvalidValue
+from caramba_core.errors import InputError, InvalidValue, PluginError
 from caramba_core.graph import trained_nodes
 from caramba_core.modes import Data, Device, DType, Evaluation, Need, Run, Teacher, Workload
 from caramba_plugins_standard.parallel import require_processes
@@ -41,11 +41,14 @@ CUBLAS_WORKSPACE: Final = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @contextmanager
-def blamed_on(field: str, *within: str) -> Iterator[None]:
-    """An :class:`InputError` in the block is of a setting: it is raised as the :class:`InvalidValue` of that one."""
+def blamed_on(field: str | None, *within: str) -> Iterator[None]:
+    """What the block lacks is due to a setting: it is raised as the :class:`InvalidValue` of that one.
+
+    With no field, it is due to all settings together.
+    """
     try:
         yield
-    except InputError as error:
+    except (InputError, PluginError) as error:
         raise InvalidValue(field, error.message, expected=error.expected, hint=error.hint, within=within) from error
 
 

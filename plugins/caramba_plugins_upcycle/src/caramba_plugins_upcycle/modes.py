@@ -13,7 +13,7 @@ from caramba_core.errors import InputError
 from caramba_core.graph import Graph
 from caramba_core.modes import Evaluation, Need, Run, Workload
 from caramba_core.sites import Site
-from caramba_plugins_upcycle.transplant import Transplant, find_transplants, require_refittable
+from caramba_plugins_upcycle.transplant import Transplant, find_transplants, missing_for_refit, require_refittable
 
 if TYPE_CHECKING:
     from caramba_core.datasets import Tokens
@@ -74,23 +74,25 @@ class _Upcycle(Run):
         return Workload(batch_size=self.start.batch_size, context=self.start.max_context, dtype=self.dtype)
 
     def check_before(self, device: str, sites: Sequence[Site]) -> None:
-        """There must be something to do, and a transplant for each attention that takes the pair."""
+        """There must be something to do."""
         if not sites:
             raise InputError(
                 f"run {self.id} (mode {self.mode}) has nothing to do: the manifest's attentions are the teacher's own",
                 hint="change the attention in model.topology, or drop this run",
             )
-        self._check_starts(sites, self.start.transplant)
+
+    def check_model(self, graph: Graph, sites: Sequence[Site]) -> None:
+        """There must be a transplant for each attention that takes the pair."""
+        if sites:
+            self._check_starts(sites, self.start.transplant)
 
     def _check_starts(self, sites: Sequence[Site], wanted: Transplant | None) -> None:
-        for transplant, own in find_transplants(sites, wanted):
-            for site in own if self.start.refit else ():
-                config = site.student.config
-                assert isinstance(config, Attention)
-                projection, offset = config.output_weights or ("", "")
-                needed = (projection,) if transplant.has_constant(config) else (projection, offset)
-                declared = config.weights(site.student.width_in)
-                require_refittable(site, [name for name in needed if name and name not in declared])
+        with blamed_on(None):
+            for transplant, own in find_transplants(sites, wanted):
+                for site in own if self.start.refit else ():
+                    config = site.student.config
+                    assert isinstance(config, Attention)
+                    require_refittable(site, missing_for_refit(transplant, config, site.student.width_in))
 
     def check_inputs(self, tokens: Tokens | None, tokenizer: Tokenizer | None) -> None:
         """There must be windows enough to calibrate on."""
@@ -160,10 +162,10 @@ class Allocate(_Upcycle):
         assert isinstance(teacher, Attention)
         return [own, *self.choices, *([teacher] if self.keep else [])]
 
-    def check_before(self, device: str, sites: Sequence[Site]) -> None:
+    def check_model(self, graph: Graph, sites: Sequence[Site]) -> None:
         """Every candidate must be one that a transplant starts."""
-        super().check_before(device, sites)
-        for choice in self.choices:
+        super().check_model(graph, sites)
+        for choice in self.choices if sites else ():
             others = [attrs.evolve(site, student=attrs.evolve(site.student, config=choice)) for site in sites]
             wanted = self.start.transplant
             self._check_starts(others, wanted if wanted and isinstance(choice, wanted.target) else None)

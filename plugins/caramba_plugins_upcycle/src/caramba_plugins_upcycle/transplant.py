@@ -35,6 +35,7 @@ __all__ = [
     "Transplant",
     "find_transplant",
     "find_transplants",
+    "missing_for_refit",
     "require_refittable",
 ]
 
@@ -284,6 +285,14 @@ def find_transplants(sites: Sequence[Site], wanted: Transplant | None) -> list[t
         except InvalidValue as error:
             raise InputError(str(error), expected=error.expected, hint=error.hint) from error
     return found
+
+
+def missing_for_refit(transplant: Transplant, target: Attention, width: int) -> list[str]:
+    """The weights that an attention would need, and lacks, for its output to be refitted after a start."""
+    projection, offset = target.output_weights or ("", "")
+    needed = (projection,) if transplant.has_constant(target) else (projection, offset)
+    declared = target.weights(width)
+    return [name for name in needed if name and name not in declared]
 
 
 def require_refittable(site: Site, missing: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from caramba_core.manifest.structure import Structurer
 from caramba_core.manifest.values import settings_of
 from caramba_core.plugins.registry import registry
 from caramba_plugins_upcycle.allocation.writing import written
-from caramba_plugins_upcycle.transplant import CacheBudget, Transplant
+from caramba_plugins_upcycle.transplant import CacheBudget, Transplant, missing_for_refit
 
 __all__ = ["Conversion", "convertible", "fields_given", "offered", "propose"]
 
@@ -32,12 +32,13 @@ class Conversion:
 
     ``replaced`` has the fields that attentions get, their type among them, by pattern of names; ``kept`` the names of
     those that stay as they are, by the reason.  ``bounded``: the new attentions keep a window of tokens or a state, so
-    that what they lose shows in long contexts alone.
+    that what they lose shows in long contexts alone.  ``refit``: the output projections of all have what a refit needs.
     """
 
     replaced: Mapping[str, Mapping[str, Any]]
     kept: Mapping[str, Sequence[str]]
     bounded: bool
+    refit: bool
     target: type[Attention]
 
 
@@ -91,7 +92,7 @@ def propose(graph: Graph, name: str, *, share: float, context: int, given: Seque
     )
     fields: dict[str, dict[str, Any]] = {}
     refused: dict[str, list[str]] = {}
-    bounded = False
+    bounded, refit = False, True
     for node in nodes:
         try:
             fields[node.name], made = _fields(node, found[id(node)], name, budget)
@@ -100,6 +101,7 @@ def propose(graph: Graph, name: str, *, share: float, context: int, given: Seque
         else:
             spec = made.cache_spec(node.width_in).values()
             bounded |= any(entry.window is not None or not entry.per_token for entry in spec)
+            refit &= not missing_for_refit(found[id(node)], made, node.width_in)
     if not fields:
         reason, names = next(iter(refused.items()))
         others = [one for one in convertible(_type(nodes[0])) if one != name and _works(nodes[0], one, budget)]
@@ -109,7 +111,8 @@ def propose(graph: Graph, name: str, *, share: float, context: int, given: Seque
             expected=f"one of: {', '.join(others)}" if others else None,
             hint="another share (--cache), or a field of your own (--with)",
         )
-    return Conversion(replaced=_by_pattern(fields, every=not refused), kept=refused, bounded=bounded, target=target)
+    replaced = _by_pattern(fields, every=not refused)
+    return Conversion(replaced=replaced, kept=refused, bounded=bounded, refit=refit, target=target)
 
 
 def _works(node: Node, name: str, budget: CacheBudget) -> bool:

@@ -267,7 +267,11 @@ class _Draft:
         yield "      - id: convert"
         yield "        mode: convert"
         yield "        seed: 42"
-        yield f"        start: {_flow({'tokens': sizes.calibration, 'max_context': sizes.context})}"
+        start = {"tokens": sizes.calibration, "max_context": sizes.context}
+        if not self.conversion.refit:
+            yield f"        # {self.attention} has no output bias, which a refit needs"
+            start["refit"] = False
+        yield f"        start: {_flow(start)}"
         yield from _comment(
             f"The model learns to predict what the teacher predicts: {format_count(sizes.trained)} tokens. Millions "
             "bring it close; raise steps.",
