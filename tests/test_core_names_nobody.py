@@ -60,7 +60,7 @@ WORDS: Final = frozenset(
     """
     allocate compare constant convert cosine data distance eval explain export full generate graph init key linear
     memory multiply nested parallel perplexity position pretrained query report residual schema sequences softmax
-    stacked standard teacher text token tokens train
+    stacked standard teacher text texts token tokens train
     """.split()  # noqa: SIM905 - these are words
 )
 """Names that are words of English or of the field, which texts, comments and variables of the core may use."""

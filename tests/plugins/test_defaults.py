@@ -84,7 +84,7 @@ def test_the_listing_has_no_aliases(site: Site) -> None:
     data = json.loads(site.caramba("plugins", "list", "--json").out)
     components = {plugin["distribution"]: plugin["components"] for plugin in data["plugins"]}
     assert components["caramba-plugin-one"] == {"optimizer": ["one"]}
-    assert components["caramba-plugins-standard"]["dataset"] == ["chats", "mixture", "text", "tokens"]
+    assert components["caramba-plugins-standard"]["dataset"] == ["chats", "mixture", "text", "texts", "tokens"]
     assert data["clashes"] == {}
 
 

@@ -111,6 +111,54 @@ def test_several_texts_have_figures_of_their_own_a_mean_and_a_worst(caramba: Car
         assert both[f"{name}@worst"] == pytest.approx((min if name == "agreement.top1" else max)(ones))
 
 
+def test_a_manifest_measures_several_texts_as_the_command_does(caramba: Caramba) -> None:
+    """Figures of each, their mean and the worst; runs find them from their own folder, and others read the first."""
+    text = Path("manifest.yml").read_text()
+    parts = "{type: texts, parts: {train: train.txt, heldout: heldout.txt}}"
+    text = text.replace("heldout: heldout.txt", f"heldout: {parts}").replace(
+        "{windows: 4, context: 32}", "{windows: 4}"
+    )
+    text = text.replace("eval: {windows: 4}", "eval: {windows: 4, context: 16}").replace("name: small", "name: several")
+    bounds = "at_least: {agreement.top1@worst: 0.0, agreement.ratio@heldout: 2.0}}"
+    text = text.replace("at_least: {agreement.top1: 0.0}, at_most: {perplexity.16: 1.0e+9}}", bounds)
+    Path("several.yml").write_text(text)
+    code, out, err = caramba("run", "several.yml", "--output", "runs")
+    assert code == 3 and "agreement.ratio@heldout" in out + err, err  # the bound that is missed
+    summary = json.loads(Path("runs/several/half/measure/summary.json").read_text())
+    found = {name: figure for name, figure in values(summary["metrics"]).items() if name.startswith("agreement")}
+    few = ("--context", "16", "--windows", "4", "--device", "cpu", "--json", "--metric", "agreement")
+    run = "runs/several/half/convert"
+    code, out, err = caramba("eval", run, *few, "--data", "train.txt", "--data", "heldout.txt")
+    assert code == 0, err
+    assert found == pytest.approx(values(json.loads(out)["metrics"]))
+    assert {name.partition("@")[2] for name in found} == {"train", "heldout", "mean", "worst"}
+    code, out, err = caramba("eval", run, *few)  # on what the run was measured on
+    assert code == 0, err
+    assert found == pytest.approx(values(json.loads(out)["metrics"]))
+    code, out, err = caramba("eval", run, *few[:-2], "--metric", "perplexity", "--data", "train.txt")
+    alone = values(json.loads(out)["metrics"])["perplexity.16"]
+    assert summary["perplexity"]["end"] == pytest.approx(alone)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("{train: train.txt, heldout: {type: texts, parts: {}}}", "there is no text"),
+        ("{train: train.txt, heldout: {type: texts, parts: {mean: train.txt}}}", "'mean' cannot be the name of a text"),
+        ("{train: {type: texts, parts: {a: train.txt}}, heldout: heldout.txt}", "data.train holds texts to measure on"),
+        (
+            "{train: train.txt, heldout: {type: texts, parts: {a: train.txt, b: heldout.txt}}}",
+            "there is no figure 'perplexity.16', did you mean 'perplexity.16@a'",
+        ),
+    ],
+)
+def test_texts_that_cannot_be_measured_on(caramba: Caramba, data: str, said: str) -> None:
+    text = Path("manifest.yml").read_text()
+    Path("wrong.yml").write_text(text.replace("{train: train.txt, heldout: heldout.txt}", data))
+    code, _, err = caramba("run", "wrong.yml", "--output", "wrong", "--dry-run")
+    assert code == 2 and said in " ".join(err.split()), err
+
+
 def test_thresholds_over_several_texts(caramba: Caramba) -> None:
     texts = (*QUICK, "--context", "16", "--windows", "4", "--data", "train.txt", "--data", "heldout.txt")
     assert caramba("eval", RUN, *texts, "--at-least", "agreement.kl@worst=0")[0] == 0

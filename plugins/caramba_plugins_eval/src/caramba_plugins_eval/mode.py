@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from caramba_document.suggestions import unknown
+from caramba_plugins_standard.datasets import Texts
 
 from caramba_core.components import component, option
 from caramba_core.errors import InvalidValue
@@ -76,4 +77,5 @@ class Evaluate(Run):
                         "metrics", message, hint="add teacher: {source: ...} to the group", within=(index,)
                     )
         if self.verify is not None:
-            self.verify.check(self.metrics)
+            texts = tuple(data.heldout.parts) if isinstance(data.heldout, Texts) else ()
+            self.verify.check(self.metrics, texts if len(texts) > 1 else ())

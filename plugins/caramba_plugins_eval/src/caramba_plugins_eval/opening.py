@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import attrs
 import torch
 from caramba_plugins_standard.loading import Checkpoint, lower_checkpoint, open_source
 from caramba_plugins_standard.opening import cache_named, is_run, load_checkpoint, open_checkpoint, open_run
+from caramba_plugins_standard.several_texts import SeveralTexts
 from caramba_terminal.reporter import Reporter
 
 from caramba_core.components import evolve
@@ -29,7 +30,7 @@ from caramba_core.run.device import autocast, pick_device
 from caramba_core.teachers import Tokenizer
 from caramba_plugins_eval.subject import Subject
 
-__all__ = ["Asked", "Opened", "longest_of", "open_subject"]
+__all__ = ["Asked", "Opened", "longest_of", "open_subject", "texts_of"]
 
 _WINDOWS = 32
 """Windows of a text that are measured if not told how many."""
@@ -88,6 +89,11 @@ def longest_of(checkpoint: Checkpoint | None) -> int | None:
     return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
 
 
+def texts_of(heldout: Tokens) -> Mapping[str, Tokens]:
+    """Held-out tokens by the names of their texts, where there are several."""
+    return heldout.texts if isinstance(heldout, SeveralTexts) and len(heldout.texts) > 1 else {}
+
+
 def open_subject(source: str, asked: Asked, reporter: Reporter) -> Opened:
     """A run's folder or a checkpoint, ready to be measured: headers are read, weights are not.
 
@@ -111,6 +117,7 @@ def open_subject(source: str, asked: Asked, reporter: Reporter) -> Opened:
         tokens = min(texts.values(), key=lambda one: len(one.ids))
     elif found.heldout is not None:
         tokens = found.heldout(tokenizer)
+        texts.update(texts_of(tokens))
 
     @contextmanager
     def computing() -> Iterator[None]:

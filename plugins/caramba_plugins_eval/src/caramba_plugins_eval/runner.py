@@ -11,7 +11,7 @@ from caramba_core.places import regular
 from caramba_core.run.atomic import write_json
 from caramba_core.run.context import RunContext
 from caramba_plugins_eval.mode import Evaluate
-from caramba_plugins_eval.opening import longest_of
+from caramba_plugins_eval.opening import longest_of, texts_of
 from caramba_plugins_eval.results import measure_all
 from caramba_plugins_eval.subject import Subject
 
@@ -35,6 +35,7 @@ class EvaluateRunner:
         if not self.metrics:
             return Results()
         context, source = self.context, self.context.shared.source
+        heldout = context.shared.tokens("heldout")
         subject = Subject(
             name=f"run {context.run.id}",
             evaluation=context.evaluation,
@@ -46,7 +47,8 @@ class EvaluateRunner:
             computing=context.autocast,
             load=lambda: context.student,
             load_teacher=None if source is None else lambda: context.teacher,
-            open_tokens=lambda: context.shared.tokens("heldout"),
+            open_tokens=lambda: heldout,
+            texts=texts_of(heldout),
         )
         known = self._known()
         context.reporter.stage(f"measure {context.name}", ", ".join(metric.called for metric in self.metrics))

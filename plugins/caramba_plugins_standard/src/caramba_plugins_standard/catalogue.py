@@ -17,7 +17,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "head": ("linear",),
         "topology": ("branching", "cyclic", "nested", "parallel", "recurrent", "residual", "sequential", "stacked"),
         "router": ("softmax", "top_k"),
-        "dataset": ("chats", "mixture", "text", "tokens"),
+        "dataset": ("chats", "mixture", "text", "texts", "tokens"),
         "mode": ("generate", "train"),
         "reader": ("pretrained",),
         "storage": ("full", "int4", "int8"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from caramba_core.components import component, option
 from caramba_core.datasets import Dataset, Tokens
 from caramba_core.errors import InputError, InvalidValue
+from caramba_core.modes import NAME, NAME_FORM
 from caramba_core.places import expanded, named
 from caramba_core.teachers import begin_of_text
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from caramba_plugins_standard.arrays import Shard
     from caramba_plugins_standard.chat_template import ChatTemplate
 
-__all__ = ["Chats", "Mixture", "MixturePart", "TextFile", "TokenArray"]
+__all__ = ["Chats", "Mixture", "MixturePart", "TextFile", "Texts", "TokenArray"]
 
 _WHOLE = (0.0, 1.0)
 _HASHED_BYTES = 256 << 20
@@ -292,6 +294,34 @@ class Mixture(Dataset):
         from caramba_plugins_standard.mixtures import MixedTokens
 
         return MixedTokens.of([(part.weight, part.data.open(folder, tokenizer)) for part in self.parts])
+
+
+@component
+class Texts(Dataset):
+    """Several texts to measure on, by name: mode eval gives figures of each, their mean and the worst.
+
+    Perplexity as ``eval:`` says is of the first.
+    """
+
+    parts: dict[str, Dataset] = option(help="texts or arrays, each under the name that its figures have behind @")
+
+    def __attrs_post_init__(self) -> None:
+        if not self.parts:
+            raise InvalidValue("parts", "there is no text", expected="at least one, under a name")
+        for name in self.parts:
+            if name in ("mean", "worst") or not re.fullmatch(NAME, name):
+                message = f"{name!r} cannot be the name of a text"
+                raise InvalidValue("parts", message, expected=f"{NAME_FORM}; not mean or worst", within=(name,))
+
+    def files(self) -> tuple[Path, ...]:
+        """Those of all texts."""
+        return tuple(file for part in self.parts.values() for file in part.files())
+
+    def open(self, folder: Path, tokenizer: Tokenizer | None) -> Tokens:
+        """The texts' tokens."""
+        from caramba_plugins_standard.several_texts import SeveralTexts
+
+        return SeveralTexts.of({name: part.open(folder, tokenizer) for name, part in self.parts.items()})
 
 
 def _names(path: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from caramba_core.errors import InputError
 from caramba_core.run.context import RunContext
 from caramba_plugins_standard.marks import MarkedTokens, is_marked
 from caramba_plugins_standard.mixtures import MixedTokens
+from caramba_plugins_standard.several_texts import SeveralTexts
 from caramba_plugins_standard.training.orders import Interleaving, permuted
 
 __all__ = ["Windows", "windows_of"]
@@ -31,6 +32,10 @@ class Windows:
     """
 
     def __init__(self, tokens: Tokens, *, context: int, seed: int) -> None:
+        if isinstance(tokens, SeveralTexts):
+            raise InputError(
+                "data.train holds texts to measure on (type: texts)", hint="a mixture gives each of them a weight"
+            )
         self.tokens = tokens
         self.context = context
         self.seed = seed
