@@ -259,6 +259,15 @@ def test_sizes_follow_the_memory(init: Callable[..., str], tmp_path: Path, monke
         assert ("more than this machine should give" in said) == (memory < 2 << 20)
 
 
+def test_a_share_of_a_cache_in_few_bits_is_of_bytes(init: Callable[..., str], models: Path) -> None:
+    """Of the teacher's in 16 bits, scales included."""
+    said = init("--from", "llama", "--cache", "0.5x", "--with", "cache=int8", "-o", "few.yml")
+    found = re.search(r"in 16 bits -> [\d.]+ \w+ \((0\.\d+)x\)", " ".join(said.split()))
+    assert found is not None
+    assert 0.4 < float(found[1]) <= 0.5
+    assert "bytes in the teacher in 16" in (models / "few.yml").read_text()
+
+
 def test_proposals_are_the_measured_presets() -> None:
     """At the shapes of the presets the transplants propose their sizes."""
     from caramba_plugins_dba.transplant import GQAToDBA
@@ -266,6 +275,7 @@ def test_proposals_are_the_measured_presets() -> None:
     from caramba_plugins_mla.transplant import GQAToMLA
     from caramba_plugins_sliding_window.transplant import GQAToSlidingWindow
     from caramba_plugins_standard.gqa import GroupedQueryAttention
+    from caramba_plugins_standard.quantized import Full, Int4, Int8
     from caramba_plugins_standard.rope import Rope
 
     small = GroupedQueryAttention(n_heads=9, n_kv_heads=3, head_dim=64, rope=Rope())
@@ -280,6 +290,11 @@ def test_proposals_are_the_measured_presets() -> None:
     assert sizes(GQAToDBA, large, 0.5) == [64, 192, 256, 2]
     assert sizes(GQAToDBA, small, 0.5, uniform=False) == [36, 72, 84]
     assert sizes(GQAToDBA, small, 0.25, given={"layout": "free"}) == [20, 36, 40]
+    assert sizes(GQAToDBA, small, 0.25, given={"latent": "joint", "cache": Int4()}) == [0, 72, 220]
+    assert sizes(GQAToDBA, small, 0.25, given={"latent": "joint", "cache": Int4(block=128)}) == [0, 88, 260]
+    assert sizes(GQAToDBA, small, 0.5, given={"latent": "joint", "cache": Int8()}) == [0, 80, 256]
+    assert sizes(GQAToDBA, small, 0.5, given={"latent": "joint", "cache": Int4()}) == [0, 96, 288]  # all there are
+    assert sizes(GQAToDBA, small, 0.5, given={"latent": "joint", "cache": Full()}) == [0, 48, 144]
     assert sizes(GQAToMLA, small, 0.5) == [128, 64]
     assert sizes(GQAToSlidingWindow, small, 0.5) == [508, 4]
     assert sizes(GQAToLinear, small, 0.5) == [63, 444, 4]

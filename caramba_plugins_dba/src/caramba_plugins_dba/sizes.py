@@ -33,11 +33,12 @@ def proposed(source: Attention, width: int, budget: CacheBudget) -> Mapping[str,
     a budget that no layout fits.
     """
     assert isinstance(source, GroupedAttention)
-    values = budget.values(source, width)
+    joint = budget.given.get("latent") == "joint"
+    values = budget.values(source, width, entries=2 if joint else 3)
     turning = 0 if source.rope is None else sum(f != 0 for f in source.rope.frequencies(source.head_dim))
     groups = _groups(source, values)
     possible = budget.uniform and turning > 0 and source.qk_norm_eps is None and values // (2 * groups) >= 4
-    if budget.given.get("latent") == "joint":
+    if joint:
         sizes = _joint(source, values, turning)
     elif budget.given.get("layout", "servable" if possible else "free") == "servable":
         sizes = _servable(source, values, turning, groups)
@@ -77,12 +78,12 @@ def _free(source: GroupedAttention, values: int, turning: int) -> dict[str, Any]
 
 
 def _joint(source: GroupedAttention, values: int, turning: int) -> dict[str, Any]:
-    every = source.n_kv_heads * source.head_dim
-    pairs = max(1, round(_BESIDE_LATENT * values / 2)) if turning else 0
-    rotary = 2 * min(pairs, turning * source.n_kv_heads, every // 2 - 1)
+    every, step = source.n_kv_heads * source.head_dim, 8 if values >= 64 else 2
+    wanted = max(step, _down(round(_BESIDE_LATENT * values), step)) if turning else 0
+    rotary = min(wanted, 2 * turning * source.n_kv_heads, every - 2)
     if rotary >= values:
         raise _too_small(values)
-    return {"geo_layout": "shared", "sem_dim": 0, "geo_dim": rotary, "v_dim": values - rotary}
+    return {"geo_layout": "shared", "sem_dim": 0, "geo_dim": rotary, "v_dim": _down(values - rotary, step // 2)}
 
 
 def _down(number: int, step: int) -> int:

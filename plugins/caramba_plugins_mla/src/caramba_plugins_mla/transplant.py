@@ -115,7 +115,7 @@ class GQAToMLA(Transplant):
     def propose(self, source: Attention, width: int, budget: CacheBudget) -> Mapping[str, Any]:
         """A third of the cached values for the rotary key, as far as the source has pairs that turn."""
         assert isinstance(source, GroupedAttention)
-        values, rope_dim = budget.values(source, width), 0
+        values, rope_dim = budget.values(source, width, entries=2), 0
         if source.rope is not None:
             turning = sum(frequency != 0 for frequency in source.rope.frequencies(source.head_dim))
             step = 8 if values >= 64 else 2

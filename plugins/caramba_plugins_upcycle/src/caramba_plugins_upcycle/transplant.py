@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import attrs
 
-from caramba_core.components import Attention, Component, component
+from caramba_core.components import ITEM_BYTES, Attention, CacheEntry, Component, component
 from caramba_core.errors import InputError, InvalidValue
 from caramba_core.plugins.registry import registry
 from caramba_core.sites import Site
@@ -139,10 +139,21 @@ class CacheBudget:
     uniform: bool = True
     given: Mapping[str, Any] = attrs.field(factory=dict)
 
-    def values(self, source: Attention, width: int) -> int:
-        """Cached values per token: the share of the source's, at least 1."""
+    def values(self, source: Attention, width: int, *, entries: int = 1) -> int:
+        """Cached values per token: the share of the source's, at least 1.
+
+        Where the user chose a ``cache`` of few bits, as many values, at most the source's, as take the share's bytes
+        stored that way, in so many ``entries`` of any sizes.
+        """
         cached = sum(entry.values for entry in source.cache_spec(width).values() if entry.per_token)
-        return max(1, int(self.share * cached))
+        storage = self.given.get("cache")
+        if storage is None or not storage.quantizes(CacheEntry(shape=(1,))):
+            return max(1, int(self.share * cached))
+        room = self.share * cached * ITEM_BYTES["bfloat16"] - (entries - 1) * storage.bytes(CacheEntry(shape=(1,)))
+        fitting = (
+            n for n in range(cached, 0, -1) if storage.bytes(CacheEntry(shape=(max(1, n - entries + 1),))) <= room
+        )
+        return next(fitting, 1)
 
 
 @component

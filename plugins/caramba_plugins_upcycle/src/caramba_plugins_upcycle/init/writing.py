@@ -15,11 +15,13 @@ from caramba_document.suggestions import listing
 from caramba_document.writing import dump
 from caramba_terminal.numbers import format_average, format_bytes, format_count
 
+from caramba_core.components import ITEM_BYTES
 from caramba_core.errors import InputError
 from caramba_core.graph import Graph, local_name
 from caramba_core.manifest.load import load_manifest
 from caramba_core.manifest.values import settings_of
 from caramba_core.plan import Plan, plan_manifest
+from caramba_core.plan.nodes import ModelPlan
 from caramba_core.plugins.registry import registry
 from caramba_core.run.atomic import write_text
 from caramba_core.teachers import reader
@@ -214,11 +216,11 @@ class _Draft:
         yield f"  from: teacher    # {len(attentions)} attentions, width {self.graph.d_model}"
         yield "  replace:"
         if plan is not None and plan.teacher is not None and plan.teacher.model is not None:
-            ours, theirs = plan.model.total, plan.teacher.model.total
+            ours, context = plan.model.total.context_bytes, plan.model.context
+            theirs, said = self._compared(plan.teacher.model)
             yield from _comment(
-                f"cached per token of a text of {plan.model.context:,}: "
-                f"{format_average(theirs.context_bytes / plan.model.context)} bytes in the teacher, "
-                f"{format_average(ours.context_bytes / plan.model.context)} here",
+                f"cached per token of a text of {context:,}: {format_average(theirs / context)} bytes in the "
+                f"teacher{said}, {format_average(ours / context)} here",
                 indent=4,
             )
         written: dict[str, str] = {}
@@ -306,17 +308,26 @@ class _Draft:
         yield f"  caramba run {self.output}"
         yield f"  caramba report runs/{self.name}/{self.group}"
 
+    def _compared(self, teacher: ModelPlan) -> tuple[float, str]:
+        """Bytes of the teacher's cache at the plan's context, and how they are counted where that needs saying.
+
+        Beside a cache of few bits, whose size no computation changes, it is the teacher's in 16 bits.
+        """
+        if all(fields.get("cache") is None for fields in self.conversion.replaced.values()):
+            return teacher.total.context_bytes, ""
+        each = ITEM_BYTES["bfloat16"] / ITEM_BYTES[self.sizes.teacher_dtype]
+        return each * teacher.total.context_bytes, " in 16 bits"
+
     def _facts(self, plan: Plan) -> Iterator[tuple[str, str]]:
         conversion, sizes = self.conversion, self.sizes
         if plan.teacher is not None and plan.teacher.model is not None:
-            teacher = plan.teacher.model.total
-            ours, theirs = plan.model.total.context_bytes, teacher.context_bytes
-            yield "teacher", f"{self.source}: {format_count(teacher.parameters)} parameters"
+            ours, (theirs, called) = plan.model.total.context_bytes, self._compared(plan.teacher.model)
+            yield "teacher", f"{self.source}: {format_count(plan.teacher.model.total.parameters)} parameters"
             changed = len(self.graph.attentions()) - sum(map(len, conversion.kept.values()))
             yield (
                 self.attention,
                 f"{changed} attention{'s' * (changed != 1)}; cache at {plan.model.context:,} tokens "
-                f"{format_bytes(theirs)} -> {format_bytes(ours)} ({ours / theirs:.3g}x)",
+                f"{format_bytes(theirs)}{called} -> {format_bytes(ours)} ({ours / theirs:.3g}x)",
             )
         distinct = {repr(fields): (pattern, fields) for pattern, fields in reversed(list(conversion.replaced.items()))}
         for pattern, fields in reversed(distinct.values()):
