@@ -41,6 +41,14 @@ def test_paths_are_there(page: Path) -> None:
             assert (ROOT / path).exists() or (page.parent / path).exists(), name
 
 
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if (page.parent / "src").is_dir()], ids=lambda page: page.parent.name
+)
+def test_files_of_a_distribution_are_there(page: Path) -> None:
+    names = {file.name for file in page.parent.glob("src/**/*.py")}
+    assert {name for name in re.findall(r"`(\w+\.py)`", TEXTS[page]) if name not in names} == set()
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
 def test_modules_are_there(page: Path) -> None:
     for dotted in set(re.findall(r"`(caramba(?:_\w+)?(?:\.\w+)+)`", TEXTS[page])):
