@@ -111,9 +111,12 @@ def _spelled_out(
     """:func:`attend_cached` spelled out; also what its kernel is compared with."""
     units = query.shape[1]
     wide = torch.promote_types(query.dtype, torch.float32)
+    longest = int(ends.max()) if query.device.type == "cpu" and not window else None  # nobody waits for it there
 
     def read(part: Tensor, blocks: Tensor | None, width: int, own: bool) -> Tensor:
+        part = part[:, :longest]
         if blocks is not None:
+            blocks = blocks[:, :longest]
             part = dequantize(part, blocks, width * units if own else width, bits, block)
         part = part.to(wide)
         return part.view(*part.shape[:2], units, width) if own else part[:, :, None].expand(-1, -1, units, -1)
@@ -124,7 +127,8 @@ def _spelled_out(
         if part is not None
     ]
     mixed = parts[-1] if value is None else read(value, value_blocks, widths[2], per_unit[2])
-    scores = torch.einsum("bumw,bsuw->bums", query.to(wide), torch.cat(parts, dim=-1)) * scale
+    keys = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+    scores = torch.einsum("bumw,bsuw->bums", query.to(wide), keys) * scale
     place = torch.arange(scores.shape[-1], device=query.device)
     last = ends[:, None]
     text = place.expand(last.shape[0], -1)
