@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from caramba_terminal.numbers import format_bytes, format_count, format_indexes
+from caramba_terminal.numbers import format_bytes, format_count, format_indexes, format_measured
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,11 @@ def test_bytes(count: float, words: str) -> None:
 )
 def test_indexes(names: list[str], words: str) -> None:
     assert format_indexes(names) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [(34.041, 0.7677, "34.04 ± 0.77"), (999.4, None, "999.40"), (46_714.23, 550.16, "46,714 ± 550")],
+)
+def test_measured(value: float, error: float | None, words: str) -> None:
+    assert format_measured(value, error) == words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["format_average", "format_bytes", "format_count", "format_duration", "format_indexes"]
+__all__ = ["format_average", "format_bytes", "format_count", "format_duration", "format_indexes", "format_measured"]
 
 _COUNTS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _BYTES = ((2**40, " TiB"), (2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB"))
@@ -23,6 +23,12 @@ def format_bytes(count: float) -> str:
 def format_average(number: float) -> str:
     """Bytes or values per token: ``46,080``; below 10 with one digit where they are no whole number: ``0.5``."""
     return f"{number:,.0f}" if number >= 10 or number == int(number) else f"{number:.1f}"
+
+
+def format_measured(value: float, error: float | None) -> str:
+    """A measured figure and its standard error: ``34.04 ± 0.77``, ``46,714 ± 550``."""
+    digits = 2 if value < 1000 else 0
+    return f"{value:,.{digits}f}" + ("" if error is None else f" ± {error:,.{digits}f}")
 
 
 def _scaled(count: float, units: Iterable[tuple[float, str]]) -> str:

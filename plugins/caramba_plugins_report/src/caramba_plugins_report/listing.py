@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
-from caramba_terminal.numbers import format_average, format_bytes, format_count
+from caramba_terminal.numbers import format_average, format_bytes, format_count, format_measured
 
 from caramba_core.errors import InputError
 from caramba_plugins_report.records import RunInfo, bytes_under
@@ -91,14 +91,13 @@ def table(
 
 def described(run: RunInfo) -> list[tuple[str, str]]:
     """What the table says of a run, with names."""
-    error = "" if run.standard_error is None else f" ± {run.standard_error:.2f}"
     once = f" + {format_bytes(run.cache_bytes_once)} once" if run.cache_bytes_once else ""
     cached = f"{_cached(run)} bytes per token{once}" if run.cache_bytes_per_token is not None else ""
     found = {
         "status": run.status,
         "step": f"{run.step:,}",
         "loss": _number(run.loss, ".4f"),
-        "perplexity": _number(run.perplexity, ".2f") + error,
+        "perplexity": "" if run.perplexity is None else format_measured(run.perplexity, run.standard_error),
         "ratio": _number(run.ratio, ".4f"),
         "cache": f"{cached} at {run.cache_context:,}" if cached and run.cache_context else cached,
         "age": format_age(run, time.time()),
@@ -121,7 +120,7 @@ def _cells(run: RunInfo, now: float) -> tuple[str, ...]:
         run.status,
         format_count(run.step),
         _number(run.loss, ".3f"),
-        _number(run.perplexity, ".2f"),
+        "" if run.perplexity is None else format_measured(run.perplexity, None),
         _number(run.ratio, ".3f"),
         _cached(run),
         format_age(run, now),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-from caramba_terminal.numbers import format_average, format_bytes, format_count
+from caramba_terminal.numbers import format_average, format_bytes, format_count, format_measured
 
 from caramba_core.errors import CarambaError, InputError
 from caramba_core.run.atomic import publish_folder
@@ -157,7 +157,7 @@ def verdict(runs: Sequence[Whole], thresholds: Mapping[str, Verify]) -> str:
     on = f" on {tokens:,} held-out tokens" if tokens else ""
     if teacher is None:
         came = "" if start is None else f", from {start[0]:,.2f} at its start"
-        said = f"After {run.id}, the perplexity{on} is {_with_error(end)}{came}"
+        said = f"After {run.id}, the perplexity{on} is {format_measured(*end)}{came}"
     else:
         ratio = number(run.summary, "perplexity_ratio", "end") or end[0] / teacher[0]
         paired = run.ratio("end")
@@ -184,10 +184,6 @@ def _run_data(run: Whole) -> dict[str, Any]:
         "ratio_interval_95": None if paired is None else paired.interval,
         "problems": list(run.problems),
     }
-
-
-def _with_error(measured: tuple[float, float | None]) -> str:
-    return f"{measured[0]:,.2f}" + ("" if measured[1] is None else f" ± {measured[1]:.2f}")
 
 
 def _picture(loaded: Loaded | str, group: str) -> tuple[str | None, str]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from caramba_terminal.numbers import format_average, format_bytes, format_count, format_duration
+from caramba_terminal.numbers import format_average, format_bytes, format_count, format_duration, format_measured
 
 from caramba_core.hookspecs import Section, hookimpl
 from caramba_core.manifest.load import Loaded
@@ -77,8 +77,7 @@ def _row(summary: Mapping[str, Any], one_context: bool) -> tuple[str, ...]:
 
 
 def _perplexity(summary: Mapping[str, Any], name: str) -> str:
-    error = summary["perplexity_standard_error"][name]
-    return f"{summary['perplexity'][name]:.2f}" + ("" if error is None else f" ± {error:.2f}")
+    return format_measured(summary["perplexity"][name], summary["perplexity_standard_error"][name])
 
 
 def _cached(summary: Mapping[str, Any], model: str, one_context: bool) -> str:
