@@ -8,12 +8,11 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from caramba_core.components import component, option
 from caramba_core.datasets import Dataset, Tokens
 from caramba_core.errors import InputError, InvalidValue
-from caramba_core.modes import NAME, NAME_FORM
 from caramba_core.places import expanded, named
 from caramba_core.teachers import begin_of_text
 
@@ -32,6 +31,9 @@ _CACHED_CHARACTERS = 1 << 20
 _LEAST_SHARE = 1e-6
 _ENCODED = 1
 """A number to raise when the same text and tokenizer come to give other ids."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+"""What a text is called beside its figures."""
 
 
 @component
@@ -309,9 +311,10 @@ class Texts(Dataset):
         if not self.parts:
             raise InvalidValue("parts", "there is no text", expected="at least one, under a name")
         for name in self.parts:
-            if name in ("mean", "worst") or not re.fullmatch(NAME, name):
+            if name in ("mean", "worst") or not _NAME.fullmatch(name):
                 message = f"{name!r} cannot be the name of a text"
-                raise InvalidValue("parts", message, expected=f"{NAME_FORM}; not mean or worst", within=(name,))
+                form = "letters, digits, . _ - (no . or - in front), at most 100; not mean or worst"
+                raise InvalidValue("parts", message, expected=form, within=(name,))
 
     def files(self) -> tuple[Path, ...]:
         """Those of all texts."""

@@ -21,7 +21,6 @@ from caramba_core.graph import Graph, local_name
 from caramba_core.manifest.load import load_manifest
 from caramba_core.manifest.values import settings_of
 from caramba_core.plan import Plan, plan_manifest
-from caramba_core.plan.nodes import ModelPlan
 from caramba_core.plugins.registry import registry
 from caramba_core.run.atomic import write_text
 from caramba_core.teachers import reader
@@ -217,7 +216,7 @@ class _Draft:
         yield "  replace:"
         if plan is not None and plan.teacher is not None and plan.teacher.model is not None:
             ours, context = plan.model.total.context_bytes, plan.model.context
-            theirs, said = self._compared(plan.teacher.model)
+            theirs, said = self._compared(plan.teacher.model.total.context_bytes)
             yield from _comment(
                 f"cached per token of a text of {context:,}: {format_average(theirs / context)} bytes in the "
                 f"teacher{said}, {format_average(ours / context)} here",
@@ -308,21 +307,21 @@ class _Draft:
         yield f"  caramba run {self.output}"
         yield f"  caramba report runs/{self.name}/{self.group}"
 
-    def _compared(self, teacher: ModelPlan) -> tuple[float, str]:
-        """Bytes of the teacher's cache at the plan's context, and how they are counted where that needs saying.
+    def _compared(self, teacher: float) -> tuple[float, str]:
+        """Bytes of the teacher's cache, and how they are counted where that needs saying.
 
         Beside a cache of few bits, whose size no computation changes, it is the teacher's in 16 bits.
         """
         if all(fields.get("cache") is None for fields in self.conversion.replaced.values()):
-            return teacher.total.context_bytes, ""
-        each = ITEM_BYTES["bfloat16"] / ITEM_BYTES[self.sizes.teacher_dtype]
-        return each * teacher.total.context_bytes, " in 16 bits"
+            return teacher, ""
+        return teacher * ITEM_BYTES["bfloat16"] / ITEM_BYTES[self.sizes.teacher_dtype], " in 16 bits"
 
     def _facts(self, plan: Plan) -> Iterator[tuple[str, str]]:
         conversion, sizes = self.conversion, self.sizes
         if plan.teacher is not None and plan.teacher.model is not None:
-            ours, (theirs, called) = plan.model.total.context_bytes, self._compared(plan.teacher.model)
-            yield "teacher", f"{self.source}: {format_count(plan.teacher.model.total.parameters)} parameters"
+            teacher, ours = plan.teacher.model.total, plan.model.total.context_bytes
+            theirs, called = self._compared(teacher.context_bytes)
+            yield "teacher", f"{self.source}: {format_count(teacher.parameters)} parameters"
             changed = len(self.graph.attentions()) - sum(map(len, conversion.kept.values()))
             yield (
                 self.attention,
