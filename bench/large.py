@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from collections.abc import Container
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -116,8 +117,8 @@ def model(shape: dict[str, Any], attention: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def draw(module: nn.Module, seed: int) -> None:
-    """Random weights, drawn where they lie: eight billion of them on a CPU would take minutes."""
+def draw(module: nn.Module, seed: int, given: Container[str] = ()) -> None:
+    """Random weights, also of what is ``given``, where they lie: eight billion of them on a CPU would take minutes."""
     generator = torch.Generator(next(module.parameters()).device).manual_seed(seed)
     for part in module.modules():
         if isinstance(part, ComponentModule):

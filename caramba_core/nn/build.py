@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -50,12 +50,13 @@ def build(
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, seed: int) -> None:
-    """Draw every declared weight.  Its values depend on its name and the seed alone, not on the rest of the model."""
+def initialize(model: nn.Module, seed: int, given: Container[str] = ()) -> None:
+    """Draw every declared weight that is not ``given``; its values depend on its name and the seed alone."""
     for path, module in model.named_modules():
         if isinstance(module, ComponentModule):
             for name, weight in module.config.weights(module.width).items():
-                getattr(module, name).copy_(_drawn(weight, f"{seed}:{path}.{name}"))
+                if f"{path}.{name}" not in given:
+                    getattr(module, name).copy_(_drawn(weight, f"{seed}:{path}.{name}"))
 
 
 def _drawn(weight: Weight, key: str) -> Tensor:

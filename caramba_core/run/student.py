@@ -39,7 +39,7 @@ def assemble(
     theirs = {name: tensor for name, tensor in given.items() if name in built and tensor.shape == built[name]}
     own = {*trained, *own_attentions(graph, None if teacher is None else teacher.graph)}
     if tensors is None:
-        initialize(student, seed)
+        initialize(student, seed, given=theirs)
     else:
         require_fit("the run's checkpoint", graph, [(name, name, tuple(tensor.shape)) for name, tensor in mine.items()])
     for name in [name for name, _ in student.named_parameters()]:
