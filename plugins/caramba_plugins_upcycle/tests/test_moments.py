@@ -6,6 +6,7 @@ import pytest
 import torch
 from caramba_plugins_standard.probing import Probe
 from caramba_plugins_upcycle.moments import (
+    QUERIES,
     AttendedKeyMoments,
     AttendedValueMoments,
     DistanceMoments,
@@ -140,6 +141,42 @@ def test_keys_and_values_together() -> None:
         close(found[f"{name}_second"], rows.T @ rows / len(rows))
     close(found["spread"], spread / len(mixtures))
     close(found["noise"], noise / seen)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, QUERIES - 1, QUERIES, QUERIES + 1, 2 * QUERIES + 44])
+def test_windows_of_any_length(tokens: int) -> None:
+    """Mixtures are computed some queries at a time, and tokens that none of them sees are left out."""
+    p = probe(1, tokens, 7)
+    probabilities = p.probabilities.double()[0]  # [H, T, T]
+    key, value = (flat(each).double() for each in (p.key, p.value))
+    value_of = {h: p.value[0, h // (HEADS // GROUPS)].double() for h in range(HEADS)}
+
+    distances = torch.stack([probabilities[..., 1:].diagonal(-k - 1, 1, 2).sum(-1) for k in range(tokens)], dim=1)
+    total = distances.sum(-1, keepdim=True)
+    close(collected(DistanceMoments(), p)["attention"], distances / total.where(total > 0, 1.0))
+
+    def spread(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """``sum_s p (x_s - E x)(x_s - E x)^T``, added up over heads and queries."""
+        received = weights.sum((0, 1))
+        centre = (weights @ rows).flatten(0, 1)
+        return rows.T @ (received[:, None] * rows) - centre.T @ centre
+
+    queries = HEADS * tokens
+    close(collected(AttendedKeyMoments(), p)["covariance"], spread(key, probabilities) / queries)
+    mixed = (probabilities @ value).flatten(0, 1)
+    found = collected(AttendedValueMoments(), p)
+    close(found["mean"], mixed.mean(0))
+    close(found["second"], mixed.T @ mixed / queries)
+    both = torch.cat([key, value], dim=1)
+    mixed = (probabilities @ both).flatten(0, 1)
+    found = collected(KeyValueMoments(), p)
+    close(found["attended_mean"], mixed.mean(0))
+    close(found["attended_second"], mixed.T @ mixed / queries)
+    close(found["token_second"], both.T @ both / tokens)
+    close(found["spread"], spread(both, probabilities) / queries)
+    for h, own in value_of.items():
+        off = own - (probabilities[h] @ own)[:, None]  # [T, T, d]
+        close(found["noise"][h], torch.einsum("ts,tsi,tsj->ij", probabilities[h] ** 2, off, off) / tokens)
 
 
 @pytest.mark.parametrize(

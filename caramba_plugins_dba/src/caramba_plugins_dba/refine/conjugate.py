@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from caramba_plugins_upcycle.threads import one_thread
 from torch import Tensor
 
 __all__ = ["conjugate_gradient", "ridge_solution"]
@@ -82,5 +83,6 @@ def ridge_solution(
 
 def _eigen(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, none below zero, and vectors of ``[..., n, n]``; computed in float64 on the CPU."""
-    values, vectors = torch.linalg.eigh(symmetric.detach().cpu().double())
+    with one_thread():
+        values, vectors = torch.linalg.eigh(symmetric.detach().cpu().double())
     return values.clamp_min(0).to(symmetric), vectors.to(symmetric)

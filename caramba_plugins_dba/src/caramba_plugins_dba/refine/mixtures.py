@@ -77,7 +77,7 @@ class ValueFit:
         x = example.x
         values = F.linear(x, self.source.to(x), None if self.bias is None else self.bias.to(x))
         share = self.module.probabilities(x, example.positions, rows)
-        return (share @ values.unsqueeze(1)).transpose(1, 2)
+        return (share @ values.unsqueeze(1).to(share)).transpose(1, 2)
 
     def solve(self, *, rounds: int, iterations: int, ridge: float) -> dict[str, float]:
         """Alternate; returns the missed share of the output's variance before and after."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from caramba_plugins_upcycle.shared_rotary import Shared, choose, dearness
+from caramba_plugins_upcycle.threads import one_thread
 from caramba_plugins_upcycle.transplant import Calibrated, Started
 from torch import Tensor
 
@@ -27,6 +28,7 @@ __all__ = ["common_pairs", "geometric", "rotary_costs", "rotary_part", "start"]
 Moments = Mapping[str, Mapping[str, Tensor]]
 
 
+@one_thread()
 def start(case: StartCase) -> Started:
     """The weights that the target declares, in float64, and what each step left out."""
     source, target = case.source, case.target
@@ -115,6 +117,7 @@ def _of_group(
     return moments["query"]["second"][own], moments["key"]["second"][rows, rows], rotation.rho[own]
 
 
+@one_thread()
 def common_pairs(
     layers: Sequence[tuple[Attention, DecoupledBottleneckAttention, Moments]],
 ) -> tuple[int, ...]:

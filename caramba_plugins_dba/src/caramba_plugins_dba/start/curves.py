@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from caramba_plugins_upcycle import joint_latent
+from caramba_plugins_upcycle.threads import one_thread
 from caramba_plugins_upcycle.transplant import SizeCurve
 from torch import Tensor
 
@@ -20,6 +21,7 @@ _STEP = 4
 """Cached values between two candidates of a latent."""
 
 
+@one_thread()
 def size_curves(case: StartCase) -> tuple[SizeCurve, ...]:
     """Rotary keys, semantic keys and values, or the latent of both, each with the attention that loses nothing else.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from caramba_plugins_upcycle.threads import one_thread
 from caramba_plugins_upcycle.transplant import Calibrated
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from caramba_plugins_dba.attention import DecoupledBottleneckAttention
 __all__ = ["white_moments"]
 
 
+@one_thread()
 def white_moments(source: Calibrated, target: DecoupledBottleneckAttention) -> dict[str, Mapping[str, Tensor]]:
     """Keys and values as inputs of unit covariance give them, queries of unit covariance; attention as measured.
 

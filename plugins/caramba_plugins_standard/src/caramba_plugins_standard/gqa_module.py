@@ -163,10 +163,11 @@ class GroupedQueryAttentionModule(GroupedAttentionModule):
         query, key, value = self.project(x)
         turned_query, turned_key = self._turn(query, key, frame)
         share = self.n_heads // self.n_kv_heads
-        scores = turned_query @ turned_key.repeat_interleave(share, dim=1).transpose(2, 3) * self.multiplier
+        scores = turned_query @ turned_key.repeat_interleave(share, dim=1).transpose(2, 3)
         tokens = x.shape[1]
-        scores = scores.masked_fill(~visible(tokens, tokens, self.window, x.device), float("-inf"))
-        probabilities = scores.softmax(dim=-1)
+        hidden = ~visible(tokens, tokens, self.window, x.device)
+        probabilities = scores.mul_(self.multiplier).masked_fill_(hidden, float("-inf")).softmax(dim=-1)
+        del scores  # as large as the probabilities
         mixed = (probabilities @ value.repeat_interleave(share, dim=1)).transpose(1, 2).flatten(2)
         return Probe(
             x=x,

@@ -14,8 +14,8 @@ class Probe:
     """What an attention did with one batch, in float32.
 
     ``x`` ``[B, T, D]``; ``query`` ``[B, H, T, d]`` and ``key`` ``[B, G, T, d]`` before rotation; ``value``
-    ``[B, G, T, d]``; ``probabilities`` ``[B, H, T, T]`` after the softmax (row t, column s); ``mixed``
-    ``[B, T, H * d]`` what the output projection reads; ``output`` ``[B, T, D]``; ``positions`` ``[T]``.
+    ``[B, G, T, d]``; ``probabilities`` ``[B, H, T, T]`` after the softmax (row t, column s, zero beyond t);
+    ``mixed`` ``[B, T, H * d]`` what the output projection reads; ``output`` ``[B, T, D]``; ``positions`` ``[T]``.
     """
 
     x: Tensor

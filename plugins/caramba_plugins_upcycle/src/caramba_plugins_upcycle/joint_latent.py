@@ -16,12 +16,13 @@ of the keys is cached elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import attrs
 import torch
 from torch import Tensor
+
+from caramba_plugins_upcycle.threads import one_thread
 
 __all__ = ["Joint", "Signals", "evenly", "signals", "solve", "spectrum"]
 
@@ -103,7 +104,7 @@ def solve(gamma: Tensor, omega: Tensor, keys: Tensor, values: Tensor, rank: int)
         return Joint(down=eye, up=eye, keys_lost=0.0, values_lost=0.0)
     gamma, omega = _ridged(gamma), _ridged(omega)
     keys, values = _ridged(keys), _ridged(values)
-    with _one_thread():
+    with one_thread():
         down = _principal(gamma, omega, keys, values, rank)
         up, down = _in_turn(gamma, omega, keys, values, down)
     basis, triangle = torch.linalg.qr(up)
@@ -135,7 +136,7 @@ def evenly(joint: Joint, signal: Signals, second: Tensor) -> Joint:
     half = len(signal.gamma)
     up_key, up_value = joint.up[:half], joint.up[half:]
     weight = _ridged(up_key.T @ signal.gamma @ up_key + up_value.T @ signal.omega @ up_value)
-    with _one_thread():
+    with one_thread():
         lower = torch.linalg.cholesky(weight)
         size, vectors = torch.linalg.eigh(lower.T @ joint.down @ second @ joint.down.T @ lower)
         fourth = size.clamp_min(_SMALLEST_EIGENVALUE * size[-1]) ** 0.25
@@ -155,7 +156,7 @@ def spectrum(signal: Signals) -> Tensor:
 
     The share that a latent of :func:`solve` loses is about that of the directions behind its rank.
     """
-    with _one_thread():
+    with one_thread():
         values, _ = _components(_ridged(signal.gamma), _ridged(signal.omega), signal.keys, signal.values)
     values = values.clamp_min(0).flip(0)
     shares: Tensor = values / values.sum()
@@ -229,14 +230,3 @@ def _together(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _share(weight: Tensor, error: Tensor, signal: Tensor) -> float:
     return float((weight * error).sum() / (weight * signal).sum())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Matrices of this size are factorized sooner than a pool of threads is woken, let alone a pool that others use."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -77,6 +77,10 @@ class Moment(Component):
 
     kind: ClassVar[str] = "moment"
 
+    def operations(self, source: Attention, context: int) -> int:
+        """Floating-point operations of the products over one window of ``context`` tokens, for plans."""
+        return 0
+
 
 @attrs.frozen(kw_only=True, eq=False)
 class Calibrated:
@@ -227,6 +231,15 @@ class Transplant(Component):
         held at once.  No gradient step; a transplant that has nothing to do here does not define it.
         """
         return {}
+
+    def refine_bytes(
+        self, source: Attention, target: Attention, width: int, *, tokens: int, batch: int, context: int
+    ) -> int:
+        """Bytes that :meth:`refine` holds beside the models and the calibration ``tokens``, for plans.
+
+        Those are windows of ``context``, and so many of them an example that there are ``batch`` in it.
+        """
+        return 0
 
 
 def _value(config: Attention, field: str) -> Any:

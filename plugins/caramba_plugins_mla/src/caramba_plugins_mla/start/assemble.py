@@ -12,6 +12,7 @@ import torch
 from caramba_plugins_standard.rotary import mean_rotation
 from caramba_plugins_upcycle.joint_latent import signals, solve
 from caramba_plugins_upcycle.shared_rotary import Shared, choose, dearness
+from caramba_plugins_upcycle.threads import one_thread
 from caramba_plugins_upcycle.transplant import Calibrated, Started
 from torch import Tensor
 
@@ -23,6 +24,7 @@ __all__ = ["common_pairs", "start"]
 Moments = Mapping[str, Mapping[str, Tensor]]
 
 
+@one_thread()
 def start(source: Calibrated, target: MultiHeadLatentAttention, *, pairs: Sequence[int] | None = None) -> Started:
     """The weights that ``target`` declares, and what each step left out; ``pairs`` are those of the shared key."""
     report: dict[str, Any] = {}
@@ -33,6 +35,7 @@ def start(source: Calibrated, target: MultiHeadLatentAttention, *, pairs: Sequen
     return Started(weights=made, report=report)
 
 
+@one_thread()
 def common_pairs(layers: Sequence[tuple[MultiHeadLatentAttention, Moments]]) -> tuple[int, ...]:
     """The pairs ``0, step, 2 step, ...`` whose dearest components are worth most, added up over layers: ``[n]``."""
     worth = torch.stack([dearness(*_statistics(target, moments))[:, 0] for target, moments in layers]).sum(0)  # [P]

@@ -9,9 +9,9 @@ Axes: H query heads, G key/value heads, d width of a head, T tokens of a calibra
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
-from caramba_core.components import component
+from caramba_core.components import Attention, component
 from caramba_plugins_upcycle.transplant import Moment
 
 __all__ = [
@@ -25,6 +25,9 @@ __all__ = [
 
 _COLLECTORS = "caramba_plugins_upcycle.moments.collectors"
 
+QUERIES: Final = 256
+"""Queries of each head whose mixtures are computed at once."""
+
 
 @component
 class QueryMoments(Moment):
@@ -32,12 +35,22 @@ class QueryMoments(Moment):
 
     builds: ClassVar[str] = f"{_COLLECTORS}:QueryCollector"
 
+    def operations(self, source: Attention, context: int) -> int:
+        """Second moments of each head."""
+        heads, _, width = _sizes(source)
+        return 2 * context * heads * width**2
+
 
 @component
 class KeyMoments(Moment):
     """``mean`` ``[G d]`` and ``second`` ``[G d, G d]`` of all heads' keys before rotation, side by side."""
 
     builds: ClassVar[str] = f"{_COLLECTORS}:KeyCollector"
+
+    def operations(self, source: Attention, context: int) -> int:
+        """Second moments of all heads together."""
+        _, groups, width = _sizes(source)
+        return 2 * context * (groups * width) ** 2
 
 
 @component
@@ -57,12 +70,22 @@ class AttendedKeyMoments(Moment):
 
     builds: ClassVar[str] = f"{_COLLECTORS}:AttendedKeyCollector"
 
+    def operations(self, source: Attention, context: int) -> int:
+        """What every query mixes, and second moments of that."""
+        _, groups, width = _sizes(source)
+        return _of_mixtures(source, context, groups * width)
+
 
 @component
 class AttendedValueMoments(Moment):
     """``mean`` ``[G d]`` and ``second`` ``[G d, G d]`` of all values as each query head's attention mixes them."""
 
     builds: ClassVar[str] = f"{_COLLECTORS}:AttendedValueCollector"
+
+    def operations(self, source: Attention, context: int) -> int:
+        """What every query mixes, and second moments of that."""
+        _, groups, width = _sizes(source)
+        return _of_mixtures(source, context, groups * width)
 
 
 @component
@@ -77,3 +100,22 @@ class KeyValueMoments(Moment):
     """
 
     builds: ClassVar[str] = f"{_COLLECTORS}:KeyValueCollector"
+
+    def operations(self, source: Attention, context: int) -> int:
+        """What every query mixes, second moments of that and of tokens, and the noise of each head."""
+        heads, groups, width = _sizes(source)
+        noise = 4 * heads * context * width * (context + 2 * width)
+        return _of_mixtures(source, context, 2 * groups * width) + 4 * context * (2 * groups * width) ** 2 + noise
+
+
+def _sizes(source: Attention) -> tuple[int, int, int]:
+    """Query heads, key/value heads and their width."""
+    heads, groups, width = (getattr(source, name) for name in ("n_heads", "n_kv_heads", "head_dim"))
+    return heads, groups, width
+
+
+def _of_mixtures(source: Attention, context: int, values: int) -> int:
+    """Products of causal attention with so many values of each token, and the second moments of what they give."""
+    heads, _, _ = _sizes(source)
+    seen = sum(min(first + QUERIES, context) * min(QUERIES, context - first) for first in range(0, context, QUERIES))
+    return 2 * heads * values * (seen + context * values)

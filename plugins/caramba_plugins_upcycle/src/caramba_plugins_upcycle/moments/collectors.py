@@ -5,7 +5,7 @@ Axes: B batch, T tokens, H query heads, G key/value heads, m = H/G, d width of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from caramba_plugins_standard.parallel.team import Team
@@ -13,6 +13,7 @@ from caramba_plugins_standard.probing import Probe
 from torch import Tensor
 
 from caramba_core.components import Attention
+from caramba_plugins_upcycle.moments import QUERIES
 from caramba_plugins_upcycle.transplant import Moment
 
 __all__ = [
@@ -93,12 +94,11 @@ class DistanceCollector(MeanCollector):
         """Take one batch in."""
         batch, _, tokens, _ = probe.probabilities.shape
         attended = probe.probabilities.sum(0)  # [H, T, T]
-        attended = attended.masked_fill(torch.arange(tokens, device=attended.device) == 0, 0.0)
-        # Row t read backwards and shifted by t puts distance t - s into column T - 1 + (t - s): pad, then read as rows
-        # of 2T - 1 instead of 2T.
-        skewed = torch.nn.functional.pad(attended.flip(-1), (0, tokens)).flatten(1)[:, :-tokens]
-        by_distance = skewed.view(-1, tokens, 2 * tokens - 1).sum(1)[:, tokens - 1 :]
-        self.add("attention", wide(by_distance), batch)
+        attended[..., 0] = 0.0
+        # Read as T - 1 rows of T + 1 from the second value on, distance t - s stands in column T - (t - s); what comes
+        # from the row before has not been seen there, and is zero.  The first row has nothing but the first token.
+        skewed = attended.flatten(1)[:, 1:].view(len(attended), tokens - 1, tokens + 1)
+        self.add("attention", wide(skewed.sum(1)[:, 1:].flip(-1)), batch)
 
     def result(self) -> Mapping[str, Tensor]:
         """Rows sum to one; a head that only ever attends to the first token has zeros."""
@@ -113,9 +113,11 @@ class AttendedKeyCollector(MeanCollector):
         """Take one batch in."""
         key = _side_by_side(probe.key)  # [B, T, G d]
         weight = probe.probabilities.sum((1, 2))  # [B, T]: how much each token is attended to
-        centre = wide(probe.probabilities.flatten(1, 2) @ key).flatten(0, 1)  # [B H T, G d]
-        spread = torch.einsum("bsi,bs,bsj->ij", wide(key), wide(weight), wide(key)) - centre.T @ centre
-        self.add("covariance", spread, len(centre))
+        token = wide(key).flatten(0, 1)
+        spread = token.T @ (wide(weight).flatten()[:, None] * token)
+        for centre in map(wide, _mixtures(probe.probabilities, key)):
+            spread -= centre.T @ centre
+        self.add("covariance", spread, probe.probabilities.shape[:3].numel())
 
 
 class AttendedValueCollector(MeanCollector):
@@ -123,7 +125,8 @@ class AttendedValueCollector(MeanCollector):
 
     def update(self, probe: Probe) -> None:
         """Take one batch in."""
-        self.add_moments((probe.probabilities.flatten(1, 2) @ _side_by_side(probe.value)).flatten(0, 1))
+        for mixture in _mixtures(probe.probabilities, _side_by_side(probe.value)):
+            self.add_moments(mixture)
 
 
 class KeyValueCollector(MeanCollector):
@@ -134,13 +137,13 @@ class KeyValueCollector(MeanCollector):
         both = _side_by_side(torch.cat([probe.key, probe.value], dim=1))  # [B, T, n]
         share = probe.query.shape[1] // probe.value.shape[1]
         for u, probabilities, value in zip(both, probe.probabilities, probe.value, strict=True):
-            token, mixture = wide(u), wide(probabilities.flatten(0, 1) @ u)  # [T, n], [H T, n]
-            received = wide(probabilities.sum((0, 1)))
+            token, received = wide(u), wide(probabilities.sum((0, 1)))  # [T, n], [T]
             self.add("token_mean", token.sum(0), len(token))
             self.add("token_second", token.T @ token, len(token))
-            self.add("attended_mean", mixture.sum(0), len(mixture))
-            self.add("attended_second", mixture.T @ mixture, len(mixture))
-            self.add("spread", token.T @ (received[:, None] * token), len(mixture))
+            for mixture in map(wide, _mixtures(probabilities[None], u[None])):
+                self.add("attended_mean", mixture.sum(0), len(mixture))
+                self.add("attended_second", mixture.T @ mixture, len(mixture))
+            self.add("spread", token.T @ (received[:, None] * token), probabilities.shape[:2].numel())
             self.add("noise", _noise(probabilities, value.repeat_interleave(share, dim=0)), len(token))
 
     def result(self) -> Mapping[str, Tensor]:
@@ -152,6 +155,17 @@ class KeyValueCollector(MeanCollector):
 def _side_by_side(x: Tensor) -> Tensor:
     """``[B, G, T, d] -> [B, T, G d]``."""
     return x.transpose(1, 2).flatten(2)
+
+
+def _mixtures(probabilities: Tensor, rows: Tensor) -> Iterator[Tensor]:
+    """What attention ``[B, H, T, T]`` makes of ``[B, T, n]``, some queries after the others: ``[B H t, n]``.
+
+    Tokens that none of them sees are left out, which is half of the work.
+    """
+    tokens = probabilities.shape[-1]
+    for first in range(0, tokens, QUERIES):
+        last = min(first + QUERIES, tokens)
+        yield (probabilities[:, :, first:last, :last].flatten(1, 2) @ rows[:, :last]).flatten(0, 1)
 
 
 def _noise(probabilities: Tensor, value: Tensor) -> Tensor:
