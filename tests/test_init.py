@@ -251,7 +251,7 @@ def test_parts_of_a_text_are_counted_where_lines_end(tmp_path: Path, models: Pat
 
 def test_sizes_follow_the_memory(init: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On an accelerator smaller batches come first, then less that trains; what is still too much is said."""
-    for memory, part in ((1 << 40, "batch_size: 8"), (7 << 20, "accumulate: 2"), (1 << 20, "trains: [attention]")):
+    for memory, part in ((1 << 40, "batch_size: 8"), (59 << 17, "accumulate: 2"), (1 << 20, "trains: [attention]")):
         device = Device(kind="cuda", called="made up", memory=memory)
         monkeypatch.setattr("caramba_plugins_upcycle.init.writing.device_here", lambda device=device: device)
         said = init("--from", "llama", "--text", "ids.npy", "-o", str(tmp_path / "m.yml"), "--force")

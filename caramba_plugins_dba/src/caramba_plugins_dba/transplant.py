@@ -274,6 +274,22 @@ class GQAToDBA(Transplant):
             iterations=self.iterations,
         )
 
+    def refine_bytes(
+        self, source: Attention, target: Attention, width: int, *, tokens: int, batch: int, context: int
+    ) -> int:
+        """Of values: second moments of what all heads mix, in float64, and one example's.  Of queries and keys: the
+        attention of the sampled rows.
+        """
+        assert isinstance(target, DecoupledBottleneckAttention)
+        rows = min(self.rows, tokens)
+        attention = 2 * 4 * target.n_heads * context  # in float32, of one row
+        logits = rows * attention if set(self.refits) & set("qk") else 0
+        if "v" not in self.refits or target.v_layout != "latent":
+            return logits
+        mixed = target.v_dim if target.latent == "joint" else target.n_kv_heads * target.head_dim
+        size = target.n_heads * mixed + width + 1
+        return max(logits, 3 * 8 * size**2 + rows * batch // tokens * (3 * 4 * size + attention))
+
 
 def _servable(site: Site) -> DecoupledBottleneckAttention | None:
     """The attention of a site, if it is to be servable."""

@@ -15,8 +15,9 @@ A transplant that has to know all of its sites before it starts the first one su
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import torch
@@ -30,6 +31,7 @@ from caramba_core.nn.build import load_object
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.sites import Site
+from caramba_plugins_upcycle.clock import PER_TOKEN, Clock
 from caramba_plugins_upcycle.modes import Start
 from caramba_plugins_upcycle.moments.collectors import MeanCollector
 from caramba_plugins_upcycle.refit import output_weights, refit_output
@@ -45,6 +47,9 @@ from caramba_plugins_upcycle.transplant import (
 )
 
 __all__ = ["Calibration", "collectors_of", "fill"]
+
+_FEWEST: Final = 8
+"""Attentions that are left where one is converted to tell how long all of them take."""
 
 
 @attrs.frozen
@@ -78,6 +83,7 @@ class Calibration:
     team: Team = attrs.field(factory=Team)
 
     def __attrs_post_init__(self) -> None:
+        self.clock = Clock(next(self.student.parameters()).device)
         self.found = find_transplants(self.sites, self.settings.transplant)
         for site in self.sites if self.settings.refit else ():
             module = self.student.get_submodule(local_name(site.name))
@@ -103,20 +109,88 @@ class Calibration:
             x = self.teacher.embedder(tokens)
             states.append(_Batch(Frame.of(tokens), x, x))
         report = dict(report or {})
-        pairs = zip(stages(self.teacher), stages(self.student), strict=True)
-        for number, (old, new) in enumerate(pairs, 1):
-            here = [site for site in self.sites if new.holds(site.name)]
-            for site in here if number > done else ():
-                report[site.name] = self._convert(site, old, new, states)
+        for number, (old, new) in enumerate(self._pairs(), 1):
+            report |= self._take(old, new, states, converts=number > done)
+            if number > done:
+                self.converted(number, report)
+        return report
+
+    @torch.no_grad()
+    def expected(self, batches: list[Tensor], done: int = 0) -> float | None:
+        """About how many seconds :meth:`run` will take, by a rehearsal, after which the student is as before.
+
+        With one batch of windows the first attention that is left is converted, and what follows it up to the next one;
+        only its refinement takes as many as there are, all of them that one.  ``None`` where few attentions are left,
+        so that a rehearsal would not be a small part of the whole, or where it fails: why, the conversion will say.
+        """
+        pairs = self._pairs()
+        places = [place for place, (_, new) in enumerate(pairs) if any(new.holds(site.name) for site in self.sites)]
+        left = [place for place in places if place >= done]
+        if len(left) < _FEWEST:
+            return None
+        part = pairs[left[0] : left[1]]
+        first, device = batches[0], batches[0].device
+        own, team = self.clock, self.team
+        self.transplants = {site.name: transplant for transplant, sites in self.found for site in sites}
+        self.team = Team()  # each process for itself: none waits for another one that failed
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                if device.type == "cuda":  # the first kernels and libraries are loaded
+                    self._rehearse(first, 1, pairs, part)
+                self.clock = Clock(device)
+                self._rehearse(first, len(batches), pairs, part)
+                seconds = self.clock.seconds
+        except Exception:  # noqa: BLE001 - whatever a transplant raises
+            return None
+        finally:
+            self.clock, self.team = own, team
+        surveyed = [sites for transplant, sites in self.found if transplant.survey(sites)]
+        counts: dict[str, float] = {
+            "survey": sum(map(len, surveyed)) / max(1, len(surveyed)),
+            "passes": len(pairs) / len(part) * (1 + len(surveyed) / 2),  # a survey goes through the teacher alone
+        }
+        times = sum(tokens.numel() for tokens in batches) / first.numel()
+        return sum(
+            each * counts.get(name, len(left)) * (times if name in PER_TOKEN else 1) for name, each in seconds.items()
+        )
+
+    def _rehearse(
+        self, tokens: Tensor, batches: int, pairs: list[tuple[Stage, Stage]], part: list[tuple[Stage, Stage]]
+    ) -> None:
+        """Convert ``part`` of the stages with one batch and undo it; survey one site of what asks for it."""
+        frame, x = Frame.of(tokens), self.teacher.embedder(tokens)
+        states = [_Batch(frame, x, x.clone())]  # as behind a conversion: two models to take through
+        with _unchanged(self.student, [site for site in self.sites if part[0][1].holds(site.name)]):
+            for old, new in part:
+                self._take(old, new, states, refined=batches)
+        for transplant, sites in self.found:
+            if wanted := transplant.survey(sites):
+                stage = next(old for old, _ in pairs if old.holds(sites[0].name))
+                self._gathered(wanted, sites[0], stage, [(frame, x)])
+
+    def _pairs(self) -> list[tuple[Stage, Stage]]:
+        return list(zip(stages(self.teacher), stages(self.student), strict=True))
+
+    def _take(
+        self, old: Stage, new: Stage, states: list[_Batch], *, converts: bool = True, refined: int = 1
+    ) -> dict[str, Any]:
+        """Take the hidden states through a stage of both models, which ``converts`` before; what there is to report.
+
+        A refinement sees each of them ``refined`` times.
+        """
+        report: dict[str, Any] = {}
+        here = [site for site in self.sites if new.holds(site.name)]
+        for site in here if converts else ():
+            report[site.name] = self._convert(site, old, new, states, refined)
+        with self.clock.phase("passes"):
             after = [old.run(batch.teacher, batch.frame) for batch in states]
-            if self.settings.refit_mlp and not here and states[0].drifted and number > done:
-                report.update(self._refit_between(old, new, states, after))
+        if self.settings.refit_mlp and not here and states[0].drifted and converts:
+            report.update(self._refit_between(old, new, states, after))
+        with self.clock.phase("passes"):
             for index, (batch, y) in enumerate(zip(states, after, strict=True)):
                 z = new.run(batch.student, batch.frame) if batch.drifted or here else y
                 states[index] = _Batch(batch.frame, y, z)
                 self.progress(batch.frame.positions.numel() * y.shape[0])
-            if number > done:
-                self.converted(number, report)
         return report
 
     def _surveyed(self, transplant: Transplant, sites: list[Site], batches: list[Tensor]) -> Transplant:
@@ -130,20 +204,29 @@ class Calibration:
             for site in sites:
                 if not stage.holds(site.name):
                     continue
-                module: Any = self.teacher.get_submodule(site.name.removeprefix(f"{ROOT}."))
-                assert isinstance(site.teacher.config, Attention)
-                collectors = collected(wanted, site.teacher.config, site.student.width_in)
-                for frame, x in states:
-                    probe = module.probe(input_of(module, stage, x, frame), frame)
-                    for collector in collectors.values():
-                        collector.update(probe)
-                moments[site.name] = results(collectors, self.team)
-            states = [(frame, stage.run(x, frame)) for frame, x in states]
+                moments[site.name] = self._gathered(wanted, site, stage, states)
+            with self.clock.phase("passes"):
+                states = [(frame, stage.run(x, frame)) for frame, x in states]
             self.progress(sum(tokens.numel() for tokens in batches))
         return transplant.surveyed(sites, [moments[site.name] for site in sites])
 
-    def _convert(self, site: Site, old: Stage, new: Stage, states: list[_Batch]) -> dict[str, Any]:
-        """Start and refit one attention; the hidden states stay those in front of the stage."""
+    def _gathered(
+        self, wanted: Mapping[str, Moment], site: Site, stage: Stage, states: list[tuple[Frame, Tensor]]
+    ) -> dict[str, Mapping[str, Tensor]]:
+        """The moments of one of the teacher's attentions, given the hidden states in front of its stage."""
+        module: Any = self.teacher.get_submodule(local_name(site.name))
+        assert isinstance(site.teacher.config, Attention)
+        with self.clock.phase("survey"):
+            collectors = collected(wanted, site.teacher.config, site.student.width_in)
+            for frame, x in states:
+                probe = module.probe(input_of(module, stage, x, frame), frame)
+                for collector in collectors.values():
+                    collector.update(probe)
+                del probe  # the largest there is, before the next
+            return results(collectors, self.team)
+
+    def _convert(self, site: Site, old: Stage, new: Stage, states: list[_Batch], refined: int) -> dict[str, Any]:
+        """Start, refine and refit one attention; the hidden states stay those in front of the stage."""
         source, target = site.teacher.config, site.student.config
         assert isinstance(source, Attention)
         assert isinstance(target, Attention)
@@ -152,33 +235,40 @@ class Calibration:
         student: Any = self.student.get_submodule(path)
         width = site.student.width_in
         transplant = self.transplants[site.name]
-        collectors = collectors_of(transplant, source, target, width)
         examples: list[Example] = []
-        for batch in states:
-            teacher_x = input_of(teacher, old, batch.teacher, batch.frame)
-            student_x = teacher_x if not batch.drifted else input_of(student, new, batch.student, batch.frame)
-            probe = teacher.probe(teacher_x, batch.frame)
-            probing = partial(teacher.probe, teacher_x, batch.frame)
-            examples.append(Example(x=student_x, output=probe.output, positions=probe.positions, probing=probing))
-            if self.settings.inputs == "student" and batch.drifted:
-                probe = teacher.probe(student_x, batch.frame)
-            for collector in collectors.values():
-                collector.update(probe)
-        weights = {name: tensor.detach().float() for name, tensor in teacher.state_dict().items()}
-        seen = Calibrated(config=source, weights=weights, width=width, moments=results(collectors, self.team))
-        started = transplant.start(seen, target)
-        fill(site.name, student, started.weights)
-        self.team.spread(list(student.state_dict().values()))
+        with self.clock.phase("moments"):
+            collectors = collectors_of(transplant, source, target, width)
+            for batch in states:
+                teacher_x = input_of(teacher, old, batch.teacher, batch.frame)
+                student_x = teacher_x if not batch.drifted else input_of(student, new, batch.student, batch.frame)
+                probe = teacher.probe(teacher_x, batch.frame)
+                probing = partial(teacher.probe, teacher_x, batch.frame)
+                examples.append(Example(x=student_x, output=probe.output, positions=probe.positions, probing=probing))
+                if self.settings.inputs == "student" and batch.drifted:
+                    probe = teacher.probe(student_x, batch.frame)
+                for collector in collectors.values():
+                    collector.update(probe)
+                del probe  # the largest there is, before the next
+            moments = results(collectors, self.team)
+        with self.clock.phase("starts"):
+            weights = {name: tensor.detach().float() for name, tensor in teacher.state_dict().items()}
+            seen = Calibrated(config=source, weights=weights, width=width, moments=moments)
+            started = transplant.start(seen, target)
+            fill(site.name, student, started.weights)
+            self.team.spread(list(student.state_dict().values()))
         report: dict[str, Any] = {"start": dict(started.report)}
         if self.settings.refine:
-            report["refine"] = dict(transplant.refine(seen, student, examples))
+            with self.clock.phase("refinements"):
+                report["refine"] = dict(transplant.refine(seen, student, examples * refined))
         if self.settings.refit:
             first = states[0]
             adds = self._adds(teacher, old, first) if first.drifted else False
             wanted = self._corrected((example.output for example in examples), states, adds)
             mixed = (student.mix(example.x, batch.frame) for example, batch in zip(examples, states, strict=True))
             pairs = zip(mixed, wanted, strict=True)
-            report["refit"] = refit_output(target, student, pairs, self.settings.ridge, team=self.team)
+            report["refit"] = refit_output(
+                target, student, pairs, self.settings.ridge, clock=self.clock, team=self.team
+            )
         return report
 
     def _adds(self, teacher: nn.Module, stage: Stage, batch: _Batch) -> bool:
@@ -212,9 +302,30 @@ class Calibration:
             pairs = zip(mixed, wanted, strict=True)
             # wide layers, and a ridge far above the rounding of products in float32
             ridge = self.settings.mlp_ridge
-            refit = refit_output(config, student, pairs, ridge, products=torch.float32, team=self.team)
+            refit = refit_output(
+                config, student, pairs, ridge, clock=self.clock, products=torch.float32, team=self.team
+            )
             report[name] = {"refit": refit}
         return report
+
+
+@contextmanager
+def _unchanged(student: LanguageModel, sites: Iterable[Site]) -> Iterator[None]:
+    """A block that may write into the weights of sites, and give any module other parameters: all is undone."""
+    held = [
+        (module, name, parameter)
+        for module in student.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    ]
+    own = [student.get_submodule(local_name(site.name)).state_dict(keep_vars=True) for site in sites]
+    values = [(tensor, tensor.detach().clone()) for tensors in own for tensor in tensors.values()]
+    try:
+        yield
+    finally:
+        for module, name, parameter in held:
+            setattr(module, name, parameter)
+        for tensor, value in values:
+            tensor.copy_(value)
 
 
 def collectors_of(transplant: Transplant, source: Attention, target: Attention, width: int) -> dict[str, Collector]:

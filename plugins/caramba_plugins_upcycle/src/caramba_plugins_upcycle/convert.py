@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Final
 
 import torch
 from caramba_plugins_standard.parallel.team import Team, together
+from caramba_plugins_standard.training.planned import planned
 from caramba_plugins_standard.training.windows import Windows
+from caramba_terminal.numbers import format_bytes, format_duration
 from torch import Tensor
 
 from caramba_core.datasets import Tokens
@@ -20,7 +22,10 @@ from caramba_plugins_upcycle.calibration import Calibration
 from caramba_plugins_upcycle.modes import Convert, Start
 from caramba_plugins_upcycle.stages import stages
 
-__all__ = ["ConvertRunner", "calibration_batches", "calibration_windows"]
+__all__ = ["ConvertRunner", "calibration_batches", "calibration_windows", "needs"]
+
+_REHEARSED: Final = 1e12
+"""Operations behind which a conversion is rehearsed: half a minute of a small CPU, seconds of a rehearsal on a GPU."""
 
 
 class ConvertRunner:
@@ -58,10 +63,13 @@ class ConvertRunner:
             converted=self._converted,
             team=self.team,
         )
+        done = int(context.kept.get("step", 0))
         total = own * calibration.passes * sum(1 for _ in stages(context.student))
-        with context.limit.signals.deferred(), context.reporter.bar(context.name, total) as bar:
-            calibration.progress = bar.advance
-            report = calibration.run(batches, context.kept.get("step", 0), context.kept.get("report", {}))
+        with context.limit.signals.deferred():
+            expected = self._expected(calibration, batches, done)
+            with context.reporter.bar(context.name, total) as bar:
+                calibration.progress = bar.advance
+                report = calibration.run(batches, done, context.kept.get("report", {}))
         seconds = time.perf_counter() - began
         context.directory.write_json("calibration.json", report)
         context.save(0, state={"samples": 0, "tokens": 0, "seconds": seconds})
@@ -71,9 +79,19 @@ class ConvertRunner:
                 "calibration_tokens": tokens,
                 "max_context": batches[0].shape[1],
                 "convert_seconds": round(seconds, 3),
+                "expected_seconds": None if expected is None else round(expected, 3),
+                "phases": {name: round(each, 3) for name, each in calibration.clock.seconds.items()},
                 "parameters": sum(parameter.numel() for parameter in context.student.parameters()),
             }
         )
+
+    def _expected(self, calibration: Calibration, batches: list[Tensor], done: int) -> float | None:
+        """Say about how long it will take, unless that is seconds, and how much memory, by the plan."""
+        plan = planned(self.context)
+        seconds = calibration.expected(batches, done) if plan.get("operations", 0) >= _REHEARSED else None
+        if needed := needs(seconds, plan.get("memory", {}).get("total"), self.context.device.type):
+            self.context.reporter.line(needed)
+        return seconds
 
     def _converted(self, done: int, report: Mapping[str, Any]) -> None:
         """Behind a stage: where the call is to end, keep the student as it is by now."""
@@ -85,6 +103,13 @@ class ConvertRunner:
             reason = context.limit.reason or "another process was asked to end"
             context.pause_reason = f"{reason}, {done} of {count} stages of the conversion done"
             context.pause_if_due()
+
+
+def needs(seconds: float | None, size: int | None, device: str) -> str:
+    """What a conversion takes, as far as that is known: ``takes about 12 min and 41.2 GiB of memory on cuda``."""
+    known = [] if seconds is None else [format_duration(seconds)]
+    known += [] if size is None else [f"{format_bytes(size)} of memory"]
+    return f"takes about {' and '.join(known)} on {device}" if known else ""
 
 
 def calibration_windows(tokens: Tokens, settings: Start, seed: int, *, skip: int = 0) -> tuple[Windows, int]:

@@ -9,14 +9,15 @@ import attrs
 from caramba_plugins_standard.modes import blamed_on
 
 from caramba_core.components import Attention, Layer, Storage, component, option
-from caramba_core.errors import InputError
+from caramba_core.errors import InputError, PluginError
 from caramba_core.graph import Graph
 from caramba_core.modes import Evaluation, Need, Run, Workload
-from caramba_core.sites import Site
+from caramba_core.sites import Site, find_sites
 from caramba_plugins_upcycle.transplant import Transplant, find_transplants, missing_for_refit, require_refittable
 
 if TYPE_CHECKING:
     from caramba_core.datasets import Tokens
+    from caramba_core.plan import ModelPlan, RunPlan
     from caramba_core.teachers import Tokenizer
 
 __all__ = ["Allocate", "Convert", "Start"]
@@ -110,6 +111,16 @@ class Convert(_Upcycle):
     builds: ClassVar[str] = "caramba_plugins_upcycle.convert:ConvertRunner"
     changes_weights: ClassVar[bool] = True
     starts_from_teacher: ClassVar[bool] = True
+
+    def planned(self, plan: RunPlan, model: ModelPlan, teacher: ModelPlan | None, own: frozenset[str]) -> RunPlan:
+        """With the calibration windows in both models."""
+        from caramba_plugins_upcycle.planning import with_calibration
+
+        try:
+            sites = () if teacher is None else find_sites(teacher.graph, model.graph)
+            return with_calibration(plan, self.start, model, teacher, sites)
+        except (InputError, PluginError):  # two models that do not go together, which a run says
+            return plan
 
     def changes(self, graph: Graph, converted: frozenset[str]) -> frozenset[str]:
         """With ``refit_mlp``, the output weights of the layers behind the first attention that converts."""

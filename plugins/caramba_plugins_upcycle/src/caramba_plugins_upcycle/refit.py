@@ -9,6 +9,7 @@ from caramba_plugins_standard.parallel.team import Team
 from torch import Tensor, nn
 
 from caramba_core.components import Layer
+from caramba_plugins_upcycle.clock import Clock
 
 __all__ = ["Refit", "output_weights", "refit_output"]
 
@@ -81,6 +82,7 @@ def refit_output(
     examples: Iterable[tuple[Tensor, Tensor]],
     ridge: float,
     *,
+    clock: Clock,
     products: torch.dtype = torch.float64,
     team: Team | None = None,
 ) -> dict[str, float]:
@@ -94,15 +96,17 @@ def refit_output(
     assert found is not None
     assert config.output_weights is not None
     refit = Refit(*found, products=products)
-    for mixed, wanted in examples:
-        refit.update(mixed, wanted)
-    if team is not None:
-        refit.pool(team)
-    *solved, report = refit.solve(ridge)
-    for name, old, new in zip(config.output_weights, found, solved, strict=True):
-        if old is not None and new is not None:
-            made = nn.Parameter(new.to(old), requires_grad=old.requires_grad)
-            if team is not None:
-                team.spread([made])
-            setattr(module, name, made)
+    with clock.phase("sums"):
+        for mixed, wanted in examples:
+            refit.update(mixed, wanted)
+        if team is not None:
+            refit.pool(team)
+    with clock.phase("refits"):
+        *solved, report = refit.solve(ridge)
+        for name, old, new in zip(config.output_weights, found, solved, strict=True):
+            if old is not None and new is not None:
+                made = nn.Parameter(new.to(old), requires_grad=old.requires_grad)
+                if team is not None:
+                    team.spread([made])
+                setattr(module, name, made)
     return report

@@ -27,6 +27,7 @@ from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 from caramba_core.sites import Site
 from caramba_plugins_upcycle.calibration import collectors_of, fill
+from caramba_plugins_upcycle.clock import Clock
 from caramba_plugins_upcycle.modes import Start
 from caramba_plugins_upcycle.refit import refit_output
 from caramba_plugins_upcycle.stages import Stage, input_of, stages
@@ -227,7 +228,7 @@ class _Site:
         fill(self.site.name, module, started.weights)
         if self.settings.refit:
             pairs = ((module.mix(x, frame), output) for frame, x, output in self.inputs)
-            refit_output(config, module, pairs, self.settings.ridge)
+            refit_output(config, module, pairs, self.settings.ridge, clock=Clock(module.o_proj.device))
         return module
 
     def _rounded(
