@@ -275,6 +275,19 @@ def test_the_first_process_waits_at_its_end_for_one_that_is_late(tmp_path: Path)
     done(started)
 
 
+def test_the_first_process_waits_at_its_end_for_one_that_comes_late(tmp_path: Path) -> None:
+    """A run that is done needs nobody, and whoever comes behind its end would look for the first process for hours."""
+    write(tmp_path, "copies", runs="pretrain")
+    done(caramba(tmp_path))
+    started = caramba(tmp_path, "--resume")
+    started[1].send_signal(signal.SIGSTOP)
+    assert next((line for line in started[0].stdout if "artifacts" in line), None)
+    started[0].process.join(timeout=4)
+    assert started[0].process.is_alive()
+    started[1].send_signal(signal.SIGCONT)
+    done(started)
+
+
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     write(tmp_path, "copies", runs="pretrain")
     with socket.socket() as other:

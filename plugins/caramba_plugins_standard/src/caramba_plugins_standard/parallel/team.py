@@ -49,7 +49,7 @@ _SILENT: Final = 30.0
 """Seconds behind which a process says that it waits for the first one."""
 
 _SLOW: Final = 60.0
-"""Seconds that the first process waits at its end for another one that lives."""
+"""Seconds that the first process waits at its end for others, of which some may not have come yet."""
 
 
 class Team:
@@ -335,14 +335,12 @@ class Meeting:
             pass
 
     def _wait_for_others(self) -> None:
-        """Until the others have left: this process may keep the store, which they still ask."""
+        """Until the others have left: this process may keep the store, which they still ask, or will when they come."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)  # all is done: they may end this
         begun = time.monotonic()
-        while others := [
-            rank for rank in range(1, self.size) if not self._has(f"left/{rank}") and rank not in self._gone()
-        ]:
-            if time.monotonic() - begun > (_SLOW if self._peers.keys() & others else _REASON):
+        while any(not self._has(f"left/{rank}") and rank not in self._gone() for rank in range(1, self.size)):
+            if time.monotonic() - begun > _SLOW:
                 break
             time.sleep(_POLL)
 
