@@ -334,16 +334,17 @@ class RunContext:
         optimizer: torch.optim.Optimizer | None = None,
         state: Mapping[str, Any] | None = None,
         tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
+        replace: bool = False,
     ) -> Path:
         """Publish a checkpoint of the student behind ``step`` steps, with what resuming needs; :attr:`keeps` are kept.
 
         ``state`` are scalars of the mode's own, which :meth:`restore` gives back; ``tensors`` are more files of it, by
-        name.  The last checkpoint of a run is its result.
+        name.  One of this step that the run has written stays, without ``replace``.  The last one is the run's result.
         """
         self.step, path = step, self.directory.checkpoint(step)
         if self._superseded is None:  # the first of a run that begins: what an earlier attempt left gives way to it
             self._superseded = self.directory.checkpoints()
-        if path.exists() and path not in self._superseded:
+        if path.exists() and path not in self._superseded and not replace:
             self._drop_others()  # where a process died before it did
             return path
         own = self.directory.begun()
@@ -376,8 +377,7 @@ class RunContext:
 
     def _drop_others(self) -> None:
         checkpoints = self.directory.checkpoints()
-        kept = self.keeps(checkpoints)
-        self.directory.drop_checkpoints(path for path in checkpoints if path not in kept)
+        self.directory.drop_checkpoints(sorted({*checkpoints} - {*self.keeps(checkpoints)}))
 
     def keep(self, done: int, note: Mapping[str, Any]) -> None:
         """Keep the student midway, ``done`` units into work that makes no checkpoints, for a later call (:attr:`kept`).

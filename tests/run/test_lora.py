@@ -20,6 +20,7 @@ import caramba
 from caramba_core.cli import main
 from caramba_core.errors import InputError
 from caramba_core.manifest.load import load_manifest
+from caramba_core.run import atomic
 from caramba_core.run.experiment import Experiment
 
 from .workspace import folder_of, make_workspace, run
@@ -148,6 +149,23 @@ def test_checkpoints_on_the_way_hold_adapters_alone(tmp_path: Path, settings: st
         assert factors
         assert bool(factors & saved(alone, step).keys()) is (step == 6)
         assert (len(saved(alone, step)) < len(whole) / 2) is (step < 6)
+
+
+def test_a_run_may_end_where_it_was_to_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums take the place of the adapters, which stay until they are written."""
+    manifest = workspace(tmp_path, "lora: {rank: 2}")
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainRunner, "_is_due", lambda runner: 1 / (5 - runner.step) and runner.step % 2 == 0)
+        assert run(manifest) != 0
+    manifest.write_text(manifest.read_text().replace("steps: 6", "steps: 4"))
+    before = saved(manifest, 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(atomic, "_sync_folder", lambda folder: 1 / 0)  # the last thing before it appears
+        assert run(manifest, "--resume") != 0
+    assert saved(manifest, 4).keys() == before.keys()
+    assert run(manifest, "--resume") == 0
+    assert len(before) < len(saved(manifest, 4)) / 2
+    assert all(torch.equal(tensor, opened(manifest, 4)[name]) for name, tensor in saved(manifest, 4).items())
 
 
 def test_what_adapters_are_added_to_must_be_there(tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ class Division(Protocol):
         """The optimizer's state has just been read, in whole, from a checkpoint."""
         ...
 
-    def save(self, step: int, *, optimizer: torch.optim.Optimizer, state: State, tensors: Tensors) -> None:
+    def save(
+        self, step: int, *, optimizer: torch.optim.Optimizer, state: State, tensors: Tensors, replace: bool
+    ) -> None:
         """:meth:`RunContext.save`, called by all processes: the first one writes whole tensors."""
         ...
 
@@ -152,8 +154,10 @@ class _Copies:
 
     def restored(self, optimizer: torch.optim.Optimizer) -> None: ...
 
-    def save(self, step: int, *, optimizer: torch.optim.Optimizer, state: State, tensors: Tensors) -> None:
-        self._context.save(step, optimizer=optimizer, state=state, tensors=tensors)
+    def save(
+        self, step: int, *, optimizer: torch.optim.Optimizer, state: State, tensors: Tensors, replace: bool
+    ) -> None:
+        self._context.save(step, optimizer=optimizer, state=state, tensors=tensors, replace=replace)
 
     def end(self) -> None: ...
 
@@ -223,7 +227,9 @@ class _Shards:
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     entries[name] = divided_as(value, parameter)
 
-    def save(self, step: int, *, optimizer: torch.optim.Optimizer, state: State, tensors: Tensors) -> None:
+    def save(
+        self, step: int, *, optimizer: torch.optim.Optimizer, state: State, tensors: Tensors, replace: bool
+    ) -> None:
         cpu = torch.device("cpu")
         with self._whole_student(cpu) as student:
             names = {id(parameter): name for name, parameter in self._student.named_parameters()}
@@ -240,7 +246,7 @@ class _Shards:
                 file: {name: self._gathered(tensor, cpu) for name, tensor in held.items()}
                 for file, held in tensors.items()
             }
-            self._context.save(step, optimizer=whole, state=state, tensors=files)
+            self._context.save(step, optimizer=whole, state=state, tensors=files, replace=replace)
 
     @contextmanager
     def _whole_student(self, device: torch.device) -> Iterator[LanguageModel]:

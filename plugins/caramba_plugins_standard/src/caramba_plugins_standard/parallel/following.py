@@ -104,6 +104,7 @@ class _Follower(RunContext):
         optimizer: torch.optim.Optimizer | None = None,
         state: Mapping[str, Any] | None = None,
         tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+        replace: bool = False,
     ) -> Path:
         self.step = step
         return self.directory.checkpoint(step)

@@ -280,16 +280,16 @@ class TrainRunner:
         state = {"samples": tokens // self.settings.context, "tokens": tokens, "seconds": self.seconds}
         state |= self.skipping.state() | ({} if self.average is None else self.average.state())
         with self._averaged():
-            tensors: dict[str, Mapping[str, Tensor]] = {}
+            tensors, replace = dict[str, Mapping[str, Tensor]](), False
             if self.adapters is not None:
                 tensors, path = {"lora": self.adapters.tensors()}, self.context.directory.checkpoint(self.step)
                 if any(self.team.agree(self.team.is_first and not self._is_whole())):
                     tensors["model"], note = self.adapters.alone(path)
                     state |= note
-                elif self.team.is_first and path.exists() and holds_adapters_alone(path):
-                    self.context.directory.drop_checkpoints([path])  # the run ends where it was to go on from
+                else:  # a run may end where it was to go on from
+                    replace = self.team.is_first and path.exists() and holds_adapters_alone(path)
             tensors |= {} if self.average is None else self.average.tensors()
-            self.division.save(self.step, optimizer=self.optimizer, state=state, tensors=tensors)
+            self.division.save(self.step, optimizer=self.optimizer, state=state, tensors=tensors, replace=replace)
         self._saved = self.context.reporter.clock()
 
     def _is_whole(self) -> bool:
