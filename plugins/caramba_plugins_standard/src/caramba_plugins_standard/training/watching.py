@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from functools import cache
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -24,7 +25,7 @@ _STEPS: Final = 20
 
 _SIZES: Final = {"cpu": 512, "mps": 4096}
 _LARGEST: Final = 8192
-_PRODUCTS: Final = 10
+_PRODUCTS: Final = 20
 
 
 class Watch:
@@ -75,19 +76,20 @@ def progress_notes(values: Mapping[str, float], lr: float, watched: Mapping[str,
 
 @cache
 def matmul_peak(device: torch.device, dtype_name: str) -> float:
-    """Operations a second of a product of two large square matrices; 0 where there is no room for them."""
+    """Operations a second of a product of two large square matrices, the quickest of a few, as others may use the
+    device; 0 where there is no room for them.
+    """
     size = _SIZES.get(device.type, _LARGEST)
+    ends = []
     try:
         a = torch.ones(size, size, device=device, dtype=getattr(torch, dtype_name))
-        a @ a
-        _synchronize(device)
-        began = time.perf_counter()
-        for _ in range(_PRODUCTS):
+        for _ in range(_PRODUCTS + 2):  # the first one warms up
             a @ a
-        _synchronize(device)
+            _synchronize(device)
+            ends.append(time.perf_counter())
     except torch.OutOfMemoryError:
         return 0.0
-    return 2 * size**3 * _PRODUCTS / (time.perf_counter() - began)
+    return 2 * size**3 / min(end - begin for begin, end in pairwise(ends))
 
 
 def _synchronize(device: torch.device) -> None:
