@@ -231,6 +231,7 @@ class Meeting:
         thread runs, the watchdog ends it.  The first process gets a signal that another one got while it waited.
         """
         try:
+            self._wait_for_peers()
             self._find_peers()
             while not self._is_leaving:
                 self._miss_killed()
@@ -275,12 +276,12 @@ class Meeting:
         self.end(128 + number if number else 1)
 
     def _find_peers(self) -> None:
-        self._wait_for_peers()
-        here = socket.gethostname()
+        """Note the processes of this machine that have come."""
         for rank in range(self.size):
-            host, number = json.loads(self._store.get(f"process/{rank}"))
-            if host == here and rank != self.rank:
-                self._peers[rank] = number
+            if rank != self.rank and self._has(f"process/{rank}"):
+                host, number = json.loads(self._store.get(f"process/{rank}"))
+                if host == socket.gethostname():
+                    self._peers[rank] = number
 
     def _wait_for_peers(self) -> None:
         while not all(self._has(f"process/{rank}") for rank in range(self.size)):
@@ -321,6 +322,7 @@ class Meeting:
         self._is_leaving = True
         self._entry.leave()
         try:
+            self._find_peers()  # the watch may not have got to it
             for rank in self._killed():  # torchrun asked this one to end, which it has done by now
                 self._mourn(rank)
             said = str(self._signal or "")
