@@ -16,6 +16,7 @@ Each process is a fork of one that has imported what a run needs.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import hashlib
 import importlib
@@ -115,6 +116,7 @@ def begin(manifest: Path, runs: Path, kind: str, noted: Path | None = None) -> l
 def _run(manifest: Path, runs: Path, kind: str, rank: int, port: int, noted: Path | None) -> None:
     """``caramba run --resume``, its output in a file."""
     count, _ = KINDS[kind]
+    atexit._clear()  # what is this process's parent's
     os.environ["CARAMBA_RUN_REPORT"] = "0"  # drawing it takes longer than the run
     if count > 1:
         os.environ.update(WORLD_SIZE=str(count), RANK=str(rank), LOCAL_RANK=str(rank))
@@ -128,6 +130,7 @@ def _run(manifest: Path, runs: Path, kind: str, rank: int, port: int, noted: Pat
     finally:
         if noted is not None:
             noted.write_text(json.dumps(list(sys.modules)))
+        atexit._run_exitfuncs()  # the first process waits there for the other, and a fork ends without it
 
 
 def end(processes: Sequence[BaseProcess], within: float | None = None) -> list[int | None]:

@@ -219,18 +219,23 @@ def test_all_processes_end_with_one(tmp_path: Path, number: signal.Signals, rank
         assert state["step"] == len([line for line in metrics(tmp_path, "parts", "pretrain") if "loss" in line]) < steps
 
 
-def waiting(folder: Path) -> tuple[list[Started], Path, str]:
-    """Two processes of which one waits while the first measures for long; the manifest, and how it measures less."""
+def measuring(folder: Path) -> tuple[list[Started], str]:
+    """Two processes of which the first measures for long; how the manifest was before, and measured less."""
     write(folder, "copies", runs="pretrain")
     manifest, heldout = folder / "small.yml", folder / "heldout.npy"
     np.save(heldout, np.tile(np.load(heldout), 2000))
     text = manifest.read_text()
     manifest.write_text(text.replace("windows: 4", "windows: 20000"))
-    started = caramba(folder)
+    return caramba(folder), text
+
+
+def waiting(folder: Path) -> tuple[list[Started], Path, str]:
+    """The same, while the other one waits."""
+    started, text = measuring(folder)
     assert next((line for line in started[0].stdout if "perplexity of teacher" in line), None)
     while not list(Path(tempfile.gettempdir()).glob(f"caramba_*/1.{started[1].process.pid}")):
         assert started[1].process.is_alive()  # and has not come yet
-    return started, manifest, text
+    return started, folder / "small.yml", text
 
 
 @pytest.mark.parametrize(
@@ -259,6 +264,17 @@ def test_a_kill_is_told_where_the_first_process_is_asked_to_end_for_it(tmp_path:
     ran = ended(started)[0]
     assert ran.code in (1, 143)
     assert ran.err.count("error: process 1 of 2 was killed, and the run ends with it") == 1
+
+
+def test_a_first_process_that_a_signal_ends_waits_for_none_that_has_not_come(tmp_path: Path) -> None:
+    """The signal has ended that one, too; and whoever does not end in half a minute is killed by torchrun."""
+    started, _ = measuring(tmp_path)
+    started[1].send_signal(signal.SIGKILL)
+    assert next((line for line in started[0].stdout if "perplexity of teacher" in line), None)
+    started[0].send_signal(signal.SIGTERM)
+    started[0].process.join(timeout=25)
+    assert not started[0].process.is_alive()
+    assert ended(started)[0].code == 143
 
 
 def test_the_first_process_waits_at_its_end_for_one_that_is_late(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 __all__ = ["Interrupted", "Signals", "pass_on", "signals_held"]
 
@@ -31,12 +31,16 @@ class Signals:
     A signal ends the run at once, but for the first one that comes in a block of :meth:`deferred`: it is ``pending``.
     """
 
+    last: ClassVar[int | None] = None
+    """The last signal that this process received."""
+
     def __init__(self) -> None:
         self.pending: int | None = None
         self._deferred = False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """What the process calls."""
+        Signals.last = number
         if not self._deferred or self.pending is not None:
             raise Interrupted(number)
         self.pending = number

@@ -341,9 +341,12 @@ class Meeting:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)  # all is done: they may end this
         begun = time.monotonic()
-        while any(not self._has(f"left/{rank}") and rank not in self._gone() for rank in range(1, self.size)):
-            if time.monotonic() - begun > _SLOW:
-                break
+        while others := [
+            rank for rank in range(1, self.size) if not self._has(f"left/{rank}") and rank not in self._gone()
+        ]:
+            come = [rank for rank in others if self._has(f"process/{rank}")]
+            if time.monotonic() - begun > (_SLOW if come or Signals.last is None else _REASON):
+                break  # a signal that ends this process ends those that have not come as well
             time.sleep(_POLL)
 
 
