@@ -57,7 +57,7 @@ def test_steps_over_documents_are_recorded(tmp_path: Path, capsys: pytest.Captur
         lines = sorted((tmp_path / graph).rglob("metrics.jsonl"))[-1].read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert "replayed as a CUDA graph" in capsys.readouterr().err
+    assert "replayed as a CUDA graph" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
