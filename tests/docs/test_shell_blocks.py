@@ -24,6 +24,7 @@ NOT_RUN = {
     "caramba export runs/NAME/GROUP/RUN": "the run is a reader's own; test_export.py of the distributions exports",
     "caramba generate runs/NAME/GROUP/RUN": "the run is one of a reader; caramba-plugins-decode tests it",
     "caramba chats runs/NAME/GROUP/RUN": "the run is a reader's own; test_chats.py of caramba-plugins-decode does it",
+    "caramba samples teacher.gguf": "the teacher is a reader's own; test_samples.py of caramba-plugins-decode does it",
     "caramba eval runs/NAME/GROUP/RUN": "the run is a reader's own; caramba-plugins-eval measures one",
     "caramba report NAME/GROUP": "the runs are a reader's own; test_report.py of caramba-plugins-report writes pages",
     "caramba compare NAME/GROUP": "the runs are a reader's own; test_report.py of caramba-plugins-report compares",

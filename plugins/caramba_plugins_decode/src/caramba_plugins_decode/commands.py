@@ -1,4 +1,4 @@
-"""The commands ``generate`` and ``chat``."""
+"""The commands ``generate``, ``chat``, ``chats`` and ``samples``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from caramba_plugins_decode.generating import Wanted
     from caramba_plugins_decode.source import TextModel
 
-__all__ = ["chat", "chats", "generate"]
+__all__ = ["chat", "chats", "generate", "samples"]
 
 Source = Annotated[
     str,
@@ -230,6 +230,45 @@ def chats(
     model, _ = _models(source, **how, device=device, dtype=dtype, cache=cache)
     writer = ChatWriter(model, chat_template_of(model.name, model.companions), wanted, batch_size)
     write_chats(writer, output, given, count, system, max_prompt_tokens)
+
+
+def samples(
+    source: Source,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE.npy", help="where the tokens go, once all are there")
+    ],
+    count: Annotated[int, typer.Option(help="texts", min=1)] = 1280,
+    length: Annotated[int, typer.Option(help="tokens of each", min=1)] = 1024,
+    temperature: Annotated[float, typer.Option(help="divides the logits that are sampled from")] = 1.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    seed: Annotated[int, typer.Option(help="seed of the draws", min=0)] = 0,
+    batch_size: Annotated[int, typer.Option(help="texts at a time", min=1)] = 64,
+    group: Group = None,
+    step: Step = None,
+    tokenizer: TokenizerOf = None,
+    device: Device = "auto",
+    dtype: DType = None,
+    cache: CacheName = None,
+    context: Context = None,
+) -> None:
+    """Write texts to train on that a model writes by itself, as an array of tokens.
+
+    Each begins with a token drawn evenly from the vocabulary: a teacher shows so what it knows of kinds of text that no
+    file at hand has.  A mixture takes the array as a part beside others.
+    """
+    from caramba_core.errors import InputError
+    from caramba_plugins_decode.samples import write_samples
+
+    settings = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
+    wanted = _wanted({"temperature": temperature, **settings}, seed=seed, max_new_tokens=length, stops=())
+    if wanted.sampling.greedy:
+        raise InputError("greedy texts say little, and again and again", hint="give --temperature above 0")
+    how: dict[str, Any] = {"group": group, "step": step, "tokenizer": tokenizer, "context": context}
+    model, _ = _models(source, **how, device=device, dtype=dtype, cache=cache)
+    write_samples(model, output, count, length, wanted, batch_size)
 
 
 def _wanted(sampling: dict[str, Any], **others: Any) -> Wanted:

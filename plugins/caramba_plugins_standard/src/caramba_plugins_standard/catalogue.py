@@ -56,7 +56,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "exporter": ("dba",),
     },
     "caramba-plugins-decode": {
-        "command": ("chat", "chats", "generate"),
+        "command": ("chat", "chats", "generate", "samples"),
     },
     "caramba-plugins-draw": {
         "command": ("graph",),
