@@ -3,7 +3,8 @@
     python bench/decoding.py [--points 1x2048,32x2048,1x32768,32x16384] [--sides transformers,gqa,dba2,...] [--plain]
                              [--prefill 131072] [--shape 1b|tiny] [--steps 32]
 
-A side is a model, with ``:int8`` or ``:int4`` behind it for a quantized cache.  Each line of JSON gives the
+A side is a model, with ``:int8`` or ``:int4`` behind it for a quantized cache, in blocks of 32 values or as many as
+``:int8/64`` says.  Each line of JSON gives the
 median ms a step (one token of every sequence), tokens/s, the bytes of weights and cache that a step reads,
 what share of the device's measured copy speed that makes, and ``ratio``: tokens/s over those of the side before the
 comma (``transformers`` for gqa, ``gqa`` for all others).  transformers decodes with a static cache and
@@ -45,7 +46,13 @@ SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"vocabulary": 512, "layers": 2, "width": 128, "heads": 8, "groups": 2, "head": 16, "hidden": 256},
 }
 ROPE = Rope(theta=500000.0)
-STORAGES: dict[str, Storage | None] = {"": None, "int8": Int8(), "int4": Int4()}
+BITS: dict[str, type[Int8 | Int4]] = {"int8": Int8, "int4": Int4}
+
+
+def cache_of(stored: str) -> Storage | None:
+    """The cache of ``int8``, ``int4/64`` or nothing."""
+    bits, _, block = stored.partition("/")
+    return BITS[bits](**({"block": int(block)} if block else {})) if bits else None
 
 
 def attention(side: str, shape: dict[str, int]) -> Attention:
@@ -274,7 +281,7 @@ def main() -> None:
                 if name == "transformers":
                     found = time_theirs(model, batch, context, options.steps)
                 else:
-                    found = time_ours(model, batch, context, STORAGES[stored], options.steps, options.plain)
+                    found = time_ours(model, batch, context, cache_of(stored), options.steps, options.plain)
             except torch.OutOfMemoryError as error:
                 print(json.dumps({"side": side, "point": point, "error": str(error).splitlines()[0]}), flush=True)
                 continue
