@@ -256,8 +256,9 @@ def samples(
 ) -> None:
     """Write texts to train on that a model writes by itself, as an array of tokens.
 
-    Each begins with a token drawn evenly from the vocabulary: a teacher shows so what it knows of kinds of text that no
-    file at hand has.  A mixture takes the array as a part beside others.
+    Each begins with a token drawn evenly from the vocabulary. So a teacher shows
+    what it knows of kinds of text that no file at hand has. A mixture takes the
+    array as a part beside others.
     """
     from caramba_core.errors import InputError
     from caramba_plugins_decode.samples import write_samples
