@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ import caramba_terminal
 # Each of several workers has a core: with more threads than cores, all of them wait for one that does not run.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What a script starts in the background ignores SIGINT, and what that starts does; tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Runs sync each file that they publish: milliseconds on a disk, microseconds in memory.
 if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free >= 8 << 30:

@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import resource
 import runpy
-import signal
 import subprocess
 import sys
 import threading
@@ -118,7 +117,6 @@ def _become(
     """Be ``python -m MODULE ARGUMENTS``, in a fork of the server."""
     for inherited in list(weakref.finalize._registry):
         inherited.atexit = False  # torch's 174 libraries of operators would be taken apart one by one
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a script starts in the background
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
