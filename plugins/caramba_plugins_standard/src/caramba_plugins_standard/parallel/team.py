@@ -49,7 +49,10 @@ _SILENT: Final = 30.0
 """Seconds behind which a process says that it waits for the first one."""
 
 _SLOW: Final = 60.0
-"""Seconds that the first process waits at its end for others, of which some may not have come yet."""
+"""Seconds that the first process waits at its end for others."""
+
+_ABSENT: Final = 20.0
+"""The same for such as have not come yet: torchrun kills whoever has not ended half a minute behind a signal."""
 
 
 class Team:
@@ -345,8 +348,9 @@ class Meeting:
             rank for rank in range(1, self.size) if not self._has(f"left/{rank}") and rank not in self._gone()
         ]:
             come = [rank for rank in others if self._has(f"process/{rank}")]
-            if time.monotonic() - begun > (_SLOW if come or Signals.last is None else _REASON):
-                break  # a signal that ends this process ends those that have not come as well
+            absent = _ABSENT if Signals.last is None else _REASON  # a signal that ends this process ends them as well
+            if time.monotonic() - begun > (_SLOW if come else absent):
+                break
             time.sleep(_POLL)
 
 
