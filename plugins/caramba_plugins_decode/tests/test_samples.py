@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +77,14 @@ def test_a_call_that_ended_early_is_gone_on_with(
         return generate_stream(model, prompts, *args, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr("caramba_plugins_decode.samples.generate_stream", watched)
+    other, left = tmp_path / "deep" / "own.npy", tmp_path / ".own.npy.partial"
+    other.parent.mkdir()
+    for part in (left, left.with_name(f"{left.name}.json")):
+        shutil.copy(part, other.parent)
+    assert caramba("samples", writer, "-o", other, *FIXED, "--count", 1)[0] == 0  # another array: begun anew
+    assert len(np.load(other)) == 12 and len(taken) == 1
+    taken.clear()
+    shutil.rmtree(other.parent)
     code, _, err = caramba("samples", writer, "-o", out, *FIXED)
     assert code == 0 and len(taken) == 3 and "2 of them from a call before" in err
     assert np.array_equal(np.load(out), np.load(whole))

@@ -269,7 +269,7 @@ def samples(
         raise InputError("greedy texts say little, and again and again", hint="give --temperature above 0")
     how: dict[str, Any] = {"group": group, "step": step, "tokenizer": tokenizer, "context": context}
     model, _ = _models(source, **how, device=device, dtype=dtype, cache=cache)
-    write_samples(model, output, count, length, wanted, batch_size)
+    write_samples(model, output, count, length, wanted, batch_size, asked={**how, "dtype": dtype})
 
 
 def _wanted(sampling: dict[str, Any], **others: Any) -> Wanted:

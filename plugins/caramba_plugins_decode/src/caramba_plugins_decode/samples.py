@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,21 @@ def spoken_ids(tokenizer: Tokenizer, vocab_size: int) -> list[int]:
     return [id_ for id_, text in zip(ids, texts, strict=True) if text and plain[id_] == special[id_]]
 
 
-def write_samples(model: TextModel, path: Path, count: int, length: int, wanted: Wanted, batch_size: int) -> None:
+def write_samples(
+    model: TextModel,
+    path: Path,
+    count: int,
+    length: int,
+    wanted: Wanted,
+    batch_size: int,
+    *,
+    asked: Mapping[str, object],
+) -> None:
     """Write ``count`` texts of ``length`` tokens each as an array with a note beside it; says how many on stderr.
 
     Each begins with BOS where the tokenizer puts it, and a token drawn evenly from those that stand for text; an end
-    token ends none.  The array appears once it is whole; a call that was killed is gone on with by the next one.
+    token ends none.  The array appears once it is whole; a call that was killed is gone on with by the next
+    one that asks for the same; ``asked`` says how the model was opened.
 
     Raises :class:`InputError` for an output that exists or does not end in ``.npy``, and for texts that are longer than
     the model's context.
@@ -57,7 +67,7 @@ def write_samples(model: TextModel, path: Path, count: int, length: int, wanted:
     facts: dict[str, Any] = {"tokenizer": tokenizer.identity, "vocab_size": tokenizer.vocab_size}
     if tokenizer.end_of_text is not None:
         facts["end_of_text"] = tokenizer.end_of_text
-    made_of = [model.name, str(model.storage), repr(wanted.sampling), wanted.seed, length, facts]
+    made_of = [model.name, dict(asked), count, str(model.storage), repr(wanted.sampling), wanted.seed, length, facts]
     path.parent.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     array = PartialArray(path, key, {**facts, "texts": [f"written by {model.name}"]}, id_type(tokenizer))

@@ -35,7 +35,7 @@ class TokenEmbedderModule(ComponentModule):
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
         """int64 ``[B, T] -> [B, T, D]``."""
         x, device = F.embedding(tokens, self.weight), tokens.device.type
-        autocasts = device != "meta" and torch.is_autocast_enabled(device)  # it knows no type of meta
+        autocasts = device != "meta" and torch.is_autocast_enabled(device)  # which autocast does not know
         return x.to(torch.get_autocast_dtype(device)) if autocasts else x
 
 
