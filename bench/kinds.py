@@ -1,7 +1,7 @@
 """Every way to a smaller cache on one teacher, over kinds of text and contexts, as JSON lines.
 
     python bench/kinds.py TEACHER DATA [--context 1024 ...] [--tokens 32768] [--kind NAME ...] [--rival NAME ...]
-                                       [--run NAME=FOLDER ...] [--cache full ...] [--device cuda]
+                                       [--run NAME[@BYTES]=FOLDER ...] [--cache full ...] [--device cuda]
 
 DATA is what ``bench/texts.py`` wrote; ``heldout.npy`` (Austen) and ``heldout_moby.npy`` there are kinds, too.  Of each,
 ``--tokens`` tokens are read in windows of each ``--context``: KL(teacher || it), how often both hold the same token the
@@ -10,9 +10,11 @@ ratios) and the worst kind, and by quarters of the window.
 
 Rivals need no training and are built from the teacher here: ``int8`` and ``int4`` caches; ``int4_128``, transformers'
 int4 with a window in full; ``kivi4`` and ``kivi2``; ``window``, ``snapkv``, ``observed`` and ``knorm`` with a half or a
-quarter of the context; ``transmla`` at a half and a quarter of the teacher's values.  ``--run`` adds finished runs of
-caramba (DBA, MLA, linear attention, ...) under a name, with each cache of ``--cache``; the same name again is another
-seed.  Bytes are per token at the context, over all layers, as stored: scales included.
+quarter of the context, or with the share that so many bytes per token are (``window@3400``); ``transmla`` at a half and
+a quarter of the teacher's values.  ``--run`` adds finished runs of caramba (DBA, MLA, linear attention, ...) under a
+name, with each cache of ``--cache``; the same name again is another seed.  With ``@BYTES`` the sliding windows of a run
+are at every context as long as that leaves room for.  Bytes are per token at the context, over all layers, as stored:
+scales included.
 
 On one GPU, with runs of bench/recipe.yml and bench/attentions.yml beside each other:
 
@@ -35,17 +37,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import torch
 from caramba_plugins_eval.metrics import Agreement
 from caramba_plugins_eval.results import measure_all
 from caramba_plugins_eval.subject import Subject
+from caramba_plugins_sliding_window.attention import SlidingWindowAttention
 from caramba_plugins_standard.opening import cache_named, load_checkpoint, open_checkpoint, open_run
 from caramba_terminal.reporter import Reporter
 from rich.console import Console
 
-from caramba_core.components import Storage
+from caramba_core.components import Storage, evolve
 from caramba_core.datasets import Tokens
+from caramba_core.errors import InputError
+from caramba_core.graph import Node
 from caramba_core.modes import Evaluation
 from caramba_core.nn.cache import Cache
 from caramba_core.nn.language_model import LanguageModel
@@ -57,6 +63,9 @@ except ImportError:  # as part of the package that tests import
 
 CACHES = ("int8", "int4")
 """Rivals that are caches of caramba's own."""
+
+KEEPING = ("window", "snapkv", "observed", "knorm")
+"""Rivals that keep a share of the tokens."""
 
 PASS = 8192
 """Tokens of a pass."""
@@ -72,11 +81,22 @@ def rivals(model: LanguageModel) -> dict[str, Rival]:
         "kivi2": Rounded(2, 32, by_channel=True),
     }
     for name, share in (("half", 0.5), ("quarter", 0.25)):
-        found[f"window_{name}"] = Window(share)
-        found |= {f"{score}_{name}": Evicting(share, score) for score in ("snapkv", "observed", "knorm")}
+        found |= {f"{kept}_{name}": _keeping(kept, share) for kept in KEEPING}
         if (rank := int(share * values) - layer.head_dim) > 0:
             found[f"transmla_{name}"] = TransMLA(rank)
     return found
+
+
+def rival(model: LanguageModel, name: str) -> Rival | None:
+    """One of :func:`rivals`, or ``window@3400``: one that keeps tokens for so many bytes each of the context."""
+    kept, _, size = name.partition("@")
+    if kept in KEEPING and size.isdigit():
+        return _keeping(kept, int(size) / cached(model, "full", 1))
+    return rivals(model).get(name)
+
+
+def _keeping(name: str, share: float) -> Rival:
+    return Window(share) if name == "window" else Evicting(share, name)  # type: ignore[arg-type]
 
 
 def texts(folder: Path, kinds: list[str] | None, tokens: int) -> dict[str, Tokens]:
@@ -142,16 +162,17 @@ def _first(part: str) -> int:
 
 def contenders(
     arguments: argparse.Namespace, teacher: LanguageModel, calibration: torch.Tensor
-) -> Iterator[tuple[dict[str, Any], LanguageModel, str, Callable[[int], float]]]:
-    """Facts, model, cache, and bytes per token at a context, of everything that is asked for, one after the other."""
-    own = rivals(teacher)
-    asked = arguments.rival if arguments.rival is not None else [*CACHES, *own]
+) -> Iterator[tuple[dict[str, Any], Callable[[int], LanguageModel], str, Callable[[int], float]]]:
+    """Everything that is asked for, one after the other: facts, the model for a context, cache, bytes per token."""
+    asked = arguments.rival if arguments.rival is not None else [*CACHES, *rivals(teacher)]
     for name in (name for name in asked if name in CACHES):
-        yield {"name": name}, teacher, name, partial(cached, teacher, name)
+        yield {"name": name}, partial(_as_it_is, teacher), name, partial(cached, teacher, name)
     changed = copy.deepcopy(teacher)
     for name in (name for name in asked if name not in CACHES):
-        put_in(changed, own[name], calibration)
-        yield {"name": name}, changed, "full", partial(bytes_of, changed, own[name])
+        own = rival(teacher, name)
+        assert own is not None, "names are checked"
+        put_in(changed, own, calibration)
+        yield {"name": name}, partial(_as_it_is, changed), "full", partial(bytes_of, changed, own)
     del changed
     for run in arguments.run:
         name, _, folder = run.partition("=")
@@ -160,7 +181,51 @@ def contenders(
         facts = {"run": opened.run.id, "seed": opened.run.seed, "tokens": (opened.summary or {}).get("tokens", 0)}
         for cache in arguments.cache or ["own"]:
             called = name if cache == "own" else f"{name}, {cache}"
-            yield {"name": called, **facts}, model, cache, partial(cached, model, cache)
+            size = name.partition("@")[2]
+            at = partial(with_windows, model, cache, int(size)) if size else partial(_as_it_is, model)
+            yield {"name": called, **facts}, at, cache, partial(cached, model, cache)
+
+
+def _as_it_is(model: LanguageModel, context: int) -> LanguageModel:
+    return model
+
+
+def with_windows(model: LanguageModel, cache: str, most: int, context: int) -> LanguageModel:
+    """The model, changed in place: its sliding windows, all alike, as long as ``most`` bytes per token let them be.
+
+    Raises :class:`InputError` for a model that has none, or takes more without.
+    """
+    modules = [module for module in model.modules() if isinstance(_config(module), SlidingWindowAttention)]
+    if not modules:
+        raise InputError("@BYTES sets the lengths of sliding windows, and this model has none")
+    fits, beyond = 0, context + 1
+    while beyond - fits > 1:
+        tried = (fits + beyond) // 2
+        _set_windows(model, modules, tried)
+        fits, beyond = (tried, beyond) if cached(model, cache, context) <= most else (fits, tried)
+    if not fits:
+        raise InputError(f"without any window this model takes more than {most} bytes per token at {context:,}")
+    _set_windows(model, modules, fits)
+    return model
+
+
+def _set_windows(model: LanguageModel, modules: list[torch.nn.Module], window: int) -> None:
+    for module in modules:
+        module.config = evolve(_config(module), window=window)
+    model.graph = attrs.evolve(model.graph, topology=_windowed(model.graph.topology, window))
+
+
+def _windowed(node: Node, window: int) -> Node:
+    if isinstance(node.config, SlidingWindowAttention):
+        return attrs.evolve(node, config=evolve(node.config, window=window))
+    scopes = (
+        attrs.evolve(scope, nodes=tuple(_windowed(inner, window) for inner in scope.nodes)) for scope in node.scopes
+    )
+    return attrs.evolve(node, scopes=tuple(scopes))
+
+
+def _config(module: torch.nn.Module) -> Any:
+    return getattr(module, "config", None)
 
 
 def stored(cache: str) -> Storage | None:
@@ -169,8 +234,9 @@ def stored(cache: str) -> Storage | None:
 
 
 def cached(model: LanguageModel, cache: str, context: int) -> float:
-    """Bytes per token of an allocated cache that computes in bfloat16."""
-    return Cache(model.graph, batch=1, dtype=torch.bfloat16, capacity=context, storage=stored(cache)).bytes / context
+    """Bytes per token of a cache for so many tokens that computes in bfloat16."""
+    layout = Cache(model.graph, batch=1, dtype=torch.bfloat16, device="meta", capacity=context, storage=stored(cache))
+    return layout.bytes / context
 
 
 def commit() -> str:
@@ -199,9 +265,10 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     asked.rival = None if asked.rival is None else [name for name in asked.rival if name]
     teacher = load_checkpoint(open_checkpoint(asked.teacher), asked.device, "float32").eval()
-    unknown = sorted(set(asked.rival or ()) - {*CACHES, *rivals(teacher)})
+    unknown = sorted(name for name in asked.rival or () if name not in CACHES and rival(teacher, name) is None)
     if unknown:
-        parser.error(f"no rivals: {', '.join(unknown)}; there are {', '.join((*CACHES, *rivals(teacher)))}")
+        known = (*CACHES, *rivals(teacher), *(f"{name}@BYTES" for name in KEEPING))
+        parser.error(f"no rivals: {', '.join(unknown)}; there are {', '.join(known)}")
     data = texts(asked.data, asked.kind, asked.tokens)
     if not data:
         parser.error(f"{asked.data} has no held-out texts; bench/texts.py makes them")
@@ -223,9 +290,9 @@ def main(arguments: list[str] | None = None) -> None:
     def computing() -> AbstractContextManager[Any]:
         return torch.autocast(asked.device.partition(":")[0], torch.bfloat16, enabled=asked.dtype == "bfloat16")
 
-    for own, model, cache, size in contenders(asked, teacher, calibration):
+    for own, at, cache, size in contenders(asked, teacher, calibration):
         for context in asked.context or [1024]:
-            found = measured(model, teacher, data, context, cache, computing)
+            found = measured(at(context), teacher, data, context, cache, computing)
             record = {"kind": "kinds", **own, "context": context, "cache_bytes": round(size(context), 1), **found}
             print(json.dumps({**record, "dtype": asked.dtype, **facts}), flush=True)
 

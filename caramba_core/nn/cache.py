@@ -84,7 +84,8 @@ class EntryCache:
             return plane.narrow(1, 0, end)
         first = min(length, sinks)
         before = max(min(length - first, window - sinks - 1), 0)
-        seen = torch.cat([plane[:, :first], self.last(plane, length, before), new], dim=1)
+        parts = [plane[:, :first], self.last(plane, length, before), new]
+        seen = torch.cat(parts, dim=1, out=plane.new_empty(0))  # without out=, autocast on a CPU refuses float16 scales
         plane[:, first:sinks] = seen[:, first:sinks]
         kept = min(end - max(length, sinks), window - sinks)
         if kept:

@@ -33,7 +33,8 @@ def quantize(values: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor]:
         packed, odd = codes[..., ::2].clone(), codes[..., 1::2]
         packed[..., : odd.shape[-1]] |= odd << 4
         codes = packed
-    return codes, torch.stack([step, least], dim=-1)
+    # as float32: autocast on a CPU takes no float16
+    return codes, torch.stack([step.float(), least.float()], dim=-1).half()
 
 
 def dequantize(codes: Tensor, blocks: Tensor, count: int, bits: int, block: int) -> Tensor:
