@@ -84,8 +84,9 @@ class EntryCache:
             return plane.narrow(1, 0, end)
         first = min(length, sinks)
         before = max(min(length - first, window - sinks - 1), 0)
-        parts = [plane[:, :first], self.last(plane, length, before), new]
-        seen = torch.cat(parts, dim=1, out=plane.new_empty(0))  # without out=, autocast on a CPU refuses float16 scales
+        seen = plane.new_empty(len(plane), first + before + new.shape[1], *plane.shape[2:])  # cat under autocast on a
+        seen[:, :first], seen[:, first + before :] = plane[:, :first], new  # CPU refuses the float16 of scales
+        seen[:, first : first + before] = self.last(plane, length, before)
         plane[:, first:sinks] = seen[:, first:sinks]
         kept = min(end - max(length, sinks), window - sinks)
         if kept:
