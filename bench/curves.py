@@ -386,53 +386,60 @@ def _against_tokens(path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+_FAMILIES = {
+    "dba+windows": ("windows in 20 layers, DBA in 10, 10M tokens", BLUE),
+    "dba": ("DBA, 10M tokens", "#56b4e9"),
+    "int4_128": ("teacher in 4 bits, its last tokens in full", MUTED),
+    "int": ("teacher in 8 and 4 bits", INK),
+    "window": ("teacher with windows and sinks", GREEN),
+    "observed": ("eviction by scores", "#cc79a7"),
+    "kivi": ("KIVI in 2 bits", "#e69f00"),
+    "transmla": ("TransMLA's start", ORANGE),
+}
+"""What begins a name, in the order of the legend, with label and color."""
+
+_LEAST_RATIO, _MOST_RATIO = 0.975, 1.225
+
+
 def _over_kinds(path: Path) -> None:
-    """One panel a context: the geometric mean over kinds, and a line up to the kind that loses most."""
+    """One panel a context: the geometric mean over kinds, and a thin line up to the kind that loses most."""
     from matplotlib import pyplot
 
-    found = by_kinds()
+    found = [one for one in by_kinds() if one[0] >= 1024]  # shorter ones are of a single window each
     contexts = sorted({context for context, _, _ in found})
-    figure, panels = pyplot.subplots(
-        1, len(contexts), figsize=(max(9.6, 6.4 * len(contexts)), 5.4), layout="constrained", squeeze=False, sharey=True
-    )
-    for axes, context in zip(panels[0], contexts, strict=True):
-        axes.set_title(f"Over kinds of text, {context:,} tokens: mean, and up to the worst kind", loc="left", color=INK)
-        _percent(axes)
+    figure, panels = pyplot.subplots(1, len(contexts), figsize=(13.5, 5.4), layout="constrained", sharey=True)
+    drawn: dict[str, Any] = {}
+    for axes, context in zip(panels, contexts, strict=True):
+        axes.set_title(f"{context:,} tokens", loc="left", color=INK)
+        for family, (label, color) in _FAMILIES.items():
+            here = [seeds for at, name, seeds in found if at == context and _family(name) == family]
+            points = []
+            for seeds in here:
+                size = seeds[0]["cache_bytes"]
+                mean, worst = (geometric_mean(one["ratio"][of] for one in seeds) for of in ("mean", "worst"))
+                axes.plot([size, size], [mean, worst], color=color, linewidth=1.0, alpha=0.5)
+                if mean > _MOST_RATIO:
+                    axes.annotate(f"{mean:.2f}", (size, _MOST_RATIO), ha="center", va="top", color=color, fontsize=9)
+                points.append((size, mean))
+            if points:
+                (drawn[label],) = axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=5)
+        axes.axhline(1.0, color=MUTED, linewidth=0.8, linestyle=":")
+        axes.grid(axis="y", color=GRID, linewidth=0.6)
+        axes.set_axisbelow(True)
         axes.set_xscale("log")
-        axes.set_xlabel("cached bytes a token, all layers, as stored")
-        for at, (_, name, seeds) in enumerate(one for one in found if one[0] == context):
-            color, size = _color(name), seeds[0]["cache_bytes"]
-            mean, worst = (
-                min(max(100 * (geometric_mean(one["ratio"][of] for one in seeds) - 1), _FLOOR), 400)
-                for of in ("mean", "worst")
-            )
-            axes.plot([size, size], [mean, worst], color=color, linewidth=1.2, alpha=0.6)
-            axes.plot([size], [mean], color=color, marker="D", markersize=5, linestyle="none")
-            left = at % 2 == 1  # of neighbours at one size the names stand on either side
-            axes.annotate(
-                name.replace("_", " "),
-                (size, mean),
-                xytext=(-6 if left else 6, 0),
-                textcoords="offset points",
-                color=color,
-                ha="right" if left else "left",
-                va="center",
-                fontsize=8,
-            )
-        axes.set_xticks(ticks := [1500, 3000, 6000, 12000, 24000], minor=False)
+        axes.set_xticks(ticks := [2880, 5760, 11520, 23040], minor=False)
         axes.set_xticklabels([f"{tick:,}" for tick in ticks])
-        axes.xaxis.set_minor_formatter("")
-        axes.set_xlim(1300, 30000)
+        axes.set_xticks([], minor=True)
+        axes.set_xlim(2600, 25600)
+        axes.set_ylim(_LEAST_RATIO, _MOST_RATIO)
+        axes.set_xlabel("cached bytes per token, as stored")
+    panels[0].set_ylabel("perplexity over the teacher's: mean of kinds, up to the worst")
+    figure.legend([drawn[one] for one in drawn], list(drawn), loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
 
-def _color(name: str) -> str:
-    """By what a cache saves: bits, tokens, or values."""
-    if name.startswith("dba"):
-        return BLUE
-    if name.startswith(("mla", "transmla", "linear")):
-        return ORANGE
-    return INK if name.startswith(("int", "kivi")) else GREEN
+def _family(name: str) -> str | None:
+    return next((family for family in _FAMILIES if name.startswith(family)), None)
 
 
 def main() -> None:

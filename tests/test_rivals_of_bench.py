@@ -15,6 +15,10 @@ from torch import Tensor
 
 from bench import kinds
 from bench.rivals import Evicting, Rival, Rounded, TransMLA, Window, attention, attentions, bytes_of, put_in, rounded
+from caramba_core.errors import InputError
+from caramba_core.lowering import lower
+from caramba_core.manifest.load import load_manifest
+from caramba_core.nn.build import build
 from tests.run.workspace import make_workspace
 
 BATCH, HEADS, GROUPS, TOKENS, WIDTH = 2, 4, 2, 43, 8
@@ -165,6 +169,35 @@ def test_one_command_measures_every_rival(tmp_path: Path, capsys: pytest.Capture
         assert line["cache_bytes"] < 2 * 2 * sum(one.n_kv_heads * one.head_dim for one in attentions(model).values())
     by_name = {line["name"]: line for line in lines}
     assert by_name["kivi2"]["kl"]["mean"] > by_name["kivi4"]["kl"]["mean"]
+
+
+def test_windows_are_as_long_as_bytes_let_them_be(tmp_path: Path) -> None:
+    windows = "{type: sliding_window, window: 3, sinks: 2, n_heads: 4, n_kv_heads: 2, head_dim: 8, o_bias: true}"
+    text = (
+        "version: 1\nname: w\nmodel: {type: transformer, embedder: {type: token, vocab_size: 64, d_model: 32}, "
+        f"topology: {{type: stacked, layers: [{{type: nested, name: blocks, repeat: 2, layers: [{windows}]}}]}}}}\n"
+    )
+    (tmp_path / "w.yml").write_text(text)
+    model = build(lower(load_manifest(tmp_path / "w.yml").manifest.model), seed=0)
+    for most, window in ((4000, 64), (20, 8)):  # 2 bytes of each of 64 values of 10 tokens, over 64 tokens
+        changed = kinds.with_windows(model, "full", most, 64)
+        assert changed is model
+        assert {node.config.window for node in model.graph.attentions().values()} == {window}  # type: ignore[attr-defined]
+        assert {m.config.window for m in model.modules() if hasattr(m, "step")} == {window}  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="takes more than 3 bytes"):
+        kinds.with_windows(model, "full", 3, 64)
+
+
+def test_a_rival_by_its_bytes(tmp_path: Path) -> None:
+    make_workspace(tmp_path)
+    model = load_checkpoint(open_checkpoint(str(tmp_path / "teacher")), "cpu", "float32").eval()
+    whole = kinds.cached(model, "full", 64)
+    found = kinds.rival(model, f"window@{whole / 4:.0f}")
+    assert isinstance(found, Window)
+    assert bytes_of(model, found, 64) == whole / 4
+    assert kinds.rival(model, "int4@100") is None and kinds.rival(model, "window@few") is None
+    with pytest.raises(InputError, match="this model has none"):
+        kinds.with_windows(model, "full", 100, 64)
 
 
 def test_a_rival_is_put_into_every_attention_and_taken_out_again(tmp_path: Path) -> None:

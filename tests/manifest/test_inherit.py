@@ -192,6 +192,12 @@ def test_two_patterns_that_match_one_node(tmp_path: Path) -> None:
     assert problem == "4:59 model.replace.\"blocks.1.*\": blocks.1.attention is matched by 'attention' already"
 
 
+def test_layers_beside_the_teachers(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "teacher")
+    (problem,) = report(tmp_path, "{from: teacher, topology: {type: stacked, layers: [rms_norm]}, replace: {}}")
+    assert problem.startswith("4:15 model.from: the model has layers of its own beside the teacher's")
+
+
 def test_a_mistake_in_a_replacement_stands_where_it_is_written(tmp_path: Path) -> None:
     checkpoint(tmp_path / "teacher")
     text = DBA.replace("v_dim: 8", "v_dim: none").replace("sem_dim", "sem_dmi")

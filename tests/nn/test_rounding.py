@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from caramba_core.components import Attention, Model, Storage, evolve
 from caramba_core.lowering import lower
 from caramba_core.nn.build import build
+from caramba_core.nn.cache import Cache
 from caramba_core.nn.frame import Frame
 from caramba_core.nn.language_model import LanguageModel
 
@@ -131,6 +132,46 @@ def test_equal_blocks_share_one_compiled_graph() -> None:
     torch.testing.assert_close(model(batch.inputs, batch.frame(model)), wanted, rtol=0, atol=1e-5)
     uncompile(model)
     assert len(graphs) == 1
+
+
+def test_blocks_of_two_kinds_are_two_compiled_graphs() -> None:
+    window, dba = (
+        evolve(ATTENTIONS["sliding window"], cache=Int8()),
+        evolve(ATTENTIONS["dba with a joint latent"], cache=Int4()),
+    )
+    kinds = [
+        Nested(name=f"blocks_{n}", layers=(Residual(layers=(RMSNorm(), a)),)) for n, a in enumerate([window, dba] * 2)
+    ]
+    embedder = TokenEmbedder(vocab_size=16, d_model=32)
+    model = build(lower(Model(embedder=embedder, topology=Stacked(layers=tuple(kinds)), head=LinearHead())), seed=1)
+    tokens = words()
+    batch = Batch(tokens=tokens, rounding=rounding_cache(model.graph, None))
+    wanted = model(batch.inputs, batch.frame(model))
+    torch.testing.assert_close(
+        wanted, model(batch.inputs, Frame.of(batch.inputs, cache=model.new_cache(len(tokens)))), rtol=0, atol=1e-6
+    )
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compile_blocks(model, backend=backend)  # type: ignore[arg-type]
+    torch.testing.assert_close(model(batch.inputs, batch.frame(model)), wanted, rtol=0, atol=1e-5)
+    uncompile(model)
+    assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_autocast_on_a_cpu_takes_rounded_caches(name: str) -> None:
+    """Which holds scales in float16, a type that it refuses to join with others."""
+    model, tokens = model_of(ATTENTIONS[name]), words()[:, :-1]
+    cache = Cache(model.graph, batch=len(tokens), dtype=torch.bfloat16, storage=Int8())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = [model(part, Frame.of(part, cache=cache)) for part in tokens.split(9, dim=1)]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat(found, dim=1).float(), model(tokens), rtol=0, atol=0.05)
 
 
 def test_an_attention_says_its_own_storage() -> None:

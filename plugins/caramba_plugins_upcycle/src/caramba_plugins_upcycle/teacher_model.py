@@ -76,6 +76,15 @@ class TeacherModel:
             return Gap(span)
         model = _Replacing(tree, graph, (*path, "replace"), reading, self._registry).tree_with(asked.get("replace"))
         own = asked.without(*_KEYS)
+        layers = own.get("topology")
+        if layers is not None and not isinstance(layers, Gap):
+            return reading.gap(
+                span,
+                "the model has layers of its own beside the teacher's",
+                path=(*path, "from"),
+                hint="leave one of them out: from, or topology, which a manifest that is extended may have given",
+                notes=(f"topology is written at {layers.span.place}",),
+            )
         return merge(model, own) if own.entries else model
 
     def _open(self, source: str) -> tuple[Map, Graph]:
