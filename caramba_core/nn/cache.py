@@ -13,7 +13,6 @@ from caramba_core.graph import Graph
 
 __all__ = ["Cache", "EntryCache", "LayerCache"]
 
-
 _SMALLEST_CAPACITY = 64
 """Tokens allocated at first by a cache that grows."""
 
@@ -95,8 +94,7 @@ class EntryCache:
 
     def places(self, first: int, last: int) -> Tensor:
         """Where tokens ``first`` to ``last`` (exclusive) of the text lie, int64 ``[last - first]``."""
-        text = torch.arange(first, last, device=next(iter(self.planes.values())).device)
-        return self.place(text)
+        return self.place(torch.arange(first, last, device=next(iter(self.planes.values())).device))
 
     def place(self, text: Tensor) -> Tensor:
         """The same for token numbers in a tensor."""
