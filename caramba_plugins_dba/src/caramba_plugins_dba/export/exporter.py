@@ -36,10 +36,13 @@ _DBA: Final = (
     *("q_bias", "k_bias", "v_bias", "o_bias", "gate", "temperature", "tied_semantic", "null", "window", "latent"),
 )
 _GQA: Final = ("n_heads", "n_kv_heads", "head_dim", "qkv_bias", "o_bias")
+_WINDOW: Final = (*_GQA, "window", "sinks")
 _EXPRESSED: Final = {
     "dba": {*_DBA, "rope", "scale", "name", "layout", "cache"},
     "gqa": {*_GQA, "rope", "scale", "name", "init_std", "window", "qk_norm_eps", "cache"},
+    "sliding_window": {*_WINDOW, "rope", "scale", "name", "init_std", "qk_norm_eps", "cache"},
 }
+_FIELDS: Final = {"dba": _DBA, "gqa": _GQA, "sliding_window": _WINDOW}
 """Fields that the modeling file knows; an attention that sets others is refused until the file has learned them."""
 
 _FROM_ORIGIN: Final = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -56,7 +59,7 @@ class DBAExporter:
 
     @classmethod
     def describe(cls, form: str, original: Original) -> Folder:
-        """The folder of a decoder in which at least one attention is DBA, and the others plain or DBA, too."""
+        """The folder of a decoder in which at least one attention is DBA, the others plain or windows with sinks."""
         decoder = decoder_of(original.graph)
         if form == "llama":
             from caramba_plugins_dba.export.ordinary import ordinary_folder
@@ -103,7 +106,7 @@ def _with_code(decoder: Decoder, model: Mapping[str, Any], origin: Mapping[str, 
 
 
 def _require_types(decoder: Decoder) -> None:
-    require_parts(decoder, ("dba", "gqa", "mha"))
+    require_parts(decoder, ("dba", "gqa", "mha", "sliding_window"))
     first = decoder.blocks[0]
     for index, block in enumerate(decoder.blocks):
         if (block.norm.config.eps, block.norm_2.config.eps) != (decoder.norm.config.eps,) * 2:
@@ -124,16 +127,18 @@ def _attention(part: Part) -> dict[str, Any]:
         raise ExportError(
             f"{part.node.name} has {shown}, which {_FILE} does not know", expected="these at their default"
         )
-    if kind == "gqa" and (config.window is not None or config.qk_norm_eps is not None):
+    if kind != "dba" and config.qk_norm_eps is not None:
+        raise ExportError(f"{part.node.name} has norms of queries and keys", expected="plain gqa beside dba")
+    if kind == "gqa" and config.window is not None:
         raise ExportError(
-            f"{part.node.name} has a window or norms of queries and keys", expected="plain gqa beside dba"
+            f"{part.node.name} has a window", expected="plain gqa beside dba", hint="type: sliding_window, sinks: 0"
         )
     rope: Rope | None = config.rope
     if rope is not None and rope.scaling == "dynamic":
         raise ExportError(f"{part.node.name} has dynamic rope scaling, whose frequencies are not fixed")
     return {
-        "type": kind,
-        **{name: getattr(config, name) for name in (_DBA if kind == "dba" else _GQA)},
+        "type": "dba" if kind == "dba" else "gqa",
+        **{name: getattr(config, name) for name in _FIELDS[kind]},
         "scale": config.multiplier,
         "cache": _storage(part),
         "frequencies": [] if rope is None else rope.frequencies(config.head_dim),

@@ -5,7 +5,8 @@
 A layer's attention is DBA or, in models that were converted in part, ordinary grouped-query attention.  What is cached
 of a token in a DBA layer is ``geo_dim + sem_dim + v_dim`` values: rotated geometric keys, semantic keys, value latents.
 They stand in the cache of transformers as keys ``[B, 1, S, geo_dim + sem_dim]`` and values ``[B, 1, S, v_dim]``.  Token
-by token they are never expanded.  A layer with a window keeps its last tokens alone.
+by token they are never expanded.  A layer with a window keeps its last tokens, and the first ones of the text that are
+its sinks.
 
     score_h(t, s) = scale * ( <q_sem_h(t), k_sem(s)> + <R q_geo_h(t), R k_geo_g(h)(s)> )
 
@@ -89,43 +90,58 @@ class Visibility:
             if reached.shape[1] < before + self.tokens or not bool(reached.all()):
                 self.padding = attention_mask
         self.sequences = packed(position_ids) if attention_mask is None and before == 0 else None
-        self._masks: dict[tuple[int | None, int], Tensor | None] = {}
+        self._masks: dict[tuple[int | None, int, int], Tensor | None] = {}
 
-    def mask(self, window: int | None, seen: int, device: torch.device) -> Tensor | None:
-        """``[1 or B, 1 or H, T, S]`` of the last ``seen`` tokens, bool or a term of the scores; ``None`` is causal."""
-        if (window, seen) not in self._masks:
-            self._masks[window, seen] = self._mask(window, seen, device)
-        mask = self._masks[window, seen]
+    def mask(self, window: int | None, sinks: int, seen: int, device: torch.device) -> Tensor | None:
+        """``[1 or B, 1 or H, T, S]`` of ``seen`` tokens, bool or a term of the scores; ``None`` is causal.
+
+        These are the last ones; where there were more and a window has ``sinks``, the first of them are the text's.
+        """
+        if (window, sinks, seen) not in self._masks:
+            self._masks[window, sinks, seen] = self._mask(window, sinks, seen, device)
+        mask = self._masks[window, sinks, seen]
         return None if mask is None else mask.to(device)
 
-    def _mask(self, window: int | None, seen: int, device: torch.device) -> Tensor | None:
+    def _mask(self, window: int | None, sinks: int, seen: int, device: torch.device) -> Tensor | None:
         context = self.before + self.tokens
-        narrow = window is not None and window < context
+        narrow = window is not None and window + sinks < context
         plain = self.given is None and self.padding is None and self.sequences is None
         if plain and not narrow and (self.before == 0 or self.tokens == 1):
             return None
         query = torch.arange(self.before, context, device=device)[:, None]
         key = torch.arange(context - seen, context, device=device)
+        if seen < context:
+            key[:sinks] = torch.arange(sinks, device=device)
         within = key > query - window if narrow else torch.ones_like(key, dtype=torch.bool)
+        if narrow and sinks and self.sequences is None:
+            if self.padding is not None and not bool(self.padding[:, :sinks].all()):
+                raise ValueError(
+                    "attention_mask pads the beginning of a row, and a window with sinks keeps the first tokens of the "
+                    "text: pad at the end, or take rows of one length"
+                )
+            within = within | (key < sinks)
         if self.given is not None:
-            given = self._columns(self.given.to(device), seen)
+            given = self._columns(self.given.to(device), key)
             hidden = False if given.dtype == torch.bool else torch.finfo(given.dtype).min
             return given.masked_fill(~within, hidden) if narrow else given
-        mask = ((key <= query) & within)[None, None]
         if self.sequences is not None:
             sequences = self.sequences.to(device)
-            mask = mask & (sequences[:, None, :, None] == sequences[:, None, None, :])
+            if narrow and sinks:  # each has its own
+                starts = torch.searchsorted(sequences.contiguous(), sequences.contiguous())
+                within = within | (key - starts < sinks)[:, None, None, :]
+            mask = (key <= query) & within & (sequences[:, None, :, None] == sequences[:, None, None, :])
+        else:
+            mask = ((key <= query) & within)[None, None]
         if self.padding is not None:
-            padding = self._columns(self.padding.to(device).bool(), seen)
+            padding = self._columns(self.padding.to(device).bool(), key)
             mask = mask & padding[:, None, None, :] | (key == query)  # padding sees itself: no row is empty
         return mask
 
-    def _columns(self, mask: Tensor, seen: int) -> Tensor:
-        """The last ``seen`` of the columns that there are now; what a mask does not reach is hidden."""
-        context = self.before + self.tokens
+    def _columns(self, mask: Tensor, key: Tensor) -> Tensor:
+        """The columns of tokens ``key``; what a mask does not reach is hidden."""
         hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        mask = F.pad(mask, (0, max(0, context - mask.shape[-1])), value=hidden)
-        return mask[..., context - seen : context]
+        mask = F.pad(mask, (0, max(0, self.before + self.tokens - mask.shape[-1])), value=hidden)
+        return mask[..., key]
 
 
 class Attention(nn.Module):
@@ -141,6 +157,7 @@ class Attention(nn.Module):
         self.head_dim: int = settings["head_dim"]
         self.scale: float = settings["scale"]
         self.window: int | None = settings.get("window")
+        self.sinks: int = settings.get("sinks", 0)
         self.storage: dict[str, int] | None = settings.get("cache")
 
     def cos_sin(self, x: Tensor, positions: Tensor, pairs: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -235,7 +252,7 @@ class Attention(nn.Module):
 
 
 class GroupedQueryAttention(Attention):
-    """Ordinary attention, for layers that were not converted."""
+    """Ordinary attention, for layers that were not converted, or see a window and the first tokens alone."""
 
     def __init__(self, config: CarambaDBAConfig, settings: dict[str, Any], layer: int) -> None:
         super().__init__(config, settings, layer)
@@ -260,7 +277,7 @@ class GroupedQueryAttention(Attention):
         else:
             entries = [one.transpose(1, 2).flatten(2) for one in (key, value)]
             key, value = (self.per_group(one) for one in self.read_back(entries, past, visibility.before))
-        mask = visibility.mask(self.window, key.shape[2], x.device)
+        mask = visibility.mask(self.window, self.sinks, key.shape[2], x.device)
         if not (self.eager or output_attentions):
             y = self.attend(query, key, value, mask)
             return self.o_proj(y.transpose(1, 2).flatten(2)), None
@@ -331,7 +348,7 @@ class DecoupledBottleneckAttention(Attention):
             *keys, value = self.read_back(entries, past, visibility.before)
         else:
             *keys, value = self.side_by_side(entries, past, visibility.before)
-        mask = visibility.mask(self.window, value.shape[1], x.device)
+        mask = visibility.mask(self.window, self.sinks, value.shape[1], x.device)
         if not (self.eager or output_attentions or self.few(x.shape[1], value.shape[1])):
             return self.o_proj(self.fused(queries, keys, value, mask)), None
         y, probabilities = self.explicit(queries, keys, value, mask)
@@ -520,9 +537,9 @@ class CarambaDBAModel(CarambaDBAPreTrainedModel):
         self.post_init()
 
     @property
-    def windows(self) -> list[int | None]:
-        """Of each layer: the tokens that a token sees, itself included."""
-        return [layer.self_attn.window for layer in self.layers]
+    def windows(self) -> list[tuple[int | None, int]]:
+        """Of each layer: the last tokens that a token sees, itself included, and the first ones."""
+        return [(layer.self_attn.window, layer.self_attn.sinks) for layer in self.layers]
 
     @can_return_tuple
     def forward(
@@ -682,15 +699,60 @@ def decode(stored: Tensor, width: int, bits: int, block: int) -> Tensor:
     return torch.addcmul(least, step, codes)
 
 
-def trim(past: Any, windows: list[int | None]) -> None:
+class SinksAndWindow(DynamicSlidingWindowLayer):
+    """The cache of the first ``sinks`` tokens of a text and the last ``window``."""
+
+    def __init__(self, sinks: int, window: int) -> None:
+        super().__init__(sliding_window=window + 1)
+        self.sinks, self.window = sinks, window
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append ``[B, *, T, w]``; what these tokens may see: the sinks, then as many last ones as there are."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        new = key_states.shape[-2]
+        self.cumulative_length += new
+        key, value = (torch.cat(each, dim=-2) for each in ((self.keys, key_states), (self.values, value_states)))
+        kept = key.shape[-2] if self.record_past else self.window
+        self.keys, self.values = (self.ends(whole, kept) for whole in (key, value))
+        return self.ends(key, self.window + new), self.ends(value, self.window + new)
+
+    def ends(self, whole: Tensor, last: int) -> Tensor:
+        """The sinks and the ``last`` tokens of ``[B, *, S, w]``."""
+        if whole.shape[-2] <= self.sinks + last:
+            return whole
+        return torch.cat([whole[..., : self.sinks, :], whole[..., whole.shape[-2] - last :, :]], dim=-2)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of what :meth:`update` returns, counted from the end."""
+        length = min(self.cumulative_length, self.sinks + self.window) + query_length
+        return length, self.cumulative_length + query_length - length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take the last ``-tokens_to_remove`` tokens back; raises :class:`RuntimeError` where older ones are gone."""
+        removed = abs(tokens_to_remove)
+        left = self.cumulative_length - removed
+        if removed and self.keys.shape[-2] - removed < min(left, self.sinks + self.window):
+            raise RuntimeError(
+                f"{removed} tokens cannot be taken back: those that come into the window again were dropped; call "
+                "activate_past_recording before"
+            )
+        if self.is_initialized:
+            stop = self.keys.shape[-2] - removed
+            self.keys, self.values = (self.ends(x[..., :stop, :], self.window) for x in (self.keys, self.values))
+        self.cumulative_length = left
+
+
+def trim(past: Any, windows: list[tuple[int | None, int]]) -> None:
     """Let an empty cache hold a window's last tokens alone: transformers' own layer holds one less than its size."""
-    for index, window in enumerate(windows):
+    for index, (window, sinks) in enumerate(windows):
         if index == len(past.layers):
             if past.layer_class_to_replicate is None:
                 return
             past.layers.append(past.layer_class_to_replicate())
         if window is not None and type(past.layers[index]) is DynamicLayer:
-            past.layers[index] = DynamicSlidingWindowLayer(sliding_window=window + 1)
+            ring = SinksAndWindow(sinks, window) if sinks else DynamicSlidingWindowLayer(sliding_window=window + 1)
+            past.layers[index] = ring
 
 
 def selected(states: list[Tensor], which: bool | int | list[int]) -> tuple[Tensor | None, ...]:
