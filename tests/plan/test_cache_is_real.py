@@ -37,7 +37,9 @@ def test_bytes_of_presets(preset: str, storage: str) -> None:
 
 def shallow(preset: str) -> dict[str, Graph]:
     """The graphs of a preset with two blocks of its size."""
-    return lower_all(load_manifest(preset, overrides=["model.topology.layers.0.repeat=2"]))[1]
+    blocks = load_manifest(preset).document["model"]["topology"]["layers"][0]
+    own = ["model.topology.layers.0.order=[0, 1]"] if "order" in blocks else []
+    return lower_all(load_manifest(preset, overrides=["model.topology.layers.0.repeat=2", *own]))[1]
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -89,7 +89,7 @@ _SUPPLIED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "caramba-plugins-sliding-window": {
         "attention": ("sliding_window",),
         "transplant": ("gqa_to_sliding_window", "mha_to_sliding_window"),
-        "preset": ("smollm2_135m_sliding_window",),
+        "preset": ("smollm2_135m_sliding_window", "smollm2_135m_windows_dba"),
     },
     "caramba-plugins-tools": {
         "command": (
