@@ -39,6 +39,10 @@ def test_lines_come_at_once_and_then_at_growing_intervals() -> None:
     assert len(lines) < 20
 
 
+def test_less_than_one_a_second_is_not_none() -> None:
+    assert said(100, 100, 16.0)[0] == "  half/finetune: 1%, 1 of 100 tokens, 0.062 tokens/s, 26 min left"
+
+
 def test_one_step_after_the_other_is_not_a_line_each() -> None:
     assert len(said(10_000, 1000, 0.001)) == 2
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["format_average", "format_bytes", "format_count", "format_duration", "format_indexes", "format_measured"]
+__all__ = [
+    "format_average",
+    "format_bytes",
+    "format_count",
+    "format_duration",
+    "format_indexes",
+    "format_measured",
+    "format_speed",
+]
 
 _COUNTS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _BYTES = ((2**40, " TiB"), (2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB"))
@@ -56,3 +64,8 @@ def format_duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+
+
+def format_speed(per_second: float) -> str:
+    """How many a second: ``1,234``, ``3``; less than one with two digits: ``0.064``."""
+    return f"{per_second:,.0f}" if per_second >= 1 else f"{per_second:.2g}"

@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from caramba_terminal.numbers import format_duration
+from caramba_terminal.numbers import format_duration, format_speed
 
 __all__ = ["Bar", "Reporter"]
 
@@ -35,7 +35,7 @@ class _Speed(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s", style="cyan")
+        return Text("" if speed is None else f"{format_speed(speed)} {task.fields['unit']}/s", style="cyan")
 
 
 @attrs.frozen
@@ -123,7 +123,7 @@ class _PlainBar:
             share = f"{self._done / max(1, self._total):.0%}"
             said = [share, f"{self._done:,} of {self._total:,} {self._unit}"]
         if speed > 0:
-            said.append(f"{speed:,.0f} {self._unit}/s")
+            said.append(f"{format_speed(speed)} {self._unit}/s")
         if speed > 0 and self._total is not None and self._done < self._total:
             said.append(f"{format_duration((self._total - self._done) / speed)} left")
         if self._note:
