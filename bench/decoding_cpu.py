@@ -5,11 +5,12 @@
 
 WEIGHTS, a GGUF file or a Hugging Face folder (``.demo/SmolLM2-135M-Instruct.Q4_1.gguf``), is exported as a folder of
 float32 for transformers; ``random`` draws weights of that shape instead.  ``gqa`` is the same weights in caramba;
-``dba2`` and ``dba4`` have the sizes of the preset's groups, and random weights.  All are float32, in one process, and
-take turns: each continues the same random tokens greedily, ``--repeats`` times behind a warm-up.  A line of JSON each:
-median tokens/s from the first new token to the last, all of them, the share of the machine's read speed that reading
-the weights at this pace makes, and ``ratio``, to transformers for ``gqa`` and to ``gqa`` for the others: the median
-over turns, so that both sides of each ratio ran one after the other.  ``cpu_ratio`` compares processor time: with
+``dba2`` and ``dba4`` have the sizes of the preset's groups, ``windows`` is the preset of windows and DBA with caches in
+float32, ``windows:few`` with its own, and their weights are random.  All are float32, in one process, and take turns:
+each continues the same random tokens greedily, ``--repeats`` times behind a warm-up.  A line of JSON each: median
+tokens/s from the first new token to the last, all of them, the share of the machine's read speed that reading the
+weights at this pace makes, and ``ratio``, to transformers for ``gqa`` and to ``gqa`` for the others: the median over
+turns, so that both sides of each ratio ran one after the other.  ``cpu_ratio`` compares processor time: with
 ``--threads 1`` it holds on a busy machine too.
 """
 
@@ -37,7 +38,13 @@ from caramba_plugins_standard.sampling import Sampler
 import caramba
 
 WEIGHTS = ".demo/SmolLM2-135M-Instruct.Q4_1.gguf"
-PRESET = "smollm2_135m_dba"
+STUDENTS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "dba2": ("smollm2_135m_dba", "x2", {}),
+    "dba4": ("smollm2_135m_dba", "x4", {}),
+    "windows": ("smollm2_135m_windows_dba", "x7", {"vars.cache": "full", "vars.window_cache": "full"}),
+    "windows:few": ("smollm2_135m_windows_dba", "x7", {}),
+}
+"""Preset, group and settings by the names of sides."""
 
 
 class Watch:
@@ -82,7 +89,8 @@ def ours(side: str, folder: Path) -> tuple[Any, Run]:
     if side == "gqa":
         model = load_checkpoint(open_checkpoint(str(folder)), "cpu", "float32")
     else:
-        model = caramba.load(PRESET).build(f"x{side[3:]}", device="cpu", seed=0)
+        preset, group, settings = STUDENTS[side]
+        model = caramba.load(preset, set=settings).build(group, device="cpu", seed=0)
     model.requires_grad_(False).train(False)
 
     def run(ids: torch.Tensor, new: int) -> tuple[tuple[float, float], list[int]]:
