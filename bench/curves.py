@@ -392,11 +392,16 @@ _FAMILIES = {
     "int4_128": ("teacher in 4 bits, its last tokens in full", MUTED),
     "int": ("teacher in 8 and 4 bits", INK),
     "window": ("teacher with windows and sinks", GREEN),
-    "observed": ("eviction by scores", "#cc79a7"),
-    "kivi": ("KIVI in 2 bits", "#e69f00"),
+    "observed": ("eviction by attention", "#cc79a7"),
+    "snapkv": ("SnapKV", "#8c6bb1"),
+    "knorm": ("eviction by norms", "#882255"),
+    "kivi": ("KIVI", "#e69f00"),
     "transmla": ("TransMLA's start", ORANGE),
+    "mla": ("MLA", "#a6761d"),
+    "linear": ("linear attention", "#999933"),
+    "teacher": ("teacher, distilled with a rounded cache", "#444444"),
 }
-"""What begins a name, in the order of the legend, with label and color."""
+"""What begins a name, in the order of the legend, with label and color; longer beginnings first."""
 
 _LEAST_RATIO, _MOST_RATIO = 0.975, 1.225
 
@@ -438,8 +443,10 @@ def _over_kinds(path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def _family(name: str) -> str | None:
-    return next((family for family in _FAMILIES if name.startswith(family)), None)
+def _family(name: str) -> str:
+    family = next((family for family in _FAMILIES if name.startswith(family)), None)
+    assert family is not None, f"{name} begins with none of {', '.join(_FAMILIES)}"
+    return family
 
 
 def main() -> None:

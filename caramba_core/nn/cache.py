@@ -83,8 +83,8 @@ class EntryCache:
             return plane.narrow(1, 0, end)
         first = min(length, sinks)
         before = max(min(length - first, window - sinks - 1), 0)
-        seen = plane.new_empty(len(plane), first + before + new.shape[1], *plane.shape[2:])  # cat under autocast on a
-        seen[:, :first], seen[:, first + before :] = plane[:, :first], new  # CPU refuses the float16 of scales
+        seen = plane.new_empty(len(plane), first + before + new.shape[1], *plane.shape[2:])
+        seen[:, :first], seen[:, first + before :] = plane[:, :first], new  # autocast on a CPU cats no float16
         seen[:, first : first + before] = self.last(plane, length, before)
         plane[:, first:sinks] = seen[:, first:sinks]
         kept = min(end - max(length, sinks), window - sinks)

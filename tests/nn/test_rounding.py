@@ -117,9 +117,8 @@ def test_a_teacher_is_not_rounded() -> None:
     assert batch.frame(student).cache is batch.rounding
 
 
-def test_equal_blocks_share_one_compiled_graph() -> None:
-    model, tokens = model_of(ATTENTIONS["dba with a joint latent"]), words()
-    batch = Batch(tokens=tokens, rounding=RoundingCache(model.graph, Int4()))
+def compiled_graphs(model: LanguageModel, batch: Batch) -> int:
+    """How many a model takes, compiled by blocks, for the same logits."""
     wanted = model(batch.inputs, batch.frame(model))
     graphs: list[torch.fx.GraphModule] = []
 
@@ -131,7 +130,12 @@ def test_equal_blocks_share_one_compiled_graph() -> None:
     compile_blocks(model, backend=backend)  # type: ignore[arg-type]
     torch.testing.assert_close(model(batch.inputs, batch.frame(model)), wanted, rtol=0, atol=1e-5)
     uncompile(model)
-    assert len(graphs) == 1
+    return len(graphs)
+
+
+def test_equal_blocks_share_one_compiled_graph() -> None:
+    model = model_of(ATTENTIONS["dba with a joint latent"])
+    assert compiled_graphs(model, Batch(tokens=words(), rounding=RoundingCache(model.graph, Int4()))) == 1
 
 
 def test_blocks_of_two_kinds_are_two_compiled_graphs() -> None:
@@ -150,17 +154,7 @@ def test_blocks_of_two_kinds_are_two_compiled_graphs() -> None:
     torch.testing.assert_close(
         wanted, model(batch.inputs, Frame.of(batch.inputs, cache=model.new_cache(len(tokens)))), rtol=0, atol=1e-6
     )
-    graphs: list[torch.fx.GraphModule] = []
-
-    def backend(graph: torch.fx.GraphModule, _: object) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    compile_blocks(model, backend=backend)  # type: ignore[arg-type]
-    torch.testing.assert_close(model(batch.inputs, batch.frame(model)), wanted, rtol=0, atol=1e-5)
-    uncompile(model)
-    assert len(graphs) == 2
+    assert compiled_graphs(model, batch) == 2
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)

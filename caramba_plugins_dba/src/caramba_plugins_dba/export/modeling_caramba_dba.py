@@ -702,6 +702,8 @@ def decode(stored: Tensor, width: int, bits: int, block: int) -> Tensor:
 class SinksAndWindow(DynamicSlidingWindowLayer):
     """The cache of the first ``sinks`` tokens of a text and the last ``window``."""
 
+    record_past = False  # versions of transformers that can take tokens back set it
+
     def __init__(self, sinks: int, window: int) -> None:
         super().__init__(sliding_window=window + 1)
         self.sinks, self.window = sinks, window
@@ -723,23 +725,21 @@ class SinksAndWindow(DynamicSlidingWindowLayer):
             return whole
         return torch.cat([whole[..., : self.sinks, :], whole[..., whole.shape[-2] - last :, :]], dim=-2)
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of what :meth:`update` returns, counted from the end."""
-        length = min(self.cumulative_length, self.sinks + self.window) + query_length
-        return length, self.cumulative_length + query_length - length
-
     def crop(self, tokens_to_remove: int) -> None:
         """Take the last ``-tokens_to_remove`` tokens back; raises :class:`RuntimeError` where older ones are gone."""
-        removed = abs(tokens_to_remove)
+        if tokens_to_remove > 0:  # versions of transformers that take nothing back from any window ask for a length
+            raise ValueError(f"crop({tokens_to_remove}): a window takes a number of tokens back, which is negative")
+        if not self.is_initialized:
+            return
+        removed = -tokens_to_remove
         left = self.cumulative_length - removed
         if removed and self.keys.shape[-2] - removed < min(left, self.sinks + self.window):
             raise RuntimeError(
                 f"{removed} tokens cannot be taken back: those that come into the window again were dropped; call "
                 "activate_past_recording before"
             )
-        if self.is_initialized:
-            stop = self.keys.shape[-2] - removed
-            self.keys, self.values = (self.ends(x[..., :stop, :], self.window) for x in (self.keys, self.values))
+        stop = self.keys.shape[-2] - removed
+        self.keys, self.values = (self.ends(whole[..., :stop, :], self.window) for whole in (self.keys, self.values))
         self.cumulative_length = left
 
 

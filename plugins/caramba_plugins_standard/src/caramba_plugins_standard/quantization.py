@@ -33,7 +33,7 @@ def quantize(values: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor]:
         packed, odd = codes[..., ::2].clone(), codes[..., 1::2]
         packed[..., : odd.shape[-1]] |= odd << 4
         codes = packed
-    # as float32: autocast on a CPU takes no float16
+    # joined as float32: autocast in bfloat16 on a CPU stacks no float16
     return codes, torch.stack([step.float(), least.float()], dim=-1).half()
 
 

@@ -59,6 +59,15 @@ class TeacherModel:
     def model(self, asked: Map, group: Map | None, path: Path, reading: Reading) -> Node:
         """The teacher's model with the layers of ``replace:`` and the other keys of ``asked`` in it."""
         span = asked.entries["from"].value.span
+        layers = asked.get("topology")
+        if layers is not None and not isinstance(layers, Gap):
+            return reading.gap(
+                span,
+                "the model has layers of its own beside the teacher's",
+                path=(*path, "from"),
+                hint="leave one of them out: from, or topology, which a manifest that is extended may have given",
+                notes=(f"topology is written at {layers.span.place}",),
+            )
         teacher = None if group is None else group.get("teacher")
         if teacher is None:
             hint = "add teacher: {source: ...} to the group"
@@ -76,15 +85,6 @@ class TeacherModel:
             return Gap(span)
         model = _Replacing(tree, graph, (*path, "replace"), reading, self._registry).tree_with(asked.get("replace"))
         own = asked.without(*_KEYS)
-        layers = own.get("topology")
-        if layers is not None and not isinstance(layers, Gap):
-            return reading.gap(
-                span,
-                "the model has layers of its own beside the teacher's",
-                path=(*path, "from"),
-                hint="leave one of them out: from, or topology, which a manifest that is extended may have given",
-                notes=(f"topology is written at {layers.span.place}",),
-            )
         return merge(model, own) if own.entries else model
 
     def _open(self, source: str) -> tuple[Map, Graph]:
