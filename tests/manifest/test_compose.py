@@ -22,6 +22,12 @@ def test_extending_a_preset(workspace: Workspace) -> None:
     assert [group.name for group in loaded.manifest.groups] == ["main"]
 
 
+def test_a_misspelt_key_that_is_inherited_is_suggested(workspace: Workspace) -> None:
+    text = "extends: small\nmodel: {embedder: {vocab_sise: 9}}\n"
+    with pytest.raises(ManifestError, match="unknown key 'vocab_sise' of token, did you mean 'vocab_size'"):
+        workspace.load(text)
+
+
 def test_a_group_may_extend_one_of_the_manifest_below(workspace: Workspace) -> None:
     text = "extends: small\ngroups:\n  - {name: main, extends: main, vars: {n_layers: 9}}\n"
     loaded = workspace.load(text)
