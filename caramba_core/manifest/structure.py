@@ -233,7 +233,7 @@ def _key_faults(cls: Any, value: dict[str, Any], name: str | None) -> list[Fault
     faults = []
     unknown = [key for key in value if key not in known]
     for key in unknown[:_MOST_UNKNOWN]:
-        near = nearest(key, (*absent, "include"), preferred=missing) or nearest(key, tuple(fields))  # an inherited one
+        near = nearest(key, (*absent, "include"), preferred=missing) or nearest(key, filter(value.__contains__, fields))
         meant = near[0] if near else None
         if meant in ("extends", "include"):
             missing.clear()  # it would have brought them
